@@ -1,0 +1,17 @@
+//! Runs what `dijiang` writes: ONNX Runtime and tract behind one trait, and text generation on top.
+//!
+//! A [`Runtime`] loads a model file into a [`Session`], which maps named [`HostTensor`]s to [`HostTensor`]s.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod cuda_libraries;
+mod discover;
+mod error;
+mod ort_library;
+mod ort_runtime;
+mod session;
+mod tensor;
+
+pub use error::RuntimeError;
+pub use ort_runtime::OrtRuntime;
+pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
+pub use tensor::{Dtype, HostTensor, TensorError};

@@ -1,0 +1,259 @@
+//! ONNX Runtime behind the [`Runtime`] trait.
+
+use std::path::{Path, PathBuf};
+
+use ort::ep;
+use ort::memory::Allocator;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::value::{DynTensor, DynValue, Outlet, TensorElementType, ValueType};
+
+use crate::cuda_libraries;
+use crate::error::{RuntimeError, one_line};
+use crate::ort_library::{Library, library};
+use crate::session::{Device, DimSpec, Io, LoadOptions, Runtime, Session, check_inputs};
+use crate::tensor::{Dtype, HostTensor};
+
+const NAME: &str = "onnxruntime";
+
+/// ONNX Runtime, loaded from a shared library that is found when the program runs.
+#[derive(Clone, Debug)]
+pub struct OrtRuntime {
+    library: Library,
+}
+
+impl OrtRuntime {
+    /// Finds and loads the library: `ORT_DYLIB_PATH`, then a Python environment's `onnxruntime` package, then the
+    /// system. An error that names the one command that installs it when there is none, and both versions when it is
+    /// too old. The library stays loaded for the life of the process; later calls are free.
+    pub fn new() -> Result<Self, RuntimeError> {
+        Ok(Self {
+            library: library()?,
+        })
+    }
+
+    /// The library file in use.
+    pub fn library_path(&self) -> &Path {
+        &self.library.path
+    }
+}
+
+impl Runtime for OrtRuntime {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn version(&self) -> String {
+        self.library.version.clone()
+    }
+
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
+        let failed = |reason: String| RuntimeError::Load {
+            runtime: NAME,
+            model: model.to_path_buf(),
+            reason,
+        };
+        let builder =
+            SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
+        let builder = configure(builder, options).map_err(failed)?;
+        let mut builder = self.place(builder, options.device)?;
+        let session = builder
+            .commit_from_file(model)
+            .map_err(|e| failed(one_line(e)))?;
+        let inputs = declared(session.inputs()).map_err(failed)?;
+        let outputs = declared(session.outputs()).map_err(failed)?;
+        Ok(Box::new(OrtSession {
+            session,
+            inputs,
+            outputs,
+            model: model.to_path_buf(),
+        }))
+    }
+}
+
+impl OrtRuntime {
+    fn place(
+        &self,
+        builder: SessionBuilder,
+        device: Device,
+    ) -> Result<SessionBuilder, RuntimeError> {
+        let Device::Cuda(index) = device else {
+            return Ok(builder);
+        };
+        cuda_libraries::preload(&self.library.path);
+        let provider = ep::CUDA::default()
+            .with_device_id(index as i32)
+            .build()
+            .error_on_failure();
+        builder.with_execution_providers([provider]).map_err(|error| RuntimeError::Device {
+            runtime: NAME,
+            device,
+            reason: one_line(error.message()),
+            hint: "`pip install onnxruntime-gpu[cuda,cudnn]==1.31.1` brings the provider and its libraries",
+        })
+    }
+}
+
+fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, String> {
+    let level = if options.optimize {
+        GraphOptimizationLevel::All
+    } else {
+        GraphOptimizationLevel::Disable
+    };
+    let released = if options.released_opsets_only {
+        "1"
+    } else {
+        "0"
+    };
+    let mut builder = builder.with_optimization_level(level).map_err(one_line)?;
+    builder = builder
+        .with_config_entry("session.allow_released_opsets_only", released)
+        .map_err(one_line)?;
+    if let Some(threads) = options.threads {
+        builder = builder.with_intra_threads(threads).map_err(one_line)?;
+    }
+    Ok(builder)
+}
+
+#[derive(Debug)]
+struct OrtSession {
+    session: ort::session::Session,
+    inputs: Vec<Io>,
+    outputs: Vec<Io>,
+    model: PathBuf,
+}
+
+impl Session for OrtSession {
+    fn inputs(&self) -> &[Io] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Io] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
+        let tensors = check_inputs(&self.inputs, inputs)?;
+        self.run_checked(&tensors)
+            .map_err(|reason| RuntimeError::Run {
+                runtime: NAME,
+                model: self.model.clone(),
+                reason,
+            })
+    }
+}
+
+impl OrtSession {
+    fn run_checked(&mut self, tensors: &[&HostTensor]) -> Result<Vec<HostTensor>, String> {
+        let names = self.inputs.iter().map(|io| io.name.as_str());
+        let feeds: Vec<(&str, DynTensor)> = names
+            .zip(tensors)
+            .map(|(name, tensor)| Ok((name, to_ort(tensor)?)))
+            .collect::<Result<_, String>>()?;
+        let values = self.session.run(feeds).map_err(|e| one_line(e.message()))?;
+        values.values().map(|value| from_ort(&value)).collect()
+    }
+}
+
+fn to_ort(tensor: &HostTensor) -> Result<DynTensor, String> {
+    let mut value = DynTensor::new(
+        &Allocator::default(),
+        element_type(tensor.dtype()),
+        tensor.shape(),
+    )
+    .map_err(|e| one_line(e.message()))?;
+    if !tensor.is_empty() {
+        let target = value.data_ptr_mut().cast::<u8>();
+        // SAFETY: `value` was just made on the CPU with this dtype and shape, so it holds exactly these many bytes.
+        unsafe { target.copy_from_nonoverlapping(tensor.bytes().as_ptr(), tensor.byte_len()) };
+    }
+    Ok(value)
+}
+
+fn from_ort(value: &DynValue) -> Result<HostTensor, String> {
+    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
+        return Err(format!("an output is a {}, not a tensor", value.dtype()));
+    };
+    let dtype = dtype_of(*ty)
+        .ok_or_else(|| format!("an output holds {ty} elements, which are not supported"))?;
+    let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
+    let tensor = value
+        .view()
+        .downcast::<ort::value::DynTensorValueType>()
+        .map_err(|e| one_line(e.message()))?;
+    let len = crate::tensor::byte_len(dtype, &shape).map_err(one_line)?;
+    let data = if len == 0 {
+        Vec::new()
+    } else {
+        // SAFETY: `run` leaves outputs in CPU memory, and a tensor of this dtype and shape is this many bytes long.
+        unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), len) }.to_vec()
+    };
+    HostTensor::new(dtype, shape, data).map_err(one_line)
+}
+
+fn declared(outlets: &[Outlet]) -> Result<Vec<Io>, String> {
+    outlets.iter().map(declared_one).collect()
+}
+
+fn declared_one(outlet: &Outlet) -> Result<Io, String> {
+    let name = outlet.name().to_owned();
+    let ValueType::Tensor {
+        ty,
+        shape,
+        dimension_symbols,
+    } = outlet.dtype()
+    else {
+        return Err(format!("`{name}` is a {}, not a tensor", outlet.dtype()));
+    };
+    let dtype = dtype_of(*ty)
+        .ok_or_else(|| format!("`{name}` holds {ty} elements, which are not supported"))?;
+    let dim = |(&size, symbol): (&i64, &String)| match usize::try_from(size) {
+        Ok(size) => DimSpec::Fixed(size),
+        Err(_) => DimSpec::Dynamic(Some(symbol.clone()).filter(|symbol| !symbol.is_empty())),
+    };
+    Ok(Io {
+        name,
+        dtype,
+        shape: shape
+            .iter()
+            .zip(dimension_symbols.iter())
+            .map(dim)
+            .collect(),
+    })
+}
+
+fn element_type(dtype: Dtype) -> TensorElementType {
+    match dtype {
+        Dtype::F64 => TensorElementType::Float64,
+        Dtype::F32 => TensorElementType::Float32,
+        Dtype::F16 => TensorElementType::Float16,
+        Dtype::BF16 => TensorElementType::Bfloat16,
+        Dtype::I64 => TensorElementType::Int64,
+        Dtype::I32 => TensorElementType::Int32,
+        Dtype::I16 => TensorElementType::Int16,
+        Dtype::I8 => TensorElementType::Int8,
+        Dtype::U64 => TensorElementType::Uint64,
+        Dtype::U32 => TensorElementType::Uint32,
+        Dtype::U16 => TensorElementType::Uint16,
+        Dtype::U8 => TensorElementType::Uint8,
+        Dtype::Bool => TensorElementType::Bool,
+    }
+}
+
+fn dtype_of(ty: TensorElementType) -> Option<Dtype> {
+    Some(match ty {
+        TensorElementType::Float64 => Dtype::F64,
+        TensorElementType::Float32 => Dtype::F32,
+        TensorElementType::Float16 => Dtype::F16,
+        TensorElementType::Bfloat16 => Dtype::BF16,
+        TensorElementType::Int64 => Dtype::I64,
+        TensorElementType::Int32 => Dtype::I32,
+        TensorElementType::Int16 => Dtype::I16,
+        TensorElementType::Int8 => Dtype::I8,
+        TensorElementType::Uint64 => Dtype::U64,
+        TensorElementType::Uint32 => Dtype::U32,
+        TensorElementType::Uint16 => Dtype::U16,
+        TensorElementType::Uint8 => Dtype::U8,
+        TensorElementType::Bool => Dtype::Bool,
+        _ => return None,
+    })
+}
