@@ -11,11 +11,7 @@ use std::path::{Path, PathBuf};
 pub(crate) fn preload(library: &Path) {
     let dirs = package_dirs(library);
     for name in ep_libraries() {
-        let Some(file) = dirs
-            .iter()
-            .map(|dir| dir.join(name))
-            .find(|file| file.is_file())
-        else {
+        let Some(file) = dirs.iter().map(|dir| dir.join(name)).find(|file| file.is_file()) else {
             continue;
         };
         if let Err(error) = ort::util::preload_dylib(&file) {
@@ -25,10 +21,7 @@ pub(crate) fn preload(library: &Path) {
 }
 
 fn ep_libraries() -> impl Iterator<Item = &'static str> {
-    ort::ep::cuda::CUDA_DYLIBS
-        .iter()
-        .chain(ort::ep::cuda::CUDNN_DYLIBS)
-        .copied()
+    ort::ep::cuda::CUDA_DYLIBS.iter().chain(ort::ep::cuda::CUDNN_DYLIBS).copied()
 }
 
 /// `<site>/nvidia/*/lib` for a library at `<site>/onnxruntime/capi/libonnxruntime.so`, sorted.
@@ -39,10 +32,7 @@ fn package_dirs(library: &Path) -> Vec<PathBuf> {
     let Ok(listing) = std::fs::read_dir(site.join("nvidia")) else {
         return Vec::new();
     };
-    let mut dirs: Vec<PathBuf> = listing
-        .flatten()
-        .map(|entry| entry.path().join("lib"))
-        .collect();
+    let mut dirs: Vec<PathBuf> = listing.flatten().map(|entry| entry.path().join("lib")).collect();
     dirs.sort();
     dirs
 }
@@ -54,10 +44,7 @@ mod tests {
     #[test]
     fn packages_beside_the_library_are_found_in_order() {
         let dir = tempfile::tempdir().unwrap();
-        let (cudnn, cuda) = (
-            dir.path().join("nvidia/cudnn/lib"),
-            dir.path().join("nvidia/cu13/lib"),
-        );
+        let (cudnn, cuda) = (dir.path().join("nvidia/cudnn/lib"), dir.path().join("nvidia/cu13/lib"));
         std::fs::create_dir_all(&cudnn).unwrap();
         std::fs::create_dir_all(&cuda).unwrap();
         let library = dir.path().join("onnxruntime/capi/libonnxruntime.so.1.31.1");

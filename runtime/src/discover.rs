@@ -19,9 +19,7 @@ const ASK_PYTHON: &str = "import importlib.util as u; s = u.find_spec('onnxrunti
 
 /// The library named outright by `ORT_DYLIB_PATH`, whether or not it exists.
 pub(crate) fn named(lookup: Lookup<'_>) -> Option<PathBuf> {
-    lookup(PATH_VARIABLE)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
+    lookup(PATH_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// All other places, best first. Python is asked only when the iterator gets that far.
@@ -31,36 +29,21 @@ pub(crate) fn candidates<'a>(
 ) -> impl Iterator<Item = PathBuf> + use<'a> {
     let environments = in_environments(lookup, current_dir);
     let lazy = [from_python as fn(Lookup<'_>) -> Vec<PathBuf>, in_system];
-    environments
-        .into_iter()
-        .chain(lazy.into_iter().flat_map(move |find| find(lookup)))
+    environments.into_iter().chain(lazy.into_iter().flat_map(move |find| find(lookup)))
 }
 
 fn in_environments(lookup: Lookup<'_>, current_dir: &Path) -> Vec<PathBuf> {
-    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"]
-        .iter()
-        .filter_map(|name| lookup(name))
-        .map(PathBuf::from);
-    let local = [".venv", "target/venv"]
-        .iter()
-        .map(|name| current_dir.join(name));
-    active
-        .chain(local)
-        .flat_map(|root| in_environment(&root))
-        .collect()
+    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| lookup(name)).map(PathBuf::from);
+    let local = [".venv", "target/venv"].iter().map(|name| current_dir.join(name));
+    active.chain(local).flat_map(|root| in_environment(&root)).collect()
 }
 
 /// The library inside one Python environment, whichever Python version it has.
 fn in_environment(root: &Path) -> Vec<PathBuf> {
     let windows = root.join("Lib").join("site-packages");
     let unix = entries(&root.join("lib"), |name| name.starts_with("python"));
-    let sites = unix
-        .into_iter()
-        .map(|python| python.join("site-packages"))
-        .chain([windows]);
-    sites
-        .flat_map(|site| in_package(&site.join("onnxruntime")))
-        .collect()
+    let sites = unix.into_iter().map(|python| python.join("site-packages")).chain([windows]);
+    sites.flat_map(|site| in_package(&site.join("onnxruntime"))).collect()
 }
 
 fn in_package(package: &Path) -> Vec<PathBuf> {
@@ -69,28 +52,15 @@ fn in_package(package: &Path) -> Vec<PathBuf> {
 
 fn from_python(_: Lookup<'_>) -> Vec<PathBuf> {
     let printed = output(Command::new("python3").args(["-c", ASK_PYTHON]));
-    printed
-        .lines()
-        .flat_map(|line| in_package(Path::new(line)))
-        .collect()
+    printed.lines().flat_map(|line| in_package(Path::new(line))).collect()
 }
 
 fn in_system(lookup: Lookup<'_>) -> Vec<PathBuf> {
-    let searched =
-        lookup("LD_LIBRARY_PATH").map(|dirs| std::env::split_paths(&dirs).collect::<Vec<_>>());
-    let usual = [
-        "/usr/local/lib",
-        "/usr/lib",
-        "/usr/lib64",
-        "/lib",
-        "/opt/homebrew/lib",
-    ]
-    .map(PathBuf::from);
+    let searched = lookup("LD_LIBRARY_PATH").map(|dirs| std::env::split_paths(&dirs).collect::<Vec<_>>());
+    let usual = ["/usr/local/lib", "/usr/lib", "/usr/lib64", "/lib", "/opt/homebrew/lib"].map(PathBuf::from);
     let dirs = searched.unwrap_or_default().into_iter().chain(usual);
     let cached = in_linker_cache(&output(Command::new("ldconfig").arg("-p")));
-    dirs.flat_map(|dir| libraries_in(&dir))
-        .chain(cached)
-        .collect()
+    dirs.flat_map(|dir| libraries_in(&dir)).chain(cached).collect()
 }
 
 /// Reads lines such as `libonnxruntime.so.1 (libc6,x86-64) => DIR/libonnxruntime.so.1`.
@@ -111,18 +81,12 @@ fn libraries_in(dir: &Path) -> Vec<PathBuf> {
 
 fn is_library(name: &str) -> bool {
     let unix = name.strip_prefix("libonnxruntime.");
-    unix.is_some_and(|rest| rest.starts_with("so") || rest.ends_with("dylib"))
-        || name == "onnxruntime.dll"
+    unix.is_some_and(|rest| rest.starts_with("so") || rest.ends_with("dylib")) || name == "onnxruntime.dll"
 }
 
 fn version_in_name(path: &Path) -> Vec<u32> {
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    name.split('.')
-        .filter_map(|part| part.parse().ok())
-        .collect()
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.split('.').filter_map(|part| part.parse().ok()).collect()
 }
 
 /// The entries of a directory by name, sorted; none when it cannot be read.
@@ -130,9 +94,7 @@ fn entries(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let Ok(listing) = std::fs::read_dir(dir) else {
         return Vec::new();
     };
-    let named = listing
-        .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
+    let named = listing.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&wanted));
     let mut paths: Vec<PathBuf> = named.map(|entry| entry.path()).collect();
     paths.sort();
     paths
@@ -141,9 +103,7 @@ fn entries(dir: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
 /// What a program prints; nothing when it is not there or fails.
 fn output(command: &mut Command) -> String {
     match command.output() {
-        Ok(output) if output.status.success() => {
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        }
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
         _ => String::new(),
     }
 }
@@ -162,21 +122,13 @@ mod tests {
     #[test]
     fn the_active_environment_comes_before_the_local_one() {
         let dir = tempfile::tempdir().unwrap();
-        let local = put(
-            dir.path(),
-            ".venv/lib/python3.11/site-packages/onnxruntime/capi/libonnxruntime.so.1.31.1",
-        );
-        let active = put(
-            dir.path(),
-            "a/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime.so.1.31.1",
-        );
-        put(
-            dir.path(),
-            "a/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime_providers_shared.so",
-        );
+        let local =
+            put(dir.path(), ".venv/lib/python3.11/site-packages/onnxruntime/capi/libonnxruntime.so.1.31.1");
+        let active =
+            put(dir.path(), "a/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime.so.1.31.1");
+        put(dir.path(), "a/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime_providers_shared.so");
         let root = dir.path().join("a");
-        let lookup =
-            move |name: &str| (name == "VIRTUAL_ENV").then(|| root.clone().into_os_string());
+        let lookup = move |name: &str| (name == "VIRTUAL_ENV").then(|| root.clone().into_os_string());
         let found: Vec<PathBuf> = candidates(&lookup, dir.path()).take(2).collect();
         assert_eq!(found, [active, local]);
     }
@@ -192,18 +144,13 @@ mod tests {
     #[test]
     fn an_empty_variable_names_nothing() {
         assert_eq!(named(&|_| Some(OsString::new())), None);
-        assert_eq!(
-            named(&|_| Some(OsString::from("x.so"))),
-            Some(PathBuf::from("x.so"))
-        );
+        assert_eq!(named(&|_| Some(OsString::from("x.so"))), Some(PathBuf::from("x.so")));
     }
 
     #[test]
     fn the_linker_cache_is_read() {
-        let printed = "\tlibonnxruntime.so.1 (libc6,x86-64) => here/libonnxruntime.so.1\n\tlibz.so.1 (libc6) => z\n";
-        assert_eq!(
-            in_linker_cache(printed),
-            [PathBuf::from("here/libonnxruntime.so.1")]
-        );
+        let printed =
+            "\tlibonnxruntime.so.1 (libc6,x86-64) => here/libonnxruntime.so.1\n\tlibz.so.1 (libc6) => z\n";
+        assert_eq!(in_linker_cache(printed), [PathBuf::from("here/libonnxruntime.so.1")]);
     }
 }

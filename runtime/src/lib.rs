@@ -4,14 +4,20 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cuda_libraries;
+mod decoder;
+mod decoder_layout;
 mod discover;
 mod error;
 mod ort_library;
 mod ort_runtime;
 mod session;
 mod tensor;
+mod tract_runtime;
+mod tract_types;
 
+pub use decoder::{Decoder, DecoderState};
 pub use error::RuntimeError;
 pub use ort_runtime::OrtRuntime;
 pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
 pub use tensor::{Dtype, HostTensor, TensorError};
+pub use tract_runtime::TractRuntime;

@@ -34,21 +34,14 @@ pub(crate) fn library() -> Result<Library, RuntimeError> {
     let lookup = |name: &str| -> Option<OsString> { std::env::var_os(name) };
     let current_dir = std::env::current_dir().unwrap_or_default();
     let (path, version) = find(&lookup, &current_dir)?;
-    let library = Library {
-        environment: start(&path)?,
-        path,
-        version,
-    };
+    let library = Library { environment: start(&path)?, path, version };
     tracing::debug!(path = %library.path.display(), version = library.version, "loaded ONNX Runtime");
     *loaded = Some(library.clone());
     Ok(library)
 }
 
 /// The first library that is new enough. One named outright is taken or refused, never passed over.
-fn find(
-    lookup: discover::Lookup<'_>,
-    current_dir: &Path,
-) -> Result<(PathBuf, String), RuntimeError> {
+fn find(lookup: discover::Lookup<'_>, current_dir: &Path) -> Result<(PathBuf, String), RuntimeError> {
     if let Some(path) = discover::named(lookup) {
         // A relative path means the current directory; `ort` would take it from the program's own.
         return check(current_dir.join(path));
@@ -74,12 +67,7 @@ fn check(path: PathBuf) -> Result<(PathBuf, String), RuntimeError> {
     if minor(&version) < ort::MINOR_VERSION {
         let needed = format!("1.{}", ort::MINOR_VERSION);
         let package = PACKAGE.to_owned();
-        return Err(RuntimeError::LibraryTooOld {
-            path,
-            found: version,
-            needed,
-            package,
-        });
+        return Err(RuntimeError::LibraryTooOld { path, found: version, needed, package });
     }
     Ok((path, version))
 }
@@ -104,9 +92,7 @@ fn version_of(path: &Path) -> Result<String, String> {
     // SAFETY: ONNX Runtime has exported this function with this signature since its first release.
     let base = unsafe {
         let get: libloading::Symbol<'_, unsafe extern "C" fn() -> *const ort::sys::OrtApiBase> =
-            library
-                .get(b"OrtGetApiBase")
-                .map_err(|_| "it does not export OrtGetApiBase".to_owned())?;
+            library.get(b"OrtGetApiBase").map_err(|_| "it does not export OrtGetApiBase".to_owned())?;
         get()
     };
     if base.is_null() {
@@ -118,15 +104,9 @@ fn version_of(path: &Path) -> Result<String, String> {
 }
 
 fn start(path: &Path) -> Result<Environment, RuntimeError> {
-    let bad = |reason: String| RuntimeError::LibraryBad {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let bad = |reason: String| RuntimeError::LibraryBad { path: path.to_path_buf(), reason };
     let builder = ort::init_from(path).map_err(|e| bad(one_line(e)))?;
-    let builder = builder
-        .with_name("dijiang")
-        .with_telemetry(false)
-        .with_logger(Arc::new(log));
+    let builder = builder.with_name("dijiang").with_telemetry(false).with_logger(Arc::new(log));
     let environment = builder.build().map_err(|e| bad(one_line(e)))?;
     // The callback crosses into C for every message, so only take those that somebody reads.
     environment.set_log_level(LogLevel::Warning);
@@ -155,17 +135,13 @@ mod tests {
     #[test]
     fn a_missing_named_library_is_one_line_with_a_hint() {
         let dir = tempfile::tempdir().unwrap();
-        let lookup =
-            |name: &str| (name == discover::PATH_VARIABLE).then(|| OsString::from("no.so"));
+        let lookup = |name: &str| (name == discover::PATH_VARIABLE).then(|| OsString::from("no.so"));
         let error = find(&lookup, dir.path()).unwrap_err().to_string();
         assert!(
             error.contains("no.so is not a usable ONNX Runtime library: there is no such file"),
             "{error}"
         );
-        assert!(
-            error.contains("ORT_DYLIB_PATH") && !error.contains('\n'),
-            "{error}"
-        );
+        assert!(error.contains("ORT_DYLIB_PATH") && !error.contains('\n'), "{error}");
     }
 
     #[test]
@@ -174,10 +150,7 @@ mod tests {
         let file = dir.path().join("libonnxruntime.so");
         std::fs::write(&file, b"not a library").unwrap();
         let error = check(file).unwrap_err().to_string();
-        assert!(
-            error.contains("is not a usable ONNX Runtime library") && !error.contains('\n'),
-            "{error}"
-        );
+        assert!(error.contains("is not a usable ONNX Runtime library") && !error.contains('\n'), "{error}");
     }
 
     #[test]

@@ -26,9 +26,7 @@ impl OrtRuntime {
     /// system. An error that names the one command that installs it when there is none, and both versions when it is
     /// too old. The library stays loaded for the life of the process; later calls are free.
     pub fn new() -> Result<Self, RuntimeError> {
-        Ok(Self {
-            library: library()?,
-        })
+        Ok(Self { library: library()? })
     }
 
     /// The library file in use.
@@ -47,43 +45,25 @@ impl Runtime for OrtRuntime {
     }
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
-        let failed = |reason: String| RuntimeError::Load {
-            runtime: NAME,
-            model: model.to_path_buf(),
-            reason,
-        };
-        let builder =
-            SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
+        let failed =
+            |reason: String| RuntimeError::Load { runtime: NAME, model: model.to_path_buf(), reason };
+        let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
         let builder = configure(builder, options).map_err(failed)?;
         let mut builder = self.place(builder, options.device)?;
-        let session = builder
-            .commit_from_file(model)
-            .map_err(|e| failed(one_line(e)))?;
+        let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
         let inputs = declared(session.inputs()).map_err(failed)?;
         let outputs = declared(session.outputs()).map_err(failed)?;
-        Ok(Box::new(OrtSession {
-            session,
-            inputs,
-            outputs,
-            model: model.to_path_buf(),
-        }))
+        Ok(Box::new(OrtSession { session, inputs, outputs, model: model.to_path_buf() }))
     }
 }
 
 impl OrtRuntime {
-    fn place(
-        &self,
-        builder: SessionBuilder,
-        device: Device,
-    ) -> Result<SessionBuilder, RuntimeError> {
+    fn place(&self, builder: SessionBuilder, device: Device) -> Result<SessionBuilder, RuntimeError> {
         let Device::Cuda(index) = device else {
             return Ok(builder);
         };
         cuda_libraries::preload(&self.library.path);
-        let provider = ep::CUDA::default()
-            .with_device_id(index as i32)
-            .build()
-            .error_on_failure();
+        let provider = ep::CUDA::default().with_device_id(index as i32).build().error_on_failure();
         builder.with_execution_providers([provider]).map_err(|error| RuntimeError::Device {
             runtime: NAME,
             device,
@@ -94,20 +74,10 @@ impl OrtRuntime {
 }
 
 fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, String> {
-    let level = if options.optimize {
-        GraphOptimizationLevel::All
-    } else {
-        GraphOptimizationLevel::Disable
-    };
-    let released = if options.released_opsets_only {
-        "1"
-    } else {
-        "0"
-    };
+    let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+    let released = if options.released_opsets_only { "1" } else { "0" };
     let mut builder = builder.with_optimization_level(level).map_err(one_line)?;
-    builder = builder
-        .with_config_entry("session.allow_released_opsets_only", released)
-        .map_err(one_line)?;
+    builder = builder.with_config_entry("session.allow_released_opsets_only", released).map_err(one_line)?;
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
     }
@@ -133,12 +103,11 @@ impl Session for OrtSession {
 
     fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
         let tensors = check_inputs(&self.inputs, inputs)?;
-        self.run_checked(&tensors)
-            .map_err(|reason| RuntimeError::Run {
-                runtime: NAME,
-                model: self.model.clone(),
-                reason,
-            })
+        self.run_checked(&tensors).map_err(|reason| RuntimeError::Run {
+            runtime: NAME,
+            model: self.model.clone(),
+            reason,
+        })
     }
 }
 
@@ -155,12 +124,8 @@ impl OrtSession {
 }
 
 fn to_ort(tensor: &HostTensor) -> Result<DynTensor, String> {
-    let mut value = DynTensor::new(
-        &Allocator::default(),
-        element_type(tensor.dtype()),
-        tensor.shape(),
-    )
-    .map_err(|e| one_line(e.message()))?;
+    let mut value = DynTensor::new(&Allocator::default(), element_type(tensor.dtype()), tensor.shape())
+        .map_err(|e| one_line(e.message()))?;
     if !tensor.is_empty() {
         let target = value.data_ptr_mut().cast::<u8>();
         // SAFETY: `value` was just made on the CPU with this dtype and shape, so it holds exactly these many bytes.
@@ -173,13 +138,11 @@ fn from_ort(value: &DynValue) -> Result<HostTensor, String> {
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(format!("an output is a {}, not a tensor", value.dtype()));
     };
-    let dtype = dtype_of(*ty)
-        .ok_or_else(|| format!("an output holds {ty} elements, which are not supported"))?;
+    let dtype =
+        dtype_of(*ty).ok_or_else(|| format!("an output holds {ty} elements, which are not supported"))?;
     let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
-    let tensor = value
-        .view()
-        .downcast::<ort::value::DynTensorValueType>()
-        .map_err(|e| one_line(e.message()))?;
+    let tensor =
+        value.view().downcast::<ort::value::DynTensorValueType>().map_err(|e| one_line(e.message()))?;
     let len = crate::tensor::byte_len(dtype, &shape).map_err(one_line)?;
     let data = if len == 0 {
         Vec::new()
@@ -196,29 +159,16 @@ fn declared(outlets: &[Outlet]) -> Result<Vec<Io>, String> {
 
 fn declared_one(outlet: &Outlet) -> Result<Io, String> {
     let name = outlet.name().to_owned();
-    let ValueType::Tensor {
-        ty,
-        shape,
-        dimension_symbols,
-    } = outlet.dtype()
-    else {
+    let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
         return Err(format!("`{name}` is a {}, not a tensor", outlet.dtype()));
     };
-    let dtype = dtype_of(*ty)
-        .ok_or_else(|| format!("`{name}` holds {ty} elements, which are not supported"))?;
+    let dtype =
+        dtype_of(*ty).ok_or_else(|| format!("`{name}` holds {ty} elements, which are not supported"))?;
     let dim = |(&size, symbol): (&i64, &String)| match usize::try_from(size) {
         Ok(size) => DimSpec::Fixed(size),
         Err(_) => DimSpec::Dynamic(Some(symbol.clone()).filter(|symbol| !symbol.is_empty())),
     };
-    Ok(Io {
-        name,
-        dtype,
-        shape: shape
-            .iter()
-            .zip(dimension_symbols.iter())
-            .map(dim)
-            .collect(),
-    })
+    Ok(Io { name, dtype, shape: shape.iter().zip(dimension_symbols.iter()).map(dim).collect() })
 }
 
 fn element_type(dtype: Dtype) -> TensorElementType {

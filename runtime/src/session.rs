@@ -95,12 +95,7 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self {
-            threads: None,
-            device: Device::Cpu,
-            optimize: true,
-            released_opsets_only: true,
-        }
+        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true }
     }
 }
 
@@ -141,21 +136,13 @@ pub(crate) fn check_inputs<'t>(
 ) -> Result<Vec<&'t HostTensor>, RuntimeError> {
     for (i, (name, _)) in given.iter().enumerate() {
         if !declared.iter().any(|io| io.name == *name) {
-            return Err(RuntimeError::UnknownInput {
-                name: (*name).to_owned(),
-                known: names(declared),
-            });
+            return Err(RuntimeError::UnknownInput { name: (*name).to_owned(), known: names(declared) });
         }
         if given[..i].iter().any(|(earlier, _)| earlier == name) {
-            return Err(RuntimeError::RepeatedInput {
-                name: (*name).to_owned(),
-            });
+            return Err(RuntimeError::RepeatedInput { name: (*name).to_owned() });
         }
     }
-    declared
-        .iter()
-        .map(|io| check_input(declared, io, given))
-        .collect()
+    declared.iter().map(|io| check_input(declared, io, given)).collect()
 }
 
 fn check_input<'t>(
@@ -165,17 +152,10 @@ fn check_input<'t>(
 ) -> Result<&'t HostTensor, RuntimeError> {
     let name = io.name.clone();
     let Some((_, tensor)) = given.iter().find(|(given, _)| *given == io.name) else {
-        return Err(RuntimeError::MissingInput {
-            name,
-            known: names(declared),
-        });
+        return Err(RuntimeError::MissingInput { name, known: names(declared) });
     };
     if tensor.dtype() != io.dtype {
-        return Err(RuntimeError::InputDtype {
-            name,
-            expected: io.dtype,
-            found: tensor.dtype(),
-        });
+        return Err(RuntimeError::InputDtype { name, expected: io.dtype, found: tensor.dtype() });
     }
     if !shape_fits(&io.shape, tensor.shape()) {
         return Err(RuntimeError::InputShape {
@@ -199,10 +179,7 @@ fn names(ios: &[Io]) -> String {
     if ios.is_empty() {
         return "none".to_owned();
     }
-    ios.iter()
-        .map(|io| format!("`{}`", io.name))
-        .collect::<Vec<_>>()
-        .join(", ")
+    ios.iter().map(|io| format!("`{}`", io.name)).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -210,22 +187,11 @@ mod tests {
     use super::*;
 
     fn declared() -> Vec<Io> {
-        let ids = vec![
-            DimSpec::Dynamic(Some("batch".to_owned())),
-            DimSpec::Dynamic(None),
-        ];
+        let ids = vec![DimSpec::Dynamic(Some("batch".to_owned())), DimSpec::Dynamic(None)];
         let state = vec![DimSpec::Dynamic(None), DimSpec::Fixed(2)];
         vec![
-            Io {
-                name: "ids".to_owned(),
-                dtype: Dtype::I64,
-                shape: ids,
-            },
-            Io {
-                name: "state".to_owned(),
-                dtype: Dtype::F32,
-                shape: state,
-            },
+            Io { name: "ids".to_owned(), dtype: Dtype::I64, shape: ids },
+            Io { name: "state".to_owned(), dtype: Dtype::F32, shape: state },
         ]
     }
 
@@ -247,22 +213,13 @@ mod tests {
         let state = HostTensor::zeros(Dtype::F32, &[1, 2]).unwrap();
         let wide = HostTensor::zeros(Dtype::F32, &[1, 3]).unwrap();
         let flat = HostTensor::zeros(Dtype::F32, &[2]).unwrap();
-        assert_eq!(
-            message(&[("ids", &ids)]),
-            "input `state` is missing; the model takes `ids`, `state`"
-        );
-        assert_eq!(
-            message(&[("id", &ids)]),
-            "the model has no input `id`; it takes `ids`, `state`"
-        );
+        assert_eq!(message(&[("ids", &ids)]), "input `state` is missing; the model takes `ids`, `state`");
+        assert_eq!(message(&[("id", &ids)]), "the model has no input `id`; it takes `ids`, `state`");
         assert_eq!(
             message(&[("ids", &ids), ("ids", &ids)]),
             "input `ids` is given twice; give each input once"
         );
-        assert_eq!(
-            message(&[("ids", &state), ("state", &state)]),
-            "input `ids` is f32, the model takes i64"
-        );
+        assert_eq!(message(&[("ids", &state), ("state", &state)]), "input `ids` is f32, the model takes i64");
         assert_eq!(
             message(&[("ids", &ids), ("state", &wide)]),
             "input `state` has shape [1, 3], the model takes [?, 2]"

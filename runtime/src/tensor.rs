@@ -145,6 +145,13 @@ pub struct HostTensor {
     data: Vec<u8>,
 }
 
+impl Default for HostTensor {
+    /// A bool tensor without elements.
+    fn default() -> Self {
+        Self { dtype: Dtype::Bool, shape: vec![0], data: Vec::new() }
+    }
+}
+
 impl std::fmt::Debug for HostTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "HostTensor({} {:?})", self.dtype, self.shape)
@@ -157,12 +164,7 @@ impl HostTensor {
         let expected = byte_len(dtype, &shape)?;
         if expected != data.len() {
             let found = data.len();
-            return Err(TensorError::Length {
-                dtype,
-                shape,
-                expected,
-                found,
-            });
+            return Err(TensorError::Length { dtype, shape, expected, found });
         }
         Ok(Self { dtype, shape, data })
     }
@@ -184,21 +186,13 @@ impl HostTensor {
 
     /// A bool tensor; an error when `values` does not fill `shape`.
     pub fn from_bool(shape: &[usize], values: &[bool]) -> Result<Self, TensorError> {
-        Self::new(
-            Dtype::Bool,
-            shape.to_vec(),
-            bytes(values, |v| [u8::from(v)]),
-        )
+        Self::new(Dtype::Bool, shape.to_vec(), bytes(values, |v| [u8::from(v)]))
     }
 
     /// A tensor of zero bytes.
     pub fn zeros(dtype: Dtype, shape: &[usize]) -> Result<Self, TensorError> {
         let len = byte_len(dtype, shape)?;
-        Ok(Self {
-            dtype,
-            shape: shape.to_vec(),
-            data: vec![0; len],
-        })
+        Ok(Self { dtype, shape: shape.to_vec(), data: vec![0; len] })
     }
 
     /// Element type.
@@ -243,10 +237,7 @@ impl HostTensor {
             Dtype::F16 => Ok(values(&self.data, |b| f16::from_le_bytes(b).to_f32())),
             Dtype::BF16 => Ok(values(&self.data, |b| bf16::from_le_bytes(b).to_f32())),
             Dtype::F64 => Ok(values(&self.data, |b| f64::from_le_bytes(b) as f32)),
-            found => Err(TensorError::Kind {
-                wanted: "floats",
-                found,
-            }),
+            found => Err(TensorError::Kind { wanted: "floats", found }),
         }
     }
 
@@ -258,10 +249,7 @@ impl HostTensor {
             Dtype::I16 => Ok(values(&self.data, |b| i64::from(i16::from_le_bytes(b)))),
             Dtype::I8 => Ok(values(&self.data, |b| i64::from(i8::from_le_bytes(b)))),
             Dtype::U8 | Dtype::Bool => Ok(values(&self.data, |[b]: [u8; 1]| i64::from(b))),
-            found => Err(TensorError::Kind {
-                wanted: "integers",
-                found,
-            }),
+            found => Err(TensorError::Kind { wanted: "integers", found }),
         }
     }
 
@@ -273,10 +261,7 @@ impl HostTensor {
             Dtype::F16 => bytes(&floats, |v| f16::from_f32(v).to_le_bytes()),
             Dtype::BF16 => bytes(&floats, |v| bf16::from_f32(v).to_le_bytes()),
             found => {
-                return Err(TensorError::Kind {
-                    wanted: "f32, f16 or bf16",
-                    found,
-                });
+                return Err(TensorError::Kind { wanted: "f32, f16 or bf16", found });
             }
         };
         Self::new(dtype, self.shape.clone(), data)
@@ -286,12 +271,7 @@ impl HostTensor {
     pub fn slice(&self, axis: usize, start: usize, end: usize) -> Result<Self, TensorError> {
         let extent = self.shape.get(axis).copied();
         if start > end || extent.is_none_or(|n| end > n) {
-            return Err(TensorError::Range {
-                axis,
-                start,
-                end,
-                shape: self.shape.clone(),
-            });
+            return Err(TensorError::Range { axis, start, end, shape: self.shape.clone() });
         }
         let inner = self.stride(axis);
         let row = self.shape[axis] * inner;
@@ -304,23 +284,14 @@ impl HostTensor {
                 data.extend_from_slice(&chunk[start * inner..end * inner]);
             }
         }
-        Ok(Self {
-            dtype: self.dtype,
-            shape,
-            data,
-        })
+        Ok(Self { dtype: self.dtype, shape, data })
     }
 
     /// Joins tensors along one axis; they must agree in dtype and in all other axes.
     pub fn concat(axis: usize, tensors: &[&HostTensor]) -> Result<Self, TensorError> {
         let first = *tensors.first().ok_or(TensorError::JoinNothing)?;
         if axis >= first.shape.len() {
-            return Err(TensorError::Range {
-                axis,
-                start: 0,
-                end: 0,
-                shape: first.shape.clone(),
-            });
+            return Err(TensorError::Range { axis, start: 0, end: 0, shape: first.shape.clone() });
         }
         for other in tensors {
             first.check_joins(other, axis)?;
@@ -335,11 +306,7 @@ impl HostTensor {
                 data.extend_from_slice(&tensor.data[i * row..(i + 1) * row]);
             }
         }
-        Ok(Self {
-            dtype: first.dtype,
-            shape,
-            data,
-        })
+        Ok(Self { dtype: first.dtype, shape, data })
     }
 
     /// Bytes between neighbours on `axis`.
@@ -349,8 +316,7 @@ impl HostTensor {
 
     fn check_joins(&self, other: &HostTensor, axis: usize) -> Result<(), TensorError> {
         let same_rank = self.shape.len() == other.shape.len();
-        let same_dims =
-            || (0..self.shape.len()).all(|i| i == axis || self.shape[i] == other.shape[i]);
+        let same_dims = || (0..self.shape.len()).all(|i| i == axis || self.shape[i] == other.shape[i]);
         if self.dtype == other.dtype && same_rank && same_dims() {
             return Ok(());
         }
@@ -370,10 +336,7 @@ pub(crate) fn byte_len(dtype: Dtype, shape: &[usize]) -> Result<usize, TensorErr
         .iter()
         .try_fold(dtype.size(), |len, &dim| len.checked_mul(dim))
         .filter(|&len| isize::try_from(len).is_ok())
-        .ok_or_else(|| TensorError::TooLarge {
-            dtype,
-            shape: shape.to_vec(),
-        })
+        .ok_or_else(|| TensorError::TooLarge { dtype, shape: shape.to_vec() })
 }
 
 fn bytes<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -> Vec<u8> {
@@ -381,11 +344,7 @@ fn bytes<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -
 }
 
 fn values<T, const N: usize>(data: &[u8], decode: impl Fn([u8; N]) -> T) -> Vec<T> {
-    data.as_chunks::<N>()
-        .0
-        .iter()
-        .map(|&chunk| decode(chunk))
-        .collect()
+    data.as_chunks::<N>().0.iter().map(|&chunk| decode(chunk)).collect()
 }
 
 #[cfg(test)]
@@ -400,14 +359,8 @@ mod tests {
     #[test]
     fn data_must_fill_the_shape() {
         let error = HostTensor::from_f32(&[2, 2], &[1.0]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "a f32 tensor of shape [2, 2] takes 16 bytes, 4 were given"
-        );
-        assert_eq!(
-            HostTensor::from_i64(&[], &[7]).unwrap().to_i64().unwrap(),
-            [7]
-        );
+        assert_eq!(error.to_string(), "a f32 tensor of shape [2, 2] takes 16 bytes, 4 were given");
+        assert_eq!(HostTensor::from_i64(&[], &[7]).unwrap().to_i64().unwrap(), [7]);
         assert!(HostTensor::zeros(Dtype::F32, &[usize::MAX, 2]).is_err());
     }
 
@@ -448,8 +401,6 @@ mod tests {
         assert!(HostTensor::concat(0, &[]).is_err());
         assert!(HostTensor::concat(5, &[&a]).is_err());
         assert!(HostTensor::concat(0, &[&a, &iota(&[2, 4])]).is_err());
-        assert!(
-            HostTensor::concat(0, &[&a, &HostTensor::zeros(Dtype::F16, &[2, 3]).unwrap()]).is_err()
-        );
+        assert!(HostTensor::concat(0, &[&a, &HostTensor::zeros(Dtype::F16, &[2, 3]).unwrap()]).is_err());
     }
 }

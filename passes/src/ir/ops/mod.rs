@@ -1,0 +1,59 @@
+//! The operator table. An operator is one row in one of these files, with its shape inference and
+//! its f64 evaluation beside it.
+
+use super::op::OpSpec;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+mod elementwise;
+mod indexing;
+mod layout;
+mod linear_attention;
+mod matmul;
+mod normalize;
+mod reduce;
+
+/// Every row, file by file.
+pub fn all() -> impl Iterator<Item = &'static OpSpec> {
+    [
+        elementwise::OPS,
+        indexing::OPS,
+        layout::OPS,
+        linear_attention::OPS,
+        matmul::OPS,
+        normalize::OPS,
+        reduce::OPS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+static BY_NAME: LazyLock<BTreeMap<(&'static str, &'static str), &'static OpSpec>> =
+    LazyLock::new(|| all().map(|spec| ((spec.domain, spec.name), spec)).collect());
+
+/// The row of an operator. An `ai.onnx` domain spelled out counts as the empty one.
+pub fn find(domain: &str, name: &str) -> Option<&'static OpSpec> {
+    let domain = if domain == "ai.onnx" { "" } else { domain };
+    BY_NAME.get(&(domain, name)).copied()
+}
+
+/// Defaults of a row, so that a row states only what is its own.
+const ROW: OpSpec = OpSpec {
+    domain: "",
+    name: "",
+    inputs: 1..=1,
+    outputs: 1..=1,
+    attrs: &[],
+    infer: |_| Err("no inference".to_owned()),
+    eval: |_| Err("no evaluation".to_owned()),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_operator_stands_twice() {
+        assert_eq!(all().count(), BY_NAME.len());
+    }
+}

@@ -1,0 +1,430 @@
+//! Patches: the only way to change a graph.
+//!
+//! A patch is written against one state of a graph. New nodes and values get their final ids at
+//! once and their types as they are added, so the code that writes a patch can read the shapes of
+//! what it just wrote. The first mistake is kept and returned by [`Graph::apply`], which changes
+//! everything or nothing and then drops what became unused.
+
+use super::dtype::DType;
+use super::graph::{Def, Graph, Node, NodeId, Use, Value, ValueId};
+use super::infer::{InferContext, Type, infer};
+use super::op::Op;
+use super::shape::{Dim, Shape};
+use super::tensor::Tensor;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Why a patch was refused. The graph is as it was.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum PatchError {
+    #[error("{rule}: the graph changed after the patch was begun")]
+    Stale { rule: &'static str },
+    #[error("{rule}: node `{node}` ({op}): {reason}")]
+    Node { rule: &'static str, node: String, op: String, reason: String },
+    #[error("{rule}: `{old}` is {old_type}, but its replacement `{new}` is {new_type}")]
+    Replacement { rule: &'static str, old: String, old_type: String, new: String, new_type: String },
+    #[error("{rule}: input `{input}` still has users and cannot be removed")]
+    InputInUse { rule: &'static str, input: String },
+    #[error("{rule}: the name `{name}` is taken")]
+    NameTaken { rule: &'static str, name: String },
+    #[error("{rule}: {reason}")]
+    Rule { rule: &'static str, reason: String },
+}
+
+/// What applying a patch did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub added: usize,
+    /// Nodes that became unused and were dropped.
+    pub removed: usize,
+}
+
+/// A change to one graph, written down before it is made.
+#[derive(Debug)]
+pub struct Patch<'g> {
+    base: &'g Graph,
+    rule: &'static str,
+    scope: String,
+    change: Change,
+    counts: BTreeMap<String, u32>,
+    error: Option<PatchError>,
+}
+
+/// A finished patch, free of the graph it was written against.
+#[derive(Debug, Default)]
+pub struct Change {
+    rule: &'static str,
+    base: (u32, u32),
+    next: (u32, u32),
+    nodes: BTreeMap<NodeId, Node>,
+    values: BTreeMap<ValueId, Value>,
+    new_inputs: Vec<ValueId>,
+    dropped_inputs: Vec<ValueId>,
+    new_outputs: Vec<(String, ValueId)>,
+    dropped_outputs: Vec<String>,
+    replaced: Vec<(ValueId, ValueId)>,
+    input_types: Vec<(ValueId, Type)>,
+    error: Option<PatchError>,
+}
+
+impl<'g> Patch<'g> {
+    /// `rule` names what writes the patch, in errors and as the origin of new nodes.
+    pub fn new(base: &'g Graph, rule: &'static str) -> Self {
+        let next = (base.next_node, base.next_value);
+        let change = Change { rule, base: next, next, ..Change::default() };
+        Self { base, rule, scope: String::new(), change, counts: BTreeMap::new(), error: None }
+    }
+
+    pub fn rule(&self) -> &'static str {
+        self.rule
+    }
+
+    /// Names of nodes added from now on begin with `scope`.
+    pub fn set_scope(&mut self, scope: &str) {
+        scope.clone_into(&mut self.scope);
+    }
+
+    pub fn graph(&self) -> &'g Graph {
+        self.base
+    }
+
+    pub fn value(&self, id: ValueId) -> &Value {
+        self.change.values.get(&id).unwrap_or_else(|| self.base.value(id))
+    }
+
+    pub fn ty(&self, id: ValueId) -> &Type {
+        &self.value(id).ty
+    }
+
+    /// The element type of a value; records an error where it is not known.
+    pub fn dtype(&mut self, id: ValueId) -> DType {
+        if let Some(dtype) = self.ty(id).dtype {
+            return dtype;
+        }
+        self.fail(format!("the element type of `{}` is not known", self.value(id).name));
+        DType::F32
+    }
+
+    /// The rank of a value; records an error where it is not known.
+    pub fn rank(&mut self, id: ValueId) -> usize {
+        if let Some(rank) = self.ty(id).rank() {
+            return rank;
+        }
+        self.fail(format!("the rank of `{}` is not known", self.value(id).name));
+        0
+    }
+
+    /// A dim of a value; `Unknown` where it, or the rank, is not known.
+    pub fn dim(&self, id: ValueId, axis: usize) -> Dim {
+        self.ty(id).shape.as_ref().and_then(|s| s.get(axis)).cloned().unwrap_or(Dim::Unknown)
+    }
+
+    /// A dim that must be a number; records an error where it is not.
+    pub fn known_dim(&mut self, id: ValueId, axis: usize) -> u64 {
+        if let Dim::Known(n) = self.dim(id, axis) {
+            return n;
+        }
+        self.fail(format!("dim {axis} of `{}` must be known, it is {}", self.value(id).name, self.ty(id)));
+        1
+    }
+
+    /// Records a mistake; the first one is what [`Graph::apply`] returns.
+    pub fn fail(&mut self, reason: String) {
+        let rule = self.rule;
+        self.error.get_or_insert(PatchError::Rule { rule, reason });
+    }
+
+    fn new_value(&mut self, name: String, def: Def, ty: Type) -> ValueId {
+        let id = ValueId::from_index(self.change.next.1);
+        self.change.next.1 += 1;
+        self.change.values.insert(id, Value { name, def, ty, uses: Vec::new(), is_weight: false });
+        id
+    }
+
+    /// Adds a graph input.
+    pub fn input(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> ValueId {
+        let id = self.new_value(name.to_owned(), Def::Input, Type::new(dtype, shape));
+        self.change.new_inputs.push(id);
+        id
+    }
+
+    /// Adds a weight of the model, under the name it has in the weight file.
+    pub fn weight(&mut self, name: &str, tensor: Tensor) -> ValueId {
+        let id = self.named_constant(name, tensor);
+        if let Some(value) = self.change.values.get_mut(&id) {
+            value.is_weight = true;
+        }
+        id
+    }
+
+    /// Adds a constant of the computation, such as an axis or a shape.
+    pub fn constant(&mut self, hint: &str, tensor: Tensor) -> ValueId {
+        let name = self.fresh_name(hint);
+        self.named_constant(&name, tensor)
+    }
+
+    /// Adds a constant of the computation under a given name, as an importer does.
+    pub fn named_constant(&mut self, name: &str, tensor: Tensor) -> ValueId {
+        let ty = Type::of_const(&tensor);
+        self.new_value(name.to_owned(), Def::Const(tensor), ty)
+    }
+
+    fn fresh_name(&mut self, hint: &str) -> String {
+        let stem = if self.scope.is_empty() { hint.to_owned() } else { format!("{}/{hint}", self.scope) };
+        let n = self.counts.entry(stem.clone()).or_default();
+        loop {
+            *n += 1;
+            let name = if *n == 1 { stem.clone() } else { format!("{stem}_{}", *n - 1) };
+            if !self.base.names.contains(&name) && !self.base.names.contains(&format!("{name}:0")) {
+                return name;
+            }
+        }
+    }
+
+    /// Adds a node with one output.
+    pub fn node(&mut self, op: Op, inputs: &[ValueId]) -> ValueId {
+        let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();
+        self.node_outputs(op, &inputs, 1)[0]
+    }
+
+    /// Adds a node; `None` leaves an optional input out.
+    pub fn node_outputs(&mut self, op: Op, inputs: &[Option<ValueId>], outputs: usize) -> Vec<ValueId> {
+        let name = self.fresh_name(op.name());
+        let names = (0..outputs).map(|slot| match slot {
+            0 => format!("{name}:0"),
+            _ => format!("{name}:{slot}"),
+        });
+        let names = names.collect();
+        self.named_node(&name, op, inputs, names)
+    }
+
+    /// Adds a node under given names, as an importer does.
+    pub fn named_node(
+        &mut self,
+        name: &str,
+        op: Op,
+        inputs: &[Option<ValueId>],
+        outputs: Vec<String>,
+    ) -> Vec<ValueId> {
+        let types = self.infer_types(name, &op, inputs, outputs.len());
+        let id = NodeId::from_index(self.change.next.0);
+        self.change.next.0 += 1;
+        let values: Vec<ValueId> = outputs
+            .into_iter()
+            .zip(types)
+            .enumerate()
+            .map(|(slot, (name, ty))| self.new_value(name, Def::Output { node: id, slot: slot as u32 }, ty))
+            .collect();
+        let node = Node {
+            op,
+            inputs: inputs.to_vec(),
+            outputs: values.clone(),
+            name: name.to_owned(),
+            origin: self.rule,
+        };
+        self.change.nodes.insert(id, node);
+        values
+    }
+
+    fn infer_types(&mut self, name: &str, op: &Op, inputs: &[Option<ValueId>], outputs: usize) -> Vec<Type> {
+        let types: Vec<Option<&Type>> = inputs.iter().map(|v| v.map(|v| self.ty(v))).collect();
+        let consts: Vec<Option<&Tensor>> =
+            inputs.iter().map(|v| v.and_then(|v| self.value(v).as_const())).collect();
+        let ctx = InferContext { op, inputs: &types, consts: &consts, outputs };
+        match infer(&ctx) {
+            Ok(types) => types,
+            Err(reason) => {
+                let given: Vec<String> =
+                    types.iter().map(|t| t.map_or_else(|| "-".to_owned(), Type::to_string)).collect();
+                let reason = format!("{reason} (inputs {})", given.join(", "));
+                let (rule, node, op) = (self.rule, name.to_owned(), op.qualified_name());
+                self.error.get_or_insert(PatchError::Node { rule, node, op, reason });
+                vec![Type::default(); outputs]
+            }
+        }
+    }
+
+    /// Adds a graph output.
+    pub fn output(&mut self, name: &str, value: ValueId) {
+        self.change.new_outputs.push((name.to_owned(), value));
+    }
+
+    /// Every user of `old`, graph outputs included, takes `new` instead, except nodes of this patch.
+    pub fn replace(&mut self, old: ValueId, new: ValueId) {
+        let (o, n) = (self.value(old), self.value(new));
+        if !o.ty.agrees(&n.ty) {
+            let error = PatchError::Replacement {
+                rule: self.rule,
+                old: o.name.clone(),
+                old_type: o.ty.to_string(),
+                new: n.name.clone(),
+                new_type: n.ty.to_string(),
+            };
+            self.error.get_or_insert(error);
+        }
+        self.change.replaced.push((old, new));
+    }
+
+    /// Takes a graph input away; nothing may use it once the patch is applied.
+    pub fn drop_input(&mut self, input: ValueId) {
+        self.change.dropped_inputs.push(input);
+    }
+
+    /// Takes a graph output away.
+    pub fn drop_output(&mut self, name: &str) {
+        self.change.dropped_outputs.push(name.to_owned());
+    }
+
+    /// States what is known of a graph input.
+    pub fn set_input_type(&mut self, input: ValueId, ty: Type) {
+        self.change.input_types.push((input, ty));
+    }
+
+    pub fn finish(mut self) -> Change {
+        self.change.error = self.error;
+        self.change
+    }
+}
+
+impl Graph {
+    /// Makes a change, then drops every node and constant that nothing uses. On an error the graph
+    /// is as it was.
+    pub fn apply(&mut self, change: Change) -> Result<Applied, PatchError> {
+        self.check(&change)?;
+        let added = change.nodes.len();
+        let suspects = self.take(change);
+        let removed = self.collect_garbage(suspects);
+        Ok(Applied { added, removed })
+    }
+
+    fn check(&self, change: &Change) -> Result<(), PatchError> {
+        let rule = change.rule;
+        if let Some(error) = &change.error {
+            return Err(error.clone());
+        }
+        if change.base != (self.next_node, self.next_value) {
+            return Err(PatchError::Stale { rule });
+        }
+        for input in &change.dropped_inputs {
+            let replaced = change.replaced.iter().any(|(old, _)| old == input);
+            if !replaced && !self.value(*input).uses.is_empty() {
+                return Err(PatchError::InputInUse { rule, input: self.value(*input).name.clone() });
+            }
+        }
+        let mut fresh = BTreeSet::new();
+        for name in change.values.values().map(|v| &v.name) {
+            if self.names.contains(name) || !fresh.insert(name) {
+                return Err(PatchError::NameTaken { rule, name: name.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the change in and returns the values that may have become unused.
+    fn take(&mut self, change: Change) -> Vec<ValueId> {
+        (self.next_node, self.next_value) = change.next;
+        let mut suspects: Vec<ValueId> = change.values.keys().copied().collect();
+        self.names.extend(change.values.values().map(|v| v.name.clone()));
+        self.values.extend(change.values);
+        for (old, new) in change.replaced {
+            self.move_uses(old, new);
+            suspects.push(old);
+        }
+        for (id, node) in change.nodes {
+            for (slot, value) in node.inputs.iter().enumerate() {
+                self.add_use(*value, Use::Node { node: id, slot: slot as u32 });
+            }
+            self.nodes.insert(id, node);
+        }
+        suspects.extend(self.outputs.iter().map(|(_, v)| *v));
+        self.outputs.retain(|(name, _)| !change.dropped_outputs.contains(name));
+        self.outputs.extend(change.new_outputs);
+        self.write_output_uses();
+        self.inputs.extend(change.new_inputs);
+        self.inputs.retain(|v| !change.dropped_inputs.contains(v));
+        for input in change.dropped_inputs {
+            self.remove_value(input);
+        }
+        for (input, ty) in change.input_types {
+            if let Some(value) = self.values.get_mut(&input) {
+                value.ty = ty;
+            }
+        }
+        suspects
+    }
+
+    fn add_use(&mut self, value: Option<ValueId>, user: Use) {
+        if let Some(value) = value.and_then(|v| self.values.get_mut(&v)) {
+            value.uses.push(user);
+        }
+    }
+
+    fn remove_value(&mut self, value: ValueId) {
+        if let Some(value) = self.values.remove(&value) {
+            self.names.remove(&value.name);
+        }
+    }
+
+    fn move_uses(&mut self, old: ValueId, new: ValueId) {
+        let Some(value) = self.values.get_mut(&old) else { return };
+        let uses = std::mem::take(&mut value.uses);
+        for user in &uses {
+            match user {
+                Use::Node { node, slot } => {
+                    if let Some(node) = self.nodes.get_mut(node) {
+                        node.inputs[*slot as usize] = Some(new);
+                    }
+                }
+                Use::GraphOutput(slot) => self.outputs[*slot as usize].1 = new,
+            }
+        }
+        if let Some(value) = self.values.get_mut(&new) {
+            value.uses.extend(uses);
+        }
+    }
+
+    fn write_output_uses(&mut self) {
+        for value in self.values.values_mut() {
+            value.uses.retain(|u| matches!(u, Use::Node { .. }));
+        }
+        for (slot, (_, value)) in self.outputs.clone().into_iter().enumerate() {
+            self.add_use(Some(value), Use::GraphOutput(slot as u32));
+        }
+    }
+
+    /// Drops what became unused, beginning at `suspects`. Returns the number of nodes dropped.
+    fn collect_garbage(&mut self, mut suspects: Vec<ValueId>) -> usize {
+        let mut removed = 0;
+        while let Some(id) = suspects.pop() {
+            let Some(value) = self.values.get(&id) else { continue };
+            if !value.uses.is_empty() {
+                continue;
+            }
+            match value.def {
+                Def::Input => {}
+                Def::Const(_) => self.remove_value(id),
+                Def::Output { node, .. } => {
+                    if self.node(node).outputs.iter().all(|v| self.value(*v).uses.is_empty()) {
+                        suspects.extend(self.remove_node(node));
+                        removed += 1;
+                    }
+                }
+            }
+        }
+        removed
+    }
+
+    /// Returns the values the node used.
+    fn remove_node(&mut self, id: NodeId) -> Vec<ValueId> {
+        let Some(node) = self.nodes.remove(&id) else { return Vec::new() };
+        for value in node.outputs {
+            self.remove_value(value);
+        }
+        let used: Vec<ValueId> = node.inputs.into_iter().flatten().collect();
+        for value in &used {
+            if let Some(value) = self.values.get_mut(value) {
+                value.uses.retain(|u| !matches!(u, Use::Node { node, .. } if *node == id));
+            }
+        }
+        used
+    }
+}

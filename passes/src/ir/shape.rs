@@ -1,0 +1,155 @@
+//! Shapes with symbolic dims.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The name of a dim that is only known when the model runs, such as `batch` or `past + sequence`.
+/// Two dims of one graph with the same symbol are equal.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Symbol(Arc<str>);
+
+impl Symbol {
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Symbol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One dim of a shape.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dim {
+    Known(u64),
+    Sym(Symbol),
+    Unknown,
+}
+
+impl Dim {
+    pub fn sym(name: &str) -> Self {
+        Self::Sym(Symbol::new(name))
+    }
+
+    pub fn known(&self) -> Option<u64> {
+        match self {
+            Self::Known(n) => Some(*n),
+            Self::Sym(_) | Self::Unknown => None,
+        }
+    }
+
+    /// The sum; symbolic where both sides have a name.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Known(0), x) | (x, Self::Known(0)) => x.clone(),
+            (Self::Known(a), Self::Known(b)) => Self::Known(a + b),
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (a, b) => {
+                let (a, b) = if a <= b { (a, b) } else { (b, a) };
+                Self::sym(&format!("{a} + {b}"))
+            }
+        }
+    }
+
+    /// The product; `Unknown` unless both are known or one of them is one.
+    #[must_use]
+    pub fn times(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Known(1), x) | (x, Self::Known(1)) => x.clone(),
+            (Self::Known(a), Self::Known(b)) => Self::Known(a * b),
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Whether the two can be the same number.
+    pub fn agrees(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Known(a), Self::Known(b)) => a == b,
+            _ => true,
+        }
+    }
+
+    /// What is known of a dim described twice.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Known(n), _) | (_, Self::Known(n)) => Self::Known(*n),
+            (Self::Sym(s), _) | (_, Self::Sym(s)) => Self::Sym(s.clone()),
+            (Self::Unknown, Self::Unknown) => Self::Unknown,
+        }
+    }
+}
+
+impl From<u64> for Dim {
+    fn from(n: u64) -> Self {
+        Self::Known(n)
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(n) => write!(f, "{n}"),
+            Self::Sym(s) => f.write_str(s.name()),
+            Self::Unknown => f.write_str("?"),
+        }
+    }
+}
+
+impl fmt::Debug for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The dims of a value.
+pub type Shape = Vec<Dim>;
+
+/// `[batch, 3, ?]`
+pub fn show(shape: &[Dim]) -> String {
+    let dims: Vec<String> = shape.iter().map(Dim::to_string).collect();
+    format!("[{}]", dims.join(", "))
+}
+
+/// The shape two operands broadcast to (ONNX multidirectional broadcasting), or `None` where they cannot.
+pub fn broadcast(a: &[Dim], b: &[Dim]) -> Option<Shape> {
+    let rank = a.len().max(b.len());
+    let one = Dim::Known(1);
+    let at = |s: &[Dim], i: usize| (i + s.len()).checked_sub(rank).map_or(one.clone(), |j| s[j].clone());
+    (0..rank)
+        .map(|i| match (at(a, i), at(b, i)) {
+            (Dim::Known(1), d) | (d, Dim::Known(1)) => Some(d),
+            (Dim::Known(x), Dim::Known(y)) => (x == y).then_some(Dim::Known(x)),
+            (Dim::Known(x), _) | (_, Dim::Known(x)) => Some(Dim::Known(x)),
+            (x, y) if x == y => Some(x),
+            _ => Some(Dim::Unknown),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broadcasting_follows_onnx() {
+        let b = Dim::sym("batch");
+        let shape = broadcast(&[b.clone(), 1.into(), 3.into()], &[4.into(), 1.into()]);
+        assert_eq!(shape, Some(vec![b, 4.into(), 3.into()]));
+        assert_eq!(broadcast(&[2.into()], &[3.into()]), None);
+    }
+
+    #[test]
+    fn sums_have_one_spelling() {
+        let (p, t) = (Dim::sym("past"), Dim::sym("sequence"));
+        assert_eq!(p.plus(&t), t.plus(&p));
+        assert_eq!(p.plus(&t).to_string(), "past + sequence");
+    }
+}

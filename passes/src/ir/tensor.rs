@@ -1,0 +1,305 @@
+//! Constant tensors: shared views of bytes that are usually a mapped file, read only when asked.
+
+use super::dtype::DType;
+use half::{bf16, f16};
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+/// Bytes that several tensors may look into, such as a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A constant: `dtype`, `dims` and the elements in row-major order, little-endian.
+///
+/// The elements are a view into [`SharedBytes`], or a view of another element type that is
+/// converted block by block while it is read ([`Tensor::cast`]); neither holds a copy.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: DType,
+    dims: Vec<u64>,
+    data: Data,
+}
+
+#[derive(Clone)]
+enum Data {
+    View { owner: SharedBytes, offset: usize, len: usize },
+    Cast(Arc<Tensor>),
+}
+
+/// Elements converted at a time by [`Tensor::for_each_block`].
+const BLOCK: usize = 64 * 1024;
+
+/// Dims and bytes do not agree.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("a tensor {dtype}{dims:?} takes {expected} bytes, but {found} are there")]
+pub struct TensorSizeError {
+    pub dtype: DType,
+    pub dims: Vec<u64>,
+    pub expected: String,
+    pub found: usize,
+}
+
+impl Tensor {
+    /// A view of `len` bytes at `offset` of `owner`.
+    pub fn view(
+        dtype: DType,
+        dims: Vec<u64>,
+        owner: SharedBytes,
+        offset: usize,
+        len: usize,
+    ) -> Result<Self, TensorSizeError> {
+        let expected = byte_len(dtype, &dims);
+        let there = (*owner).as_ref().len().saturating_sub(offset).min(len);
+        if expected != Some(len) || there != len {
+            let expected = expected.map_or("more than can be counted".to_owned(), |n| n.to_string());
+            return Err(TensorSizeError { dtype, dims, expected, found: there });
+        }
+        Ok(Self { dtype, dims, data: Data::View { owner, offset, len } })
+    }
+
+    /// A tensor that owns its bytes.
+    pub fn from_bytes(dtype: DType, dims: Vec<u64>, bytes: Vec<u8>) -> Result<Self, TensorSizeError> {
+        let len = bytes.len();
+        Self::view(dtype, dims, Arc::new(bytes), 0, len)
+    }
+
+    /// An f32 tensor. Panics if `values` does not fill `dims`: both come from our own code.
+    pub fn from_f32(dims: &[u64], values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self::from_bytes(DType::F32, dims.to_vec(), bytes).expect("values fill dims")
+    }
+
+    /// An i64 tensor. Panics if `values` does not fill `dims`: both come from our own code.
+    pub fn from_i64(dims: &[u64], values: &[i64]) -> Self {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Self::from_bytes(DType::I64, dims.to_vec(), bytes).expect("values fill dims")
+    }
+
+    /// One number of the given element type, rank 0.
+    pub fn scalar(dtype: DType, value: f64) -> Self {
+        let bytes = encode(dtype, value);
+        Self::from_bytes(dtype, Vec::new(), bytes).expect("one element")
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn dims(&self) -> &[u64] {
+        &self.dims
+    }
+
+    pub fn len(&self) -> usize {
+        self.dims.iter().product::<u64>() as usize
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn byte_len(&self) -> usize {
+        self.len() * self.dtype.size()
+    }
+
+    /// The same numbers as another element type. Nothing is converted before it is read.
+    #[must_use]
+    pub fn cast(&self, dtype: DType) -> Self {
+        if dtype == self.dtype {
+            return self.clone();
+        }
+        Self { dtype, dims: self.dims.clone(), data: Data::Cast(Arc::new(self.clone())) }
+    }
+
+    /// The same elements under other dims of the same count.
+    pub fn with_dims(&self, dims: Vec<u64>) -> Result<Self, TensorSizeError> {
+        if byte_len(self.dtype, &dims) != Some(self.byte_len()) {
+            return Err(TensorSizeError {
+                dtype: self.dtype,
+                expected: format!("{:?}", byte_len(self.dtype, &dims)),
+                dims,
+                found: self.byte_len(),
+            });
+        }
+        let data = match &self.data {
+            Data::View { .. } => self.data.clone(),
+            Data::Cast(from) => Data::Cast(Arc::new(from.with_dims(dims.clone())?)),
+        };
+        Ok(Self { dtype: self.dtype, dims, data })
+    }
+
+    /// The elements' bytes; borrowed where no conversion is needed.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        match &self.data {
+            Data::View { owner, offset, len } => Cow::Borrowed(&(**owner).as_ref()[*offset..*offset + *len]),
+            Data::Cast(_) => {
+                let mut out = Vec::with_capacity(self.byte_len());
+                let all: Result<(), std::convert::Infallible> = self.for_each_block(&mut |block| {
+                    out.extend_from_slice(block);
+                    Ok(())
+                });
+                let Ok(()) = all;
+                Cow::Owned(out)
+            }
+        }
+    }
+
+    /// Whether the elements lie converted in memory or in a file, so that they can be copied as they are.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.data, Data::View { .. })
+    }
+
+    /// Hands out the elements' bytes in order, a bounded block at a time.
+    pub fn for_each_block<E>(&self, take: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        match &self.data {
+            Data::View { .. } => self.bytes().chunks(BLOCK * 8).try_for_each(take),
+            Data::Cast(from) => {
+                let mut out = Vec::with_capacity(BLOCK * self.dtype.size());
+                from.for_each_block(&mut |block| {
+                    for part in block.chunks(BLOCK * from.dtype.size()) {
+                        out.clear();
+                        convert(from.dtype, part, self.dtype, &mut out);
+                        take(&out)?;
+                    }
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// All elements as f64.
+    pub fn to_f64(&self) -> Vec<f64> {
+        let bytes = self.bytes();
+        bytes.chunks_exact(self.dtype.size()).map(|b| decode(self.dtype, b)).collect()
+    }
+
+    /// All elements as i64, where the element type is an integer or bool.
+    pub fn to_i64(&self) -> Option<Vec<i64>> {
+        if self.dtype.is_float() {
+            return None;
+        }
+        let bytes = self.bytes();
+        Some(bytes.chunks_exact(self.dtype.size()).map(|b| decode_int(self.dtype, b)).collect())
+    }
+
+    /// The number, if there is exactly one element (of any rank) and it can be read as a number.
+    pub fn single(&self) -> Option<f64> {
+        (self.len() == 1).then(|| self.to_f64()[0])
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.dims)
+    }
+}
+
+/// Bytes of a tensor, or `None` where they cannot be counted in a `usize`.
+fn byte_len(dtype: DType, dims: &[u64]) -> Option<usize> {
+    let elements = dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d))?;
+    usize::try_from(elements.checked_mul(dtype.size() as u64)?).ok()
+}
+
+fn convert(from: DType, bytes: &[u8], to: DType, out: &mut Vec<u8>) {
+    match (from, to) {
+        (DType::F16, DType::F32) => {
+            for b in bytes.chunks_exact(2) {
+                out.extend_from_slice(&f16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes());
+            }
+        }
+        (DType::BF16, DType::F32) => {
+            for b in bytes.chunks_exact(2) {
+                out.extend_from_slice(&[0, 0, b[0], b[1]]);
+            }
+        }
+        (DType::F32, DType::F16) => {
+            for b in bytes.chunks_exact(4) {
+                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
+            }
+        }
+        _ => {
+            for b in bytes.chunks_exact(from.size()) {
+                out.extend_from_slice(&encode(to, decode(from, b)));
+            }
+        }
+    }
+}
+
+fn array<const N: usize>(b: &[u8]) -> [u8; N] {
+    let mut a = [0; N];
+    a.copy_from_slice(b);
+    a
+}
+
+fn decode(dtype: DType, b: &[u8]) -> f64 {
+    match dtype {
+        DType::F64 => f64::from_le_bytes(array(b)),
+        DType::F32 => f32::from_le_bytes(array(b)).into(),
+        DType::F16 => f16::from_le_bytes(array(b)).to_f64(),
+        DType::BF16 => bf16::from_le_bytes(array(b)).to_f64(),
+        DType::U64 => u64::from_le_bytes(array(b)) as f64,
+        _ => decode_int(dtype, b) as f64,
+    }
+}
+
+fn decode_int(dtype: DType, b: &[u8]) -> i64 {
+    match dtype {
+        DType::I64 => i64::from_le_bytes(array(b)),
+        DType::I32 => i32::from_le_bytes(array(b)).into(),
+        DType::I16 => i16::from_le_bytes(array(b)).into(),
+        DType::I8 => i8::from_le_bytes(array(b)).into(),
+        DType::U64 => u64::from_le_bytes(array(b)) as i64,
+        DType::U32 => u32::from_le_bytes(array(b)).into(),
+        DType::U16 => u16::from_le_bytes(array(b)).into(),
+        DType::U8 => b[0].into(),
+        DType::Bool => i64::from(b[0] != 0),
+        DType::F64 | DType::F32 | DType::F16 | DType::BF16 => decode(dtype, b) as i64,
+    }
+}
+
+fn encode(dtype: DType, x: f64) -> Vec<u8> {
+    match dtype {
+        DType::F64 => x.to_le_bytes().to_vec(),
+        DType::F32 => (x as f32).to_le_bytes().to_vec(),
+        DType::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
+        DType::BF16 => bf16::from_f64(x).to_le_bytes().to_vec(),
+        DType::I64 => (x as i64).to_le_bytes().to_vec(),
+        DType::I32 => (x as i32).to_le_bytes().to_vec(),
+        DType::I16 => (x as i16).to_le_bytes().to_vec(),
+        DType::I8 => (x as i8).to_le_bytes().to_vec(),
+        DType::U64 => (x as u64).to_le_bytes().to_vec(),
+        DType::U32 => (x as u32).to_le_bytes().to_vec(),
+        DType::U16 => (x as u16).to_le_bytes().to_vec(),
+        DType::U8 => vec![x as u8],
+        DType::Bool => vec![u8::from(x != 0.0)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cast_reads_the_same_numbers() {
+        let x = Tensor::from_f32(&[3], &[1.0, -2.5, 65504.0]);
+        for dtype in [DType::F16, DType::BF16, DType::F64] {
+            let y = x.cast(dtype).cast(DType::F32).to_f64();
+            let exact = if dtype == DType::BF16 { vec![1.0, -2.5, 65536.0] } else { x.to_f64() };
+            assert_eq!(y, exact, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        let e = Tensor::from_bytes(DType::F32, vec![2, 2], vec![0; 12]).expect_err("4 bytes are missing");
+        assert_eq!(e.to_string(), "a tensor f32[2, 2] takes 16 bytes, but 12 are there");
+        assert!(Tensor::from_bytes(DType::F32, vec![u64::MAX, 2], vec![]).is_err());
+    }
+
+    #[test]
+    fn blocks_add_up_to_the_whole() {
+        let values: Vec<f32> = (0..BLOCK * 3 + 7).map(|i| i as f32).collect();
+        let x = Tensor::from_f32(&[values.len() as u64], &values).cast(DType::F64);
+        assert_eq!(x.to_f64().last().copied(), Some((values.len() - 1) as f64));
+    }
+}

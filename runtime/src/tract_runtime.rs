@@ -1,0 +1,165 @@
+//! tract behind the [`Runtime`] trait: a second, independent implementation to check ONNX Runtime against.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tract_onnx::pb;
+use tract_onnx::prelude::*;
+
+use crate::error::{RuntimeError, one_line};
+use crate::session::{Device, Io, LoadOptions, Runtime, Session, check_inputs};
+use crate::tensor::HostTensor;
+use crate::tract_types::{datum_type, declared, from_tract, to_tract};
+
+const NAME: &str = "tract";
+
+/// Prepared plans kept per session; a decoder alternates between a few shapes.
+const PLANS: usize = 8;
+
+/// tract's messages carry whole nodes; beyond this they only bury the cause.
+const LONGEST_REASON: usize = 800;
+
+/// tract, built into this program. It computes on one thread of the processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TractRuntime;
+
+impl Runtime for TractRuntime {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn version(&self) -> String {
+        // The dependency is pinned to this version.
+        "0.23.9".to_owned()
+    }
+
+    /// Parses the model. Operators are checked against tract's list here; everything that depends on shapes, such as
+    /// a dtype an operator cannot compute, is an error of the first run with those shapes.
+    fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
+        if options.device != Device::Cpu {
+            return Err(RuntimeError::Device {
+                runtime: NAME,
+                device: options.device,
+                reason: "it computes on the processor only".to_owned(),
+                hint: "use --device cpu or --runtime ort",
+            });
+        }
+        let session = parse(model, options.optimize).map_err(|reason| RuntimeError::Load {
+            runtime: NAME,
+            model: model.to_path_buf(),
+            reason,
+        })?;
+        Ok(Box::new(session))
+    }
+}
+
+fn parse(model: &Path, optimize: bool) -> Result<TractSession, String> {
+    // The symbols of recorded intermediate shapes contradict the fixed shapes that a run brings.
+    let onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    let proto = onnx.proto_model_for_path(model).map_err(reason)?;
+    let graph = proto.graph.as_ref().ok_or("the file holds no graph; is it an ONNX model?")?;
+    check_operators(&onnx, graph)?;
+    let initialized = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
+    let fed = graph.input.iter().filter(|input| !initialized(&input.name));
+    let inputs = fed.map(declared).collect::<Result<_, _>>()?;
+    let outputs = graph.output.iter().map(declared).collect::<Result<_, _>>()?;
+    let dir = model.parent().and_then(Path::to_str);
+    let parsed = onnx.parse(&proto, dir).map_err(reason)?.model;
+    Ok(TractSession { path: model.to_path_buf(), parsed, inputs, outputs, optimize, plans: Vec::new() })
+}
+
+fn check_operators(onnx: &tract_onnx::Onnx, graph: &pb::GraphProto) -> Result<(), String> {
+    // tract looks operators up by bare name, so another domain's operator must not pass for a standard one.
+    let standard = |node: &pb::NodeProto| matches!(node.domain.as_str(), "" | "ai.onnx");
+    let known = |node: &pb::NodeProto| standard(node) && onnx.op_register.0.contains_key(&node.op_type);
+    match graph.node.iter().find(|node| !known(node)) {
+        None => Ok(()),
+        Some(node) => {
+            let domain = if node.domain.is_empty() { "ai.onnx" } else { &node.domain };
+            Err(format!(
+                "node `{}` is {domain}::{}, which tract does not have; convert with --target portable, or use --runtime ort",
+                node.name, node.op_type
+            ))
+        }
+    }
+}
+
+type Plan = Arc<TypedRunnableModel>;
+
+#[derive(Debug)]
+struct TractSession {
+    path: PathBuf,
+    parsed: InferenceModel,
+    inputs: Vec<Io>,
+    outputs: Vec<Io>,
+    optimize: bool,
+    /// Most recently used first.
+    plans: Vec<(Vec<Vec<usize>>, Plan)>,
+}
+
+impl Session for TractSession {
+    fn inputs(&self) -> &[Io] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Io] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
+        let tensors = check_inputs(&self.inputs, inputs)?;
+        self.run_checked(&tensors).map_err(|reason| RuntimeError::Run {
+            runtime: NAME,
+            model: self.path.clone(),
+            reason,
+        })
+    }
+}
+
+impl TractSession {
+    fn run_checked(&mut self, tensors: &[&HostTensor]) -> Result<Vec<HostTensor>, String> {
+        let plan = self.plan(tensors)?;
+        let feeds = tensors.iter().map(|tensor| Ok(to_tract(tensor)?.into_tvalue()));
+        let values = plan.run(feeds.collect::<Result<_, String>>()?).map_err(reason)?;
+        let wanted = self.outputs.iter().map(|io| io.dtype);
+        values.iter().zip(wanted).map(|(value, dtype)| from_tract(value, dtype)).collect()
+    }
+
+    /// The plan for these input shapes, prepared on first use.
+    fn plan(&mut self, tensors: &[&HostTensor]) -> Result<Plan, String> {
+        let shapes: Vec<Vec<usize>> = tensors.iter().map(|tensor| tensor.shape().to_vec()).collect();
+        let entry = match self.plans.iter().position(|(known, _)| *known == shapes) {
+            Some(i) => self.plans.remove(i),
+            None => {
+                let plan = self.prepare(tensors)?;
+                tracing::debug!(model = %self.path.display(), ?shapes, "prepared a plan");
+                (shapes, plan)
+            }
+        };
+        self.plans.truncate(PLANS - 1);
+        let plan = Arc::clone(&entry.1);
+        self.plans.insert(0, entry);
+        Ok(plan)
+    }
+
+    fn prepare(&self, tensors: &[&HostTensor]) -> Result<Plan, String> {
+        let mut model = self.parsed.clone();
+        for (i, tensor) in tensors.iter().enumerate() {
+            let dtype = datum_type(tensor.dtype())?;
+            let fact = InferenceFact::dt_shape(dtype, tensor.shape());
+            model.set_input_fact(i, fact).map_err(reason)?;
+        }
+        let typed = if self.optimize { model.into_optimized() } else { model.into_typed() };
+        typed.and_then(TypedModel::into_runnable).map_err(reason)
+    }
+}
+
+/// A whole error chain in one line of bearable length.
+fn reason(error: TractError) -> String {
+    let mut text = one_line(format!("{error:#}"));
+    if let Some((cut, _)) = text.char_indices().nth(LONGEST_REASON) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}
