@@ -1,6 +1,6 @@
 //! Drives a causal language model graph token by token or segment by segment, keeping its state between calls.
 
-use crate::decoder_layout::{IDS, Layout, MASK, POSITIONS};
+use crate::decoder_layout::{IDS, LOGITS, Layout, MASK, POSITIONS, StateIo};
 use crate::error::RuntimeError;
 use crate::session::Session;
 use crate::tensor::{Dtype, HostTensor};
@@ -100,6 +100,7 @@ impl Decoder {
         let visible = if self.grows() { &next_mask } else { mask };
         let feeds = self.feeds(ids, mask, visible)?;
         let outputs = self.run(&feeds)?;
+        check_logits(&outputs[self.layout.logits], [ids.len(), tokens])?;
         let logits = self.take_outputs(outputs);
         for (seen, row) in self.state.seen.iter_mut().zip(mask) {
             *seen += row.iter().sum::<i64>();
@@ -204,7 +205,7 @@ fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
 }
 
 fn empty_state(layout: &Layout, batch: usize) -> Result<DecoderState, RuntimeError> {
-    let zeros = |io: &crate::decoder_layout::StateIo| {
+    let zeros = |io: &StateIo| {
         let tensor = HostTensor::zeros(io.input.dtype, &io.empty_shape(batch))?;
         Ok((io.input.name.clone(), tensor))
     };
@@ -257,6 +258,19 @@ fn check_rows(ids: &[Vec<i64>], mask: Option<&[Vec<i64>]>) -> Result<(), Runtime
     }
 }
 
+fn check_logits(logits: &HostTensor, expected: [usize; 2]) -> Result<(), RuntimeError> {
+    match logits.shape() {
+        [batch, tokens, _] if [*batch, *tokens] == expected => Ok(()),
+        other => Err(RuntimeError::NotADecoder {
+            place: format!("`{LOGITS}`"),
+            reason: format!(
+                "it came out as {other:?}, expected [{}, {}, vocabulary]",
+                expected[0], expected[1]
+            ),
+        }),
+    }
+}
+
 fn cut(rows: &[Vec<i64>], range: &std::ops::Range<usize>) -> Vec<Vec<i64>> {
     rows.iter().map(|row| row[range.clone()].to_vec()).collect()
 }
@@ -300,7 +314,7 @@ fn keep_last(
         let real = |mask: &[Vec<i64>]| mask[row].iter().rposition(|&m| m == 1);
         let column = mask.map_or_else(|| tokens.checked_sub(1), real);
         if let Some(column) = column {
-            let values = logits.slice(0, row, row + 1)?.slice(1, column, column + 1)?;
+            let values = logits.slice(1, column, column + 1)?.slice(0, row, row + 1)?;
             *kept = Some(values.to_f32()?);
         }
     }

@@ -1,6 +1,7 @@
 //! Runs what `dijiang` writes: ONNX Runtime and tract behind one trait, and text generation on top.
 //!
 //! A [`Runtime`] loads a model file into a [`Session`], which maps named [`HostTensor`]s to [`HostTensor`]s.
+//! A [`Decoder`] drives a session as a causal language model, and [`generate`] continues a text with it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cuda_libraries;
@@ -8,16 +9,23 @@ mod decoder;
 mod decoder_layout;
 mod discover;
 mod error;
+mod generate;
 mod ort_library;
 mod ort_runtime;
+mod sample;
 mod session;
 mod tensor;
+mod text;
 mod tract_runtime;
 mod tract_types;
+mod unreleased_opsets;
 
 pub use decoder::{Decoder, DecoderState};
 pub use error::RuntimeError;
+pub use generate::{GenerateOptions, Generated, generate};
 pub use ort_runtime::OrtRuntime;
+pub use sample::{Sampler, greedy};
 pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
 pub use tensor::{Dtype, HostTensor, TensorError};
+pub use text::{TextStream, Tokenizer};
 pub use tract_runtime::TractRuntime;

@@ -12,6 +12,7 @@ use crate::error::{RuntimeError, one_line};
 use crate::ort_library::{Library, library};
 use crate::session::{Device, DimSpec, Io, LoadOptions, Runtime, Session, check_inputs};
 use crate::tensor::{Dtype, HostTensor};
+use crate::unreleased_opsets::permit;
 
 const NAME: &str = "onnxruntime";
 
@@ -50,7 +51,9 @@ impl Runtime for OrtRuntime {
         let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
         let builder = configure(builder, options).map_err(failed)?;
         let mut builder = self.place(builder, options.device)?;
+        let permission = permit(!options.released_opsets_only);
         let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
+        drop(permission);
         let inputs = declared(session.inputs()).map_err(failed)?;
         let outputs = declared(session.outputs()).map_err(failed)?;
         Ok(Box::new(OrtSession { session, inputs, outputs, model: model.to_path_buf() }))
@@ -75,9 +78,7 @@ impl OrtRuntime {
 
 fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, String> {
     let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
-    let released = if options.released_opsets_only { "1" } else { "0" };
     let mut builder = builder.with_optimization_level(level).map_err(one_line)?;
-    builder = builder.with_config_entry("session.allow_released_opsets_only", released).map_err(one_line)?;
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
     }

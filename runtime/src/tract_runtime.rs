@@ -1,5 +1,6 @@
 //! tract behind the [`Runtime`] trait: a second, independent implementation to check ONNX Runtime against.
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ impl Runtime for TractRuntime {
                 hint: "use --device cpu or --runtime ort",
             });
         }
-        let session = parse(model, options.optimize).map_err(|reason| RuntimeError::Load {
+        let session = guarded(|| parse(model, options.optimize)).map_err(|reason| RuntimeError::Load {
             runtime: NAME,
             model: model.to_path_buf(),
             reason,
@@ -108,7 +109,7 @@ impl Session for TractSession {
 
     fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
         let tensors = check_inputs(&self.inputs, inputs)?;
-        self.run_checked(&tensors).map_err(|reason| RuntimeError::Run {
+        guarded(|| self.run_checked(&tensors)).map_err(|reason| RuntimeError::Run {
             runtime: NAME,
             model: self.path.clone(),
             reason,
@@ -128,13 +129,13 @@ impl TractSession {
     /// The plan for these input shapes, prepared on first use.
     fn plan(&mut self, tensors: &[&HostTensor]) -> Result<Plan, String> {
         let shapes: Vec<Vec<usize>> = tensors.iter().map(|tensor| tensor.shape().to_vec()).collect();
-        let entry = match self.plans.iter().position(|(known, _)| *known == shapes) {
-            Some(i) => self.plans.remove(i),
-            None => {
-                let plan = self.prepare(tensors)?;
-                tracing::debug!(model = %self.path.display(), ?shapes, "prepared a plan");
-                (shapes, plan)
-            }
+        let known = self.plans.iter().position(|(known, _)| *known == shapes);
+        let entry = if let Some(position) = known {
+            self.plans.remove(position)
+        } else {
+            let plan = self.prepare(tensors)?;
+            tracing::debug!(model = %self.path.display(), ?shapes, "prepared a plan");
+            (shapes, plan)
         };
         self.plans.truncate(PLANS - 1);
         let plan = Arc::clone(&entry.1);
@@ -154,8 +155,18 @@ impl TractSession {
     }
 }
 
+/// Turns a panic into an error: tract indexes out of bounds where an id lies outside a table, for one.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // Nothing half-done is seen afterwards: a session changes only by whole plans moving in and out of its list.
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(format!("it panicked: {}", one_line(text)))
+    })
+}
+
 /// A whole error chain in one line of bearable length.
-fn reason(error: TractError) -> String {
+fn reason(error: impl std::fmt::Display) -> String {
     let mut text = one_line(format!("{error:#}"));
     if let Some((cut, _)) = text.char_indices().nth(LONGEST_REASON) {
         text.truncate(cut);

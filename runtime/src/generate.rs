@@ -1,0 +1,109 @@
+//! Continues a text: prefill, then one token at a time.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::decoder::Decoder;
+use crate::error::RuntimeError;
+use crate::sample::Sampler;
+use crate::text::Tokenizer;
+
+/// What to generate and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// The text to continue.
+    pub prompt: String,
+    /// At most this many new tokens.
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token each time; see [`Sampler::new`].
+    pub temperature: f32,
+    /// Probability mass to choose from; see [`Sampler::new`].
+    pub top_p: f32,
+    /// Seed of the random choices.
+    pub seed: u64,
+    /// Token ids that end the text; they are not part of it.
+    pub stop_ids: Vec<i64>,
+    /// Prompt tokens fed at a time.
+    pub segment: usize,
+}
+
+impl Default for GenerateOptions {
+    /// Greedy, up to 128 tokens, segments of 512.
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            max_new_tokens: 128,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop_ids: Vec::new(),
+            segment: 512,
+        }
+    }
+}
+
+/// A finished generation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generated {
+    /// The new text, without the prompt: all pieces handed to `on_text`, in order.
+    pub text: String,
+    /// The new token ids, without the stop token.
+    pub tokens: Vec<i64>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Time to feed the prompt.
+    pub prefill_seconds: f64,
+    /// Time from the end of the prefill to the last token.
+    pub decode_seconds: f64,
+    /// State held at the end.
+    pub state_bytes: usize,
+}
+
+/// Continues `options.prompt`, handing out text as it becomes whole characters.
+///
+/// Resets the decoder to one sequence first. An error when the prompt has no tokens, an option is out of range, the
+/// graph fails, or its logits are no numbers.
+pub fn generate(
+    decoder: &mut Decoder,
+    tokenizer: &Tokenizer,
+    options: &GenerateOptions,
+    on_text: &mut dyn FnMut(&str),
+) -> Result<Generated, RuntimeError> {
+    let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed)?;
+    let prompt = tokenizer.encode(&options.prompt)?;
+    if prompt.is_empty() {
+        let reason = "it has no tokens, expected at least one".to_owned();
+        return Err(RuntimeError::BadCall { place: "prompt", reason });
+    }
+    let prompt_tokens = prompt.len();
+    decoder.reset(1)?;
+    let started = Instant::now();
+    let mut logits = decoder.prefill(&[prompt], None, options.segment)?.to_f32()?;
+    let prefill_seconds = started.elapsed().as_secs_f64();
+
+    let started = Instant::now();
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    let mut stream = tokenizer.stream();
+    let mut emit = |piece: String| {
+        if !piece.is_empty() {
+            on_text(&piece);
+            text.push_str(&piece);
+        }
+    };
+    while tokens.len() < options.max_new_tokens {
+        let token = sampler.pick(&logits)? as i64;
+        if options.stop_ids.contains(&token) {
+            break;
+        }
+        tokens.push(token);
+        emit(stream.push(token)?);
+        if tokens.len() < options.max_new_tokens {
+            logits = decoder.feed(&[vec![token]], None)?.to_f32()?;
+        }
+    }
+    emit(stream.finish()?);
+    let decode_seconds = started.elapsed().as_secs_f64();
+    let state_bytes = decoder.state_bytes();
+    Ok(Generated { text, tokens, prompt_tokens, prefill_seconds, decode_seconds, state_bytes })
+}

@@ -1,0 +1,131 @@
+use std::path::Path;
+
+use dijiang_runtime::{Decoder, GenerateOptions, LoadOptions, Tokenizer, generate};
+
+use crate::models::{self, ALL, LINEAR};
+use crate::runtimes;
+
+/// Seven tokens: two letters, a space, and the two bytes of `é` as separate tokens; the last two ends of text.
+const TOKENIZER: &str = r#"{
+    "version": "1.0",
+    "added_tokens": [{"id": 6, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+    "normalizer": null,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+    "post_processor": null,
+    "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "Ġ": 2, "Ã": 3, "©": 4, "ab": 5, "</s>": 6}, "merges": ["a b"]}
+}"#;
+
+fn tokenizer() -> Tokenizer {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    std::fs::write(&path, TOKENIZER).unwrap();
+    Tokenizer::load(&path).unwrap()
+}
+
+fn pieces(tokenizer: &Tokenizer, ids: &[i64]) -> (Vec<String>, String) {
+    let mut stream = tokenizer.stream();
+    let pushed = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    (pushed, stream.finish().unwrap())
+}
+
+#[test]
+fn text_survives_the_way_to_ids_and_back() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode("ab é").unwrap();
+    assert_eq!(ids, [5, 2, 3, 4]);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "ab é");
+    assert_eq!((tokenizer.token_id("</s>"), tokenizer.vocabulary()), (Some(6), 7));
+    assert!(tokenizer.decode(&[-1]).is_err());
+}
+
+#[test]
+fn a_stream_holds_half_characters_back() {
+    let tokenizer = tokenizer();
+    assert_eq!(
+        pieces(&tokenizer, &[0, 3, 4, 1]),
+        (["a", "", "é", "b"].map(String::from).to_vec(), String::new())
+    );
+    assert_eq!(pieces(&tokenizer, &[0, 2, 3]), (["a", " ", ""].map(String::from).to_vec(), String::new()));
+    assert_eq!(pieces(&tokenizer, &[3, 0]).0.concat(), "\u{fffd}a");
+    assert_eq!(pieces(&tokenizer, &[6, 0]).0.concat(), "a");
+}
+
+#[test]
+fn a_bad_tokenizer_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let missing = Tokenizer::load(&path).unwrap_err().to_string();
+    std::fs::write(&path, "{").unwrap();
+    let broken = Tokenizer::load(&path).unwrap_err().to_string();
+    for message in [missing, broken] {
+        assert!(message.starts_with(&format!("tokenizer {}: ", path.display())), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+fn open(dir: &Path, runtime: &dyn dijiang_runtime::Runtime, parts: models::Parts) -> Decoder {
+    let path = models::decoder(parts).write(dir);
+    Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap()
+}
+
+#[test]
+fn generation_is_the_argmax_of_the_whole_each_time() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
+    for runtime in runtimes() {
+        let mut decoder = open(dir.path(), runtime.as_ref(), ALL);
+        let options = GenerateOptions {
+            prompt: "ab b".to_owned(),
+            max_new_tokens: 6,
+            segment: 2,
+            ..Default::default()
+        };
+        let mut shown = String::new();
+        let found = generate(&mut decoder, &tokenizer, &options, &mut |piece| shown.push_str(piece)).unwrap();
+        let mut ids = tokenizer.encode("ab b").unwrap();
+        assert_eq!((found.prompt_tokens, found.tokens.len()), (ids.len(), 6));
+        assert_eq!(found.text, shown);
+        assert_eq!(found.state_bytes, decoder.state_bytes());
+        for &token in &found.tokens {
+            decoder.reset(1).unwrap();
+            let logits = decoder.prefill(&[ids.clone()], None, 100).unwrap().to_f32().unwrap();
+            assert_eq!(dijiang_runtime::greedy(&logits).unwrap() as i64, token);
+            ids.push(token);
+        }
+    }
+}
+
+#[test]
+fn generation_ends_at_a_stop_token_and_at_once_for_zero_tokens() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
+    let mut decoder = open(dir.path(), runtimes()[0].as_ref(), LINEAR);
+    let mut run = |options: &GenerateOptions| generate(&mut decoder, &tokenizer, options, &mut |_| ());
+    let free = GenerateOptions { prompt: "ab".to_owned(), max_new_tokens: 5, ..Default::default() };
+    let tokens = run(&free).unwrap().tokens;
+    let stopped = GenerateOptions { stop_ids: vec![tokens[0]], ..free.clone() };
+    assert!(run(&stopped).unwrap().tokens.is_empty());
+    let none = GenerateOptions { max_new_tokens: 0, ..free.clone() };
+    assert!(run(&none).unwrap().tokens.is_empty());
+    assert!(run(&GenerateOptions { prompt: String::new(), ..free.clone() }).is_err());
+    assert!(run(&GenerateOptions { segment: 0, ..free }).is_err());
+}
+
+#[test]
+fn the_seed_decides_what_is_sampled() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
+    let mut decoder = open(dir.path(), runtimes()[0].as_ref(), LINEAR);
+    let mut run = |seed| {
+        let prompt = "a".to_owned();
+        let options = GenerateOptions {
+            prompt,
+            seed,
+            max_new_tokens: 12,
+            temperature: 50.0,
+            ..GenerateOptions::default()
+        };
+        generate(&mut decoder, &tokenizer, &options, &mut |_| ()).unwrap().tokens
+    };
+    let first = run(1);
+    assert_eq!(run(1), first);
+    assert!((2..6).any(|seed| run(seed) != first));
+}
