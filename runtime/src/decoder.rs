@@ -10,12 +10,25 @@ use crate::tensor::{Dtype, HostTensor};
 pub struct DecoderState {
     /// The graph's state inputs by name, in the graph's order, batch first.
     pub tensors: Vec<(String, HostTensor)>,
-    /// The attention mask of all tokens so far, `[batch][tokens]`; rows stay empty when no state grows.
+    /// What was fed so far.
+    pub history: History,
+}
+
+/// What a decoder was fed since the last reset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// The attention mask of all tokens, `[batch][tokens]`; rows stay empty when no state grows.
     pub mask: Vec<Vec<i64>>,
-    /// Tokens that were no padding so far, per row.
+    /// Tokens that were no padding, per row.
     pub seen: Vec<i64>,
-    /// Token columns fed so far, padding included.
+    /// Token columns, padding included.
     pub columns: usize,
+}
+
+impl History {
+    fn new(batch: usize) -> Self {
+        Self { mask: vec![Vec::new(); batch], seen: vec![0; batch], columns: 0 }
+    }
 }
 
 /// A causal language model graph and its state.
@@ -29,7 +42,7 @@ pub struct DecoderState {
 pub struct Decoder {
     session: Box<dyn Session>,
     layout: Layout,
-    state: DecoderState,
+    history: History,
 }
 
 impl Decoder {
@@ -38,8 +51,10 @@ impl Decoder {
     /// An error when the graph's inputs and outputs are not those of a causal language model.
     pub fn new(session: Box<dyn Session>) -> Result<Self, RuntimeError> {
         let layout = Layout::of(session.as_ref())?;
-        let state = empty_state(&layout, layout.fixed_batch.unwrap_or(1))?;
-        Ok(Self { session, layout, state })
+        let batch = layout.fixed_batch.unwrap_or(1);
+        let mut decoder = Self { session, layout, history: History::new(batch) };
+        decoder.reset(batch)?;
+        Ok(decoder)
     }
 
     /// Forgets all tokens and sets the number of sequences decoded side by side.
@@ -53,13 +68,16 @@ impl Decoder {
                 format!("{batch} sequences were asked for, the graph takes exactly {fixed}"),
             ));
         }
-        self.state = empty_state(&self.layout, batch)?;
+        let zeros = |io: &StateIo| HostTensor::zeros(io.input.dtype, &io.shape(batch, 0));
+        let zeros = self.layout.states.iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
+        self.session.carry(&self.layout.links(), &zeros)?;
+        self.history = History::new(batch);
         Ok(())
     }
 
     /// Sequences decoded side by side.
     pub fn batch(&self) -> usize {
-        self.state.seen.len()
+        self.history.seen.len()
     }
 
     /// Whether the state grows with the number of tokens.
@@ -72,20 +90,28 @@ impl Decoder {
         self.session.as_ref()
     }
 
-    /// Bytes of state held now.
+    /// Bytes of state held now, wherever it lies.
     pub fn state_bytes(&self) -> usize {
-        self.state.tensors.iter().map(|(_, tensor)| tensor.byte_len()).sum()
+        let shape = |io: &StateIo| io.shape(self.batch(), self.history.columns);
+        let bytes = |io: &StateIo| shape(io).iter().product::<usize>() * io.input.dtype.size();
+        self.layout.states.iter().map(bytes).sum()
     }
 
-    /// What the decoder remembers, to be put back with [`Decoder::set_state`].
-    pub fn state(&self) -> &DecoderState {
-        &self.state
+    /// A copy of what the decoder remembers, to be put back with [`Decoder::set_state`].
+    pub fn state(&self) -> Result<DecoderState, RuntimeError> {
+        let names = self.layout.states.iter().map(|io| io.input.name.clone());
+        Ok(DecoderState {
+            tensors: names.zip(self.session.carried()?).collect(),
+            history: self.history.clone(),
+        })
     }
 
     /// Continues from a remembered state; an error when its names, dtypes or shapes are not this graph's.
     pub fn set_state(&mut self, state: DecoderState) -> Result<(), RuntimeError> {
         check_state(&self.layout, &state)?;
-        self.state = state;
+        let tensors: Vec<HostTensor> = state.tensors.into_iter().map(|(_, tensor)| tensor).collect();
+        self.session.carry(&self.layout.links(), &tensors)?;
+        self.history = state.history;
         Ok(())
     }
 
@@ -96,19 +122,17 @@ impl Decoder {
         let tokens = self.check_feed(ids, mask)?;
         let ones = vec![vec![1; tokens]; ids.len()];
         let mask = mask.unwrap_or(&ones);
-        let next_mask = if self.grows() { joined(&self.state.mask, mask) } else { Vec::new() };
-        let visible = if self.grows() { &next_mask } else { mask };
-        let feeds = self.feeds(ids, mask, visible)?;
-        let outputs = self.run(&feeds)?;
-        check_logits(&outputs[self.layout.logits], [ids.len(), tokens])?;
-        let logits = self.take_outputs(outputs);
-        for (seen, row) in self.state.seen.iter_mut().zip(mask) {
+        let all_mask = if self.grows() { joined(&self.history.mask, mask) } else { Vec::new() };
+        let visible = if self.grows() { &all_mask } else { mask };
+        let logits = self.run(ids, mask, visible)?;
+        for (seen, row) in self.history.seen.iter_mut().zip(mask) {
             *seen += row.iter().sum::<i64>();
         }
         if self.grows() {
-            self.state.mask = next_mask;
+            self.history.mask = all_mask;
         }
-        self.state.columns += tokens;
+        self.history.columns += tokens;
+        check_logits(&logits, [ids.len(), tokens])?;
         Ok(logits)
     }
 
@@ -153,7 +177,7 @@ impl Decoder {
         if padded && self.layout.mask.is_none() {
             return Err(bad("attention_mask", "the graph has no such input, so rows cannot be padded"));
         }
-        if self.layout.states.is_empty() && self.state.columns > 0 {
+        if self.layout.states.is_empty() && self.history.columns > 0 {
             return Err(bad(
                 "input_ids",
                 "the graph has no state, so feed each sequence in one call after a reset",
@@ -165,38 +189,23 @@ impl Decoder {
         }
     }
 
-    /// The graph's inputs besides the state.
-    fn feeds(
-        &self,
+    /// Runs the graph; `visible` is the mask that it takes, of this call's columns or of all.
+    fn run(
+        &mut self,
         ids: &[Vec<i64>],
         mask: &[Vec<i64>],
         visible: &[Vec<i64>],
-    ) -> Result<Vec<(&'static str, HostTensor)>, RuntimeError> {
+    ) -> Result<HostTensor, RuntimeError> {
         let mut feeds = vec![(IDS, integers(self.layout.ids, ids)?)];
         if let Some(dtype) = self.layout.mask {
             feeds.push((MASK, integers(dtype, visible)?));
         }
         if let Some(dtype) = self.layout.positions {
-            feeds.push((POSITIONS, integers(dtype, &positions(&self.state.seen, mask))?));
+            feeds.push((POSITIONS, integers(dtype, &positions(&self.history.seen, mask))?));
         }
-        Ok(feeds)
-    }
-
-    fn run(&mut self, feeds: &[(&'static str, HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
-        let states = self.state.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-        let inputs: Vec<(&str, &HostTensor)> =
-            feeds.iter().map(|(name, tensor)| (*name, tensor)).chain(states).collect();
-        self.session.run(&inputs)
-    }
-
-    /// Moves the new state into place and returns the logits.
-    fn take_outputs(&mut self, mut outputs: Vec<HostTensor>) -> HostTensor {
-        // Taking an output by swapping leaves its place to a tensor nobody reads again.
-        let mut take = |position: usize| std::mem::take(&mut outputs[position]);
-        for (io, (_, tensor)) in self.layout.states.iter().zip(&mut self.state.tensors) {
-            *tensor = take(io.output);
-        }
-        take(self.layout.logits)
+        let inputs: Vec<(&str, &HostTensor)> = feeds.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let mut outputs = self.session.run(&inputs)?;
+        Ok(outputs.swap_remove(self.layout.open_logits()))
     }
 }
 
@@ -204,23 +213,15 @@ fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::BadCall { place, reason: reason.into() }
 }
 
-fn empty_state(layout: &Layout, batch: usize) -> Result<DecoderState, RuntimeError> {
-    let zeros = |io: &StateIo| {
-        let tensor = HostTensor::zeros(io.input.dtype, &io.empty_shape(batch))?;
-        Ok((io.input.name.clone(), tensor))
-    };
-    let tensors = layout.states.iter().map(zeros).collect::<Result<_, RuntimeError>>()?;
-    Ok(DecoderState { tensors, mask: vec![Vec::new(); batch], seen: vec![0; batch], columns: 0 })
-}
-
 fn check_state(layout: &Layout, state: &DecoderState) -> Result<(), RuntimeError> {
-    let batch = state.seen.len();
-    if batch == 0 || state.mask.len() != batch || layout.fixed_batch.is_some_and(|fixed| fixed != batch) {
-        return Err(bad("state", format!("it holds {batch} rows and {} mask rows", state.mask.len())));
+    let history = &state.history;
+    let batch = history.seen.len();
+    if batch == 0 || history.mask.len() != batch || layout.fixed_batch.is_some_and(|fixed| fixed != batch) {
+        return Err(bad("state", format!("it holds {batch} rows and {} mask rows", history.mask.len())));
     }
-    let mask_columns = if layout.grows() { state.columns } else { 0 };
-    if state.mask.iter().any(|row| row.len() != mask_columns) {
-        return Err(bad("state", format!("its mask rows are not {mask_columns} long")));
+    let mask_columns = if layout.grows() { history.columns } else { 0 };
+    if history.mask.iter().any(|row| row.len() != mask_columns) {
+        return Err(bad("state", format!("it holds mask rows that are not {mask_columns} long")));
     }
     if state.tensors.len() != layout.states.len() {
         let reason =
@@ -228,7 +229,7 @@ fn check_state(layout: &Layout, state: &DecoderState) -> Result<(), RuntimeError
         return Err(bad("state", reason));
     }
     for (io, (name, tensor)) in layout.states.iter().zip(&state.tensors) {
-        let fits = io.input.dtype == tensor.dtype() && io.takes(tensor.shape(), batch);
+        let fits = io.input.dtype == tensor.dtype() && tensor.shape() == io.shape(batch, history.columns);
         if io.input.name != *name || !fits {
             let found = format!("`{name}` {} {:?}", tensor.dtype(), tensor.shape());
             let expected = format!("`{}` {} {}", io.input.name, io.input.dtype, io.input.shape_text());

@@ -3,6 +3,7 @@
 use crate::error::RuntimeError;
 use crate::session::{DimSpec, Io, Session};
 use crate::tensor::Dtype;
+use crate::wiring::Link;
 
 pub(crate) const IDS: &str = "input_ids";
 pub(crate) const MASK: &str = "attention_mask";
@@ -11,43 +12,27 @@ pub(crate) const LOGITS: &str = "logits";
 const PAST: &str = "past_key_values.";
 const PRESENT: &str = "present.";
 
-/// How a state changes as tokens are fed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Growth {
-    /// It keeps its shape: linear attention.
-    Fixed,
-    /// It grows along one axis from length 0: a cache of keys or values.
-    Along(usize),
-}
-
 /// One state: an input of the graph and the output that replaces it.
 #[derive(Clone, Debug)]
 pub(crate) struct StateIo {
     pub(crate) input: Io,
+    /// Position of the input.
+    pub(crate) position: usize,
     /// Position of the replacing output.
     pub(crate) output: usize,
-    pub(crate) growth: Growth,
+    /// Whether it grows along one axis from length 0, as a cache of keys or values does, or keeps its shape.
+    pub(crate) grows: bool,
 }
 
 impl StateIo {
-    /// The shape of the state before the first token.
-    pub(crate) fn empty_shape(&self, batch: usize) -> Vec<usize> {
-        let size = |dim: &DimSpec| match dim {
+    /// The shape of the state after this many tokens.
+    pub(crate) fn shape(&self, batch: usize, tokens: usize) -> Vec<usize> {
+        let size = |(axis, dim): (usize, &DimSpec)| match dim {
+            _ if axis == 0 => batch,
             DimSpec::Fixed(size) => *size,
-            DimSpec::Dynamic(_) => 0,
+            DimSpec::Dynamic(_) => tokens,
         };
-        let mut shape: Vec<usize> = self.input.shape.iter().map(size).collect();
-        shape[0] = batch;
-        shape
-    }
-
-    /// Whether a tensor of this shape can be this state.
-    pub(crate) fn takes(&self, shape: &[usize], batch: usize) -> bool {
-        let mut expected = self.empty_shape(batch);
-        if let (Growth::Along(axis), true) = (self.growth, expected.len() == shape.len()) {
-            expected[axis] = shape[axis];
-        }
-        expected == shape
+        self.input.shape.iter().enumerate().map(size).collect()
     }
 }
 
@@ -70,9 +55,9 @@ impl Layout {
         let ids = integers(inputs, IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
         let mask = integers(inputs, MASK)?;
         let positions = integers(inputs, POSITIONS)?;
-        let known = |io: &&Io| [IDS, MASK, POSITIONS].contains(&io.name.as_str());
-        let states =
-            inputs.iter().filter(|io| !known(io)).map(|io| state(io, outputs)).collect::<Result<_, _>>()?;
+        let known = |io: &Io| [IDS, MASK, POSITIONS].contains(&io.name.as_str());
+        let rest = inputs.iter().enumerate().filter(|(_, io)| !known(io));
+        let states = rest.map(|(position, io)| state(position, io, outputs)).collect::<Result<_, _>>()?;
         let first = inputs.iter().find(|io| io.name == IDS).and_then(|io| io.shape.first());
         let fixed_batch = match first {
             Some(DimSpec::Fixed(size)) => Some(*size),
@@ -81,8 +66,17 @@ impl Layout {
         Ok(Self { ids, mask, positions, states, logits: logits(outputs)?, fixed_batch })
     }
 
+    pub(crate) fn links(&self) -> Vec<Link> {
+        self.states.iter().map(|state| Link { input: state.position, output: state.output }).collect()
+    }
+
+    /// Position of the logits among the outputs that are no states.
+    pub(crate) fn open_logits(&self) -> usize {
+        self.logits - self.states.iter().filter(|state| state.output < self.logits).count()
+    }
+
     pub(crate) fn grows(&self) -> bool {
-        self.states.iter().any(|state| state.growth != Growth::Fixed)
+        self.states.iter().any(|state| state.grows)
     }
 }
 
@@ -115,7 +109,7 @@ fn logits(outputs: &[Io]) -> Result<usize, RuntimeError> {
     Ok(position)
 }
 
-fn state(input: &Io, outputs: &[Io]) -> Result<StateIo, RuntimeError> {
+fn state(position: usize, input: &Io, outputs: &[Io]) -> Result<StateIo, RuntimeError> {
     let Some(rest) = input.name.strip_prefix(PAST) else {
         let expected = format!("expected {IDS}, {MASK}, {POSITIONS} or {PAST}*");
         return Err(misfit(&input.name, &expected));
@@ -128,21 +122,21 @@ fn state(input: &Io, outputs: &[Io]) -> Result<StateIo, RuntimeError> {
         let found = format!("it is {}, but `{present}` is {}", input.dtype, outputs[output].dtype);
         return Err(misfit(&input.name, &found));
     }
-    Ok(StateIo { input: input.clone(), output, growth: growth(input)? })
+    Ok(StateIo { input: input.clone(), position, output, grows: grows(input)? })
 }
 
-fn growth(input: &Io) -> Result<Growth, RuntimeError> {
-    let is_dynamic = |axis: &usize| matches!(input.shape[*axis], DimSpec::Dynamic(_));
-    let dynamic: Vec<usize> = (1..input.shape.len()).filter(is_dynamic).collect();
-    match dynamic.as_slice() {
-        [] if !input.shape.is_empty() => Ok(Growth::Fixed),
-        [axis] => Ok(Growth::Along(*axis)),
+/// Tells the two kinds of state apart by their open dimensions besides the batch.
+fn grows(input: &Io) -> Result<bool, RuntimeError> {
+    let open = |dim: &&DimSpec| matches!(dim, DimSpec::Dynamic(_));
+    match input.shape.iter().skip(1).filter(open).count() {
+        0 if !input.shape.is_empty() => Ok(false),
+        1 => Ok(true),
         _ => {
-            let found = format!(
-                "its shape is {}, expected a batch and at most one other open dimension",
-                input.shape_text()
-            );
-            Err(misfit(&input.name, &found))
+            let found = format!("its shape is {}", input.shape_text());
+            Err(misfit(
+                &input.name,
+                &format!("{found}, expected a batch and at most one other open dimension"),
+            ))
         }
     }
 }

@@ -19,8 +19,9 @@ mod text;
 mod tract_runtime;
 mod tract_types;
 mod unreleased_opsets;
+mod wiring;
 
-pub use decoder::{Decoder, DecoderState};
+pub use decoder::{Decoder, DecoderState, History};
 pub use error::RuntimeError;
 pub use generate::{GenerateOptions, Generated, generate};
 pub use ort_runtime::OrtRuntime;
@@ -29,3 +30,4 @@ pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
 pub use tensor::{Dtype, HostTensor, TensorError};
 pub use text::{TextStream, Tokenizer};
 pub use tract_runtime::TractRuntime;
+pub use wiring::Link;

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use ort::ep;
-use ort::memory::Allocator;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::IoBinding;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{DynTensor, DynValue, Outlet, TensorElementType, ValueType};
+use ort::value::{DynTensor, DynTensorValueType, DynValue, Outlet, TensorElementType, ValueType};
 
 use crate::cuda_libraries;
 use crate::error::{RuntimeError, one_line};
 use crate::ort_library::{Library, library};
 use crate::session::{Device, DimSpec, Io, LoadOptions, Runtime, Session, check_inputs};
-use crate::tensor::{Dtype, HostTensor};
+use crate::tensor::{Dtype, HostTensor, byte_len};
 use crate::unreleased_opsets::permit;
+use crate::wiring::{Link, Wiring};
 
 const NAME: &str = "onnxruntime";
 
@@ -56,7 +58,15 @@ impl Runtime for OrtRuntime {
         drop(permission);
         let inputs = declared(session.inputs()).map_err(failed)?;
         let outputs = declared(session.outputs()).map_err(failed)?;
-        Ok(Box::new(OrtSession { session, inputs, outputs, model: model.to_path_buf() }))
+        Ok(Box::new(OrtSession {
+            session,
+            wiring: Wiring::none(&inputs),
+            carried: Vec::new(),
+            inputs,
+            outputs,
+            model: model.to_path_buf(),
+            device: options.device,
+        }))
     }
 }
 
@@ -91,6 +101,10 @@ struct OrtSession {
     inputs: Vec<Io>,
     outputs: Vec<Io>,
     model: PathBuf,
+    device: Device,
+    wiring: Wiring,
+    /// Where the last run left them, on the device; in the order of the links.
+    carried: Vec<DynValue>,
 }
 
 impl Session for OrtSession {
@@ -103,25 +117,65 @@ impl Session for OrtSession {
     }
 
     fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
-        let tensors = check_inputs(&self.inputs, inputs)?;
-        self.run_checked(&tensors).map_err(|reason| RuntimeError::Run {
-            runtime: NAME,
-            model: self.model.clone(),
-            reason,
-        })
+        let tensors = check_inputs(&self.wiring.open_inputs, inputs)?;
+        self.run_checked(&tensors).map_err(|reason| self.failed(reason))
+    }
+
+    fn carry(&mut self, links: &[Link], initial: &[HostTensor]) -> Result<(), RuntimeError> {
+        let wiring = Wiring::new(&self.inputs, &self.outputs, links, initial)?;
+        let carried = initial.iter().map(|tensor| Ok(to_ort(tensor)?.into_dyn())).collect::<Result<_, _>>();
+        self.carried = carried.map_err(|reason| self.failed(reason))?;
+        self.wiring = wiring;
+        Ok(())
+    }
+
+    fn carried(&self) -> Result<Vec<HostTensor>, RuntimeError> {
+        let tensors = self.carried.iter().map(from_ort).collect::<Result<_, _>>();
+        tensors.map_err(|reason| self.failed(reason))
     }
 }
 
 impl OrtSession {
-    fn run_checked(&mut self, tensors: &[&HostTensor]) -> Result<Vec<HostTensor>, String> {
-        let names = self.inputs.iter().map(|io| io.name.as_str());
-        let feeds: Vec<(&str, DynTensor)> = names
-            .zip(tensors)
-            .map(|(name, tensor)| Ok((name, to_ort(tensor)?)))
-            .collect::<Result<_, String>>()?;
-        let values = self.session.run(feeds).map_err(|e| one_line(e.message()))?;
-        values.values().map(|value| from_ort(&value)).collect()
+    fn failed(&self, reason: String) -> RuntimeError {
+        RuntimeError::Run { runtime: NAME, model: self.model.clone(), reason }
     }
+
+    fn run_checked(&mut self, tensors: &[&HostTensor]) -> Result<Vec<HostTensor>, String> {
+        let binding = self.bind(tensors)?;
+        let values = self.session.run_binding(&binding).map_err(|e| one_line(e.message()))?;
+        let values: Vec<DynValue> = values.into_iter().map(|(_, value)| value).collect();
+        let (open, carried) = self.wiring.split(values);
+        let open = open.iter().map(from_ort).collect::<Result<_, _>>()?;
+        self.carried = carried;
+        Ok(open)
+    }
+
+    /// A fresh binding each time: a used one would write into the outputs of the run before, which are carried.
+    fn bind(&self, tensors: &[&HostTensor]) -> Result<IoBinding, String> {
+        let said = |e: ort::Error| one_line(e.message());
+        let mut binding = self.session.create_binding().map_err(said)?;
+        for (io, tensor) in self.wiring.open_inputs.iter().zip(tensors) {
+            binding.bind_input(&io.name, &to_ort(tensor)?).map_err(said)?;
+        }
+        for (link, value) in self.wiring.links.iter().zip(&self.carried) {
+            binding.bind_input(&self.inputs[link.input].name, value).map_err(said)?;
+        }
+        let (host, device) = (memory(Device::Cpu)?, memory(self.device)?);
+        for (output, io) in self.outputs.iter().enumerate() {
+            let place = if self.wiring.carries(output) { &device } else { &host };
+            binding.bind_output_to_device(&io.name, place).map_err(said)?;
+        }
+        Ok(binding)
+    }
+}
+
+fn memory(device: Device) -> Result<MemoryInfo<'static>, String> {
+    let (name, index) = match device {
+        Device::Cpu => (AllocationDevice::CPU, 0),
+        Device::Cuda(index) => (AllocationDevice::CUDA, index as i32),
+    };
+    MemoryInfo::new(name, index, AllocatorType::Device, MemoryType::Default)
+        .map_err(|e| one_line(e.message()))
 }
 
 fn to_ort(tensor: &HostTensor) -> Result<DynTensor, String> {
@@ -142,13 +196,20 @@ fn from_ort(value: &DynValue) -> Result<HostTensor, String> {
     let dtype =
         dtype_of(*ty).ok_or_else(|| format!("an output holds {ty} elements, which are not supported"))?;
     let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
-    let tensor =
-        value.view().downcast::<ort::value::DynTensorValueType>().map_err(|e| one_line(e.message()))?;
-    let len = crate::tensor::byte_len(dtype, &shape).map_err(one_line)?;
+    let tensor = value.view().downcast::<DynTensorValueType>().map_err(|e| one_line(e.message()))?;
+    if tensor.memory_info().is_cpu_accessible() {
+        return copied(dtype, shape, &tensor);
+    }
+    let tensor = tensor.to(AllocationDevice::CPU, 0).map_err(|e| one_line(e.message()))?;
+    copied(dtype, shape, &tensor)
+}
+
+fn copied(dtype: Dtype, shape: Vec<usize>, tensor: &DynTensor) -> Result<HostTensor, String> {
+    let len = byte_len(dtype, &shape).map_err(one_line)?;
     let data = if len == 0 {
         Vec::new()
     } else {
-        // SAFETY: `run` leaves outputs in CPU memory, and a tensor of this dtype and shape is this many bytes long.
+        // SAFETY: the tensor lies in CPU memory, and one of this dtype and shape is this many bytes long.
         unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), len) }.to_vec()
     };
     HostTensor::new(dtype, shape, data).map_err(one_line)

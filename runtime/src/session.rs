@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::error::RuntimeError;
 use crate::tensor::{Dtype, HostTensor};
+use crate::wiring::Link;
 
 /// One dimension of a declared input or output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +128,16 @@ pub trait Session: Debug + Send {
     /// Every declared input is given once, in any order. Names, dtypes, ranks and fixed dimensions are checked before
     /// the runtime sees them, so the errors are the same for every runtime.
     fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError>;
+
+    /// Keeps some outputs inside the session, where each becomes an input of the next run; they never pass through
+    /// host memory. Each link starts from its tensor in `initial`.
+    ///
+    /// From here on [`Session::run`] neither takes the linked inputs nor returns the linked outputs. A new call
+    /// replaces all links; one without links ends this. A run that fails leaves what is carried as it was.
+    fn carry(&mut self, links: &[Link], initial: &[HostTensor]) -> Result<(), RuntimeError>;
+
+    /// A copy of what is carried now, in the order of the links.
+    fn carried(&self) -> Result<Vec<HostTensor>, RuntimeError>;
 }
 
 /// Checks what a caller gives against what the model declares, and returns it in the model's order.
@@ -167,7 +178,7 @@ fn check_input<'t>(
     Ok(tensor)
 }
 
-fn shape_fits(declared: &[DimSpec], found: &[usize]) -> bool {
+pub(crate) fn shape_fits(declared: &[DimSpec], found: &[usize]) -> bool {
     let fits = |(spec, &dim): (&DimSpec, &usize)| match spec {
         DimSpec::Fixed(n) => *n == dim,
         DimSpec::Dynamic(_) => true,

@@ -145,13 +145,6 @@ pub struct HostTensor {
     data: Vec<u8>,
 }
 
-impl Default for HostTensor {
-    /// A bool tensor without elements.
-    fn default() -> Self {
-        Self { dtype: Dtype::Bool, shape: vec![0], data: Vec::new() }
-    }
-}
-
 impl std::fmt::Debug for HostTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "HostTensor({} {:?})", self.dtype, self.shape)

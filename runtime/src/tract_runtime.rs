@@ -9,8 +9,9 @@ use tract_onnx::prelude::*;
 
 use crate::error::{RuntimeError, one_line};
 use crate::session::{Device, Io, LoadOptions, Runtime, Session, check_inputs};
-use crate::tensor::HostTensor;
-use crate::tract_types::{datum_type, declared, from_tract, to_tract};
+use crate::tensor::{Dtype, HostTensor};
+use crate::tract_types::{declared, from_tract, to_tract};
+use crate::wiring::{Link, Wiring};
 
 const NAME: &str = "tract";
 
@@ -62,11 +63,20 @@ fn parse(model: &Path, optimize: bool) -> Result<TractSession, String> {
     check_operators(&onnx, graph)?;
     let initialized = |name: &str| graph.initializer.iter().any(|tensor| tensor.name == name);
     let fed = graph.input.iter().filter(|input| !initialized(&input.name));
-    let inputs = fed.map(declared).collect::<Result<_, _>>()?;
+    let inputs: Vec<Io> = fed.map(declared).collect::<Result<_, _>>()?;
     let outputs = graph.output.iter().map(declared).collect::<Result<_, _>>()?;
     let dir = model.parent().and_then(Path::to_str);
     let parsed = onnx.parse(&proto, dir).map_err(reason)?.model;
-    Ok(TractSession { path: model.to_path_buf(), parsed, inputs, outputs, optimize, plans: Vec::new() })
+    Ok(TractSession {
+        path: model.to_path_buf(),
+        parsed,
+        wiring: Wiring::none(&inputs),
+        inputs,
+        outputs,
+        optimize,
+        plans: Vec::new(),
+        carried: Vec::new(),
+    })
 }
 
 fn check_operators(onnx: &tract_onnx::Onnx, graph: &pb::GraphProto) -> Result<(), String> {
@@ -96,6 +106,9 @@ struct TractSession {
     optimize: bool,
     /// Most recently used first.
     plans: Vec<(Vec<Vec<usize>>, Plan)>,
+    wiring: Wiring,
+    /// In the order of the links.
+    carried: Vec<TValue>,
 }
 
 impl Session for TractSession {
@@ -108,32 +121,51 @@ impl Session for TractSession {
     }
 
     fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<HostTensor>, RuntimeError> {
-        let tensors = check_inputs(&self.inputs, inputs)?;
-        guarded(|| self.run_checked(&tensors)).map_err(|reason| RuntimeError::Run {
-            runtime: NAME,
-            model: self.path.clone(),
-            reason,
-        })
+        let tensors = check_inputs(&self.wiring.open_inputs, inputs)?;
+        guarded(|| self.run_checked(&tensors)).map_err(|reason| self.failed(reason))
+    }
+
+    fn carry(&mut self, links: &[Link], initial: &[HostTensor]) -> Result<(), RuntimeError> {
+        let wiring = Wiring::new(&self.inputs, &self.outputs, links, initial)?;
+        let carried =
+            initial.iter().map(|tensor| Ok(to_tract(tensor)?.into_tvalue())).collect::<Result<_, _>>();
+        self.carried = carried.map_err(|reason| self.failed(reason))?;
+        self.wiring = wiring;
+        Ok(())
+    }
+
+    fn carried(&self) -> Result<Vec<HostTensor>, RuntimeError> {
+        let dtypes = self.wiring.links.iter().map(|link| self.inputs[link.input].dtype);
+        let tensors = self.carried.iter().zip(dtypes).map(|(value, dtype)| from_tract(value, dtype));
+        tensors.collect::<Result<_, _>>().map_err(|reason| self.failed(reason))
     }
 }
 
 impl TractSession {
+    fn failed(&self, reason: String) -> RuntimeError {
+        RuntimeError::Run { runtime: NAME, model: self.path.clone(), reason }
+    }
+
     fn run_checked(&mut self, tensors: &[&HostTensor]) -> Result<Vec<HostTensor>, String> {
-        let plan = self.plan(tensors)?;
-        let feeds = tensors.iter().map(|tensor| Ok(to_tract(tensor)?.into_tvalue()));
-        let values = plan.run(feeds.collect::<Result<_, String>>()?).map_err(reason)?;
-        let wanted = self.outputs.iter().map(|io| io.dtype);
-        values.iter().zip(wanted).map(|(value, dtype)| from_tract(value, dtype)).collect()
+        let given = tensors.iter().map(|tensor| Ok(to_tract(tensor)?.into_tvalue()));
+        let feeds = self.wiring.merge(given.collect::<Result<_, String>>()?, self.carried.clone());
+        let plan = self.plan(&feeds)?;
+        let values = plan.run(feeds.into()).map_err(reason)?.into_vec();
+        let dtypes: Vec<Dtype> = self.outputs.iter().map(|io| io.dtype).collect();
+        let (open, carried) = self.wiring.split(values.into_iter().zip(dtypes).collect());
+        let open = open.iter().map(|(value, dtype)| from_tract(value, *dtype)).collect::<Result<_, _>>()?;
+        self.carried = carried.into_iter().map(|(value, _)| value).collect();
+        Ok(open)
     }
 
     /// The plan for these input shapes, prepared on first use.
-    fn plan(&mut self, tensors: &[&HostTensor]) -> Result<Plan, String> {
-        let shapes: Vec<Vec<usize>> = tensors.iter().map(|tensor| tensor.shape().to_vec()).collect();
+    fn plan(&mut self, feeds: &[TValue]) -> Result<Plan, String> {
+        let shapes: Vec<Vec<usize>> = feeds.iter().map(|tensor| tensor.shape().to_vec()).collect();
         let known = self.plans.iter().position(|(known, _)| *known == shapes);
         let entry = if let Some(position) = known {
             self.plans.remove(position)
         } else {
-            let plan = self.prepare(tensors)?;
+            let plan = self.prepare(feeds)?;
             tracing::debug!(model = %self.path.display(), ?shapes, "prepared a plan");
             (shapes, plan)
         };
@@ -143,11 +175,10 @@ impl TractSession {
         Ok(plan)
     }
 
-    fn prepare(&self, tensors: &[&HostTensor]) -> Result<Plan, String> {
+    fn prepare(&self, feeds: &[TValue]) -> Result<Plan, String> {
         let mut model = self.parsed.clone();
-        for (i, tensor) in tensors.iter().enumerate() {
-            let dtype = datum_type(tensor.dtype())?;
-            let fact = InferenceFact::dt_shape(dtype, tensor.shape());
+        for (i, tensor) in feeds.iter().enumerate() {
+            let fact = InferenceFact::dt_shape(tensor.datum_type(), tensor.shape());
             model.set_input_fact(i, fact).map_err(reason)?;
         }
         let typed = if self.optimize { model.into_optimized() } else { model.into_typed() };

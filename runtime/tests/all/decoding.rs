@@ -141,7 +141,7 @@ fn a_state_can_be_kept_and_put_back() {
         let expected = whole(&mut decoder, &PROMPT);
         decoder.reset(1).unwrap();
         decoder.feed(&[PROMPT[..4].to_vec()], None).unwrap();
-        let kept = decoder.state().clone();
+        let kept = decoder.state().unwrap();
         decoder.feed(&[vec![1, 1, 1]], None).unwrap();
         decoder.set_state(kept).unwrap();
         let rest = decoder.feed(&[PROMPT[4..].to_vec()], None).unwrap().to_f32().unwrap();
@@ -153,7 +153,7 @@ fn a_state_can_be_kept_and_put_back() {
 fn foreign_states_are_refused() {
     let runtime = &runtimes()[0];
     let mut decoder = open(runtime.as_ref(), ALL);
-    let good = decoder.state().clone();
+    let good = decoder.state().unwrap();
     let spoil = |change: fn(&mut DecoderState)| {
         let mut state = good.clone();
         change(&mut state);
@@ -164,8 +164,8 @@ fn foreign_states_are_refused() {
         spoil(|state| drop(state.tensors.pop())),
         spoil(|state| state.tensors[0].1 = HostTensor::zeros(Dtype::F16, &[1, 1, 4, 1]).unwrap()),
         spoil(|state| state.tensors[0].1 = HostTensor::zeros(Dtype::F32, &[1, 1, 5, 1]).unwrap()),
-        spoil(|state| state.columns = 3),
-        spoil(|state| state.seen.clear()),
+        spoil(|state| state.history.columns = 3),
+        spoil(|state| state.history.seen.clear()),
     ];
     for state in cases {
         let message = decoder.set_state(state).unwrap_err().to_string();
@@ -179,7 +179,7 @@ fn wrong_calls_are_refused_and_change_nothing() {
     for runtime in runtimes() {
         let mut decoder = open(runtime.as_ref(), ALL);
         decoder.feed(&[vec![1, 2]], None).unwrap();
-        let before = decoder.state().clone();
+        let before = decoder.state().unwrap();
         assert!(decoder.reset(0).is_err());
         assert!(decoder.feed(&[vec![1], vec![1]], None).is_err());
         assert!(decoder.feed(&[vec![]], None).is_err());
@@ -188,7 +188,7 @@ fn wrong_calls_are_refused_and_change_nothing() {
         // An id outside the vocabulary fails inside the runtime.
         let message = decoder.feed(&[vec![1_000_000]], None).unwrap_err().to_string();
         assert!(message.starts_with(&format!("{} failed to run", runtime.name())), "{message}");
-        assert_eq!(*decoder.state(), before);
+        assert_eq!(decoder.state().unwrap(), before);
     }
 }
 
