@@ -75,7 +75,8 @@ pub(super) fn matmul(a: &ArrayD<f64>, b: &ArrayD<f64>) -> Result<ArrayD<f64>, St
     };
     let count: usize = batch.iter().product();
     let flat = |x: ArrayD<f64>, r: usize, c: usize| {
-        x.into_shape_with_order((count, r, c)).map_err(|e| e.to_string())
+        let rows = x.as_standard_layout().into_owned();
+        rows.into_shape_with_order((count, r, c)).map_err(|e| e.to_string())
     };
     // A weight is not copied once per batch row: rank-2 right sides stay as they are.
     let shared: Option<ArrayView2<'_, f64>> =
