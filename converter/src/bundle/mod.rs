@@ -1,0 +1,3 @@
+//! The bundle: a directory with one weight file and graphs that point into it.
+
+pub mod weights;
