@@ -1,3 +1,4 @@
 //! placeholder
 pub mod bundle;
 pub mod onnx;
+pub mod checkpoint;

@@ -1,0 +1,217 @@
+//! What the families build with: a patch, and weights by name with their shapes checked.
+
+use super::ModelMeta;
+use super::config::Config;
+use super::error::CheckpointError;
+use super::families::Family;
+use super::weights::{Stored, Weights};
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::graph::{Graph, ValueId};
+use dijiang_passes::ir::patch::{Change, Patch};
+use dijiang_passes::ir::shape::Dim;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) struct Builder<'a> {
+    pub(super) p: Patch<'a>,
+    pub(super) config: &'a Config,
+    pub(super) meta: &'a ModelMeta,
+    pub(super) dtype: DType,
+    family: &'static Family,
+    weights: &'a Weights,
+    /// Weights that are in the graph already, so that a tied one is there once.
+    made: BTreeMap<String, ValueId>,
+    /// Names in the files that were asked for.
+    asked: BTreeSet<&'a str>,
+    presents: Vec<(String, ValueId)>,
+}
+
+/// The integer inputs of a decoder.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs {
+    /// i64 `[batch, sequence]`
+    pub(super) ids: ValueId,
+    /// i64 `[batch, past + sequence]`, 1 for a token and 0 for padding
+    pub(super) mask: ValueId,
+    /// i64 `[batch, sequence]`
+    pub(super) positions: ValueId,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(
+        base: &'a Graph,
+        family: &'static Family,
+        config: &'a Config,
+        meta: &'a ModelMeta,
+        weights: &'a Weights,
+        dtype: DType,
+    ) -> Self {
+        Self {
+            p: Patch::new(base, family.name),
+            config,
+            meta,
+            dtype,
+            family,
+            weights,
+            made: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            presents: Vec::new(),
+        }
+    }
+
+    pub(super) fn inputs(&mut self) -> Inputs {
+        let (batch, sequence) = (Dim::sym("batch"), Dim::sym("sequence"));
+        let total = Dim::sym("past").plus(&sequence);
+        let tokens = [batch.clone(), sequence];
+        Inputs {
+            ids: self.p.input("input_ids", DType::I64, tokens.clone()),
+            mask: self.p.input("attention_mask", DType::I64, [batch, total]),
+            positions: self.p.input("position_ids", DType::I64, tokens),
+        }
+    }
+
+    /// Puts new keys or values `[batch, kv_heads, sequence, head_dim]` behind those of the cache:
+    /// `part` is `key` or `value`.
+    pub(super) fn cached(&mut self, layer: u64, part: &str, new: ValueId) -> ValueId {
+        let (heads, dim) = (self.p.dim(new, 1), self.p.dim(new, 3));
+        let shape = [Dim::sym("batch"), heads, Dim::sym("past"), dim];
+        let past = self.p.input(&format!("past_key_values.{layer}.{part}"), self.dtype, shape);
+        let all = self.p.concat(&[past, new], 2);
+        self.presents.push((format!("present.{layer}.{part}"), all));
+        all
+    }
+
+    /// Makes the logits the first output, and the cache the others.
+    pub(super) fn outputs(&mut self, logits: ValueId) {
+        self.p.output("logits", logits);
+        for (name, value) in std::mem::take(&mut self.presents) {
+            self.p.output(&name, value);
+        }
+    }
+
+    /// A weight by its full Hugging Face name, which is the name of the value; its shape must be the
+    /// one given. Files of a base model leave the first part of the name (`model.`) out.
+    pub(super) fn weight(&mut self, name: &str, shape: &[u64]) -> Result<ValueId, CheckpointError> {
+        if let Some(value) = self.made.get(name) {
+            return Ok(*value);
+        }
+        let Some((stored, found)) = self.find(name) else {
+            return Err(CheckpointError::MissingTensor {
+                dir: self.weights.dir.clone(),
+                tensor: name.to_owned(),
+                family: self.family.name,
+                expected: shape.to_vec(),
+            });
+        };
+        let path = || self.weights.file_of(found).to_owned();
+        let dtype =
+            |found: String| CheckpointError::WeightDType { path: path(), tensor: stored.to_owned(), found };
+        let tensor = found.tensor.as_ref().map_err(|name| dtype(name.clone()))?;
+        if !tensor.dtype().is_float() {
+            return Err(dtype(tensor.dtype().to_string()));
+        }
+        if tensor.dims() != shape {
+            return Err(CheckpointError::WrongShape {
+                path: path(),
+                tensor: stored.to_owned(),
+                found: tensor.dims().to_vec(),
+                expected: shape.to_vec(),
+            });
+        }
+        self.asked.insert(stored);
+        let value = self.p.weight(name, tensor.cast(self.dtype));
+        self.made.insert(name.to_owned(), value);
+        Ok(value)
+    }
+
+    /// The name in the file, and what is there.
+    fn find(&self, name: &str) -> Option<(&'a str, &'a Stored)> {
+        let weights = self.weights;
+        weights.get_key(name).or_else(|| weights.get_key(name.strip_prefix(self.family.base_prefix)?))
+    }
+
+    /// `module(x)` for a linear module with `weight` `[outer, inner]` and `bias` `[outer]`, where the
+    /// last dim of `x` is `inner`.
+    pub(super) fn linear(
+        &mut self,
+        module: &str,
+        x: ValueId,
+        outer: u64,
+        bias: bool,
+    ) -> Result<ValueId, CheckpointError> {
+        self.p.set_scope(module);
+        let inner = self.p.known_dim(x, 2);
+        let weight = self.weight(&format!("{module}.weight"), &[outer, inner])?;
+        let bias = if bias { Some(self.weight(&format!("{module}.bias"), &[outer])?) } else { None };
+        Ok(self.p.linear(x, weight, bias))
+    }
+
+    /// `x + change`, named after the layer.
+    pub(super) fn residual(&mut self, layer: &str, x: ValueId, change: ValueId) -> ValueId {
+        self.p.set_scope(layer);
+        self.p.add(x, change)
+    }
+
+    /// The output projection to `[batch, sequence, vocab]`, called `head`, with the weight
+    /// `[vocab, inner]` of module `of`: its own, or the table of the tied embedding.
+    pub(super) fn logits(&mut self, head: &str, of: &str, x: ValueId) -> Result<ValueId, CheckpointError> {
+        self.p.set_scope(head);
+        let inner = self.p.known_dim(x, 2);
+        let weight = self.weight(&format!("{of}.weight"), &[self.meta.vocab, inner])?;
+        Ok(self.p.linear(x, weight, None))
+    }
+
+    /// The rows of a table `[rows, columns]` that `ids` `[batch, sequence]` name.
+    pub(super) fn embedding(
+        &mut self,
+        module: &str,
+        ids: ValueId,
+        rows: u64,
+        columns: u64,
+    ) -> Result<ValueId, CheckpointError> {
+        let table = self.weight(&format!("{module}.weight"), &[rows, columns])?;
+        self.p.set_scope(module);
+        Ok(self.p.gather(table, ids, 0))
+    }
+
+    /// RMS norm over the last dim, in f32.
+    pub(super) fn rms_norm(
+        &mut self,
+        module: &str,
+        x: ValueId,
+        epsilon: f64,
+    ) -> Result<ValueId, CheckpointError> {
+        self.p.set_scope(module);
+        let size = self.p.known_dim(x, 2);
+        let weight = self.weight(&format!("{module}.weight"), &[size])?;
+        Ok(self.p.rms_norm(x, weight, epsilon))
+    }
+
+    /// Layer norm over the last dim.
+    pub(super) fn layer_norm(
+        &mut self,
+        module: &str,
+        x: ValueId,
+        epsilon: f64,
+    ) -> Result<ValueId, CheckpointError> {
+        self.p.set_scope(module);
+        let size = self.p.known_dim(x, 2);
+        let weight = self.weight(&format!("{module}.weight"), &[size])?;
+        let bias = self.weight(&format!("{module}.bias"), &[size])?;
+        Ok(self.p.layer_norm(x, weight, bias, epsilon as f32))
+    }
+
+    /// The change to apply. Warns of tensors that no one asked for, unless the family says that they
+    /// carry nothing.
+    pub(super) fn finish(self) -> Change {
+        for name in self.weights.names().filter(|name| !self.asked.contains(name)) {
+            if !self.family.unused.iter().any(|suffix| name.ends_with(suffix)) {
+                tracing::warn!(
+                    tensor = name,
+                    family = self.family.name,
+                    "the checkpoint holds a tensor that is not used"
+                );
+            }
+        }
+        self.p.finish()
+    }
+}

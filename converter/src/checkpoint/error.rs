@@ -1,0 +1,52 @@
+//! What can be wrong with a checkpoint.
+
+use dijiang_passes::ir::patch::PatchError;
+use std::path::PathBuf;
+
+/// Why a checkpoint cannot be used. Every message is one line that names the place, what was found
+/// there, what was expected, and where it helps, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: no config.json here; expected a checkpoint directory as `save_pretrained` writes it", dir.display())]
+    NoConfig { dir: PathBuf },
+    #[error("{}: no snapshot to read: {reason}; expected refs/main to name a folder of snapshots/", dir.display())]
+    NoSnapshot { dir: PathBuf, reason: String },
+    #[error("{}: no weights here; expected model.safetensors or model.safetensors.index.json{hint}", dir.display())]
+    NoWeights { dir: PathBuf, hint: String },
+    #[error("{}: not the JSON that was expected: {source}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+
+    #[error("{}: key `{key}` is missing; expected {expected}", path.display())]
+    MissingKey { path: PathBuf, key: String, expected: &'static str },
+    #[error("{}: key `{key}` is {found}; expected {expected}", path.display())]
+    BadKey { path: PathBuf, key: String, found: String, expected: String },
+    #[error("{}: {key} `{found}` is not supported; supported: {supported}", path.display())]
+    Unsupported { path: PathBuf, key: String, found: String, supported: String },
+
+    #[error("{}: the safetensors header is broken: {reason}; the file is damaged or is no safetensors file", path.display())]
+    Header { path: PathBuf, reason: String },
+    #[error(
+        "{}: the file has {found} bytes, but its header describes {expected}; it was cut short or damaged, fetch it again",
+        path.display()
+    )]
+    WrongLength { path: PathBuf, found: u64, expected: u64 },
+    #[error("{}: shard `{shard}` is missing; the index names it for {tensors} tensors, fetch it again", index.display())]
+    MissingShard { index: PathBuf, shard: String, tensors: usize },
+    #[error("{}: tensor `{tensor}` should be in shard `{shard}`, but is not there; index and shards do not belong together", index.display())]
+    NotInShard { index: PathBuf, shard: String, tensor: String },
+
+    #[error("{}: tensor `{tensor}` is missing; {family} needs it with shape {expected:?}", dir.display())]
+    MissingTensor { dir: PathBuf, tensor: String, family: &'static str, expected: Vec<u64> },
+    #[error("{}: tensor `{tensor}` has shape {found:?}; expected {expected:?} from config.json", path.display())]
+    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
+    #[error(
+        "{}: tensor `{tensor}` has element type {found}; expected f32, f16, bf16 or f64 (quantised weights are not read)",
+        path.display()
+    )]
+    WeightDType { path: PathBuf, tensor: String, found: String },
+
+    #[error("the graph could not be built: {0}")]
+    Graph(#[from] PatchError),
+}

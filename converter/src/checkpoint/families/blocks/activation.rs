@@ -1,0 +1,60 @@
+//! The activation functions, under the names configs give them (transformers' `ACT2FN`).
+
+use crate::checkpoint::config::Config;
+use crate::checkpoint::error::CheckpointError;
+use dijiang_passes::ir::graph::ValueId;
+use dijiang_passes::ir::patch::Patch;
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+
+/// Writes one activation function.
+pub(crate) type Activation = fn(&mut Patch<'_>, ValueId) -> ValueId;
+
+const ACTIVATIONS: &[(&str, Activation)] = &[
+    ("gelu", gelu),
+    ("gelu_fast", gelu_tanh),
+    ("gelu_new", gelu_tanh),
+    ("gelu_pytorch_tanh", gelu_tanh),
+    ("relu", |p, x| p.relu(x)),
+    ("silu", silu),
+    ("swish", silu),
+];
+
+/// The activation that `key` of the config names.
+pub(crate) fn activation(config: &Config, key: &str, default: &str) -> Result<Activation, CheckpointError> {
+    let name = config.str_or(key, default)?;
+    let known = || {
+        let names: Vec<&str> = ACTIVATIONS.iter().map(|(name, _)| *name).collect();
+        config.unsupported(key, name, &names.join(", "))
+    };
+    ACTIVATIONS.iter().find(|(n, _)| *n == name).map(|(_, f)| *f).ok_or_else(known)
+}
+
+/// `x · sigmoid(x)`
+fn silu(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    let gate = p.sigmoid(x);
+    p.mul(x, gate)
+}
+
+/// `x/2 · (1 + erf(x / √2))`
+fn gelu(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    let scaled = p.mul_scalar(x, FRAC_1_SQRT_2);
+    let odd = p.erf(scaled);
+    half_times_one_plus(p, x, odd)
+}
+
+/// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`
+fn gelu_tanh(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    let square = p.mul(x, x);
+    let cube = p.mul(square, x);
+    let cube = p.mul_scalar(cube, 0.044_715);
+    let sum = p.add(x, cube);
+    let scaled = p.mul_scalar(sum, FRAC_2_PI.sqrt());
+    let odd = p.tanh(scaled);
+    half_times_one_plus(p, x, odd)
+}
+
+fn half_times_one_plus(p: &mut Patch<'_>, x: ValueId, odd: ValueId) -> ValueId {
+    let gate = p.add_scalar(odd, 1.0);
+    let half = p.mul_scalar(x, 0.5);
+    p.mul(half, gate)
+}

@@ -1,0 +1,137 @@
+//! Llama (Touvron et al. 2023), as transformers' `LlamaForCausalLM`: RMS norms before each block,
+//! rotary positions, grouped-query attention, a gated MLP. Mistral without its sliding window is the
+//! same graph.
+
+use super::blocks::activation::{Activation, activation};
+use super::blocks::attention::{Attention, attention, split_heads};
+use super::blocks::mask::mask_bias;
+use super::blocks::rope::{self, Rope};
+use super::{Family, meta};
+use crate::checkpoint::ModelMeta;
+use crate::checkpoint::build::Builder;
+use crate::checkpoint::config::Config;
+use crate::checkpoint::error::CheckpointError;
+use dijiang_passes::ir::graph::ValueId;
+
+pub(super) const FAMILY: Family = Family {
+    name: "llama",
+    model_types: &["llama", "mistral"],
+    base_prefix: "model.",
+    // A tied output projection may be stored again.
+    unused: &["rotary_emb.inv_freq", "lm_head.weight"],
+    meta: read_meta,
+    build,
+};
+
+/// What a Mistral config means that leaves `sliding_window` out: transformers' default.
+const MISTRAL_WINDOW: u64 = 4096;
+
+fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
+    let kv_heads = config.opt_u64("num_key_value_heads")?;
+    let meta = meta(config, &FAMILY, kv_heads, config.opt_u64("head_dim")?)?;
+    reject_window(config, &meta.model_type)?;
+    rope::rotated(config, &config.rope(1.0)?, meta.head_dim)?;
+    activation_of(config)?;
+    Ok(meta)
+}
+
+fn reject_window(config: &Config, model_type: &str) -> Result<(), CheckpointError> {
+    if model_type != "mistral" {
+        return Ok(());
+    }
+    let window = match config.values().get("sliding_window") {
+        None => Some(MISTRAL_WINDOW),
+        Some(_) => config.opt_u64("sliding_window")?,
+    };
+    match window {
+        None => Ok(()),
+        Some(n) => {
+            Err(config.unsupported("sliding_window", &n.to_string(), "null (attention to all positions)"))
+        }
+    }
+}
+
+fn activation_of(config: &Config) -> Result<Activation, CheckpointError> {
+    activation(config, "hidden_act", "silu")
+}
+
+struct Llama {
+    attention: Attention,
+    rope: Rope,
+    mask: ValueId,
+    act: Activation,
+    epsilon: f64,
+    intermediate: u64,
+    attention_bias: bool,
+    mlp_bias: bool,
+}
+
+fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
+    let (config, meta) = (b.config, b.meta);
+    let inputs = b.inputs();
+    let settings = config.rope(1.0)?;
+    let model = Llama {
+        attention: Attention::of(meta),
+        rope: rope::rope(b, "model.rotary_emb", &settings, meta.head_dim, inputs.positions)?,
+        mask: mask_bias(b, &inputs),
+        act: activation_of(config)?,
+        epsilon: config.f64_or("rms_norm_eps", 1e-6)?,
+        intermediate: config.size("intermediate_size")?,
+        attention_bias: config.bool_or("attention_bias", false)?,
+        mlp_bias: config.bool_or("mlp_bias", false)?,
+    };
+    let mut x = b.embedding("model.embed_tokens", inputs.ids, meta.vocab, meta.hidden)?;
+    for layer in 0..meta.layers {
+        x = model.layer(b, layer, x)?;
+    }
+    x = b.rms_norm("model.norm", x, model.epsilon)?;
+    let tied = config.bool_or("tie_word_embeddings", false)?;
+    let logits = b.logits("lm_head", if tied { "model.embed_tokens" } else { "lm_head" }, x)?;
+    b.outputs(logits);
+    Ok(())
+}
+
+impl Llama {
+    fn layer(&self, b: &mut Builder<'_>, layer: u64, x: ValueId) -> Result<ValueId, CheckpointError> {
+        let at = format!("model.layers.{layer}");
+        let normal = b.rms_norm(&format!("{at}.input_layernorm"), x, self.epsilon)?;
+        let attended = self.self_attention(b, layer, &format!("{at}.self_attn"), normal)?;
+        let x = b.residual(&at, x, attended);
+        let normal = b.rms_norm(&format!("{at}.post_attention_layernorm"), x, self.epsilon)?;
+        let moved = self.mlp(b, &format!("{at}.mlp"), normal)?;
+        Ok(b.residual(&at, x, moved))
+    }
+
+    fn self_attention(
+        &self,
+        b: &mut Builder<'_>,
+        layer: u64,
+        at: &str,
+        x: ValueId,
+    ) -> Result<ValueId, CheckpointError> {
+        let Attention { heads, kv_heads, head_dim, .. } = self.attention;
+        let mut project = |name: &str, heads: u64| -> Result<ValueId, CheckpointError> {
+            let y = b.linear(&format!("{at}.{name}"), x, heads * head_dim, self.attention_bias)?;
+            b.p.set_scope(at);
+            Ok(split_heads(b, y, heads, head_dim))
+        };
+        let q = project("q_proj", heads)?;
+        let k = project("k_proj", kv_heads)?;
+        let v = project("v_proj", kv_heads)?;
+        let q = self.rope.rotate(b, q);
+        let k = self.rope.rotate(b, k);
+        let joined = attention(b, &self.attention, layer, [q, k, v], self.mask);
+        b.linear(&format!("{at}.o_proj"), joined, b.meta.hidden, self.attention_bias)
+    }
+
+    /// `down(act(gate(x)) * up(x))`
+    fn mlp(&self, b: &mut Builder<'_>, at: &str, x: ValueId) -> Result<ValueId, CheckpointError> {
+        let gate = b.linear(&format!("{at}.gate_proj"), x, self.intermediate, self.mlp_bias)?;
+        b.p.set_scope(at);
+        let gate = (self.act)(&mut b.p, gate);
+        let up = b.linear(&format!("{at}.up_proj"), x, self.intermediate, self.mlp_bias)?;
+        b.p.set_scope(at);
+        let inner = b.p.mul(gate, up);
+        b.linear(&format!("{at}.down_proj"), inner, b.meta.hidden, self.mlp_bias)
+    }
+}

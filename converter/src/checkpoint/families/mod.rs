@@ -1,0 +1,87 @@
+//! The model families: one file each, one row each.
+
+mod blocks;
+mod gpt_neox;
+mod llama;
+mod opt;
+
+use super::ModelMeta;
+use super::build::Builder;
+use super::config::Config;
+use super::error::CheckpointError;
+
+/// A model family. Adding one takes a file in this folder and its row in [`FAMILIES`].
+#[derive(Debug)]
+pub(super) struct Family {
+    /// The name of its file.
+    pub(super) name: &'static str,
+    /// The values of `model_type` in `config.json` that it reads.
+    pub(super) model_types: &'static [&'static str],
+    /// What the names of tensors begin with in a whole model, but not in files of the base model.
+    pub(super) base_prefix: &'static str,
+    /// Ends of the names of tensors that may be in a file and carry nothing.
+    pub(super) unused: &'static [&'static str],
+    pub(super) meta: fn(&Config) -> Result<ModelMeta, CheckpointError>,
+    pub(super) build: fn(&mut Builder<'_>) -> Result<(), CheckpointError>,
+}
+
+/// Every family, in the order of their names.
+const FAMILIES: &[&Family] = &[&gpt_neox::FAMILY, &llama::FAMILY, &opt::FAMILY];
+
+/// The family that reads the config's `model_type`.
+pub(super) fn find(config: &Config) -> Result<&'static Family, CheckpointError> {
+    let model_type = config.str("model_type")?;
+    let family = FAMILIES.iter().copied().find(|f| f.model_types.contains(&model_type));
+    let known = || {
+        let all: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
+        config.unsupported("model_type", model_type, &all.join(", "))
+    };
+    family.ok_or_else(known)
+}
+
+/// The config keys that all families share. `kv_heads` and `head_dim` are the config's own where it
+/// states them.
+fn meta(
+    config: &Config,
+    family: &Family,
+    kv_heads: Option<u64>,
+    head_dim: Option<u64>,
+) -> Result<ModelMeta, CheckpointError> {
+    reject_quantised(config)?;
+    let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+    let kv_heads = kv_heads.unwrap_or(heads);
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+        let expected = format!("a divisor of num_attention_heads = {heads}");
+        return Err(config.bad("num_key_value_heads", &kv_heads.to_string(), &expected));
+    }
+    if head_dim.is_none() && !hidden.is_multiple_of(heads) {
+        let expected = format!("a multiple of num_attention_heads = {heads}, as no head_dim is given");
+        return Err(config.bad("hidden_size", &hidden.to_string(), &expected));
+    }
+    let layers = config.size("num_hidden_layers")?;
+    Ok(ModelMeta {
+        family: family.name,
+        model_type: config.str("model_type")?.to_owned(),
+        layers,
+        heads,
+        kv_heads,
+        head_dim: head_dim.unwrap_or(hidden / heads),
+        hidden,
+        vocab: config.size("vocab_size")?,
+        max_positions: config.opt_u64("max_position_embeddings")?,
+        bos: config.token("bos_token_id")?,
+        eos: config.tokens("eos_token_id")?,
+        pad: config.token("pad_token_id")?,
+        expected_sites: layers as usize,
+    })
+}
+
+fn reject_quantised(config: &Config) -> Result<(), CheckpointError> {
+    match config.values().get("quantization_config").and_then(|q| q.get("quant_method")) {
+        Some(method) => {
+            let found = method.as_str().unwrap_or("unnamed");
+            Err(config.unsupported("quantization_config.quant_method", found, "weights in f32, f16 or bf16"))
+        }
+        None => Ok(()),
+    }
+}

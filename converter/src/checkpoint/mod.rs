@@ -1,0 +1,129 @@
+//! Hugging Face checkpoints: `config.json` and safetensors in, an ordinary softmax graph out.
+//!
+//! Whatever the family, the graph has one form, so that one pattern finds its attention:
+//! - inputs `input_ids` and `position_ids` i64 `[batch, sequence]`, `attention_mask` i64
+//!   `[batch, past + sequence]`, and per layer `past_key_values.{i}.key` and `.value`
+//!   `[batch, kv_heads, past, head_dim]`;
+//! - outputs `logits` `[batch, sequence, vocab]`, and per layer `present.{i}.key` and `.value`
+//!   `[batch, kv_heads, past + sequence, head_dim]`.
+//!
+//! Weights are called as in the checkpoint and are views of the mapped files.
+
+mod build;
+mod config;
+mod error;
+mod families;
+mod snapshot;
+mod weights;
+
+pub use config::Config;
+pub use error::CheckpointError;
+
+use build::Builder;
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::tensor::Tensor;
+use families::Family;
+use std::path::{Path, PathBuf};
+use weights::Weights;
+
+/// An opened checkpoint: the config is read and understood, the weight files are mapped.
+#[derive(Debug)]
+pub struct Checkpoint {
+    config: Config,
+    weights: Weights,
+    family: &'static Family,
+    meta: ModelMeta,
+    dtype: DType,
+}
+
+/// A model as a graph.
+#[derive(Debug, Clone)]
+pub struct SourceModel {
+    pub graph: Graph,
+    pub meta: ModelMeta,
+    /// The element type of weights, cache and logits.
+    pub dtype: DType,
+}
+
+/// What a model is, apart from its weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelMeta {
+    /// The file under `families/` that read it.
+    pub family: &'static str,
+    /// As in `config.json`.
+    pub model_type: String,
+    pub layers: u64,
+    pub heads: u64,
+    /// Heads of keys and values; fewer than `heads` under grouped-query attention.
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub hidden: u64,
+    pub vocab: u64,
+    /// The longest context trained on, where the config tells.
+    pub max_positions: Option<u64>,
+    pub bos: Option<u64>,
+    /// Every token that ends a text.
+    pub eos: Vec<u64>,
+    pub pad: Option<u64>,
+    /// How many attention sites the graph has; finding fewer is an error of the pattern.
+    pub expected_sites: usize,
+}
+
+/// Opens a directory with `config.json` and safetensors, a snapshot of the Hugging Face cache, or a
+/// cache folder `models--org--name`. No tensor is read.
+pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
+    let dir = snapshot::resolve(dir)?;
+    let config = Config::read(&dir.join("config.json"))?;
+    let family = families::find(&config)?;
+    let meta = (family.meta)(&config)?;
+    let stated = config.dtype()?;
+    let weights = Weights::open(&dir)?;
+    let dtype = stated.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
+    Ok(Checkpoint { config, weights, family, meta, dtype })
+}
+
+impl Checkpoint {
+    /// The directory that was read: the snapshot, where a cache folder was given.
+    pub fn dir(&self) -> &Path {
+        &self.weights.dir
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weight files, in the order of their names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.weights.files
+    }
+
+    pub fn meta(&self) -> &ModelMeta {
+        &self.meta
+    }
+
+    /// The element type of the checkpoint: what the config says, else what most bytes are stored in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The tensors in the files, in the order of their names, as stored.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.weights.tensors()
+    }
+
+    /// Builds the softmax graph with weights in `dtype` (f32, f16 or bf16), by default the
+    /// checkpoint's. Weights of another type are converted when they are read, not here.
+    pub fn build(&self, dtype: Option<DType>) -> Result<SourceModel, CheckpointError> {
+        let dtype = dtype.unwrap_or(self.dtype);
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(self.config.unsupported("element type", dtype.name(), "f32, f16, bf16"));
+        }
+        let mut graph = Graph::new(&self.meta.model_type);
+        let mut builder = Builder::new(&graph, self.family, &self.config, &self.meta, &self.weights, dtype);
+        (self.family.build)(&mut builder)?;
+        let change = builder.finish();
+        graph.apply(change)?;
+        Ok(SourceModel { graph, meta: self.meta.clone(), dtype })
+    }
+}

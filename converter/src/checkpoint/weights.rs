@@ -1,0 +1,196 @@
+//! The weight files of a checkpoint: found, mapped into memory, and described tensor by tensor.
+//! Nothing of a tensor is read here but its header entry.
+
+use super::error::CheckpointError;
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// A safetensors file begins with the length of its header, a little-endian u64.
+const LENGTH_BYTES: usize = 8;
+
+/// The tensors of a checkpoint by name, as views of mapped files.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) dir: PathBuf,
+    pub(super) files: Vec<PathBuf>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+/// A tensor in its file.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    /// Index into [`Weights::files`].
+    pub(super) file: usize,
+    /// The name of the element type where it is one that cannot be read, such as `F8_E4M3`.
+    pub(super) tensor: Result<Tensor, String>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+    pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let mut weights = Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        let single = dir.join(SINGLE);
+        if single.is_file() {
+            weights.tensors = weights.map(&single)?;
+        } else if dir.join(INDEX).is_file() {
+            weights.open_shards(&dir.join(INDEX))?;
+        } else {
+            return Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: hint(dir) });
+        }
+        Ok(weights)
+    }
+
+    fn open_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
+        let text =
+            std::fs::read(index).map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
+        let Index { weight_map } = serde_json::from_slice(&text)
+            .map_err(|source| CheckpointError::Json { path: index.to_owned(), source })?;
+        let shards: BTreeSet<&String> = weight_map.values().collect();
+        for shard in shards {
+            let path = self.dir.join(shard);
+            if !path.is_file() {
+                let tensors = weight_map.values().filter(|s| *s == shard).count();
+                return Err(CheckpointError::MissingShard {
+                    index: index.to_owned(),
+                    shard: shard.clone(),
+                    tensors,
+                });
+            }
+            let mut found = self.map(&path)?;
+            for (tensor, _) in weight_map.iter().filter(|(_, s)| *s == shard) {
+                let stored = found.remove(tensor).ok_or_else(|| CheckpointError::NotInShard {
+                    index: index.to_owned(),
+                    shard: shard.clone(),
+                    tensor: tensor.clone(),
+                })?;
+                self.tensors.insert(tensor.clone(), stored);
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, path: &Path) -> Result<BTreeMap<String, Stored>, CheckpointError> {
+        let fail = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(fail)?;
+        // SAFETY: the map is only read. Changing a weight file under a running compiler would change
+        // the numbers it writes, which no reader of files can rule out.
+        let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| broken(path, &map, &e))?;
+        let owner: SharedBytes = Arc::new(map);
+        let file = self.files.len();
+        self.files.push(path.to_owned());
+        let mut tensors = BTreeMap::new();
+        for name in metadata.offset_keys() {
+            let Some(info) = metadata.info(&name) else { continue };
+            let dims = info.shape.iter().map(|d| *d as u64).collect();
+            let (begin, end) = info.data_offsets;
+            let offset = LENGTH_BYTES + header + begin;
+            let tensor = match element_type(info.dtype) {
+                None => Err(info.dtype.to_string()),
+                Some(dtype) => Ok(Tensor::view(dtype, dims, owner.clone(), offset, end - begin)
+                    .map_err(|e| CheckpointError::Header { path: path.to_owned(), reason: e.to_string() })?),
+            };
+            tensors.insert(name, Stored { file, tensor });
+        }
+        Ok(tensors)
+    }
+
+    pub(super) fn get_key(&self, name: &str) -> Option<(&str, &Stored)> {
+        self.tensors.get_key_value(name).map(|(name, stored)| (name.as_str(), stored))
+    }
+
+    /// The file a tensor is in.
+    pub(super) fn file_of(&self, stored: &Stored) -> &Path {
+        &self.files[stored.file]
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensors that can be read, in the order of their names.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().filter_map(|(name, stored)| Some((name.as_str(), stored.tensor.as_ref().ok()?)))
+    }
+
+    /// The float type that most bytes are stored in.
+    pub(super) fn main_dtype(&self) -> Option<DType> {
+        let mut bytes: BTreeMap<DType, usize> = BTreeMap::new();
+        for (_, tensor) in self.tensors().filter(|(_, t)| t.dtype().is_float()) {
+            *bytes.entry(tensor.dtype()).or_default() += tensor.byte_len();
+        }
+        bytes.into_iter().max_by_key(|(_, n)| *n).map(|(dtype, _)| dtype)
+    }
+}
+
+/// What to do about a directory without safetensors.
+fn hint(dir: &Path) -> String {
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    match pickled.iter().find(|name| dir.join(name).exists()) {
+        Some(name) => format!(
+            " (found {name}, which is not read; convert it to safetensors: load it with transformers and call `save_pretrained`)"
+        ),
+        None => String::new(),
+    }
+}
+
+fn broken(path: &Path, bytes: &[u8], error: &SafeTensorError) -> CheckpointError {
+    if matches!(error, SafeTensorError::MetadataIncompleteBuffer)
+        && let Some(expected) = described_len(bytes)
+    {
+        return CheckpointError::WrongLength { path: path.to_owned(), found: bytes.len() as u64, expected };
+    }
+    let reason = match error {
+        SafeTensorError::HeaderTooSmall => format!("{} bytes hold no header length", bytes.len()),
+        SafeTensorError::InvalidHeaderLength | SafeTensorError::HeaderTooLarge => {
+            let n = header_len(bytes).unwrap_or_default();
+            format!("its length is given as {n} bytes in a file of {}", bytes.len())
+        }
+        other => other.to_string(),
+    };
+    CheckpointError::Header { path: path.to_owned(), reason }
+}
+
+fn header_len(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.first_chunk::<LENGTH_BYTES>()?))
+}
+
+/// How long the file should be by its header.
+fn described_len(bytes: &[u8]) -> Option<u64> {
+    let header = header_len(bytes)? as usize;
+    let metadata: Metadata = serde_json::from_slice(bytes.get(LENGTH_BYTES..LENGTH_BYTES + header)?).ok()?;
+    Some((LENGTH_BYTES + header + metadata.data_len()) as u64)
+}
+
+fn element_type(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::BOOL => DType::Bool,
+        Dtype::U8 => DType::U8,
+        Dtype::I8 => DType::I8,
+        Dtype::I16 => DType::I16,
+        Dtype::U16 => DType::U16,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I32 => DType::I32,
+        Dtype::U32 => DType::U32,
+        Dtype::F32 => DType::F32,
+        Dtype::F64 => DType::F64,
+        Dtype::I64 => DType::I64,
+        Dtype::U64 => DType::U64,
+        _ => return None,
+    })
+}
