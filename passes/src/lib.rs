@@ -1,6 +1,14 @@
 //! Graph in, graph out: the IR, its f64 oracle, and the rewrite of softmax attention into DiJiang's
 //! frequency-domain kernel attention. No files, no protobuf, no runtime.
 
+pub mod attention;
+pub mod canon;
+pub mod feature_map;
 pub mod ir;
+pub mod pattern;
 pub mod quantile;
 pub mod random;
+pub mod recipe;
+
+#[cfg(test)]
+mod testing;

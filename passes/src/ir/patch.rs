@@ -296,6 +296,33 @@ impl Graph {
         Ok(Applied { added, removed })
     }
 
+    /// Infers every type anew, from the inputs on: a replaced value may say more, or less, than the
+    /// one that stood there when its users were typed.
+    pub fn refresh_types(&mut self) -> Result<(), PatchError> {
+        for id in self.order() {
+            let node = self.node(id);
+            let types: Vec<Option<&Type>> =
+                node.inputs.iter().map(|v| v.map(|v| &self.value(v).ty)).collect();
+            let consts: Vec<Option<&Tensor>> =
+                node.inputs.iter().map(|v| v.and_then(|v| self.as_const(v))).collect();
+            let ctx =
+                InferContext { op: &node.op, inputs: &types, consts: &consts, outputs: node.outputs.len() };
+            let known = node.op.spec().is_some();
+            let inferred = infer(&ctx).map_err(|reason| PatchError::Node {
+                rule: "refresh_types",
+                node: node.name.clone(),
+                op: node.op.qualified_name(),
+                reason,
+            })?;
+            for (value, ty) in node.outputs.clone().into_iter().zip(inferred) {
+                if let Some(value) = self.values.get_mut(&value).filter(|_| known) {
+                    value.ty = ty;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self, change: &Change) -> Result<(), PatchError> {
         let rule = change.rule;
         if let Some(error) = &change.error {

@@ -1,0 +1,107 @@
+//! Three lowerings of one recurrence, equal to rounding:
+//!
+//! S_t = a_t S_{t-1} + φ(k_t) ⊗ v_t,  z_t = a_t z_{t-1} + φ(k_t),
+//! num_t = φ(q_t)ᵀ S_t,  den_t = φ(q_t)·z_t.
+//!
+//! All take a state and return one; everything is f32.
+
+use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
+
+mod chunked;
+mod parallel;
+mod recurrent;
+
+/// What a lowering is given.
+#[derive(Debug, Clone, Copy)]
+pub struct Recurrence {
+    /// φ(q), `[batch, heads, sequence, m]`
+    pub q: ValueId,
+    /// φ(k), zero on padding, `[batch, kv_heads, sequence, m]`
+    pub k: ValueId,
+    /// `[batch, kv_heads, sequence, value_dim]`
+    pub v: ValueId,
+    /// log a_t, zero on padding, `[batch, kv_heads, sequence]`; none where a_t = 1
+    pub log_decay: Option<ValueId>,
+    pub state: State,
+    pub dims: Dims,
+}
+
+/// S `[batch, kv_heads, m, value_dim]` and z `[batch, kv_heads, m]`.
+#[derive(Debug, Clone, Copy)]
+pub struct State {
+    pub s: ValueId,
+    pub z: ValueId,
+}
+
+/// The dims of a site that are numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Dims {
+    pub heads: i64,
+    pub kv_heads: i64,
+    pub features: i64,
+    pub value_dim: i64,
+}
+
+impl Dims {
+    /// Query heads per key/value head.
+    pub fn group(&self) -> i64 {
+        self.heads / self.kv_heads
+    }
+}
+
+/// What a lowering gives.
+#[derive(Debug, Clone, Copy)]
+pub struct Lowered {
+    /// Last axis `value_dim`.
+    pub num: ValueId,
+    /// Last axis 1.
+    pub den: ValueId,
+    pub layout: Layout,
+    pub state: State,
+}
+
+/// The order of the leading axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `[batch, heads, sequence, ·]`
+    HeadMajor,
+    /// `[batch, sequence, heads, ·]`
+    TokenMajor,
+}
+
+/// Which arithmetic the recurrence becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One masked φ(Q) φ(K)ᵀ over all tokens: the plainest, and quadratic.
+    Parallel,
+    /// The parallel form inside chunks of this many tokens, the state across them.
+    Chunked(u32),
+    /// A `LinearAttention` operator of this domain.
+    Operator(&'static str),
+}
+
+impl Form {
+    pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
+        match self {
+            Self::Parallel => parallel::lower(p, r),
+            Self::Chunked(size) => chunked::lower(p, r, size),
+            Self::Operator(domain) => recurrent::lower(p, r, domain),
+        }
+    }
+}
+
+/// `[rows, columns]`, f32: 1 on and below the diagonal (below it only, if `strict`).
+fn lower_triangle(p: &mut Patch<'_>, size: ValueId, strict: bool) -> ValueId {
+    let index = p.range(size);
+    let (column, row) = (p.unsqueeze(index, &[0]), p.unsqueeze(index, &[1]));
+    let keep = if strict { p.greater(row, column) } else { p.less_or_equal(column, row) };
+    p.cast(keep, crate::ir::dtype::DType::F32)
+}
+
+/// exp(min(x, 0)): decays are at most one, and what the triangle closes must not overflow before it does.
+fn decay_of(p: &mut Patch<'_>, log: ValueId) -> ValueId {
+    let zero = p.scalar_like(log, 0.0);
+    let bounded = p.min(log, zero);
+    p.exp(bounded)
+}

@@ -1,0 +1,52 @@
+//! The recurrent form: a `LinearAttention` operator for S, and a second one with values of 1 for
+//! the normaliser z, so that the state of S keeps the width of the values.
+
+use super::{Layout, Lowered, Recurrence, State};
+use crate::ir::dtype::DType;
+use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
+use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
+
+pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> Lowered {
+    let d = r.dims;
+    let q = pack(p, r.q, d.heads * d.features);
+    let k = pack(p, r.k, d.kv_heads * d.features);
+    let v = pack(p, r.v, d.kv_heads * d.value_dim);
+    let decay = r.log_decay.map(|log| p.transpose(log, &[0, 2, 1]));
+    let op = Op::in_domain(domain, "LinearAttention")
+        .with("q_num_heads", d.heads)
+        .with("kv_num_heads", d.kv_heads)
+        .with("update_rule", if decay.is_some() { "gated" } else { "linear" })
+        .with("scale", 1.0f32);
+    let run = |p: &mut Patch<'_>, values: ValueId, state: ValueId| {
+        let mut inputs = vec![Some(q), Some(k), Some(values), Some(state)];
+        inputs.extend(decay.map(Some));
+        p.node_outputs(op.clone(), &inputs, 2)
+    };
+    let s = run(p, v, r.state.s);
+    let ones = ones(p, v, d.kv_heads);
+    let z0 = p.unsqueeze(r.state.z, &[3]);
+    let z = run(p, ones, z0);
+    Lowered {
+        num: p.reshape(s[0], &[0, 0, d.heads, d.value_dim]),
+        den: p.unsqueeze(z[0], &[3]),
+        layout: Layout::TokenMajor,
+        state: State { s: s[1], z: p.squeeze(z[1], &[3]) },
+    }
+}
+
+/// `[batch, heads, sequence, width]` → `[batch, sequence, heads · width]`
+fn pack(p: &mut Patch<'_>, x: ValueId, packed: i64) -> ValueId {
+    let turned = p.transpose(x, &[0, 2, 1, 3]);
+    p.reshape(turned, &[0, 0, packed])
+}
+
+/// `[batch, sequence, kv_heads]`, like the packed values.
+fn ones(p: &mut Patch<'_>, like: ValueId, kv_heads: i64) -> ValueId {
+    let lead = p.shape_of(like, 0, 2);
+    let last = p.ints(&[kv_heads]);
+    let shape = p.concat(&[lead, last], 0);
+    let one = p.constant("one", Tensor::scalar(DType::F32, 1.0));
+    p.expand(one, shape)
+}

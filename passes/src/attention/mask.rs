@@ -1,0 +1,221 @@
+//! What a mask lets through, decided by evaluating its subgraph.
+//!
+//! Exporters spell one mask in subgraphs of 3 to 200 nodes, so its form says little. Here it is run
+//! on small shapes, with and without padding and past, and compared with what causal and padded
+//! attention would let through.
+
+use crate::ir::eval::{Array, eval};
+use crate::ir::graph::{Def, Graph, ValueId};
+use crate::ir::shape::Dim;
+use crate::pattern::Miss;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Which keys a query sees. Anything else is a [`Miss`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    None,
+    Causal,
+    /// Keys whose token the value marks as padding are not seen: integers `[batch, past + sequence]`, 1 for a token.
+    KeyPadding(ValueId),
+    CausalKeyPadding(ValueId),
+}
+
+impl Mask {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Causal => "causal",
+            Self::KeyPadding(_) => "key padding",
+            Self::CausalKeyPadding(_) => "causal + key padding",
+        }
+    }
+
+    pub fn is_causal(self) -> bool {
+        matches!(self, Self::Causal | Self::CausalKeyPadding(_))
+    }
+
+    pub fn padding(self) -> Option<ValueId> {
+        match self {
+            Self::KeyPadding(v) | Self::CausalKeyPadding(v) => Some(v),
+            Self::None | Self::Causal => None,
+        }
+    }
+}
+
+/// A bias at or below this closes a position; what is open must be [`OPEN`] near zero.
+const CLOSED: f64 = -1e4;
+const OPEN: f64 = 1e-6;
+
+/// One run of the mask: two rows of `past + time` tokens, of which some are padding.
+struct Trial {
+    past: usize,
+    time: usize,
+    /// Padding at the left of row 0, and at the right of row 1.
+    left: usize,
+    right: usize,
+}
+
+const TRIALS: [Trial; 4] = [
+    Trial { past: 0, time: 5, left: 0, right: 0 },
+    Trial { past: 0, time: 6, left: 2, right: 1 },
+    Trial { past: 3, time: 4, left: 0, right: 0 },
+    Trial { past: 4, time: 3, left: 2, right: 0 },
+];
+
+impl Trial {
+    fn total(&self) -> usize {
+        self.past + self.time
+    }
+
+    /// What a query that is padding itself sees differs between exporters, and does not matter.
+    fn sees_a_token(&self, row: usize, query: usize) -> bool {
+        (0..=self.past + query).any(|key| self.is_token(row, key))
+    }
+
+    fn is_token(&self, row: usize, key: usize) -> bool {
+        if row == 0 { key >= self.left } else { key < self.total() - self.right }
+    }
+}
+
+/// What a mask lets through in one trial, against what causal and padded attention would.
+struct Tally {
+    open: bool,
+    causal: bool,
+    padded: bool,
+    both: bool,
+    /// The first position that none of the above explains.
+    odd: Option<String>,
+}
+
+/// Classifies an additive mask that broadcasts to `[batch, heads, sequence, past + sequence]`.
+pub fn classify(graph: &Graph, bias: ValueId) -> Result<Mask, Miss> {
+    let cone = inputs_of(graph, bias);
+    let padding = cone.iter().copied().find(|v| is_padding_input(graph, *v));
+    let mut tally = Tally { open: true, causal: true, padded: true, both: true, odd: None };
+    for trial in &TRIALS {
+        let allowed = run(graph, bias, &cone, padding, trial)?;
+        tally.add(trial, &allowed);
+    }
+    match padding {
+        _ if tally.open => Ok(Mask::None),
+        _ if tally.causal => Ok(Mask::Causal),
+        Some(input) if tally.both => Ok(Mask::CausalKeyPadding(input)),
+        Some(input) if tally.padded => Ok(Mask::KeyPadding(input)),
+        _ => {
+            let odd = tally.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
+            let reason = format!("the mask is neither causal nor key padding: {odd}");
+            Err(Miss::check(&graph.value(bias).name, reason))
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, trial: &Trial, allowed: &Allowed) {
+        for row in 0..2 {
+            for query in (0..trial.time).filter(|q| trial.sees_a_token(row, *q)) {
+                for key in 0..trial.total() {
+                    let through = allowed(row, query, key);
+                    let earlier = key <= trial.past + query;
+                    let token = trial.is_token(row, key);
+                    self.open &= through;
+                    self.causal &= through == earlier;
+                    self.padded &= through == token;
+                    self.both &= through == (earlier && token);
+                    if through && !earlier && !token || !through && earlier && token {
+                        let verb = if through { "sees" } else { "does not see" };
+                        let place =
+                            format!("query {query} {verb} key {key} after {} past tokens", trial.past);
+                        self.odd.get_or_insert(place);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn inputs_of(graph: &Graph, value: ValueId) -> BTreeSet<ValueId> {
+    let (mut found, mut seen, mut stack) = (BTreeSet::new(), BTreeSet::new(), vec![value]);
+    while let Some(value) = stack.pop() {
+        if !seen.insert(value) {
+            continue;
+        }
+        match &graph.value(value).def {
+            Def::Input => {
+                found.insert(value);
+            }
+            Def::Const(_) => {}
+            Def::Output { node, .. } => stack.extend(graph.node(*node).inputs.iter().flatten()),
+        }
+    }
+    found
+}
+
+fn is_padding_input(graph: &Graph, input: ValueId) -> bool {
+    let value = graph.value(input);
+    value.name.contains("mask") && value.ty.rank() == Some(2)
+}
+
+type Allowed = Box<dyn Fn(usize, usize, usize) -> bool>;
+
+fn run(
+    graph: &Graph,
+    bias: ValueId,
+    cone: &BTreeSet<ValueId>,
+    padding: Option<ValueId>,
+    trial: &Trial,
+) -> Result<Allowed, Miss> {
+    let mut given = BTreeMap::new();
+    for input in cone {
+        given.insert(*input, fill(graph, *input, padding == Some(*input), trial)?);
+    }
+    let name = &graph.value(bias).name;
+    let fail = |reason: String| Miss::check(name, format!("the mask could not be evaluated: {reason}"));
+    let out = eval(graph, &given, &[bias]).map_err(|e| fail(e.to_string()))?;
+    let array = out[0].as_f().map_err(fail)?;
+    let shape = [2, 1, trial.time, trial.total()];
+    let Some(view) = array.broadcast(shape) else {
+        return Err(fail(format!("it gives {:?}, expected {shape:?}", array.shape())));
+    };
+    if let Some(x) = view.iter().find(|x| x.abs() > OPEN && **x > CLOSED) {
+        let reason = format!("the mask holds {x}: a bias on the scores, not only open and closed");
+        return Err(Miss::check(name, reason));
+    }
+    let open: ndarray::Array4<bool> =
+        ndarray::Array4::from_shape_fn(shape, |i| view[[i.0, i.1, i.2, i.3]] > CLOSED);
+    Ok(Box::new(move |row, query, key| open[[row, 0, query, key]]))
+}
+
+/// Contents of a graph input in a trial: padding, positions, or zeros of the right shape.
+fn fill(graph: &Graph, input: ValueId, is_padding: bool, trial: &Trial) -> Result<Array, Miss> {
+    let value = graph.value(input);
+    let shape = value.ty.shape.clone().unwrap_or_default();
+    let dims: Vec<usize> = shape.iter().map(|d| size(d, trial)).collect();
+    let fail = |reason: String| Miss::check(&value.name, reason);
+    let len = dims.iter().product();
+    let floats = value.ty.dtype.is_none_or(crate::ir::dtype::DType::is_float);
+    if is_padding {
+        let tokens = (0..len).map(|i| i64::from(trial.is_token(i / dims[1], i % dims[1])));
+        return Array::from_i64(&dims, tokens.collect()).map_err(fail);
+    }
+    if floats {
+        return Array::from_f64(&dims, vec![0.0; len]).map_err(fail);
+    }
+    let columns = dims.last().copied().unwrap_or(1).max(1);
+    let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
+    Array::from_i64(&dims, positions.collect()).map_err(fail)
+}
+
+/// A dim in a trial, from the name of its symbol.
+fn size(dim: &Dim, trial: &Trial) -> usize {
+    let Dim::Sym(symbol) = dim else { return dim.known().unwrap_or(1) as usize };
+    symbol
+        .name()
+        .split('+')
+        .map(|part| match part.trim() {
+            name if name.starts_with("batch") => 2,
+            name if name.starts_with("past") => trial.past,
+            name if name.starts_with("total") => trial.total(),
+            name => name.parse().unwrap_or(trial.time),
+        })
+        .sum()
+}

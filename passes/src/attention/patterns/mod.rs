@@ -1,0 +1,105 @@
+//! The patterns under which attention is found, in the order they are tried. To add one, add a file
+//! and a row here; feature maps and lowerings stay as they are.
+
+use super::site::AttentionSite;
+use crate::ir::graph::{Graph, ValueId};
+use crate::pattern::{Match, Miss, Pat, find};
+
+mod decomposed;
+
+/// One way to spell attention. Patterns hold no state.
+pub trait AttentionPattern: Sync {
+    /// As in reports: the file's name.
+    fn name(&self) -> &'static str;
+
+    /// The operators, backwards from the value that becomes [`AttentionSite::out`].
+    fn pattern(&self) -> Pat;
+
+    /// The canonical site, or where and why what matched is not attention that can be rewritten.
+    fn site(&self, graph: &Graph, found: &Match) -> Result<AttentionSite, Miss>;
+}
+
+/// All patterns.
+pub static PATTERNS: &[&dyn AttentionPattern] = &[&decomposed::Decomposed];
+
+/// A softmax that stays, with the pattern that came closest.
+#[derive(Debug, Clone)]
+pub struct NearMiss {
+    /// The softmax, or the value the pattern was tried at.
+    pub node: String,
+    pub pattern: &'static str,
+    pub miss: Miss,
+}
+
+/// What a graph holds.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// In topological order.
+    pub sites: Vec<AttentionSite>,
+    pub misses: Vec<NearMiss>,
+}
+
+/// Finds every attention site, and for every softmax that belongs to none, the closest miss.
+pub fn find_sites(graph: &Graph) -> Found {
+    let mut found = Found::default();
+    let mut taken = std::collections::BTreeSet::new();
+    let mut failed: Vec<(ValueId, &'static str, Miss)> = Vec::new();
+    for node in graph.order() {
+        let value = graph.node(node).outputs[0];
+        for pattern in PATTERNS {
+            match find(graph, &pattern.pattern(), value) {
+                Ok(matched) => match pattern.site(graph, &matched) {
+                    Ok(site) => {
+                        taken.extend(matched.nodes.iter().copied());
+                        found.sites.push(site);
+                    }
+                    Err(mut miss) => {
+                        miss.matched = matched.nodes.len();
+                        failed.push((value, pattern.name(), miss));
+                    }
+                },
+                Err(miss) => failed.push((value, pattern.name(), miss)),
+            }
+        }
+    }
+    for id in graph.order() {
+        if graph.node(id).op.is("Softmax") && !taken.contains(&id) {
+            found.misses.extend(closest(graph, id, &failed));
+        }
+    }
+    found
+}
+
+/// Of the patterns tried behind a softmax, the one that got furthest.
+fn closest(
+    graph: &Graph,
+    softmax: crate::ir::graph::NodeId,
+    failed: &[(ValueId, &'static str, Miss)],
+) -> Option<NearMiss> {
+    let behind = reach(graph, graph.node(softmax).outputs[0]);
+    let best = failed
+        .iter()
+        .filter(|(value, ..)| behind.contains(value))
+        .max_by_key(|(_, _, miss)| (miss.stage, miss.matched))?;
+    let node = graph.node(softmax).name.clone();
+    Some(NearMiss { node, pattern: best.1, miss: best.2.clone() })
+}
+
+/// A value and those computed from it by few steps.
+fn reach(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+    let mut reached = vec![value];
+    for _ in 0..4 {
+        let next: Vec<ValueId> = reached
+            .iter()
+            .flat_map(|v| &graph.value(*v).uses)
+            .filter_map(|user| match user {
+                crate::ir::graph::Use::Node { node, .. } => Some(graph.node(*node).outputs.clone()),
+                crate::ir::graph::Use::GraphOutput(_) => None,
+            })
+            .flatten()
+            .filter(|v| !reached.contains(v))
+            .collect();
+        reached.extend(next);
+    }
+    reached
+}

@@ -1,0 +1,382 @@
+//! The pass: every attention site becomes a recurrence over φ(k) ⊗ v, and its growing cache a state
+//! of fixed size.
+
+use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State};
+use super::patterns::{NearMiss, find_sites};
+use super::site::AttentionSite;
+use crate::feature_map::{self, Emitted, FeatureMap, Role};
+use crate::ir::dtype::DType;
+use crate::ir::graph::{Graph, ValueId};
+use crate::ir::patch::{Patch, PatchError};
+use crate::ir::shape::Dim;
+use crate::ir::tensor::Tensor;
+use crate::random::Random;
+use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
+
+/// Added to φ(q)·z, so that a query that sees nothing but padding reads zero.
+const EPSILON: f64 = 1e-30;
+
+/// What to do with the sites of a graph.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    pub recipe: &'a Recipe,
+    pub form: Form,
+    pub seed: u64,
+    /// Only these layers are rewritten; all where it is `None`.
+    pub layers: Option<&'a [usize]>,
+}
+
+/// One site, and what became of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteReport {
+    pub name: String,
+    pub layer: usize,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub scale: f64,
+    pub mask: &'static str,
+    pub rotary: bool,
+    pub cache: bool,
+    /// Why the site stays softmax; `None` where it was rewritten.
+    pub kept: Option<String>,
+}
+
+/// What the pass did.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub sites: Vec<SiteReport>,
+    pub misses: Vec<NearMiss>,
+    /// Graph inputs that nothing needs any more.
+    pub dropped_inputs: Vec<String>,
+    /// Patches applied, in order.
+    pub patches: usize,
+}
+
+/// The pass could not be carried out; the graph is as after the last whole patch.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    #[error("site {site:?}: {source}")]
+    Patch { site: String, source: PatchError },
+    #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
+    NoSuchLayer { layer: usize, last: usize },
+}
+
+/// The sites of a graph as reports, untouched.
+pub fn inspect(graph: &Graph) -> Report {
+    let found = find_sites(graph);
+    let sites = found.sites.iter().enumerate().map(|(i, site)| describe(site, i, None)).collect();
+    Report { sites, misses: found.misses, ..Report::default() }
+}
+
+/// Rewrites the sites of `graph` that the recipe and `layers` name.
+pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, RewriteError> {
+    options.recipe.check()?;
+    let found = find_sites(graph);
+    let count = found.sites.len();
+    let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers);
+    if let Some(layer) = named.into_iter().find(|l| **l >= count) {
+        return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
+    }
+    let mut report = Report { misses: found.misses, ..Report::default() };
+    for (layer, site) in found.sites.iter().enumerate() {
+        let kept = reason_to_keep(site, layer, options);
+        if kept.is_none() {
+            let patched = lower_site(graph, site, layer, options);
+            patched.map_err(|source| RewriteError::Patch { site: site.name.clone(), source })?;
+            report.patches += 1;
+        }
+        report.sites.push(describe(site, layer, kept));
+    }
+    report.dropped_inputs = drop_unused_inputs(graph)?;
+    Ok(report)
+}
+
+fn describe(site: &AttentionSite, layer: usize, kept: Option<String>) -> SiteReport {
+    SiteReport {
+        name: site.name.clone(),
+        layer,
+        heads: site.heads,
+        kv_heads: site.kv_heads,
+        head_dim: site.head_dim,
+        scale: site.scale,
+        mask: site.mask.name(),
+        rotary: site.rotary,
+        cache: site.cache.is_some(),
+        kept,
+    }
+}
+
+fn reason_to_keep(site: &AttentionSite, layer: usize, options: &Options<'_>) -> Option<String> {
+    let recipe = options.recipe;
+    let says = |what: &str| Some(what.to_owned());
+    if recipe.attention == Attention::Softmax {
+        return says("the recipe keeps softmax");
+    }
+    if recipe.softmax_layers.contains(&layer) {
+        return says("the recipe keeps this layer");
+    }
+    if options.layers.is_some_and(|l| !l.contains(&layer)) {
+        return says("the layer was not asked for");
+    }
+    if !site.mask.is_causal() {
+        return Some(format!("its mask is {}: only causal attention has a recurrence", site.mask.name()));
+    }
+    let reads_hidden = recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm;
+    if reads_hidden && site.hidden.is_none() {
+        return says(
+            "the recipe's gate reads the hidden state, and no linear layer was found behind the values",
+        );
+    }
+    None
+}
+
+fn lower_site(
+    graph: &mut Graph,
+    site: &AttentionSite,
+    layer: usize,
+    options: &Options<'_>,
+) -> Result<(), PatchError> {
+    let change = {
+        let mut patch = Patch::new(graph, "linear_attention");
+        let writer = Writer { p: &mut patch, site, layer, options };
+        writer.write();
+        patch.finish()
+    };
+    graph.apply(change).map(|_| ())
+}
+
+/// Takes away the inputs that nothing reads, such as the past of rewritten sites.
+fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError> {
+    let unused: Vec<ValueId> =
+        graph.inputs().iter().copied().filter(|v| graph.value(*v).uses.is_empty()).collect();
+    let names = unused.iter().map(|v| graph.value(*v).name.clone()).collect();
+    let change = {
+        let mut patch = Patch::new(graph, "drop_unused_inputs");
+        unused.into_iter().for_each(|v| patch.drop_input(v));
+        patch.finish()
+    };
+    graph.apply(change).map_err(|source| RewriteError::Patch { site: String::new(), source })?;
+    Ok(names)
+}
+
+/// Writes the patch of one site.
+struct Writer<'p, 'g, 'o> {
+    p: &'p mut Patch<'g>,
+    site: &'o AttentionSite,
+    layer: usize,
+    options: &'o Options<'o>,
+}
+
+impl Writer<'_, '_, '_> {
+    fn write(mut self) {
+        self.p.set_scope(&format!("{}/dijiang", self.site.name));
+        let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
+        let recurrence = self.recurrence(valid);
+        let lowered = self.options.form.lower(self.p, &recurrence);
+        let read = match self.options.recipe.readout {
+            Readout::Sum => self.read_sum(&lowered),
+            Readout::GroupNorm => self.read_group_norm(&lowered),
+        };
+        let dtype = self.p.dtype(self.site.out);
+        let narrow = self.p.cast(read, dtype);
+        let out = match lowered.layout {
+            Layout::HeadMajor => narrow,
+            Layout::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
+        };
+        self.p.replace(self.site.out, out);
+        self.exchange_outputs(lowered.state);
+    }
+
+    fn parameter(&mut self, name: &str, tensor: Tensor) -> ValueId {
+        let name = format!("{}.dijiang.{name}", self.site.name);
+        self.p.weight(&name, tensor)
+    }
+
+    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`: the last columns of the padding mask,
+    /// which may or may not cover the past.
+    fn valid_tokens(&mut self, mask: ValueId) -> ValueId {
+        let p = &mut *self.p;
+        let time = p.shape_of(self.site.q, 2, 3);
+        let start = p.node(crate::ir::op::Op::new("Neg"), &[time]);
+        let end = p.ints(&[i64::MAX]);
+        let recent = p.slice_to(mask, 1, start, end);
+        let recent = p.cast(recent, DType::F32);
+        // States the dims again, which a slice from a computed bound does not.
+        let batch = p.shape_of(self.site.q, 0, 1);
+        let shape = p.concat(&[batch, time], 0);
+        p.reshape_to(recent, shape)
+    }
+
+    fn recurrence(&mut self, valid: Option<ValueId>) -> Recurrence {
+        let (q, k) = self.features();
+        let v = self.p.cast(self.site.v, DType::F32);
+        let mut log_decay = self.log_decay();
+        let mut k = k;
+        if let Some(valid) = valid {
+            let tokens = self.p.unsqueeze(valid, &[1, 3]);
+            k = self.p.mul(k, tokens);
+            if let Some(log) = log_decay {
+                let tokens = self.p.unsqueeze(valid, &[1]);
+                log_decay = Some(self.p.mul(log, tokens));
+            }
+        }
+        let features = self.p.known_dim(q, 3);
+        let state = self.past_state(features);
+        let dims = Dims {
+            heads: self.site.heads as i64,
+            kv_heads: self.site.kv_heads as i64,
+            features: features as i64,
+            value_dim: self.site.value_dim as i64,
+        };
+        Recurrence { q, k, v, log_decay, state, dims }
+    }
+
+    /// φ of queries and keys, each scaled by √scale.
+    fn features(&mut self) -> (ValueId, ValueId) {
+        let spec = &self.options.recipe.map;
+        // `rewrite` has checked the recipe.
+        let Some(map) = feature_map::find(&spec.kind) else {
+            self.p.fail(format!("no feature map is called `{}`", spec.kind));
+            return (self.site.q, self.site.k);
+        };
+        let mut shared = Emitted::new();
+        let q = self.features_of(map, Role::Query, self.site.q, self.site.heads, &mut shared);
+        let k = self.features_of(map, Role::Key, self.site.k, self.site.kv_heads, &mut shared);
+        (q, k)
+    }
+
+    fn features_of(
+        &mut self,
+        map: &dyn FeatureMap,
+        role: Role,
+        x: ValueId,
+        heads: u64,
+        shared: &mut Emitted,
+    ) -> ValueId {
+        let spec = &self.options.recipe.map;
+        let mut random = Random::named(self.options.seed, &self.site.name);
+        let drawn = map.parameters(spec, heads as usize, self.site.head_dim as usize, &mut random);
+        let mut emitted = shared.clone();
+        for parameter in drawn {
+            if emitted.contains_key(parameter.name) {
+                continue;
+            }
+            let name = match parameter.shared {
+                true => parameter.name.to_owned(),
+                false => format!("{}.{}", role.prefix(), parameter.name),
+            };
+            let value = self.parameter(&name, parameter.tensor);
+            emitted.insert(parameter.name, value);
+            if parameter.shared {
+                shared.insert(parameter.name, value);
+            }
+        }
+        let wide = self.p.cast(x, DType::F32);
+        let scaled = self.p.mul_scalar(wide, self.site.scale.sqrt());
+        map.emit(self.p, scaled, &emitted, role)
+    }
+
+    /// log a_t, `[batch, kv_heads, sequence]`.
+    fn log_decay(&mut self) -> Option<ValueId> {
+        match self.options.recipe.decay {
+            Decay::None => None,
+            Decay::Fixed => Some(self.fixed_decay()),
+            Decay::Learned => self.site.hidden.map(|hidden| self.learned_decay(hidden)),
+        }
+    }
+
+    fn fixed_decay(&mut self) -> ValueId {
+        let heads = self.site.kv_heads;
+        let logs: Vec<f32> = (0..heads).map(|h| (1.0 - (-5.0 - h as f32).exp2()).ln()).collect();
+        let logs = self.parameter("log_decay", Tensor::from_f32(&[heads, 1], &logs));
+        let shape = self.p.shape_of(self.site.k, 0, 3);
+        self.p.expand(logs, shape)
+    }
+
+    /// log sigmoid(w·x + b), with `w` zero and `b` spread at first so that heads forget over 2⁴ to 2¹⁰ tokens.
+    fn learned_decay(&mut self, hidden: ValueId) -> ValueId {
+        let heads = self.site.kv_heads;
+        let width = self.p.known_dim(hidden, 2);
+        let spread = |h: u64| 4.0 + 6.0 * h as f32 / (heads.max(2) - 1) as f32;
+        // sigmoid(b) = 1 - 2^-s
+        let biases: Vec<f32> = (0..heads).map(|h| (spread(h).exp2() - 1.0).ln()).collect();
+        let zeros = vec![0.0; (heads * width) as usize];
+        let weight = self.parameter("gate.weight", Tensor::from_f32(&[heads, width], &zeros));
+        let bias = self.parameter("gate.bias", Tensor::from_f32(&[heads], &biases));
+        let p = &mut *self.p;
+        let wide = p.cast(hidden, DType::F32);
+        let logits = p.linear(wide, weight, Some(bias));
+        let turned = p.transpose(logits, &[0, 2, 1]);
+        let flipped = p.neg(turned);
+        let soft = p.softplus(flipped);
+        p.neg(soft)
+    }
+
+    fn state_name(&self, side: &str, part: &str) -> String {
+        format!("{side}.{}.{part}", self.layer)
+    }
+
+    fn past_state(&mut self, features: u64) -> State {
+        let batch = self.p.dim(self.site.q, 0);
+        let (heads, width) = (self.site.kv_heads, self.site.value_dim);
+        let (s, z) = (
+            self.state_name("past_key_values", "recurrent_state"),
+            self.state_name("past_key_values", "conv_state"),
+        );
+        let dims = |rest: &[u64]| -> Vec<Dim> {
+            let known = [heads, features].into_iter().chain(rest.iter().copied()).map(Dim::Known);
+            std::iter::once(batch.clone()).chain(known).collect()
+        };
+        State { s: self.p.input(&s, DType::F32, dims(&[width])), z: self.p.input(&z, DType::F32, dims(&[])) }
+    }
+
+    fn exchange_outputs(&mut self, state: State) {
+        if let Some(cache) = &self.site.cache {
+            self.p.drop_output(&cache.present_key);
+            self.p.drop_output(&cache.present_value);
+        }
+        let (s, z) =
+            (self.state_name("present", "recurrent_state"), self.state_name("present", "conv_state"));
+        self.p.output(&s, state.s);
+        self.p.output(&z, state.z);
+    }
+
+    fn read_sum(&mut self, lowered: &Lowered) -> ValueId {
+        let den = self.p.add_scalar(lowered.den, EPSILON);
+        self.p.div(lowered.num, den)
+    }
+
+    /// GroupNorm over each head, gated by SiLU(W_g x) (RetNet; the released code).
+    fn read_group_norm(&mut self, lowered: &Lowered) -> ValueId {
+        let site = self.site;
+        let Some(hidden) = site.hidden else {
+            self.p.fail("the readout's gate reads the hidden state, which was not found".to_owned());
+            return lowered.num;
+        };
+        let width = self.p.known_dim(hidden, 2);
+        let rows = site.heads * site.value_dim;
+        let mut random = Random::named(self.options.seed, &format!("{}.readout", site.name));
+        let deviation = (width as f64).sqrt().recip();
+        let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
+        let weight = self.parameter("readout.weight", Tensor::from_f32(&[rows, width], &values));
+        let p = &mut *self.p;
+        let ones =
+            p.constant("ones", Tensor::from_f32(&[site.value_dim], &vec![1.0; site.value_dim as usize]));
+        let zeros =
+            p.constant("zeros", Tensor::from_f32(&[site.value_dim], &vec![0.0; site.value_dim as usize]));
+        let normal = p.layer_norm(lowered.num, ones, zeros, 1e-5);
+        let wide = p.cast(hidden, DType::F32);
+        let gate = p.linear(wide, weight, None);
+        let open = p.sigmoid(gate);
+        let silu = p.mul(gate, open);
+        let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
+        let heads = match lowered.layout {
+            Layout::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
+            Layout::TokenMajor => heads,
+        };
+        p.mul(normal, heads)
+    }
+}

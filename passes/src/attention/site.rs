@@ -1,0 +1,161 @@
+//! The canonical attention site, whatever operators an exporter spelled it with.
+
+use super::mask::Mask;
+use crate::ir::graph::{Graph, ValueId};
+use crate::ir::op::Attr;
+use crate::pattern::Miss;
+
+/// One softmax attention: o = softmax(scale · q kᵀ + mask) v, per head.
+#[derive(Debug, Clone)]
+pub struct AttentionSite {
+    /// The module it belongs to, such as `model.layers.0.self_attn`.
+    pub name: String,
+    /// Queries `[batch, heads, sequence, head_dim]`, after rotary embedding and normalisation.
+    pub q: ValueId,
+    /// New keys `[batch, kv_heads, sequence, head_dim]`, without the past and before they are repeated.
+    pub k: ValueId,
+    /// New values `[batch, kv_heads, sequence, value_dim]`.
+    pub v: ValueId,
+    /// What the site computes, `[batch, heads, sequence, value_dim]`.
+    pub out: ValueId,
+    pub scale: f64,
+    pub mask: Mask,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub value_dim: u64,
+    /// The hidden state the values are projected from, `[batch, sequence, hidden]`; learned gates read it.
+    pub hidden: Option<ValueId>,
+    pub rotary: bool,
+    pub cache: Option<Cache>,
+}
+
+/// The key/value cache of a site: it grows by the new tokens.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    pub past_key: ValueId,
+    pub past_value: ValueId,
+    /// Names of the graph outputs.
+    pub present_key: String,
+    pub present_value: String,
+}
+
+/// Keys or values traced back through what decoders wrap around them.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// `[batch, kv_heads, sequence, dim]`
+    pub new: ValueId,
+    /// The graph input with the past, and the name of the graph output with past and new.
+    pub cache: Option<(ValueId, String)>,
+}
+
+/// Undoes the repetition over query heads (`Unsqueeze`, `Expand`, `Reshape`) and the cache `Concat`.
+pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
+    let whole = before_repeat(graph, value)?;
+    let Some(concat) = graph.made_by(whole, "Concat") else {
+        return Ok(Stream { new: whole, cache: None });
+    };
+    let name = &graph.value(whole).name;
+    let (Some(past), Some(new), 2) = (concat.input(0), concat.input(1), concat.inputs.len()) else {
+        return Err(Miss::check(name, "a cache joins the past and the new, not more"));
+    };
+    if !matches!(concat.op.int("axis"), Some(2 | -2)) {
+        return Err(Miss::check(name, format!("a cache grows along axis 2, found {:?}", concat.op.attrs)));
+    }
+    if !graph.inputs().contains(&past) {
+        return Err(Miss::check(name, "the past of the cache is no graph input"));
+    }
+    let present = graph.outputs().iter().find(|(_, v)| *v == whole);
+    let Some((present, _)) = present else {
+        return Err(Miss::check(name, "the cache is not a graph output"));
+    };
+    Ok(Stream { new, cache: Some((past, present.clone())) })
+}
+
+fn before_repeat(graph: &Graph, value: ValueId) -> Result<ValueId, Miss> {
+    let Some(inner) = repeated(graph, value) else { return Ok(value) };
+    let shape = |v: ValueId| graph.value(v).ty.shape.clone().unwrap_or_default();
+    let (from, to) = (shape(inner), shape(value));
+    if from.len() != 4 || to.len() != 4 {
+        let reason = "heads are repeated in a value that has no rank 4";
+        return Err(Miss::check(&graph.value(value).name, reason));
+    }
+    Ok(inner)
+}
+
+/// `x` in `Reshape(Expand(Unsqueeze(x, axis 2)))`: each key/value head repeated for its query heads.
+fn repeated(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    let expand = graph.made_by(value, "Reshape")?.input(0)?;
+    let unsqueeze = graph.made_by(expand, "Expand")?.input(0)?;
+    let node = graph.made_by(unsqueeze, "Unsqueeze")?;
+    (node.op.attrs.get("axes").is_some_and(|a| matches!(a, Attr::Ints(x) if x == &[2])))
+        .then(|| node.input(0))?
+}
+
+/// The projection a head layout was cut from: the weight's name and the hidden state it was applied to.
+#[derive(Debug, Clone)]
+pub struct Projection {
+    pub weight: String,
+    pub hidden: ValueId,
+}
+
+/// Operators that only move, split or shift what a projection gave.
+const TRANSPARENT: [&str; 9] =
+    ["Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Add", "Cast", "Identity"];
+
+/// Walks back from values to the linear layer that made them.
+pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
+    let (node, _) = graph.producer(value)?;
+    let node = graph.node(node);
+    if node.op.is("MatMul") {
+        let weight = weight_name(graph, node.input(1)?)?;
+        return Some(Projection { weight, hidden: node.input(0)? });
+    }
+    if !TRANSPARENT.contains(&node.op.name()) {
+        return None;
+    }
+    node.inputs.iter().flatten().find_map(|v| trace_projection(graph, *v))
+}
+
+fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
+    let found = graph.value(value);
+    if found.as_const().is_some() {
+        return Some(found.name.clone());
+    }
+    let turned = graph.made_by(value, "Transpose")?.input(0)?;
+    let found = graph.value(turned);
+    found.as_const().map(|_| found.name.clone())
+}
+
+/// The module of a weight: `model.layers.0.self_attn` for `model.layers.0.self_attn.v_proj.weight`.
+pub fn module_of(weight: &str) -> String {
+    let parts: Vec<&str> = weight.split('.').collect();
+    parts[..parts.len().saturating_sub(2)].join(".")
+}
+
+/// Whether sines and cosines of positions went into a value.
+pub fn is_rotary(graph: &Graph, value: ValueId) -> bool {
+    let mut stack = vec![(value, 0)];
+    while let Some((value, depth)) = stack.pop() {
+        let Some((node, _)) = graph.producer(value) else { continue };
+        let node = graph.node(node);
+        if node.op.is("Cos") || node.op.is("Sin") {
+            return true;
+        }
+        if depth < 12 && !node.op.is("MatMul") {
+            stack.extend(node.inputs.iter().flatten().map(|v| (*v, depth + 1)));
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_of_weights() {
+        assert_eq!(module_of("model.layers.0.self_attn.v_proj.weight"), "model.layers.0.self_attn");
+        assert_eq!(module_of("w"), "");
+    }
+}

@@ -1,0 +1,274 @@
+//! The pass against the definition: a direct f64 linear attention that shares nothing with the
+//! lowerings but the parameters.
+
+use super::lower::Form;
+use super::rewrite::{Options, Report, rewrite};
+use crate::canon::canonicalize;
+use crate::feature_map::{self, Numbers, Role};
+use crate::ir::eval::Array;
+use crate::ir::graph::Graph;
+use crate::ir::text::{parse, print};
+use crate::ir::verify::verify;
+use crate::recipe::{Decay, Lengths, MapSpec, Radial, Readout, Recipe};
+use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
+use std::collections::BTreeMap;
+
+fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
+    let map = MapSpec {
+        kind: kind.to_owned(),
+        features: 2,
+        signs: true,
+        lengths: Lengths::Quantiles,
+        radial: Radial::Normal,
+    };
+    Recipe {
+        name: "test".to_owned(),
+        attention: crate::recipe::Attention::Linear,
+        map,
+        decay,
+        readout,
+        softmax_layers: vec![],
+        chunk: 64,
+    }
+}
+
+fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
+    let mut graph = testing::decoder();
+    canonicalize(&mut graph).expect("it settles");
+    let options = Options { recipe, form, seed: 5, layers: None };
+    let report = rewrite(&mut graph, &options).expect("it rewrites");
+    canonicalize(&mut graph).expect("it settles");
+    assert_eq!(verify(&graph), []);
+    (graph, report)
+}
+
+/// Inputs of `time` tokens for two rows; `pads` of row 0 are padding at the left.
+fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
+    let m = recipe.map.features * HEAD_DIM as usize;
+    let mask = (0..2 * time).map(|i| i64::from(i >= pads)).collect();
+    vec![
+        ("hidden", noise(&[2, time, testing::HIDDEN as usize], 11)),
+        ("attention_mask", Array::from_i64(&[2, time], mask).expect("a mask")),
+        ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, HEAD_DIM as usize])),
+        ("past_key_values.0.conv_state", zeros(&[2, KV_HEADS as usize, m])),
+    ]
+}
+
+fn zeros(dims: &[usize]) -> Array {
+    Array::from_f64(dims, vec![0.0; dims.iter().product()]).expect("zeros")
+}
+
+const FORMS: [Form; 4] =
+    [Form::Parallel, Form::Chunked(4), Form::Chunked(64), Form::Operator("com.microsoft")];
+
+fn every_recipe() -> Vec<Recipe> {
+    let maps = feature_map::MAPS.iter().map(|m| recipe(m.name(), Decay::None, Readout::Sum));
+    let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
+    let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));
+    maps.chain(decays).chain(readouts).collect()
+}
+
+#[test]
+fn all_forms_agree_for_every_recipe() {
+    for recipe in every_recipe() {
+        for (time, pads) in [(1, 0), (3, 0), (9, 2)] {
+            let given = inputs(&recipe, time, pads);
+            let results: Vec<_> = FORMS.iter().map(|form| run(&lowered(&recipe, *form).0, &given)).collect();
+            for (form, result) in FORMS.iter().zip(&results).skip(1) {
+                for (name, array) in result {
+                    let error = relative_error(array, &results[0][name]);
+                    assert!(error < 1e-9, "{} {form:?} T={time}: {name} differs by {error}", recipe.map.kind);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_split_sequence_with_its_state_carried_equals_the_whole() {
+    for recipe in every_recipe() {
+        for form in FORMS {
+            let (graph, _) = lowered(&recipe, form);
+            let whole = run(&graph, &inputs(&recipe, 9, 2));
+            let first = run(&graph, &cut(&inputs(&recipe, 9, 2), 0, 5));
+            let mut rest = cut(&inputs(&recipe, 9, 2), 5, 9);
+            rest[2].1 = first["present.0.recurrent_state"].clone();
+            rest[3].1 = first["present.0.conv_state"].clone();
+            let second = run(&graph, &rest);
+            for name in ["present.0.recurrent_state", "present.0.conv_state"] {
+                assert!(relative_error(&second[name], &whole[name]) < 1e-9, "{form:?} {name}");
+            }
+            let joined = [first["y"].to_f64(), second["y"].to_f64()];
+            let direct = whole["y"].to_f64();
+            let width = (HEADS * HEAD_DIM) as usize;
+            for row in 0..2 {
+                let want = &direct[row * 9 * width..(row + 1) * 9 * width];
+                let got =
+                    [&joined[0][row * 5 * width..][..5 * width], &joined[1][row * 4 * width..][..4 * width]];
+                for (a, b) in got.concat().iter().zip(want) {
+                    assert!((a - b).abs() < 1e-9, "{form:?}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+/// Tokens `from..to` of `hidden` and `attention_mask`.
+fn cut(given: &[(&'static str, Array)], from: usize, to: usize) -> Vec<(&'static str, Array)> {
+    let slice = |a: &Array| -> Array {
+        let range = ndarray::Slice::from(from..to);
+        match a {
+            Array::F(a) => Array::F(a.slice_axis(ndarray::Axis(1), range).to_owned()),
+            Array::I(a) => Array::I(a.slice_axis(ndarray::Axis(1), range).to_owned()),
+            Array::B(_) => unreachable!("no such input"),
+        }
+    };
+    let tokens = |name: &str| name == "hidden" || name == "attention_mask";
+    given.iter().map(|(n, a)| (*n, if tokens(n) { slice(a) } else { a.clone() })).collect()
+}
+
+/// The definition, for a recipe with the sum readout: o_i = Σ_{j≤i} w_ij v_j / Σ_{j≤i} w_ij with
+/// w_ij = φ(q_i)·φ(k_j) Π_{j<t≤i} a_t over the tokens that are not padding.
+fn definition(recipe: &Recipe, graph: &Graph, given: &[(&'static str, Array)], log_a: &[f64]) -> Vec<f64> {
+    let source = testing::decoder();
+    let by_name: BTreeMap<&str, &Array> = given.iter().map(|(n, a)| (*n, a)).collect();
+    let heads = |name: &str, count: i64, x: &[f64]| -> Vec<Vec<f64>> {
+        let weight = source
+            .find_value(&format!("h.0.attn.{name}.weight"))
+            .and_then(|v| source.as_const(v))
+            .expect("w");
+        let w = weight.to_f64();
+        (0..count as usize)
+            .map(|h| {
+                (0..HEAD_DIM as usize)
+                    .map(|i| {
+                        x.iter().zip(&w[(h * HEAD_DIM as usize + i) * x.len()..]).map(|(a, b)| a * b).sum()
+                    })
+                    .collect()
+            })
+            .collect()
+    };
+    let map = feature_map::find(&recipe.map.kind).expect("a map");
+    let numbers = |role: Role, head: usize| -> Numbers {
+        let mut random = crate::random::Random::named(5, "h.0.attn");
+        map.parameters(&recipe.map, 4, HEAD_DIM as usize, &mut random)
+            .iter()
+            .map(|p| {
+                let name = if p.shared { p.name.to_owned() } else { format!("{}.{}", role.prefix(), p.name) };
+                let value =
+                    graph.find_value(&format!("h.0.attn.dijiang.{name}")).and_then(|v| graph.as_const(v));
+                let all = value.expect("the parameter").to_f64();
+                let heads = if role == Role::Query { HEADS } else { KV_HEADS } as usize;
+                let each = all.len() / heads;
+                (p.name, if p.shared { all } else { all[head * each..(head + 1) * each].to_vec() })
+            })
+            .collect()
+    };
+    let root = (HEAD_DIM as f64).powf(-0.25);
+    let phi = |x: &[f64], role: Role, head: usize| {
+        let scaled: Vec<f64> = x.iter().map(|x| x * root).collect();
+        map.eval(&scaled, &numbers(role, head), role)
+    };
+    let hidden = by_name["hidden"].to_f64();
+    let mask = by_name["attention_mask"].to_f64();
+    let time = by_name["hidden"].shape()[1];
+    let width = testing::HIDDEN as usize;
+    let mut out = Vec::new();
+    for row in 0..2 {
+        let token = |t: usize| &hidden[(row * time + t) * width..][..width];
+        let keys: Vec<Vec<Vec<f64>>> = (0..time).map(|t| heads("k_proj", KV_HEADS, token(t))).collect();
+        let values: Vec<Vec<Vec<f64>>> = (0..time).map(|t| heads("v_proj", KV_HEADS, token(t))).collect();
+        for i in 0..time {
+            let queries = heads("q_proj", HEADS, token(i));
+            for h in 0..HEADS as usize {
+                let shared = h / (HEADS / KV_HEADS) as usize;
+                let q = phi(&queries[h], Role::Query, h);
+                let (mut num, mut den) = (vec![0.0; HEAD_DIM as usize], 0.0);
+                for j in (0..=i).filter(|j| mask[row * time + j] == 1.0) {
+                    let k = phi(&keys[j][shared], Role::Key, shared);
+                    let steps = (j + 1..=i).filter(|t| mask[row * time + t] == 1.0).count() as f64;
+                    let weight: f64 =
+                        q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() * (steps * log_a[shared]).exp();
+                    den += weight;
+                    num.iter_mut().zip(&values[j][shared]).for_each(|(n, v)| *n += weight * v);
+                }
+                out.extend(num.iter().map(|n| if den == 0.0 { 0.0 } else { n / den }));
+            }
+        }
+    }
+    out
+}
+
+/// The definition takes √scale exactly; the graph holds it as f32.
+const ROUNDED: f64 = 1e-6;
+
+#[test]
+fn every_map_computes_its_definition() {
+    for map in feature_map::MAPS {
+        let recipe = recipe(map.name(), Decay::None, Readout::Sum);
+        let given = inputs(&recipe, 7, 2);
+        let (graph, _) = lowered(&recipe, Form::Parallel);
+        let want = definition(&recipe, &graph, &given, &[0.0, 0.0]);
+        let got = run(&graph, &given)["y"].to_f64();
+        for (a, b) in got.iter().zip(&want) {
+            assert!((a - b).abs() < ROUNDED, "{}: {a} {b}", map.name());
+        }
+    }
+}
+
+#[test]
+fn fixed_decay_computes_its_definition() {
+    let recipe = recipe("dct-softmax", Decay::Fixed, Readout::Sum);
+    let given = inputs(&recipe, 7, 2);
+    let (graph, _) = lowered(&recipe, Form::Chunked(4));
+    let rounded = |x: f64| f64::from(x as f32);
+    let log_a = [rounded((1f64 - 1.0 / 32.0).ln()), rounded((1f64 - 1.0 / 64.0).ln())];
+    let want = definition(&recipe, &graph, &given, &log_a);
+    let got = run(&graph, &given)["y"].to_f64();
+    for (a, b) in got.iter().zip(&want) {
+        assert!((a - b).abs() < ROUNDED, "{a} {b}");
+    }
+}
+
+#[test]
+fn the_rewritten_graph_in_text() {
+    let recipe = recipe("dct-softmax", Decay::Learned, Readout::Sum);
+    insta::assert_snapshot!("source", print(&testing::decoder()));
+    insta::assert_snapshot!("operator", print(&lowered(&recipe, Form::Operator("com.microsoft")).0));
+    insta::assert_snapshot!("parallel", print(&lowered(&recipe, Form::Parallel).0));
+    insta::assert_snapshot!("chunked", print(&lowered(&recipe, Form::Chunked(64)).0));
+}
+
+#[test]
+fn the_site_and_what_the_report_says() {
+    let recipe = recipe("wdcf", Decay::None, Readout::Sum);
+    let (_, report) = lowered(&recipe, Form::Parallel);
+    insta::assert_debug_snapshot!(report);
+}
+
+/// A change to the source text, and the line the closest miss must read.
+fn miss_after(from: &str, to: &str) -> String {
+    let text = print(&testing::decoder());
+    assert!(text.contains(from), "the test graph holds no {from:?}");
+    // Weights of more than 16 elements read back as zeros, which does not matter here.
+    let graph = parse(&text.replace(from, to)).expect("it parses");
+    let found = super::patterns::find_sites(&graph);
+    assert_eq!(found.sites.len(), 0, "no site must be found");
+    found.misses.iter().map(|m| format!("{} {}: {}\n", m.node, m.pattern, m.miss)).collect()
+}
+
+#[test]
+fn near_misses_say_why() {
+    let cases = [
+        (
+            "the softmax runs over queries",
+            "{axis: -1} \"h.0.attn/Softmax\"",
+            "{axis: 2} \"h.0.attn/Softmax\"",
+        ),
+        ("strictly causal", "LessOrEqual(", "Less("),
+        ("a bias, not a mask", "f32[] = [-1e30]", "f32[] = [-2.0]"),
+    ];
+    let lines: Vec<String> =
+        cases.iter().map(|(what, from, to)| format!("{what}\n  {}", miss_after(from, to))).collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}

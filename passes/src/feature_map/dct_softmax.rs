@@ -1,0 +1,49 @@
+//! `dct-softmax`: φ(x) = softmax over the m features of (W x + log D), W learned per head and
+//! started at T C, with `signs` at T C and -T C. The bounded form of the released code.
+
+use super::{Emitted, FeatureMap, Numbers, Parameter, Role, eval_rows, frequency, repeat};
+use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
+use crate::random::Random;
+use crate::recipe::MapSpec;
+
+pub(super) struct DctSoftmax;
+
+impl FeatureMap for DctSoftmax {
+    fn name(&self) -> &'static str {
+        "dct-softmax"
+    }
+
+    fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
+        let m = self.features(spec, d);
+        let drawn = if spec.signs { m.div_ceil(2) } else { m };
+        let t = frequency::lengths(spec, d, drawn, random);
+        let v = frequency::directions(d, drawn, random);
+        let mut w = frequency::scaled(&v, &t);
+        if spec.signs {
+            let flipped: Vec<f64> = w.iter().map(|x| -x).take((m - drawn) * d).collect();
+            w.extend(flipped);
+        }
+        vec![
+            Parameter { name: "w", shared: false, tensor: repeat(heads, &[m as u64, d as u64], &w) },
+            Parameter { name: "log_d", shared: false, tensor: repeat(heads, &[m as u64], &vec![0.0; m]) },
+        ]
+    }
+
+    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, _role: Role) -> ValueId {
+        let turned = p.transpose(parameters["w"], &[0, 2, 1]);
+        let products = p.matmul(x, turned);
+        let spread = p.unsqueeze(parameters["log_d"], &[1]);
+        let logits = p.add(products, spread);
+        p.softmax(logits, -1)
+    }
+
+    fn eval(&self, x: &[f64], parameters: &Numbers, _role: Role) -> Vec<f64> {
+        let logits: Vec<f64> =
+            eval_rows(&parameters["w"], x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect();
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let exps: Vec<f64> = logits.iter().map(|x| (x - max).exp()).collect();
+        let sum: f64 = exps.iter().sum();
+        exps.iter().map(|x| x / sum).collect()
+    }
+}

@@ -1,0 +1,39 @@
+//! `prf`, positive random features: φ(x) = exp(ω x - ‖x‖²/2) / √m, ω ~ N(0, I) (Eq. 5; Performer,
+//! Choromanski et al. 2021). The average of φ(q)·φ(k) is exactly exp(q·k).
+
+use super::{Emitted, FeatureMap, Numbers, Parameter, Role, single};
+use super::{dot, emit_exp, emit_norm, eval_exp, eval_rows};
+use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
+use crate::random::Random;
+use crate::recipe::MapSpec;
+
+pub(super) struct Prf;
+
+impl FeatureMap for Prf {
+    fn name(&self) -> &'static str {
+        "prf"
+    }
+
+    fn parameters(&self, spec: &MapSpec, _heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
+        let m = self.features(spec, d);
+        let omega: Vec<f64> = (0..m * d).map(|_| random.normal()).collect();
+        vec![Parameter { name: "omega", shared: true, tensor: single(&[m as u64, d as u64], &omega) }]
+    }
+
+    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
+        let products = p.linear(x, parameters["omega"], None);
+        let m = p.known_dim(products, 3) as f64;
+        let norm = emit_norm(p, x, 0.5);
+        let shift = p.add_scalar(norm, m.ln() / 2.0);
+        let exponents = p.sub(products, shift);
+        emit_exp(p, exponents, role)
+    }
+
+    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
+        let products = eval_rows(&parameters["omega"], x);
+        let shift = dot(x, x) / 2.0 + (products.len() as f64).ln() / 2.0;
+        let exponents: Vec<f64> = products.iter().map(|e| e - shift).collect();
+        eval_exp(&exponents, role)
+    }
+}

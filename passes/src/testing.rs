@@ -1,0 +1,120 @@
+//! A small decoder attention in the form our model families write it, for tests.
+
+use crate::ir::dtype::DType;
+use crate::ir::eval::{Array, eval};
+use crate::ir::graph::{Graph, ValueId};
+use crate::ir::op::Op;
+use crate::ir::patch::Patch;
+use crate::ir::shape::Dim;
+use crate::ir::tensor::Tensor;
+use crate::random::Random;
+use std::collections::BTreeMap;
+
+pub(crate) const HEADS: i64 = 4;
+pub(crate) const KV_HEADS: i64 = 2;
+pub(crate) const HEAD_DIM: i64 = 8;
+pub(crate) const HIDDEN: i64 = 16;
+
+fn sym(name: &str) -> Dim {
+    Dim::sym(name)
+}
+
+/// One layer over `hidden` f32 `[batch, sequence, 16]`: 4 query heads on 2 key/value heads of 8, a
+/// cache, a causal mask with key padding.
+pub(crate) fn decoder() -> Graph {
+    let mut graph = Graph::new("decoder");
+    let change = {
+        let mut p = Patch::new(&graph, "testing");
+        let x = p.input("hidden", DType::F32, vec![sym("batch"), sym("sequence"), Dim::Known(HIDDEN as u64)]);
+        let total = sym("past").plus(&sym("sequence"));
+        let mask = p.input("attention_mask", DType::I64, vec![sym("batch"), total]);
+        let bias = mask_bias(&mut p, x, mask);
+        p.set_scope("h.0.attn");
+        let q = project(&mut p, x, "q_proj", HEADS);
+        let k = project(&mut p, x, "k_proj", KV_HEADS);
+        let v = project(&mut p, x, "v_proj", KV_HEADS);
+        let k = cached(&mut p, k, "key");
+        let v = cached(&mut p, v, "value");
+        let (k, v) = (repeated(&mut p, k), repeated(&mut p, v));
+        let turned = p.transpose(k, &[0, 1, 3, 2]);
+        let products = p.matmul(q, turned);
+        let scaled = p.mul_scalar(products, (HEAD_DIM as f64).sqrt().recip());
+        let scores = p.add(scaled, bias);
+        let probabilities = p.softmax(scores, -1);
+        let mixed = p.matmul(probabilities, v);
+        let turned = p.transpose(mixed, &[0, 2, 1, 3]);
+        let flat = p.reshape(turned, &[0, 0, HEADS * HEAD_DIM]);
+        p.output("y", flat);
+        p.finish()
+    };
+    graph.apply(change).expect("the test graph is well-formed");
+    graph
+}
+
+fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
+    let total = p.shape_of(mask, 1, 2);
+    let time = p.shape_of(x, 1, 2);
+    let past = p.sub(total, time);
+    let total = p.squeeze(total, &[0]);
+    let keys = p.range(total);
+    let end = p.ints(&[i64::MAX]);
+    let queries = p.slice_to(keys, 0, past, end);
+    let queries = p.unsqueeze(queries, &[1]);
+    let causal = p.less_or_equal(keys, queries);
+    let one = p.constant("one", Tensor::scalar(DType::I64, 1.0));
+    let tokens = p.equal(mask, one);
+    let tokens = p.unsqueeze(tokens, &[1, 2]);
+    let open = p.and(causal, tokens);
+    let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
+    let closed = p.constant("closed", Tensor::scalar(DType::F32, -1e30));
+    p.select(open, zero, closed)
+}
+
+fn project(p: &mut Patch<'_>, x: ValueId, name: &str, heads: i64) -> ValueId {
+    let rows = heads * HEAD_DIM;
+    let mut random = Random::named(1, name);
+    let values: Vec<f32> = (0..rows * HIDDEN).map(|_| (random.normal() * 0.4) as f32).collect();
+    let weight = p
+        .weight(&format!("h.0.attn.{name}.weight"), Tensor::from_f32(&[rows as u64, HIDDEN as u64], &values));
+    let y = p.linear(x, weight, None);
+    let y = p.reshape(y, &[0, 0, heads, HEAD_DIM]);
+    p.transpose(y, &[0, 2, 1, 3])
+}
+
+fn cached(p: &mut Patch<'_>, x: ValueId, part: &str) -> ValueId {
+    let shape = vec![sym("batch"), Dim::Known(KV_HEADS as u64), sym("past"), Dim::Known(HEAD_DIM as u64)];
+    let past = p.input(&format!("past_key_values.0.{part}"), DType::F32, shape);
+    let whole = p.concat(&[past, x], 2);
+    p.output(&format!("present.0.{part}"), whole);
+    whole
+}
+
+fn repeated(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    let x = p.unsqueeze(x, &[2]);
+    let shape = p.ints(&[1, 1, HEADS / KV_HEADS, 1, 1]);
+    let x = p.node(Op::new("Expand"), &[x, shape]);
+    p.reshape(x, &[0, HEADS, -1, HEAD_DIM])
+}
+
+/// Numbers, standard normal.
+pub(crate) fn noise(dims: &[usize], seed: u64) -> Array {
+    let mut random = Random::new(seed);
+    let values = (0..dims.iter().product()).map(|_| random.normal()).collect();
+    Array::from_f64(dims, values).expect("values fill dims")
+}
+
+/// Runs a graph on inputs given by name; returns all outputs by name.
+pub(crate) fn run(graph: &Graph, inputs: &[(&str, Array)]) -> BTreeMap<String, Array> {
+    let given = inputs.iter().filter_map(|(name, array)| Some((graph.input(name)?, array.clone()))).collect();
+    let wanted: Vec<ValueId> = graph.outputs().iter().map(|(_, v)| *v).collect();
+    let values = eval(graph, &given, &wanted).expect("the graph runs");
+    graph.outputs().iter().map(|(name, _)| name.clone()).zip(values).collect()
+}
+
+/// The largest difference of two arrays, relative to the largest number in the second.
+pub(crate) fn relative_error(a: &Array, b: &Array) -> f64 {
+    assert_eq!(a.shape(), b.shape());
+    let scale = b.to_f64().iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let difference = a.to_f64().iter().zip(b.to_f64()).fold(0.0, |m: f64, (x, y)| m.max((x - y).abs()));
+    difference / scale
+}
