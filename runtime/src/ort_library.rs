@@ -46,8 +46,13 @@ fn find(lookup: discover::Lookup<'_>, current_dir: &Path) -> Result<(PathBuf, St
         // A relative path means the current directory; `ort` would take it from the program's own.
         return check(current_dir.join(path));
     }
+    first_usable(discover::candidates(lookup, current_dir))
+}
+
+/// The first library that will do; if none does, why the first one found does not.
+fn first_usable(paths: impl Iterator<Item = PathBuf>) -> Result<(PathBuf, String), RuntimeError> {
     let mut refused = None;
-    for path in discover::candidates(lookup, current_dir) {
+    for path in paths {
         match check(path) {
             Ok(found) => return Ok(found),
             Err(error) => refused = refused.or(Some(error)),
@@ -60,16 +65,18 @@ fn find(lookup: discover::Lookup<'_>, current_dir: &Path) -> Result<(PathBuf, St
 }
 
 fn check(path: PathBuf) -> Result<(PathBuf, String), RuntimeError> {
-    let version = match version_of(&path) {
-        Ok(version) => version,
-        Err(reason) => return Err(RuntimeError::LibraryBad { path, reason }),
-    };
-    if minor(&version) < ort::MINOR_VERSION {
-        let needed = format!("1.{}", ort::MINOR_VERSION);
-        let package = PACKAGE.to_owned();
-        return Err(RuntimeError::LibraryTooOld { path, found: version, needed, package });
+    match version_of(&path) {
+        Ok(version) => check_version(path, version),
+        Err(reason) => Err(RuntimeError::LibraryBad { path, reason }),
     }
-    Ok((path, version))
+}
+
+fn check_version(path: PathBuf, found: String) -> Result<(PathBuf, String), RuntimeError> {
+    if minor(&found) >= ort::MINOR_VERSION {
+        return Ok((path, found));
+    }
+    let needed = format!("1.{}", ort::MINOR_VERSION);
+    Err(RuntimeError::LibraryTooOld { path, found, needed, package: PACKAGE.to_owned() })
 }
 
 /// The minor version; major version 0 and malformed versions count as too old, later major versions as new enough.
@@ -151,6 +158,27 @@ mod tests {
         std::fs::write(&file, b"not a library").unwrap();
         let error = check(file).unwrap_err().to_string();
         assert!(error.contains("is not a usable ONNX Runtime library") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn where_there_is_none_the_error_installs_one() {
+        let error = first_usable(std::iter::empty()).unwrap_err().to_string();
+        assert!(error.contains("`pip install onnxruntime==1.31.1`"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_library_is_passed_over_and_reported_last() {
+        let error = first_usable(["a.so", "b.so"].map(PathBuf::from).into_iter()).unwrap_err().to_string();
+        assert!(error.starts_with("a.so is not a usable ONNX Runtime library"), "{error}");
+    }
+
+    #[test]
+    fn an_old_library_is_refused_with_both_versions() {
+        let error = check_version(PathBuf::from("old.so"), "1.20.1".to_owned()).unwrap_err().to_string();
+        let expected = "ONNX Runtime 1.20.1 at old.so is too old, 1.31 or newer is needed; \
+                        `pip install onnxruntime==1.31.1` brings one";
+        assert_eq!(error, expected);
+        assert!(check_version(PathBuf::from("new.so"), "1.31.0".to_owned()).is_ok());
     }
 
     #[test]

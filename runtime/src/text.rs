@@ -16,7 +16,9 @@ impl Tokenizer {
     pub fn load(path: &Path) -> Result<Self, RuntimeError> {
         let failed = |reason| RuntimeError::Tokenizer { path: path.to_path_buf(), reason };
         let bytes = std::fs::read(path).map_err(|e| failed(one_line(e)))?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| failed(one_line(e)))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| failed(one_line(e)))?;
+        // A file may carry the limits of someone's training run, which would cut a long prompt without a word.
+        inner.with_truncation(None).map_err(|e| failed(one_line(e)))?.with_padding(None);
         Ok(Self { inner, path: path.to_path_buf() })
     }
 

@@ -233,6 +233,21 @@ fn add_growing(m: &mut Model, base: Option<&str>, bare: bool) -> &'static str {
     "both_sums"
 }
 
+/// `y` is `x` times a matrix of ones, in the given float dtype, plus `before`; it replaces `before` as `after`.
+pub(crate) fn running_product(dtype: DataType) -> Model {
+    let mut m = Model::default();
+    m.input("before", dtype, "n 2");
+    m.input("x", dtype, "n 3");
+    m.floats("ones_f32", &[3, 2], &[1.0; 6]);
+    m.node("Cast", &["ones_f32"], "ones", vec![int("to", dtype as i64)]);
+    m.node("MatMul", &["x", "ones"], "product", vec![]);
+    m.node("Add", &["product", "before"], "after", vec![]);
+    m.node("Identity", &["product"], "y", vec![]);
+    m.output("after", dtype, "n 2");
+    m.output("y", dtype, "n 2");
+    m
+}
+
 /// Returns each input unchanged, one per dtype.
 pub(crate) fn echo(dtypes: &[(&str, DataType)]) -> Model {
     let mut m = Model::default();

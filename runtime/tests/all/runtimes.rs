@@ -1,6 +1,8 @@
 use std::path::Path;
 
-use dijiang_runtime::{Device, DimSpec, Dtype, HostTensor, LoadOptions, Runtime, TractRuntime};
+use dijiang_runtime::{
+    Device, DimSpec, Dtype, HostTensor, Link, LoadOptions, Runtime, Session, TractRuntime,
+};
 use tract_onnx::pb::tensor_proto::DataType;
 
 use crate::models::{self, Model};
@@ -202,4 +204,62 @@ fn unreleased_opsets_load_only_when_asked_for() {
     assert!(message.contains("27"), "{message}");
     let options = LoadOptions { released_opsets_only: false, ..LoadOptions::default() };
     runtime.load(&path, &options).unwrap();
+}
+
+/// Feeds `[1, 2, 3]` and returns every output.
+fn feed_123(session: &mut dyn Session, dtype: Dtype, before: Option<&HostTensor>) -> Vec<Vec<f32>> {
+    let x = HostTensor::from_f32(&[1, 3], &[1.0, 2.0, 3.0]).unwrap().to_float(dtype).unwrap();
+    let inputs: Vec<(&str, &HostTensor)> =
+        before.map(|before| ("before", before)).into_iter().chain([("x", &x)]).collect();
+    let outputs = session.run(&inputs).unwrap();
+    assert!(outputs.iter().all(|output| output.dtype() == dtype));
+    outputs.iter().map(|output| output.to_f32().unwrap()).collect()
+}
+
+#[test]
+fn half_precision_graphs_run_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = models::running_product(DataType::Float16).write(dir.path());
+    for runtime in runtimes() {
+        let mut session = runtime.load(&path, &LoadOptions::default()).unwrap();
+        let before = HostTensor::from_f32(&[1, 2], &[1.0, 2.0]).unwrap().to_float(Dtype::F16).unwrap();
+        let found = feed_123(session.as_mut(), Dtype::F16, Some(&before));
+        assert_eq!(found, [[7.0, 8.0], [6.0, 6.0]], "{}", runtime.name());
+    }
+}
+
+#[test]
+fn carried_outputs_come_back_as_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = models::running_product(DataType::Float).write(dir.path());
+    let start = HostTensor::from_f32(&[1, 2], &[1.0, 2.0]).unwrap();
+    for runtime in runtimes() {
+        let mut session = runtime.load(&path, &LoadOptions::default()).unwrap();
+        session.carry(&[Link { input: 0, output: 0 }], std::slice::from_ref(&start)).unwrap();
+        assert_eq!(session.carried().unwrap(), std::slice::from_ref(&start));
+        for step in [1.0, 2.0] {
+            assert_eq!(feed_123(session.as_mut(), Dtype::F32, None), [[6.0, 6.0]]);
+            assert_eq!(session.carried().unwrap()[0].to_f32().unwrap(), [1.0 + 6.0 * step, 2.0 + 6.0 * step]);
+        }
+        let refused = session.run(&[("before", &start), ("x", &start)]).unwrap_err().to_string();
+        assert_eq!(refused, "the model has no input `before`; it takes `x`");
+        assert_eq!(session.carried().unwrap()[0].to_f32().unwrap(), [13.0, 14.0]);
+        session.carry(&[], &[]).unwrap();
+        assert_eq!(feed_123(session.as_mut(), Dtype::F32, Some(&start)), [[7.0, 8.0], [6.0, 6.0]]);
+    }
+}
+
+#[test]
+fn a_failed_run_leaves_what_is_carried() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = models::running_product(DataType::Float).write(dir.path());
+    let start = HostTensor::from_f32(&[2, 2], &[1.0; 4]).unwrap();
+    let x = HostTensor::from_f32(&[3, 3], &[1.0; 9]).unwrap();
+    for runtime in runtimes() {
+        let mut session = runtime.load(&path, &LoadOptions::default()).unwrap();
+        session.carry(&[Link { input: 0, output: 0 }], std::slice::from_ref(&start)).unwrap();
+        let message = session.run(&[("x", &x)]).unwrap_err().to_string();
+        assert!(message.contains("failed to run") && !message.contains('\n'), "{message}");
+        assert_eq!(session.carried().unwrap(), std::slice::from_ref(&start));
+    }
 }
