@@ -34,7 +34,7 @@ pub enum RuntimeError {
         package: String,
     },
     /// A file was found that is no usable ONNX Runtime library.
-    #[error("{} is not a usable ONNX Runtime library: {reason}; unset ORT_DYLIB_PATH or point it at libonnxruntime", path.display())]
+    #[error("{} is not a usable ONNX Runtime library: {reason}; point ORT_DYLIB_PATH at one that is", path.display())]
     LibraryBad {
         /// The library file.
         path: PathBuf,
