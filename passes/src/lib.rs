@@ -5,6 +5,7 @@ pub mod attention;
 pub mod canon;
 pub mod feature_map;
 pub mod ir;
+pub mod nnls;
 pub mod pattern;
 pub mod quantile;
 pub mod random;

@@ -12,6 +12,7 @@ use crate::recipe::MapSpec;
 use std::collections::BTreeMap;
 
 pub mod frequency;
+pub mod quality;
 
 mod dct_softmax;
 mod pff;
