@@ -38,6 +38,7 @@ pub(super) enum RopeScaling {
     },
 }
 
+const SIZE: &str = "a positive integer below 2^31";
 const ROPE_TYPES: &str = "default, linear, llama3";
 
 impl Config {
@@ -64,19 +65,14 @@ impl Config {
         Section { path: &self.path, prefix: "", values: &self.values }
     }
 
-    /// A non-negative integer that must be there.
-    pub(super) fn u64(&self, key: &str) -> Result<u64, CheckpointError> {
-        self.top().need(key, self.opt_u64(key)?, "a non-negative integer")
-    }
-
-    /// A positive integer that must be there: a size or a count.
+    /// A size or a count that must be there.
     pub(super) fn size(&self, key: &str) -> Result<u64, CheckpointError> {
-        let n = self.u64(key)?;
-        if n == 0 { Err(self.bad(key, "0", "a positive integer")) } else { Ok(n) }
+        self.top().need(key, self.opt_size(key)?, SIZE)
     }
 
-    pub(super) fn opt_u64(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
-        self.top().get(key, "a non-negative integer", Value::as_u64)
+    pub(super) fn opt_size(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
+        // Bounded, so that products of two sizes can be counted.
+        self.top().get(key, SIZE, |v| v.as_u64().filter(|n| (1..1 << 31).contains(n)))
     }
 
     pub(super) fn f64_or(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
@@ -129,7 +125,7 @@ impl Config {
         let top = self.top();
         let new = top.section("rope_parameters")?;
         let first = |keys: &[(Option<&Section<'_>>, &str)]| {
-            keys.iter().find_map(|(section, key)| section.as_ref()?.f64(key).transpose()).transpose()
+            keys.iter().find_map(|(section, key)| section.as_ref()?.positive(key).transpose()).transpose()
         };
         let top = Some(&top);
         // GPT-NeoX sets `rope_theta` from `rotary_emb_base`, so that one wins where both are there.
@@ -157,7 +153,7 @@ impl Config {
             Some(kind) => ("rope_type", kind),
             None => ("type", section.str("type")?.unwrap_or("default")),
         };
-        let number = |key: &str| section.need(key, section.f64(key)?, "a number");
+        let number = |key: &str| section.need(key, section.positive(key)?, "a positive number");
         match kind {
             "default" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
@@ -232,6 +228,10 @@ impl<'a> Section<'a> {
         self.get(key, "a number", Value::as_f64)
     }
 
+    fn positive(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
+        self.get(key, "a positive number", |v| v.as_f64().filter(|x| *x > 0.0))
+    }
+
     fn str(&self, key: &str) -> Result<Option<&'a str>, CheckpointError> {
         self.get(key, "a string", Value::as_str)
     }
@@ -250,4 +250,131 @@ fn shortened(value: &Value) -> String {
         return text;
     }
     text.chars().take(LONGEST).chain("…".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn config(values: &Value) -> Config {
+        let values = values.as_object().expect("an object").clone();
+        Config { path: "config.json".into(), values }
+    }
+
+    fn error<T: std::fmt::Debug>(result: Result<T, CheckpointError>) -> String {
+        result.expect_err("an error").to_string()
+    }
+
+    #[test]
+    fn both_spellings_of_rotary_settings_are_read() {
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 32.0 };
+        let llama3 = json!({
+            "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32, "rope_type": "llama3",
+        });
+        let mut with_theta = llama3.clone();
+        with_theta["rope_theta"] = json!(1000.0);
+        let linear = RopeScaling::Linear { factor: 2.0 };
+        let cases = [
+            (json!({}), 10000.0, 0.5, RopeScaling::None),
+            (json!({"rope_theta": 1e6, "rope_scaling": null}), 1e6, 0.5, RopeScaling::None),
+            (json!({"rope_theta": 1000, "rope_scaling": llama3}), 1000.0, 0.5, scaling),
+            (json!({"rope_parameters": with_theta}), 1000.0, 0.5, scaling),
+            (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), 10000.0, 0.5, linear),
+            (json!({"rotary_emb_base": 5000, "rotary_pct": 1.0}), 5000.0, 1.0, RopeScaling::None),
+            (json!({"rotary_emb_base": 5000, "rope_theta": 1.0}), 5000.0, 0.5, RopeScaling::None),
+            (json!({"partial_rotary_factor": 0.75}), 10000.0, 0.75, RopeScaling::None),
+            (
+                json!({"rope_parameters": {
+                    "rope_theta": 7.0, "rope_type": "default", "partial_rotary_factor": 0.25,
+                }}),
+                7.0,
+                0.25,
+                RopeScaling::None,
+            ),
+        ];
+        for (values, theta, partial, scaling) in cases {
+            let found = config(&values).rope(0.5).unwrap_or_else(|e| panic!("{values}: {e}"));
+            assert_eq!(found, RopeConfig { theta, partial, scaling }, "{values}");
+        }
+    }
+
+    #[test]
+    fn rotary_settings_that_cannot_be_used_are_named() {
+        let rope = |values: Value| error(config(&values).rope(1.0));
+        assert_eq!(
+            rope(json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})),
+            "config.json: rope_scaling.rope_type `yarn` is not supported; supported: default, linear, llama3"
+        );
+        assert_eq!(
+            rope(json!({"rope_scaling": {"type": "dynamic", "factor": 4.0}})),
+            "config.json: rope_scaling.type `dynamic` is not supported; supported: default, linear, llama3"
+        );
+        assert_eq!(
+            rope(json!({"rope_parameters": {"rope_type": "linear"}})),
+            "config.json: key `rope_parameters.factor` is missing; expected a positive number"
+        );
+        assert_eq!(
+            rope(json!({"rope_theta": -1.0})),
+            "config.json: key `rope_theta` is -1.0; expected a positive number"
+        );
+        assert_eq!(
+            rope(json!({"rope_scaling": "linear"})),
+            "config.json: key `rope_scaling` is \"linear\"; expected an object"
+        );
+        assert_eq!(
+            rope(json!({"rope_scaling": {
+                "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32, "rope_type": "llama3",
+            }})),
+            "config.json: key `rope_scaling.high_freq_factor` is 4; expected more than low_freq_factor = 4"
+        );
+    }
+
+    #[test]
+    fn both_spellings_of_the_element_type_are_read() {
+        let dtype = |values: Value| config(&values).dtype();
+        assert_eq!(dtype(json!({})).expect("nothing stated"), None);
+        assert_eq!(dtype(json!({"torch_dtype": "float16"})).expect("a type"), Some(DType::F16));
+        assert_eq!(dtype(json!({"dtype": "bfloat16"})).expect("a type"), Some(DType::BF16));
+        assert_eq!(dtype(json!({"torch_dtype": "torch.float32"})).expect("a type"), Some(DType::F32));
+        assert_eq!(
+            error(dtype(json!({"dtype": "float8_e4m3fn"}))),
+            "config.json: dtype `float8_e4m3fn` is not supported; supported: float32, float16, bfloat16"
+        );
+    }
+
+    #[test]
+    fn token_ids_may_be_one_or_several_or_none() {
+        let tokens = |value: Value| config(&json!({"eos_token_id": value})).tokens("eos_token_id");
+        assert_eq!(tokens(json!(2)).expect("ids"), [2]);
+        assert_eq!(tokens(json!([2, 3])).expect("ids"), [2, 3]);
+        assert!(tokens(json!(null)).expect("ids").is_empty());
+        assert!(tokens(json!(-1)).expect("ids").is_empty());
+        assert_eq!(
+            error(tokens(json!("</s>"))),
+            "config.json: key `eos_token_id` is \"</s>\"; expected a token id or a list of token ids"
+        );
+    }
+
+    #[test]
+    fn sizes_are_positive_and_bounded() {
+        for bad in [json!(0), json!(-4), json!(1.5), json!("4"), json!(1u64 << 40)] {
+            let message = error(config(&json!({"hidden_size": bad})).size("hidden_size"));
+            let expected =
+                format!("config.json: key `hidden_size` is {bad}; expected a positive integer below 2^31");
+            assert_eq!(message, expected);
+        }
+        assert_eq!(
+            error(config(&json!({})).size("hidden_size")),
+            "config.json: key `hidden_size` is missing; expected a positive integer below 2^31"
+        );
+    }
+
+    #[test]
+    fn long_values_are_cut_in_messages() {
+        let message = error(config(&json!({"hidden_act": vec![1; 1000]})).str("hidden_act"));
+        assert!(message.len() < 160, "{message}");
+    }
 }

@@ -14,6 +14,8 @@ mod config;
 mod error;
 mod families;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use config::Config;

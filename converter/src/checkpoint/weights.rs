@@ -139,6 +139,9 @@ impl Weights {
 
 /// What to do about a directory without safetensors.
 fn hint(dir: &Path) -> String {
+    if let Some(name) = [SINGLE, INDEX].iter().find(|name| dir.join(name).is_symlink()) {
+        return format!(" ({name} is a link to a file that is not there; finish the download)");
+    }
     let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
     match pickled.iter().find(|name| dir.join(name).exists()) {
         Some(name) => format!(

@@ -27,8 +27,8 @@ pub(super) const FAMILY: Family = Family {
 const MISTRAL_WINDOW: u64 = 4096;
 
 fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
-    let kv_heads = config.opt_u64("num_key_value_heads")?;
-    let meta = meta(config, &FAMILY, kv_heads, config.opt_u64("head_dim")?)?;
+    let kv_heads = config.opt_size("num_key_value_heads")?;
+    let meta = meta(config, &FAMILY, kv_heads, config.opt_size("head_dim")?)?;
     reject_window(config, &meta.model_type)?;
     rope::rotated(config, &config.rope(1.0)?, meta.head_dim)?;
     activation_of(config)?;
@@ -41,7 +41,7 @@ fn reject_window(config: &Config, model_type: &str) -> Result<(), CheckpointErro
     }
     let window = match config.values().get("sliding_window") {
         None => Some(MISTRAL_WINDOW),
-        Some(_) => config.opt_u64("sliding_window")?,
+        Some(_) => config.opt_size("sliding_window")?,
     };
     match window {
         None => Ok(()),

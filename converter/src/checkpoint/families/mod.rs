@@ -68,7 +68,7 @@ fn meta(
         head_dim: head_dim.unwrap_or(hidden / heads),
         hidden,
         vocab: config.size("vocab_size")?,
-        max_positions: config.opt_u64("max_position_embeddings")?,
+        max_positions: config.opt_size("max_position_embeddings")?,
         bos: config.token("bos_token_id")?,
         eos: config.tokens("eos_token_id")?,
         pad: config.token("pad_token_id")?,
@@ -83,5 +83,32 @@ fn reject_quantised(config: &Config) -> Result<(), CheckpointError> {
             Err(config.unsupported("quantization_config.quant_method", found, "weights in f32, f16 or bf16"))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    #[test]
+    fn every_file_has_its_row() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/checkpoint/families");
+        let entries = std::fs::read_dir(folder).expect("the folder of the families");
+        let paths = entries.map(|e| e.expect("an entry").path());
+        let stem = |p: std::path::PathBuf| p.file_stem().expect("a name").to_string_lossy().into_owned();
+        let mut files: Vec<String> =
+            paths.filter(|p| p.extension().is_some_and(|e| e == "rs")).map(stem).collect();
+        files.retain(|name| name != "mod");
+        files.sort();
+        let rows: Vec<&str> = FAMILIES.iter().map(|f| f.name).collect();
+        assert_eq!(files, rows);
+    }
+
+    #[test]
+    fn no_model_type_stands_twice() {
+        let all: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 }

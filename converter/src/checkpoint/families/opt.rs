@@ -61,7 +61,7 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
         ffn: config.size("ffn_dim")?,
         bias: config.bool_or("enable_bias", true)?,
         norm_first: config.bool_or("do_layer_norm_before", true)?,
-        narrow: config.opt_u64("word_embed_proj_dim")?.unwrap_or(meta.hidden),
+        narrow: config.opt_size("word_embed_proj_dim")?.unwrap_or(meta.hidden),
     };
     let mut x = model.embed(b, &inputs)?;
     for layer in 0..meta.layers {

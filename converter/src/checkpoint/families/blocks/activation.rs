@@ -58,3 +58,50 @@ fn half_times_one_plus(p: &mut Patch<'_>, x: ValueId, odd: ValueId) -> ValueId {
     let half = p.mul_scalar(x, 0.5);
     p.mul(half, gate)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dijiang_passes::ir::dtype::DType;
+    use dijiang_passes::ir::eval::{Array, eval};
+    use dijiang_passes::ir::graph::Graph;
+    use std::collections::BTreeMap;
+
+    /// The activation called `name`, at -2, 0 and 1.
+    fn at_points(name: &str) -> Vec<f64> {
+        let (_, write) = ACTIVATIONS.iter().find(|(n, _)| *n == name).expect("a row of the table");
+        let mut graph = Graph::new("activation");
+        let mut p = Patch::new(&graph, "test");
+        let x = p.input("x", DType::F64, [3.into()]);
+        let y = write(&mut p, x);
+        p.output("y", y);
+        let change = p.finish();
+        graph.apply(change).expect("a graph");
+        let points = Array::from_f64(&[3], vec![-2.0, 0.0, 1.0]).expect("three points");
+        eval(&graph, &BTreeMap::from([(x, points)]), &[y]).expect("values")[0].to_f64()
+    }
+
+    /// Values of the closed forms from Python's `math`.
+    #[test]
+    fn values_are_those_of_the_closed_forms() {
+        let gelu = [-0.045_500_263_896_358_42, 0.0, 0.841_344_746_068_542_9];
+        let gelu_tanh = [-0.045_402_305_912_224_94, 0.0, 0.841_191_990_608_276_8];
+        let silu = [-0.238_405_844_044_235_1, 0.0, 0.731_058_578_630_004_9];
+        let expected = [
+            ("gelu", gelu),
+            ("gelu_fast", gelu_tanh),
+            ("gelu_new", gelu_tanh),
+            ("gelu_pytorch_tanh", gelu_tanh),
+            ("relu", [0.0, 0.0, 1.0]),
+            ("silu", silu),
+            ("swish", silu),
+        ];
+        assert_eq!(expected.len(), ACTIVATIONS.len());
+        for (name, values) in expected {
+            for (x, y) in at_points(name).iter().zip(values) {
+                // The oracle's erf is good to some 1e-11.
+                assert!((x - y).abs() < 1e-10, "{name}: {x} is not {y}");
+            }
+        }
+    }
+}

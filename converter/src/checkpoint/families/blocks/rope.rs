@@ -98,3 +98,71 @@ fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (x, y) in found.iter().zip(expected) {
+            assert!((x / y - 1.0).abs() < 1e-12, "{found:?} is not {expected:?}");
+        }
+    }
+
+    // The expected numbers come from a transcription of `_compute_*_parameters` of transformers 4.57
+    // into plain Python, which branches where the code above clamps.
+
+    #[test]
+    fn linear_scaling_divides_every_frequency() {
+        let scaling = RopeScaling::Linear { factor: 2.0 };
+        let settings = RopeConfig { theta: 10000.0, partial: 1.0, scaling };
+        let expected = [
+            0.5,
+            0.107_721_734_501_594_2,
+            0.023_207_944_168_063_897,
+            0.005,
+            0.001_077_217_345_015_942_1,
+            0.000_232_079_441_680_638_87,
+        ];
+        close(&frequencies(&settings, 12), &expected);
+    }
+
+    #[test]
+    fn llama3_scaling_keeps_short_wavelengths_and_divides_long_ones() {
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 };
+        let settings = RopeConfig { theta: 500_000.0, partial: 1.0, scaling };
+        let all = frequencies(&settings, 128);
+        // Llama 3.1 8B: kept up to pair 28, interpolated from 29 to 34, divided from 35.
+        let found: Vec<f64> = [0, 20, 28, 29, 30, 34, 35, 36, 63].into_iter().map(|i| all[i]).collect();
+        let expected = [
+            1.0,
+            0.016_560_440_080_994_446,
+            0.003_211_445_994_752_591_3,
+            0.002_166_570_763_503_359,
+            0.001_371_893_567_761_138_1,
+            0.000_178_507_812_767_996_38,
+            9.556_212_353_964_683e-5,
+            7.784_655_273_932_45e-5,
+            3.068_925_988_914_511e-7,
+        ];
+        close(&found, &expected);
+    }
+
+    #[test]
+    fn llama3_scaling_of_a_short_head() {
+        let scaling = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 32.0 };
+        let settings = RopeConfig { theta: 1000.0, partial: 1.0, scaling };
+        let expected = [
+            1.0,
+            0.193_871_077_181_054_73,
+            0.022_228_492_625_486_533,
+            0.009_373_677_616_655_697,
+            0.003_952_847_075_210_474,
+            0.001_666_901_790_204_155,
+            0.000_702_926_656_487_936_4,
+            0.000_296_421_713_207_706_87,
+        ];
+        close(&frequencies(&settings, 16), &expected);
+    }
+}
