@@ -9,9 +9,9 @@ use safetensors::SafeTensors;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The references were computed in f32, which is off by some 1e-6 of logits of about 10 after two
-/// layers; a wrong graph is off by more than 1e-2.
-const TOLERANCE: f64 = 1e-4;
+/// The references were computed in f32, whose rounding reaches 1.2e-5 on logits of up to 19. The
+/// gentlest mistakes are larger: another epsilon of the norms gives 1e-4, the other gelu 7e-4.
+const TOLERANCE: f64 = 5e-5;
 
 /// The interpreter against itself: f64 rounding only.
 const EXACT: f64 = 1e-9;
