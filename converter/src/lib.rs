@@ -1,4 +1,4 @@
 //! placeholder
 pub mod bundle;
-pub mod onnx;
 pub mod checkpoint;
+pub mod onnx;
