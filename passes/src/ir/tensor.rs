@@ -217,6 +217,18 @@ fn convert(from: DType, bytes: &[u8], to: DType, out: &mut Vec<u8>) {
                 out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
             }
         }
+        (DType::BF16, DType::F16) => {
+            for b in bytes.chunks_exact(2) {
+                let x = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+                out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
+            }
+        }
+        (DType::F32, DType::BF16) => {
+            for b in bytes.chunks_exact(4) {
+                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                out.extend_from_slice(&bf16::from_f32(x).to_le_bytes());
+            }
+        }
         _ => {
             for b in bytes.chunks_exact(from.size()) {
                 out.extend_from_slice(&encode(to, decode(from, b)));
@@ -286,6 +298,17 @@ mod tests {
             let y = x.cast(dtype).cast(DType::F32).to_f64();
             let exact = if dtype == DType::BF16 { vec![1.0, -2.5, 65536.0] } else { x.to_f64() };
             assert_eq!(y, exact, "{dtype}");
+        }
+    }
+
+    #[test]
+    fn narrow_casts_round_as_the_general_one() {
+        let values: Vec<f32> =
+            (0..2000).map(|i| (i as f32 - 1000.0) * 0.37).chain([f32::INFINITY, 1e-6]).collect();
+        let x = Tensor::from_f32(&[values.len() as u64], &values);
+        for (from, to) in [(DType::BF16, DType::F16), (DType::F32, DType::F16), (DType::F32, DType::BF16)] {
+            let general = x.cast(from).cast(DType::F64).cast(to);
+            assert_eq!(x.cast(from).cast(to).bytes(), general.bytes(), "{from} to {to}");
         }
     }
 
