@@ -1,4 +1,14 @@
-//! placeholder
+//! Bytes to graphs and back: checkpoints, ONNX files and bundles, the conversion and its proof, and
+//! the command line.
+
 pub mod bundle;
 pub mod checkpoint;
+pub mod cli;
+pub mod compile;
+pub mod convert;
+pub mod genai;
 pub mod onnx;
+pub mod progress;
+pub mod recipes;
+pub mod target;
+pub mod verify;

@@ -1,3 +1,6 @@
 //! The bundle: a directory with one weight file and graphs that point into it.
 
+pub mod atomic;
+pub mod layout;
+pub mod manifest;
 pub mod weights;

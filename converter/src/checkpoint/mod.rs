@@ -64,6 +64,8 @@ pub struct ModelMeta {
     pub vocab: u64,
     /// The longest context trained on, where the config tells.
     pub max_positions: Option<u64>,
+    /// Positions there are, where the model looks them up in a learned table.
+    pub learned_positions: Option<u64>,
     pub bos: Option<u64>,
     /// Every token that ends a text.
     pub eos: Vec<u64>,

@@ -139,6 +139,7 @@ fn the_model_is_described() {
         hidden: 6,
         vocab: 5,
         max_positions: Some(16),
+        learned_positions: None,
         bos: None,
         eos: vec![2, 3],
         pad: None,

@@ -69,6 +69,7 @@ fn meta(
         hidden,
         vocab: config.size("vocab_size")?,
         max_positions: config.opt_size("max_position_embeddings")?,
+        learned_positions: None,
         bos: config.token("bos_token_id")?,
         eos: config.tokens("eos_token_id")?,
         pad: config.token("pad_token_id")?,

@@ -28,7 +28,8 @@ const POSITION_OFFSET: u64 = 2;
 const EPSILON: f64 = 1e-5;
 
 fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
-    let meta = meta(config, &FAMILY, None, None)?;
+    let mut meta = meta(config, &FAMILY, None, None)?;
+    meta.learned_positions = meta.max_positions;
     if !config.bool_or("layer_norm_elementwise_affine", true)? {
         return Err(config.unsupported("layer_norm_elementwise_affine", "false", "true"));
     }

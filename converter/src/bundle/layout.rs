@@ -1,0 +1,26 @@
+//! The files of a bundle.
+//!
+//! Every graph file lies in the bundle's own directory: ONNX Runtime, tract and the ONNX checker
+//! refuse external data outside the directory of the graph, so a graph in a subdirectory could not
+//! point at the one weight file. What holds no weights may lie deeper.
+
+/// What was converted, and how.
+pub const MANIFEST: &str = "dijiang.json";
+/// Every weight.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The serving graph.
+pub const MODEL: &str = "model.onnx";
+/// The unconverted model, which verification compares with.
+pub const SOFTMAX: &str = "softmax.onnx";
+/// The converted model with every position at once.
+pub const PARALLEL: &str = "parallel.onnx";
+/// The converted model in chunks.
+pub const CHUNKED: &str = "chunked.onnx";
+/// The model's own description.
+pub const CONFIG: &str = "config.json";
+/// The tokenizer, as the `tokenizers` library reads it.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// What onnxruntime-genai reads.
+pub const GENAI_CONFIG: &str = "genai_config.json";
+/// Directory of what training writes.
+pub const TRAIN: &str = "train";

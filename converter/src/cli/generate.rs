@@ -1,0 +1,91 @@
+//! `dijiang generate BUNDLE --prompt P`
+
+use super::{Failure, Outcome, show};
+use crate::bundle::layout;
+use crate::bundle::manifest::Manifest;
+use dijiang_runtime::{
+    Decoder, GenerateOptions, LoadOptions, OrtRuntime, Runtime, Tokenizer, TractRuntime, generate,
+};
+use std::path::PathBuf;
+
+/// Continue a text.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    bundle: PathBuf,
+    /// The text to continue
+    #[arg(long)]
+    prompt: String,
+    /// New tokens at most
+    #[arg(short = 'n', long, default_value_t = 64)]
+    tokens: usize,
+    /// 0 takes the likeliest token each time
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Probability mass to choose from
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Seed of the choices
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// ort or tract
+    #[arg(long, default_value = "ort")]
+    runtime: Engine,
+    /// Prompt tokens fed at a time
+    #[arg(long, default_value_t = 512)]
+    segment: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Engine {
+    Ort,
+    Tract,
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let manifest = Manifest::read(&args.bundle)?;
+    let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
+    let mut decoder = load(args, &manifest)?;
+    let options = GenerateOptions {
+        prompt: args.prompt.clone(),
+        max_new_tokens: args.tokens,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        stop_ids: manifest.model.eos.iter().map(|id| *id as i64).collect(),
+        segment: args.segment,
+    };
+    if args.json {
+        let generated = generate(&mut decoder, &tokenizer, &options, &mut |_| {})?;
+        show::object(&serde_json::to_value(&generated)?);
+        return Ok(Outcome::Fine);
+    }
+    show::stream(&args.prompt);
+    let generated = generate(&mut decoder, &tokenizer, &options, &mut show::stream)?;
+    show::line("");
+    let rate = generated.tokens.len() as f64 / generated.decode_seconds.max(1e-9);
+    show::note(&format!(
+        "prompt: {} tokens in {:.2} s; text: {} tokens, {rate:.1} per second; state: {} bytes",
+        generated.prompt_tokens,
+        generated.prefill_seconds,
+        generated.tokens.len(),
+        generated.state_bytes
+    ));
+    Ok(Outcome::Fine)
+}
+
+fn load(args: &Args, manifest: &Manifest) -> Result<Decoder, Failure> {
+    // tract has no LinearAttention; the chunked form is the same model in standard operators.
+    let chunked = args.bundle.join(layout::CHUNKED);
+    let model = args.bundle.join(layout::MODEL);
+    let (runtime, file): (Box<dyn Runtime>, PathBuf) = match args.runtime {
+        Engine::Ort => (Box::new(OrtRuntime::new()?), model),
+        Engine::Tract if chunked.exists() => (Box::new(TractRuntime), chunked),
+        Engine::Tract => (Box::new(TractRuntime), model),
+    };
+    let released_opsets_only = manifest.target != "onnx27";
+    let session = runtime.load(&file, &LoadOptions { released_opsets_only, ..LoadOptions::default() })?;
+    Ok(Decoder::new(session)?)
+}

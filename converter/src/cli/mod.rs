@@ -1,0 +1,61 @@
+//! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
+//! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
+
+mod convert;
+mod generate;
+mod inspect;
+mod show;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Compiles pretrained transformers to constant-state ONNX.
+#[derive(Debug, Parser)]
+#[command(name = "dijiang", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Convert(convert::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+    Generate(generate::Args),
+}
+
+/// Why a command ended early: wrong input or a wrong call.
+type Failure = Box<dyn std::error::Error>;
+
+/// How a command that ran ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Fine,
+    CheckFailed,
+}
+
+impl Outcome {
+    fn of(ok: bool) -> Self {
+        if ok { Self::Fine } else { Self::CheckFailed }
+    }
+}
+
+/// Runs the command line.
+pub fn run(cli: Cli) -> ExitCode {
+    let outcome = match cli.command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Generate(args) => generate::run(&args),
+    };
+    match outcome {
+        Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::CheckFailed) => ExitCode::from(1),
+        Err(failure) => {
+            show::error(&failure.to_string());
+            ExitCode::from(2)
+        }
+    }
+}

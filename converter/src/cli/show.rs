@@ -1,0 +1,143 @@
+//! What the commands print.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
+
+use crate::progress::Progress;
+use crate::verify::Verification;
+use dijiang_passes::attention::patterns::NearMiss;
+use dijiang_passes::attention::rewrite::SiteReport;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+use std::io::Write as _;
+use std::time::Duration;
+
+/// One line on stderr.
+pub(super) fn error(message: &str) {
+    eprintln!("error: {}", message.replace('\n', " "));
+}
+
+/// A remark on stderr.
+pub(super) fn note(message: &str) {
+    eprintln!("{message}");
+}
+
+/// A line of the result.
+pub(super) fn line(text: &str) {
+    println!("{text}");
+}
+
+/// Text as it comes, without a line's end.
+pub(super) fn stream(text: &str) {
+    print!("{text}");
+    // What cannot be shown now is shown with the next piece.
+    let _ = std::io::stdout().flush();
+}
+
+/// The one object of `--json`.
+pub(super) fn object(value: &Value) {
+    println!("{value}");
+}
+
+/// The checks as a table.
+pub(super) fn verification(found: &Verification) {
+    let width = found.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    for check in &found.checks {
+        let verdict = match (check.limit, check.ok) {
+            (None, _) => "reported".to_owned(),
+            (Some(limit), true) => format!("ok       within {limit:.0e}"),
+            (Some(limit), false) => format!("FAILED   not within {limit:.0e}"),
+        };
+        println!("  {:width$}  {:>9.2e}  {verdict}", check.name, check.measured);
+    }
+    for skipped in &found.skipped {
+        println!("  skipped {skipped}");
+    }
+}
+
+/// The checks as JSON: `[{name, measured, limit, ok}]`.
+pub(super) fn checks(found: &Verification) -> Value {
+    json!(found.checks)
+}
+
+pub(super) fn sites(sites: &[SiteReport]) -> Value {
+    let one = |s: &SiteReport| {
+        json!({
+            "name": s.name, "layer": s.layer, "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim,
+            "scale": s.scale, "mask": s.mask, "rotary": s.rotary, "cache": s.cache, "kept": s.kept,
+        })
+    };
+    sites.iter().map(one).collect()
+}
+
+pub(super) fn misses(misses: &[NearMiss]) -> Value {
+    let one = |m: &NearMiss| {
+        json!({
+            "node": m.node, "pattern": m.pattern, "stage": m.miss.stage.to_string(), "reason": m.miss.reason,
+            "place": m.miss.place, "matched": m.miss.matched,
+        })
+    };
+    misses.iter().map(one).collect()
+}
+
+pub(super) fn site_table(sites: &[SiteReport]) {
+    let width = sites.iter().map(|s| s.name.len()).max().unwrap_or(0).max("site".len());
+    println!("  {:width$}  heads  kv heads  head dim  scale     mask                  rotary  cache", "site");
+    let yes = |b: bool| if b { "yes" } else { "no" };
+    for s in sites {
+        println!(
+            "  {:width$}  {:>5}  {:>8}  {:>8}  {:<8.5}  {:<20}  {:<6}  {}",
+            s.name,
+            s.heads,
+            s.kv_heads,
+            s.head_dim,
+            s.scale,
+            s.mask,
+            yes(s.rotary),
+            yes(s.cache)
+        );
+    }
+}
+
+/// A bar on stderr, which appears once something takes long.
+#[derive(Debug)]
+pub(super) struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    /// Where stderr is no terminal, nothing is drawn.
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self { bar }
+    }
+
+    fn style(&self, template: &str) {
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn stage(&mut self, what: &str) {
+        self.bar.unset_length();
+        self.style("{spinner} {msg} ({elapsed})");
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn bytes(&mut self, what: &str, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+        self.style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn done(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

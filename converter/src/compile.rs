@@ -1,0 +1,86 @@
+//! From a softmax graph to the graphs of a bundle: the serving graph, and the same model in the other
+//! forms that verification compares it with.
+
+use crate::target::Target;
+use dijiang_passes::attention::lower::Form;
+use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, rewrite};
+use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::patch::PatchError;
+use dijiang_passes::ir::verify::{Violation, verify};
+use dijiang_passes::recipe::Recipe;
+
+/// How to compile.
+#[derive(Debug, Clone)]
+pub struct CompileOptions<'a> {
+    pub recipe: &'a Recipe,
+    pub target: Target,
+    pub seed: u64,
+    /// Layers to rewrite; all where it is `None`.
+    pub layers: Option<&'a [usize]>,
+}
+
+/// What became of a model.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// The serving graph.
+    pub model: Graph,
+    /// The other forms; none where nothing was rewritten.
+    pub forms: Option<Forms>,
+    pub report: Report,
+}
+
+/// The same model, in standard operators.
+#[derive(Debug, Clone)]
+pub struct Forms {
+    /// As it came in, for the drift.
+    pub softmax: Graph,
+    pub parallel: Graph,
+    pub chunked: Graph,
+}
+
+/// A model could not be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    #[error(transparent)]
+    Canon(#[from] CanonError),
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    #[error("after {stage} the graph is not well-formed, a bug of this compiler: {first}{more}")]
+    Malformed { stage: &'static str, first: Violation, more: String },
+}
+
+/// Compiles a softmax graph.
+pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compiled, CompileError> {
+    check(&source, "reading the source")?;
+    canonicalize(&mut source)?;
+    check(&source, "the clean-ups")?;
+    let (model, report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    if report.sites.iter().all(|site| site.kept.is_some()) {
+        return Ok(Compiled { model, forms: None, report });
+    }
+    let (parallel, _) = lower(&source, options, Form::Parallel)?;
+    let (chunked, _) = lower(&source, options, Form::Chunked(options.recipe.chunk))?;
+    Ok(Compiled { model, forms: Some(Forms { softmax: source, parallel, chunked }), report })
+}
+
+fn lower(source: &Graph, options: &CompileOptions<'_>, form: Form) -> Result<(Graph, Report), CompileError> {
+    let mut graph = source.clone();
+    let passes = Options { recipe: options.recipe, form, seed: options.seed, layers: options.layers };
+    let report = rewrite(&mut graph, &passes)?;
+    canonicalize(&mut graph)?;
+    check(&graph, "the rewrite")?;
+    Ok((graph, report))
+}
+
+fn check(graph: &Graph, stage: &'static str) -> Result<(), CompileError> {
+    let mut violations = verify(graph).into_iter();
+    let Some(first) = violations.next() else { return Ok(()) };
+    let more = match violations.count() {
+        0 => String::new(),
+        n => format!(" (and {n} more)"),
+    };
+    Err(CompileError::Malformed { stage, first, more })
+}

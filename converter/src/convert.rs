@@ -1,0 +1,284 @@
+//! The whole conversion: a source in, a verified bundle out, written whole or not at all.
+
+use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::layout;
+use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
+use crate::bundle::weights::{LayoutError, WeightFile};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, ModelMeta};
+use crate::compile::{CompileError, CompileOptions, Compiled, compile};
+use crate::genai;
+use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
+use crate::progress::Progress;
+use crate::target::{PORTABLE_OPSET, Target};
+use crate::verify::{Verification, VerifyError, VerifyOptions, verify};
+use dijiang_passes::attention::rewrite::SiteReport;
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::shape::Dim;
+use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::recipe::Recipe;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// How to convert.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    pub recipe: Recipe,
+    pub target: Target,
+    /// Element type of weights and activations; the source's where it is `None`.
+    pub dtype: Option<DType>,
+    /// Layers to rewrite; all where it is `None`.
+    pub layers: Option<Vec<usize>>,
+    pub seed: u64,
+    /// Replace a bundle that is there.
+    pub force: bool,
+    /// `None` writes without a proof.
+    pub verify: Option<VerifyOptions>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Converted {
+    pub sites: Vec<SiteReport>,
+    pub dropped_inputs: Vec<String>,
+    pub dtype: DType,
+    pub bytes_written: u64,
+    pub verification: Option<Verification>,
+    /// Whether the bundle is in place: not where a check failed.
+    pub written: bool,
+}
+
+/// A conversion failed; nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
+    MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the manifest: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Converts the checkpoint in `source` to a bundle at `target`.
+pub fn convert(
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Converted, ConvertError> {
+    progress.stage("reading the checkpoint");
+    let checkpoint = checkpoint::open(source)?;
+    let built = checkpoint.build(options.dtype)?;
+    let bundle = NewBundle::begin(target, options.force)?;
+    progress.stage("compiling");
+    let compiled = compile(
+        built.graph,
+        &CompileOptions {
+            recipe: &options.recipe,
+            target: options.target,
+            seed: options.seed,
+            layers: options.layers.as_deref(),
+        },
+    )?;
+    check_sites(&compiled, &built.meta)?;
+    let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype: built.dtype };
+    let mut bytes_written = writer.write_graphs_and_weights(progress)?;
+    bytes_written += writer.copy_texts(checkpoint.dir())?;
+    bytes_written += writer.write_genai_config(&built.meta)?;
+    let mut manifest = writer.manifest(&checkpoint)?;
+    bytes_written += writer.write_manifest(&manifest)?;
+    let verification = match &options.verify {
+        Some(how) => Some(verify(bundle.path(), how, progress)?),
+        None => None,
+    };
+    let written = verification.as_ref().is_none_or(|v| v.ok);
+    if written {
+        if let Some(verification) = &verification {
+            manifest.checks = passed(verification);
+            writer.write_manifest(&manifest)?;
+        }
+        progress.stage("making it durable");
+        bundle.commit()?;
+    }
+    progress.done();
+    let Compiled { report, .. } = compiled;
+    Ok(Converted {
+        sites: report.sites,
+        dropped_inputs: report.dropped_inputs,
+        dtype: built.dtype,
+        bytes_written,
+        verification,
+        written,
+    })
+}
+
+fn check_sites(compiled: &Compiled, meta: &ModelMeta) -> Result<(), ConvertError> {
+    let found = compiled.report.sites.len();
+    if found == meta.expected_sites {
+        return Ok(());
+    }
+    let miss = compiled.report.misses.first().map_or_else(
+        || "no softmax came close".to_owned(),
+        |m| format!("the closest at {:?}, pattern {}: {}", m.node, m.pattern, m.miss),
+    );
+    Err(ConvertError::MissingSites { family: meta.family, found, expected: meta.expected_sites, miss })
+}
+
+fn passed(verification: &Verification) -> Vec<manifest::Check> {
+    let required = verification.checks.iter().filter_map(|c| c.limit.map(|limit| (c, limit)));
+    required.map(|(c, limit)| manifest::Check { name: c.name.clone(), limit, ok: c.ok }).collect()
+}
+
+struct Writer<'a> {
+    dir: &'a Path,
+    options: &'a ConvertOptions,
+    compiled: &'a Compiled,
+    dtype: DType,
+}
+
+impl Writer<'_> {
+    /// File, opset and graph, the serving graph first.
+    fn graphs(&self) -> Vec<(&'static str, i64, &Graph)> {
+        let mut graphs = vec![(layout::MODEL, self.options.target.opset(), &self.compiled.model)];
+        if let Some(forms) = &self.compiled.forms {
+            graphs.push((layout::SOFTMAX, PORTABLE_OPSET, &forms.softmax));
+            graphs.push((layout::PARALLEL, PORTABLE_OPSET, &forms.parallel));
+            graphs.push((layout::CHUNKED, PORTABLE_OPSET, &forms.chunked));
+        }
+        graphs
+    }
+
+    fn write_graphs_and_weights(&self, progress: &mut dyn Progress) -> Result<u64, ConvertError> {
+        let graphs = self.graphs();
+        let mut tensors: BTreeMap<&str, &Tensor> = BTreeMap::new();
+        for (_, _, graph) in &graphs {
+            let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
+            tensors.extend(weights.map(|(_, name, tensor)| (name, tensor)));
+        }
+        let weights = WeightFile::plan(tensors.into_iter())?;
+        progress.bytes("writing the weights", weights.size());
+        let path = self.dir.join(layout::WEIGHTS);
+        let io = |source| ConvertError::Io { path: path.clone(), source };
+        let mut file = File::create(&path).map_err(io)?;
+        weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+        let mut written = weights.size();
+        for (name, opset, graph) in graphs {
+            let external = ExternalWeights { location: layout::WEIGHTS, file: &weights };
+            let bytes = export(graph, &ExportOptions { opset, weights: Some(external) })?;
+            written += self.write(name, &bytes)?;
+        }
+        Ok(written)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
+        let path = self.dir.join(name);
+        std::fs::write(&path, bytes).map_err(|source| ConvertError::Io { path, source })?;
+        Ok(bytes.len() as u64)
+    }
+
+    /// The files beside the weights that other tools read.
+    fn copy_texts(&self, source: &Path) -> Result<u64, ConvertError> {
+        let mut written = 0;
+        for name in COPIED {
+            let from = source.join(name);
+            if !from.exists() {
+                continue;
+            }
+            let text = std::fs::read(&from).map_err(|source| ConvertError::Io { path: from, source })?;
+            written += self.write(name, &text)?;
+        }
+        Ok(written)
+    }
+
+    fn write_genai_config(&self, meta: &ModelMeta) -> Result<u64, ConvertError> {
+        let config = genai::config(meta, &self.compiled.model);
+        self.write(layout::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
+    }
+
+    fn manifest(&self, checkpoint: &Checkpoint) -> Result<Manifest, ConvertError> {
+        let config = checkpoint.dir().join("config.json");
+        let files = std::iter::once(&config).chain(checkpoint.files());
+        let meta = checkpoint.meta();
+        Ok(Manifest {
+            format_version: manifest::FORMAT,
+            dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
+            source: manifest::Source {
+                kind: SourceKind::Checkpoint,
+                files: files.map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?,
+            },
+            model: manifest::Model {
+                family: meta.family.to_owned(),
+                vocab: meta.vocab,
+                positions: meta.learned_positions,
+                eos: meta.eos.clone(),
+            },
+            recipe: serde_json::to_value(&self.options.recipe)?,
+            target: self.options.target.name().to_owned(),
+            dtype: self.dtype.name().to_owned(),
+            seed: self.options.seed,
+            sites: self.compiled.report.sites.iter().map(site).collect(),
+            state: states(&self.compiled.model),
+            checks: Vec::new(),
+        })
+    }
+
+    fn write_manifest(&self, manifest: &Manifest) -> Result<u64, ConvertError> {
+        self.write(layout::MANIFEST, manifest.to_json()?.as_bytes())
+    }
+}
+
+/// Copied from the checkpoint as they are.
+const COPIED: [&str; 6] = [
+    layout::CONFIG,
+    layout::TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+fn site(report: &SiteReport) -> manifest::Site {
+    manifest::Site {
+        name: report.name.clone(),
+        layer: report.layer,
+        heads: report.heads as usize,
+        kv_heads: report.kv_heads as usize,
+        head_dim: report.head_dim as usize,
+        lowered: report.kept.is_none(),
+    }
+}
+
+/// What the serving graph carries from call to call.
+fn states(graph: &Graph) -> Vec<manifest::State> {
+    let inputs = graph.inputs().iter().map(|v| graph.value(*v));
+    inputs
+        .filter(|v| v.name.starts_with("past_key_values."))
+        .map(|v| manifest::State {
+            name: v.name.clone(),
+            shape: v.ty.shape.iter().flatten().map(extent).collect(),
+            dtype: v.ty.dtype.map_or("?", DType::name).to_owned(),
+        })
+        .collect()
+}
+
+fn extent(dim: &Dim) -> manifest::Extent {
+    match dim.known() {
+        Some(n) => manifest::Extent::Known(n),
+        None => manifest::Extent::Open(dim.to_string()),
+    }
+}

@@ -1,0 +1,30 @@
+//! Progress of long work, told to whoever shows it.
+
+/// Hears what is going on.
+pub trait Progress: Send {
+    /// A new stage begins.
+    fn stage(&mut self, what: &str);
+
+    /// A stage of `total` bytes begins.
+    fn bytes(&mut self, what: &str, total: u64);
+
+    /// So many more bytes are done.
+    fn advance(&mut self, bytes: u64);
+
+    /// The work has ended.
+    fn done(&mut self);
+}
+
+/// Shows nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn stage(&mut self, _what: &str) {}
+
+    fn bytes(&mut self, _what: &str, _total: u64) {}
+
+    fn advance(&mut self, _bytes: u64) {}
+
+    fn done(&mut self) {}
+}

@@ -1,0 +1,80 @@
+//! Targets: what a serving graph may be made of.
+
+use dijiang_passes::attention::lower::Form;
+use std::fmt;
+use std::str::FromStr;
+
+/// What runs the serving graph.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Target {
+    /// ONNX Runtime: its `com.microsoft::LinearAttention`.
+    #[default]
+    Ort,
+    /// Anything that reads opset 17: standard operators only.
+    Portable,
+    /// The standard `LinearAttention` of opset 27.
+    Onnx27,
+}
+
+/// Name, target, opset.
+const TARGETS: [(&str, Target, i64); 3] = [
+    ("ort", Target::Ort, 21),
+    ("portable", Target::Portable, PORTABLE_OPSET),
+    ("onnx27", Target::Onnx27, 27),
+];
+
+/// The opset of graphs that any runtime reads.
+pub const PORTABLE_OPSET: i64 = 17;
+
+impl Target {
+    fn row(self) -> (&'static str, Self, i64) {
+        TARGETS[self as usize]
+    }
+
+    pub fn name(self) -> &'static str {
+        self.row().0
+    }
+
+    pub fn opset(self) -> i64 {
+        self.row().2
+    }
+
+    /// How the recurrence is written in the serving graph.
+    pub fn form(self, chunk: u32) -> Form {
+        match self {
+            Self::Ort => Form::Operator("com.microsoft"),
+            Self::Portable => Form::Chunked(chunk),
+            Self::Onnx27 => Form::Operator(""),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let found = TARGETS.iter().find(|(name, ..)| *name == s);
+        found.map(|(_, target, _)| *target).ok_or_else(|| {
+            let known: Vec<&str> = TARGETS.iter().map(|(name, ..)| *name).collect();
+            format!("no target is called `{s}` (expected one of {})", known.join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (name, target, _) in TARGETS {
+            assert_eq!((target.name(), name.parse()), (name, Ok(target)));
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! How far two sets of logits are apart.
+
+/// The largest difference, relative to the largest number of `reference`; NaN where either holds one,
+/// or where their lengths differ.
+pub(super) fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
+    if values.len() != reference.len() || values.iter().chain(reference).any(|x| !x.is_finite()) {
+        return f64::NAN;
+    }
+    let scale = reference.iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
+    let difference = values.iter().zip(reference).fold(0f64, |m, (a, b)| m.max(f64::from((a - b).abs())));
+    difference / scale
+}
+
+/// How a converted model differs from the model it was made from, before any training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Drift {
+    /// KL(softmax ‖ linear) of the next-token distributions, nats, mean over tokens.
+    pub(super) kl: f64,
+    /// Share of tokens whose likeliest next token is the same.
+    pub(super) agreement: f64,
+}
+
+impl Drift {
+    /// Over rows of `vocab` logits.
+    pub(super) fn measure(linear: &[f32], softmax: &[f32], vocab: usize) -> Self {
+        let rows = softmax.chunks_exact(vocab).zip(linear.chunks_exact(vocab));
+        let (mut kl, mut same, mut count) = (0.0, 0.0, 0.0);
+        for (p, q) in rows {
+            let (log_p, log_q) = (log_softmax(p), log_softmax(q));
+            kl += log_p.iter().zip(&log_q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            same += f64::from(u8::from(argmax(p) == argmax(q)));
+            count += 1.0;
+        }
+        Self { kl: kl / count, agreement: same / count }
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
+    logits.iter().map(|x| f64::from(x - max) - sum.ln()).collect()
+}
+
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_relative_to_the_largest_reference() {
+        assert!((relative_error(&[1.0, 4.0], &[1.5, 5.0]) - 0.2).abs() < 1e-12);
+        assert!(relative_error(&[f32::NAN], &[1.0]).is_nan());
+        assert!(relative_error(&[1.0], &[1.0, 2.0]).is_nan());
+    }
+
+    #[test]
+    fn drift_of_a_model_from_itself_is_none() {
+        let logits = [0.5, 1.0, -1.0, 2.0, 0.0, 1.0];
+        let drift = Drift::measure(&logits, &logits, 3);
+        assert_eq!((drift.kl, drift.agreement), (0.0, 1.0));
+        // Uniform against one bit of certainty: KL(½, ½ ‖ ¼, ¾) = ln 2 - ½ ln 3 + ... by hand.
+        let drift = Drift::measure(&[0.0, 3f32.ln()], &[0.0, 0.0], 2);
+        let by_hand = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
+        assert!((drift.kl - by_hand).abs() < 1e-6);
+    }
+}

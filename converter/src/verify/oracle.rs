@@ -1,0 +1,39 @@
+//! The f64 interpreter on a graph file.
+
+use super::VerifyError;
+use crate::onnx::import::import;
+use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_passes::ir::graph::{Graph, ValueId};
+use dijiang_passes::ir::shape::Dim;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Logits after each token of one row, from an empty state.
+pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Vec<f32>, VerifyError> {
+    let fail = |reason: String| VerifyError::Model { file: path.display().to_string(), reason };
+    let graph = import(path)?;
+    let mut given = BTreeMap::new();
+    for input in graph.inputs() {
+        given.insert(*input, fill(&graph, *input, row).map_err(fail)?);
+    }
+    let wanted = graph.output("logits").ok_or_else(|| fail("it has no output `logits`".to_owned()))?;
+    let values = eval(&graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
+    Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect())
+}
+
+fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, String> {
+    let value = graph.value(input);
+    let n = row.len();
+    match value.name.as_str() {
+        "input_ids" => Array::from_i64(&[1, n], row.to_vec()),
+        "position_ids" => Array::from_i64(&[1, n], (0..n as i64).collect()),
+        "attention_mask" => Array::from_i64(&[1, n], vec![1; n]),
+        _ => {
+            let shape = value.ty.shape.clone().unwrap_or_default();
+            // An empty state: zeros, and no past.
+            let size = |(axis, d): (usize, &Dim)| d.known().unwrap_or(u64::from(axis == 0)) as usize;
+            let dims: Vec<usize> = shape.iter().enumerate().map(size).collect();
+            Array::from_f64(&dims, vec![0.0; dims.iter().product()])
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! One graph of a bundle in one runtime, fed in different portions.
+
+use super::VerifyError;
+use super::prompts::Prompts;
+use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime};
+use std::path::Path;
+
+/// A loaded graph. Logits come back as f32, token after token, padding left out.
+pub(super) struct Model {
+    decoder: Decoder,
+    file: String,
+}
+
+impl Model {
+    pub(super) fn load(runtime: &dyn Runtime, path: &Path, unreleased: bool) -> Result<Self, VerifyError> {
+        let options = LoadOptions { released_opsets_only: !unreleased, ..LoadOptions::default() };
+        let session = runtime.load(path, &options)?;
+        Ok(Self { decoder: Decoder::new(session)?, file: path.display().to_string() })
+    }
+
+    /// All prompts as one batch, the short row padded at the left.
+    pub(super) fn whole(&mut self, prompts: &Prompts) -> Result<Vec<f32>, VerifyError> {
+        self.padded(&prompts.rows(), true)
+    }
+
+    /// One row alone.
+    pub(super) fn row(&mut self, row: &[i64]) -> Result<Vec<f32>, VerifyError> {
+        self.in_portions(row, &[row.len()])
+    }
+
+    /// One row, so many tokens at a time.
+    pub(super) fn in_portions(&mut self, row: &[i64], portions: &[usize]) -> Result<Vec<f32>, VerifyError> {
+        self.decoder.reset(1)?;
+        let mut logits = Vec::new();
+        let mut rest = row;
+        for portion in portions {
+            let (now, later) = rest.split_at(*portion);
+            let out = self.decoder.feed(&[now.to_vec()], None)?;
+            logits.extend(self.numbers(&out)?);
+            rest = later;
+        }
+        Ok(logits)
+    }
+
+    /// Rows of unequal length as one batch, padded at one side.
+    pub(super) fn padded(&mut self, rows: &[Vec<i64>], left: bool) -> Result<Vec<f32>, VerifyError> {
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let fill = |row: &[i64], filler: i64| -> Vec<i64> {
+            let padding = vec![filler; longest - row.len()];
+            if left { [&padding, row].concat() } else { [row, &padding].concat() }
+        };
+        let ids: Vec<Vec<i64>> = rows.iter().map(|row| fill(row, 0)).collect();
+        let mask: Vec<Vec<i64>> = rows.iter().map(|row| fill(&vec![1; row.len()], 0)).collect();
+        self.decoder.reset(rows.len())?;
+        let out = self.decoder.feed(&ids, Some(&mask))?;
+        let all = self.numbers(&out)?;
+        let vocab = all.len() / (longest * rows.len());
+        let real = all.chunks_exact(vocab).zip(mask.iter().flatten()).filter(|(_, m)| **m == 1);
+        Ok(real.flat_map(|(logits, _)| logits.iter().copied()).collect())
+    }
+
+    pub(super) fn state_bytes(&self) -> usize {
+        self.decoder.state_bytes()
+    }
+
+    pub(super) fn grows(&self) -> bool {
+        self.decoder.grows()
+    }
+
+    fn numbers(&self, tensor: &HostTensor) -> Result<Vec<f32>, VerifyError> {
+        tensor.to_f32().map_err(|e| VerifyError::Model { file: self.file.clone(), reason: e.to_string() })
+    }
+}
