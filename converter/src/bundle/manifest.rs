@@ -252,6 +252,14 @@ mod tests {
           }
         ]
       },
+      "model": {
+        "family": "llama",
+        "vocab": 49152,
+        "positions": null,
+        "eos": [
+          2
+        ]
+      },
       "recipe": {
         "feature_map": "wdcf"
       },
@@ -281,7 +289,6 @@ mod tests {
       "checks": [
         {
           "name": "chunked",
-          "measured": 1e-6,
           "limit": 0.0001,
           "ok": true
         }
@@ -301,7 +308,7 @@ mod tests {
         );
         assert_eq!(
             error(&text.replace("\"seed\": 0,", "")),
-            "b/dijiang.json: missing field `seed` at line 48 column 1 (hint: was it written by dijiang?)"
+            "b/dijiang.json: missing field `seed` at line 55 column 1 (hint: was it written by dijiang?)"
         );
         assert_eq!(
             error("{"),
