@@ -19,13 +19,11 @@ pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {
         (None, false) => meta.max_positions.unwrap_or(UNBOUNDED),
     };
     let pad = meta.pad.or_else(|| meta.eos.first().copied()).unwrap_or(0);
-    // A model without an end token gets one that it never emits.
-    let eos = if meta.eos.is_empty() { json!(meta.vocab) } else { json!(meta.eos) };
     json!({
         "model": {
             "type": "decoder",
             "bos_token_id": meta.bos.unwrap_or(pad),
-            "eos_token_id": eos,
+            "eos_token_id": meta.eos,
             "pad_token_id": pad,
             "context_length": context,
             "vocab_size": meta.vocab,
