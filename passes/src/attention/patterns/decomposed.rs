@@ -19,7 +19,7 @@ impl AttentionPattern for Decomposed {
 
     fn pattern(&self) -> Pat {
         let turned = Pat::op("Transpose", [Pat::var("k")]).with_ints("perm", &[0, 1, 3, 2]);
-        let products = Pat::op("MatMul", [Pat::var("q"), turned]);
+        let products = Pat::op("MatMul", [Pat::var("q"), turned]).maybe_cast();
         let scaled = Pat::one_of([
             ("mul", Pat::op("Mul", [products.clone(), Pat::var("scale")])),
             ("div", Pat::op("Div", [products.clone(), Pat::var("scale")])),

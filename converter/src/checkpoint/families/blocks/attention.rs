@@ -51,8 +51,9 @@ pub(crate) fn attention(
     let p = &mut b.p;
     let turned = p.transpose(k, &[0, 1, 3, 2]);
     let scores = p.matmul(q, turned);
-    let scores = p.mul_scalar(scores, sizes.scale);
+    // The scale is applied in f32: half precision would round it.
     let scores = p.cast(scores, DType::F32);
+    let scores = p.mul_scalar(scores, sizes.scale);
     let scores = p.add(scores, mask);
     let shares = p.softmax(scores, -1);
     let shares = p.cast(shares, dtype);
