@@ -49,7 +49,7 @@ pub enum CompileError {
     #[error(transparent)]
     Patch(#[from] PatchError),
     #[error("after {stage} the graph is not well-formed, a bug of this compiler: {first}{more}")]
-    Malformed { stage: &'static str, first: Violation, more: String },
+    Malformed { stage: &'static str, first: Box<Violation>, more: String },
 }
 
 /// Compiles a softmax graph.
@@ -82,5 +82,5 @@ fn check(graph: &Graph, stage: &'static str) -> Result<(), CompileError> {
         0 => String::new(),
         n => format!(" (and {n} more)"),
     };
-    Err(CompileError::Malformed { stage, first, more })
+    Err(CompileError::Malformed { stage, first: Box::new(first), more })
 }

@@ -10,7 +10,7 @@ use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
 use crate::target::{PORTABLE_OPSET, Target};
-use crate::verify::{Verification, VerifyError, VerifyOptions, verify};
+use crate::verify::{Verification, VerifyError, VerifyOptions, reference, verify};
 use dijiang_passes::attention::rewrite::SiteReport;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
@@ -103,7 +103,7 @@ pub fn convert(
     let mut manifest = writer.manifest(&checkpoint)?;
     bytes_written += writer.write_manifest(&manifest)?;
     let verification = match &options.verify {
-        Some(how) => Some(verify(bundle.path(), how, progress)?),
+        Some(how) => Some(verify(bundle.path(), &with_reference(how, checkpoint.dir()), progress)?),
         None => None,
     };
     let written = verification.as_ref().is_none_or(|v| v.ok);
@@ -125,6 +125,12 @@ pub fn convert(
         verification,
         written,
     })
+}
+
+/// A checkpoint that comes with reference logits is compared with them.
+fn with_reference(how: &VerifyOptions, source: &Path) -> VerifyOptions {
+    let beside = Some(source.join(reference::FILE)).filter(|path| path.exists());
+    VerifyOptions { reference: how.reference.clone().or(beside), ..how.clone() }
 }
 
 fn check_sites(compiled: &Compiled, meta: &ModelMeta) -> Result<(), ConvertError> {

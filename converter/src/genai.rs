@@ -10,9 +10,12 @@ use serde_json::{Map, Value, json};
 /// Context length of a model that has no limit of its own: genai wants a number.
 const UNBOUNDED: u64 = 1 << 20;
 
+/// How the inputs of a growing cache end.
+const CACHE: &str = ".key";
+
 /// The file's contents for a serving graph.
 pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {
-    let linear = graph.outputs().iter().all(|(name, _)| !name.ends_with(".key"));
+    let linear = graph.inputs().iter().all(|v| !graph.value(*v).name.ends_with(CACHE));
     let context = match (meta.learned_positions, linear) {
         (Some(n), _) => n,
         (None, true) => UNBOUNDED,

@@ -15,13 +15,17 @@ pub(super) struct Args {
     /// Seed of the prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// A safetensors file with input_ids and the source's own logits for them
+    #[arg(long)]
+    reference: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let options = VerifyOptions { runtimes: args.runtime, seed: args.seed };
+    let options =
+        VerifyOptions { runtimes: args.runtime, seed: args.seed, reference: args.reference.clone() };
     let found = verify(&args.bundle, &options, &mut show::Bar::new())?;
     if args.json {
         show::object(&json!({"checks": show::checks(&found), "skipped": found.skipped, "ok": found.ok}));

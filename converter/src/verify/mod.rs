@@ -7,6 +7,7 @@
 mod measure;
 mod oracle;
 mod prompts;
+pub mod reference;
 mod run;
 
 use crate::bundle::layout;
@@ -18,9 +19,10 @@ use dijiang_passes::ir::verify::verify as violations;
 use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
 use measure::{Drift, relative_error};
 use prompts::Prompts;
+use reference::Reference;
 use run::Model;
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// One comparison.
@@ -92,10 +94,12 @@ pub enum VerifyError {
 }
 
 /// What verification does beyond the defaults.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct VerifyOptions {
     pub runtimes: Choice,
     pub seed: u64,
+    /// The source's own logits, see [`reference`].
+    pub reference: Option<PathBuf>,
 }
 
 /// Verifies the bundle in a directory.
@@ -111,6 +115,9 @@ pub fn verify(
         verifier.skip("the numerics: bf16 has no arithmetic on the CPU, in neither runtime");
         verifier.oracle_only()?;
         return Ok(verifier.finish());
+    }
+    if let Some(path) = &options.reference {
+        verifier.reference(path)?;
     }
     match bundle.join(layout::PARALLEL).exists() {
         true => verifier.linear()?,
@@ -198,6 +205,20 @@ impl<'a> Verifier<'a> {
                     0.0,
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// The softmax graph against what the source's own code computes.
+    fn reference(&mut self, path: &Path) -> Result<(), VerifyError> {
+        self.stage("comparing with the source's reference");
+        let reference = Reference::read(path)?;
+        let softmax = self.bundle.join(layout::SOFTMAX).exists();
+        let file = if softmax { layout::SOFTMAX } else { layout::MODEL };
+        for i in 0..self.runtimes.len() {
+            let logits = self.model(i, file)?.masked(&reference.ids, &reference.mask)?;
+            let name = self.runtimes[i].name();
+            self.check(format!("{name}: softmax = reference"), relative_error(&logits, &reference.logits));
         }
         Ok(())
     }

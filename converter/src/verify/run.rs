@@ -2,6 +2,7 @@
 
 use super::VerifyError;
 use super::prompts::Prompts;
+use super::reference::real_tokens;
 use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime};
 use std::path::Path;
 
@@ -51,12 +52,15 @@ impl Model {
         };
         let ids: Vec<Vec<i64>> = rows.iter().map(|row| fill(row, 0)).collect();
         let mask: Vec<Vec<i64>> = rows.iter().map(|row| fill(&vec![1; row.len()], 0)).collect();
-        self.decoder.reset(rows.len())?;
-        let out = self.decoder.feed(&ids, Some(&mask))?;
-        let all = self.numbers(&out)?;
-        let vocab = all.len() / (longest * rows.len());
-        let real = all.chunks_exact(vocab).zip(mask.iter().flatten()).filter(|(_, m)| **m == 1);
-        Ok(real.flat_map(|(logits, _)| logits.iter().copied()).collect())
+        self.masked(&ids, &mask)
+    }
+
+    /// A batch with its padding marked by zeros of the mask.
+    pub(super) fn masked(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<Vec<f32>, VerifyError> {
+        self.decoder.reset(ids.len())?;
+        let out = self.decoder.feed(ids, Some(mask))?;
+        let vocab = out.shape().last().copied().unwrap_or(1);
+        Ok(real_tokens(&self.numbers(&out)?, mask, vocab))
     }
 
     pub(super) fn state_bytes(&self) -> usize {

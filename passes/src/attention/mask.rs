@@ -77,30 +77,50 @@ impl Trial {
     }
 }
 
-/// What a mask lets through in one trial, against what causal and padded attention would.
+/// The masks that explain everything seen so far.
 struct Tally {
-    open: bool,
-    causal: bool,
-    padded: bool,
-    both: bool,
-    /// The first position that none of the above explains.
+    left: Vec<Kind>,
+    /// The first position that no mask explains.
     odd: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Open,
+    Causal,
+    Padded,
+    CausalPadded,
+}
+
+impl Kind {
+    /// The plainest first.
+    const ALL: [Self; 4] = [Self::Open, Self::Causal, Self::Padded, Self::CausalPadded];
+
+    /// Whether a key is seen, given that it is not later than the query, and that it is a token.
+    fn lets(self, earlier: bool, token: bool) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Causal => earlier,
+            Self::Padded => token,
+            Self::CausalPadded => earlier && token,
+        }
+    }
 }
 
 /// Classifies an additive mask that broadcasts to `[batch, heads, sequence, past + sequence]`.
 pub fn classify(graph: &Graph, bias: ValueId) -> Result<Mask, Miss> {
     let cone = inputs_of(graph, bias);
     let padding = cone.iter().copied().find(|v| is_padding_input(graph, *v));
-    let mut tally = Tally { open: true, causal: true, padded: true, both: true, odd: None };
+    let mut tally = Tally { left: Kind::ALL.to_vec(), odd: None };
     for trial in &TRIALS {
         let allowed = run(graph, bias, &cone, padding, trial)?;
         tally.add(trial, &allowed);
     }
-    match padding {
-        _ if tally.open => Ok(Mask::None),
-        _ if tally.causal => Ok(Mask::Causal),
-        Some(input) if tally.both => Ok(Mask::CausalKeyPadding(input)),
-        Some(input) if tally.padded => Ok(Mask::KeyPadding(input)),
+    match (tally.left.first(), padding) {
+        (Some(Kind::Open), _) => Ok(Mask::None),
+        (Some(Kind::Causal), _) => Ok(Mask::Causal),
+        (Some(Kind::Padded), Some(input)) => Ok(Mask::KeyPadding(input)),
+        (Some(Kind::CausalPadded), Some(input)) => Ok(Mask::CausalKeyPadding(input)),
         _ => {
             let odd = tally.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
             let reason = format!("the mask is neither causal nor key padding: {odd}");
@@ -114,14 +134,12 @@ impl Tally {
         for row in 0..2 {
             for query in (0..trial.time).filter(|q| trial.sees_a_token(row, *q)) {
                 for key in 0..trial.total() {
+                    let (earlier, token) = (key <= trial.past + query, trial.is_token(row, key));
                     let through = allowed(row, query, key);
-                    let earlier = key <= trial.past + query;
-                    let token = trial.is_token(row, key);
-                    self.open &= through;
-                    self.causal &= through == earlier;
-                    self.padded &= through == token;
-                    self.both &= through == (earlier && token);
-                    if through && !earlier && !token || !through && earlier && token {
+                    self.left.retain(|kind| kind.lets(earlier, token) == through);
+                    if Kind::ALL.iter().all(|kind| kind.lets(earlier, token) != through)
+                        || self.left.is_empty()
+                    {
                         let verb = if through { "sees" } else { "does not see" };
                         let place =
                             format!("query {query} {verb} key {key} after {} past tokens", trial.past);

@@ -59,7 +59,7 @@ pub enum RewriteError {
     #[error(transparent)]
     Recipe(#[from] RecipeError),
     #[error("site {site:?}: {source}")]
-    Patch { site: String, source: PatchError },
+    Patch { site: String, source: Box<PatchError> },
     #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
     NoSuchLayer { layer: usize, last: usize },
 }
@@ -85,7 +85,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         let kept = reason_to_keep(site, layer, options);
         if kept.is_none() {
             let patched = lower_site(graph, site, layer, options);
-            patched.map_err(|source| RewriteError::Patch { site: site.name.clone(), source })?;
+            patched.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
             report.patches += 1;
         }
         report.sites.push(describe(site, layer, kept));
@@ -158,7 +158,8 @@ fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError> {
         unused.into_iter().for_each(|v| patch.drop_input(v));
         patch.finish()
     };
-    graph.apply(change).map_err(|source| RewriteError::Patch { site: String::new(), source })?;
+    let dropped = graph.apply(change);
+    dropped.map_err(|e| RewriteError::Patch { site: String::new(), source: Box::new(e) })?;
     Ok(names)
 }
 

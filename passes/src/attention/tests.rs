@@ -180,9 +180,9 @@ fn definition(recipe: &Recipe, graph: &Graph, given: &[(&'static str, Array)], l
         let values: Vec<Vec<Vec<f64>>> = (0..time).map(|t| heads("v_proj", KV_HEADS, token(t))).collect();
         for i in 0..time {
             let queries = heads("q_proj", HEADS, token(i));
-            for h in 0..HEADS as usize {
+            for (h, query) in queries.iter().enumerate() {
                 let shared = h / (HEADS / KV_HEADS) as usize;
-                let q = phi(&queries[h], Role::Query, h);
+                let q = phi(query, Role::Query, h);
                 let (mut num, mut den) = (vec![0.0; HEAD_DIM as usize], 0.0);
                 for j in (0..=i).filter(|j| mask[row * time + j] == 1.0) {
                     let k = phi(&keys[j][shared], Role::Key, shared);
@@ -254,7 +254,8 @@ fn miss_after(from: &str, to: &str) -> String {
     let graph = parse(&text.replace(from, to)).expect("it parses");
     let found = super::patterns::find_sites(&graph);
     assert_eq!(found.sites.len(), 0, "no site must be found");
-    found.misses.iter().map(|m| format!("{} {}: {}\n", m.node, m.pattern, m.miss)).collect()
+    let lines = found.misses.iter().map(|m| format!("{} {}: {}\n", m.node, m.pattern, m.miss));
+    lines.collect::<Vec<_>>().concat()
 }
 
 #[test]

@@ -38,8 +38,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let (new, old) = (p.reduce("ReduceSum", inside, &[-1], true), p.matmul(from_start, z));
     let den = p.add(new, old);
     Lowered {
-        num: grid.join(p, num, d.heads, d.value_dim, time),
-        den: grid.join(p, den, d.heads, 1, time),
+        num: Grid::join(p, num, d.heads, d.value_dim, time),
+        den: Grid::join(p, den, d.heads, 1, time),
         layout: Layout::HeadMajor,
         state: carried.after,
     }
@@ -92,7 +92,7 @@ impl Grid {
     }
 
     /// Back to `[batch, heads, sequence, width]`, without the padding.
-    fn join(&self, p: &mut Patch<'_>, x: ValueId, heads: i64, width: i64, time: ValueId) -> ValueId {
+    fn join(p: &mut Patch<'_>, x: ValueId, heads: i64, width: i64, time: ValueId) -> ValueId {
         let flat = p.reshape(x, &[0, heads, -1, width]);
         let start = p.ints(&[0]);
         let kept = p.slice_to(flat, 2, start, time);

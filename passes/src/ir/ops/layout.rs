@@ -199,7 +199,9 @@ fn free_dim(from: &[Dim], to: &[Dim], free: usize) -> Result<Dim, String> {
     let product = known_product(&known).unwrap_or(1);
     match symbols.as_slice() {
         [] if divisor == 0 => Ok(Dim::Unknown),
-        [] if product % divisor != 0 => Err(format!("{product} elements do not divide by {divisor}")),
+        [] if !product.is_multiple_of(divisor) => {
+            Err(format!("{product} elements do not divide by {divisor}"))
+        }
         [] => Ok(Dim::Known(product / divisor)),
         [only] if product == divisor => Ok(only.clone()),
         _ => Ok(Dim::Unknown),
@@ -269,13 +271,14 @@ fn infer_concat(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     one(Type::maybe(dtype, Some(shape)).with_ints(ints))
 }
 
+fn join<T: Clone>(axis: Axis, parts: &[&ArrayD<T>]) -> Result<ArrayD<T>, String> {
+    let views: Vec<_> = parts.iter().map(|a| a.view()).collect();
+    ndarray::concatenate(axis, &views).map_err(|e| e.to_string())
+}
+
 fn eval_concat(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let inputs: Vec<&Array> = (0..ctx.inputs.len()).map(|i| ctx.input(i)).collect::<Result<_, _>>()?;
     let axis = Axis(resolve_axis(ctx.int_attr("axis")?, inputs[0].shape().len())?);
-    fn join<T: Clone>(axis: Axis, parts: &[&ArrayD<T>]) -> Result<ArrayD<T>, String> {
-        let views: Vec<_> = parts.iter().map(|a| a.view()).collect();
-        ndarray::concatenate(axis, &views).map_err(|e| e.to_string())
-    }
     Ok(vec![match inputs[0] {
         Array::F(_) => {
             Array::F(join(axis, &inputs.iter().map(|a| a.as_f()).collect::<Result<Vec<_>, _>>()?)?)
@@ -491,6 +494,20 @@ fn infer_pad(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     one(Type::maybe(ctx.dtype(0), Some(shape.collect())))
 }
 
+fn pad<T: Clone>(a: &ArrayD<T>, pads: &[i64], fill: T) -> ArrayD<T> {
+    let rank = a.ndim();
+    let dims: Vec<usize> =
+        (0..rank).map(|i| a.shape()[i] + pads[i] as usize + pads[rank + i] as usize).collect();
+    let mut out = ArrayD::from_elem(IxDyn(&dims), fill);
+    let mut inner = out.view_mut();
+    for (i, begin) in pads.iter().take(rank).enumerate() {
+        let begin = *begin as usize;
+        inner.slice_axis_inplace(Axis(i), Slice::from(begin..begin + a.shape()[i]));
+    }
+    inner.assign(a);
+    out
+}
+
 fn eval_pad(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     if ctx.op.str("mode") != Some("constant") {
         return Err("only constant padding is known".to_owned());
@@ -500,19 +517,6 @@ fn eval_pad(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let rank = x.shape().len();
     if pads.len() != 2 * rank || pads.iter().any(|p| *p < 0) {
         return Err(format!("pads {pads:?} do not fit rank {rank}"));
-    }
-    fn pad<T: Clone>(a: &ArrayD<T>, pads: &[i64], fill: T) -> ArrayD<T> {
-        let rank = a.ndim();
-        let dims: Vec<usize> =
-            (0..rank).map(|i| a.shape()[i] + pads[i] as usize + pads[rank + i] as usize).collect();
-        let mut out = ArrayD::from_elem(IxDyn(&dims), fill);
-        let mut inner = out.view_mut();
-        for i in 0..rank {
-            let begin = pads[i] as usize;
-            inner.slice_axis_inplace(Axis(i), Slice::from(begin..begin + a.shape()[i]));
-        }
-        inner.assign(a);
-        out
     }
     Ok(vec![match x {
         Array::F(a) => {
@@ -527,20 +531,21 @@ fn eval_pad(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     }])
 }
 
+fn keep<T: Clone + Default>(a: &ArrayD<T>, upper: bool, k: i64) -> ArrayD<T> {
+    let mut out = a.clone();
+    let rank = a.ndim();
+    for (index, x) in out.indexed_iter_mut() {
+        let above = index[rank - 1] as i64 - index[rank - 2] as i64;
+        if (upper && above < k) || (!upper && above > k) {
+            *x = T::default();
+        }
+    }
+    out
+}
+
 fn eval_trilu(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let upper = ctx.op.int("upper") == Some(1);
     let k = if ctx.has(1) { ctx.i(1)?.iter().copied().next().unwrap_or(0) } else { 0 };
-    fn keep<T: Clone + Default>(a: &ArrayD<T>, upper: bool, k: i64) -> ArrayD<T> {
-        let mut out = a.clone();
-        let rank = a.ndim();
-        for (index, x) in out.indexed_iter_mut() {
-            let above = index[rank - 1] as i64 - index[rank - 2] as i64;
-            if (upper && above < k) || (!upper && above > k) {
-                *x = T::default();
-            }
-        }
-        out
-    }
     let x = ctx.input(0)?;
     if x.shape().len() < 2 {
         return Err("expected rank 2 or more".to_owned());

@@ -1,7 +1,6 @@
 //! `LinearAttention`, of `com.microsoft` and of `ai.onnx` (opset 27): the recurrence
 //! S_t = exp(g_t) S_{t-1} + k_t ⊗ v_t, o_t = scale · q_tᵀ S_t, update rules `linear` and `gated`.
 
-use super::ROW;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
 use crate::ir::op::{AttrSpec, Op, OpSpec};
@@ -19,16 +18,7 @@ const ATTRS: &[(&str, AttrSpec)] = &[
 pub(super) const OPS: &[OpSpec] = &[row(""), row("com.microsoft")];
 
 const fn row(domain: &'static str) -> OpSpec {
-    OpSpec {
-        domain,
-        name: "LinearAttention",
-        inputs: 3..=6,
-        outputs: 1..=2,
-        attrs: ATTRS,
-        infer,
-        eval,
-        ..ROW
-    }
+    OpSpec { domain, name: "LinearAttention", inputs: 3..=6, outputs: 1..=2, attrs: ATTRS, infer, eval }
 }
 
 /// Query heads, and key/value heads.
