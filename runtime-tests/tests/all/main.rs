@@ -1,0 +1,7 @@
+//! The graphs that are shipped, in the runtimes that run them: what must be equal is equal, what is reported is
+//! snapshotted, and the proof of a conversion can fail.
+#![allow(clippy::print_stderr)]
+
+mod forms;
+mod softmax;
+mod support;

@@ -1,0 +1,15 @@
+//! What the tests share: fixtures and their references, bundles, runtimes, and comparisons.
+
+mod bundle;
+mod compare;
+mod engine;
+mod exports;
+mod oracle;
+mod reference;
+
+pub(crate) use bundle::{Bundle, FIXTURES, recipe, recipe_in_chunks};
+pub(crate) use compare::Comparisons;
+pub(crate) use engine::{Model, Side, engines, ort, prompt};
+pub(crate) use exports::exports;
+pub(crate) use oracle::exact;
+pub(crate) use reference::Reference;
