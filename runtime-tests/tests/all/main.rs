@@ -2,6 +2,10 @@
 //! snapshotted, and the proof of a conversion can fail.
 #![allow(clippy::print_stderr)]
 
+mod determinism;
 mod forms;
+mod proof;
+mod quality;
+mod second_decoder;
 mod softmax;
 mod support;

@@ -7,7 +7,7 @@ mod exports;
 mod oracle;
 mod reference;
 
-pub(crate) use bundle::{Bundle, FIXTURES, recipe, recipe_in_chunks};
+pub(crate) use bundle::{Bundle, FIXTURES, convert_to, options, recipe, recipe_in_chunks};
 pub(crate) use compare::Comparisons;
 pub(crate) use engine::{Model, Side, engines, ort, prompt};
 pub(crate) use exports::exports;

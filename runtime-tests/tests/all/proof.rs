@@ -1,0 +1,160 @@
+//! The proof of a bundle fails where the bundle is wrong, and only there.
+
+use crate::support::{Bundle, FIXTURES, ort, recipe};
+use dijiang::bundle::layout;
+use dijiang::onnx::proto::{ModelProto, NodeProto, TensorProto};
+use dijiang::progress::Silent;
+use dijiang::target::Target;
+use dijiang::verify::{Choice, Verification, VerifyOptions, verify};
+use dijiang_passes::ir::dtype::DType;
+use prost::Message as _;
+use std::path::Path;
+
+/// A bundle that tract serves, and its proof in tract.
+fn portable() -> Bundle {
+    Bundle::of_fixture("llama", &recipe("adaptive"), Target::Portable, DType::F32)
+}
+
+fn prove(bundle: &Bundle, runtimes: Choice) -> Verification {
+    let reference = Some(Path::new(FIXTURES).join("llama/reference.safetensors"));
+    let options = VerifyOptions { runtimes, reference, ..VerifyOptions::default() };
+    verify(&bundle.path(), &options, &mut Silent).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The names of the checks that do not hold.
+fn failing(found: &Verification) -> Vec<&str> {
+    let failing: Vec<&str> = found.checks.iter().filter(|c| !c.ok).map(|c| c.name.as_str()).collect();
+    assert_eq!(found.ok, failing.is_empty());
+    failing
+}
+
+/// Changes a graph file.
+fn damage(bundle: &Bundle, file: &str, change: impl FnOnce(&mut ModelProto)) {
+    let mut model = ModelProto::decode(bundle.bytes(file).as_slice()).expect("an ONNX file");
+    change(&mut model);
+    std::fs::write(bundle.file(file), model.encode_to_vec()).expect("it is written");
+}
+
+/// Puts one graph file in the place of another.
+fn swap(bundle: &Bundle, file: &str, by: &str) {
+    std::fs::copy(bundle.file(by), bundle.file(file)).expect("it is copied");
+}
+
+fn nodes(model: &mut ModelProto) -> &mut Vec<NodeProto> {
+    &mut model.graph.as_mut().expect("a graph").node
+}
+
+#[test]
+fn a_sound_bundle_passes() {
+    let found = prove(&portable(), Choice::Tract);
+    assert_eq!(failing(&found), [""; 0]);
+    let required = found.checks.iter().filter(|c| c.limit.is_some()).count();
+    assert!(required > 12, "only {required} checks");
+}
+
+#[test]
+fn a_wrong_chunked_graph_differs_from_the_parallel_one() {
+    let bundle = portable();
+    swap(&bundle, layout::CHUNKED, layout::SOFTMAX);
+    assert_eq!(failing(&prove(&bundle, Choice::Tract)), ["tract: chunked = parallel"]);
+}
+
+#[test]
+fn a_wrong_parallel_graph_differs_from_all_others() {
+    let bundle = portable();
+    swap(&bundle, layout::PARALLEL, layout::SOFTMAX);
+    let failing = prove(&bundle, Choice::Tract);
+    assert_eq!(self::failing(&failing), ["tract: chunked = parallel", "tract: served = parallel"]);
+}
+
+#[test]
+fn a_wrong_softmax_graph_differs_from_the_reference() {
+    let bundle = portable();
+    swap(&bundle, layout::SOFTMAX, layout::PARALLEL);
+    assert_eq!(failing(&prove(&bundle, Choice::Tract)), ["tract: softmax = reference"]);
+}
+
+#[test]
+fn a_wrong_state_shows_as_soon_as_it_is_carried() {
+    let bundle = portable();
+    damage(&bundle, layout::MODEL, |model| {
+        let exchange = |name: &mut String| match name.as_str() {
+            "present.0.recurrent_state" => "present.1.recurrent_state".clone_into(name),
+            "present.1.recurrent_state" => "present.0.recurrent_state".clone_into(name),
+            _ => {}
+        };
+        nodes(model).iter_mut().flat_map(|n| n.output.iter_mut().chain(&mut n.input)).for_each(exchange);
+    });
+    let expected = [
+        "tract: token by token = whole",
+        "tract: split at 1 = whole",
+        "tract: split at 64 = whole",
+        "tract: split at 69 = whole",
+    ];
+    assert_eq!(failing(&prove(&bundle, Choice::Tract)), expected);
+}
+
+/// Padding after a row cannot reach it, so only a row that is padded at its left is wrong.
+#[test]
+fn a_serving_graph_that_sees_padding_fails_for_padded_rows() {
+    let bundle = portable();
+    damage(&bundle, layout::MODEL, |model| {
+        for node in nodes(model).iter_mut() {
+            for input in node.input.iter_mut().filter(|input| *input == "attention_mask") {
+                "all_ones".clone_into(input);
+            }
+        }
+        let node = |op: &str, inputs: [&str; 2], output: &str| NodeProto {
+            op_type: op.to_owned(),
+            input: inputs.map(str::to_owned).to_vec(),
+            output: vec![output.to_owned()],
+            name: format!("make_{output}"),
+            ..NodeProto::default()
+        };
+        let zeros = node("Sub", ["attention_mask", "attention_mask"], "all_zeros");
+        let ones = node("Add", ["all_zeros", "just_one"], "all_ones");
+        nodes(model).splice(0..0, [zeros, ones]);
+        // 7 is i64.
+        let one = TensorProto {
+            name: "just_one".to_owned(),
+            data_type: 7,
+            raw_data: Some(1i64.to_le_bytes().to_vec().into()),
+            ..TensorProto::default()
+        };
+        model.graph.as_mut().expect("a graph").initializer.push(one);
+    });
+    let expected = ["tract: served = parallel", "tract: padded left = alone"];
+    assert_eq!(failing(&prove(&bundle, Choice::Tract)), expected);
+}
+
+/// One percent too much of one layer's attention is seen.
+#[test]
+fn a_wrong_attribute_of_the_operator_differs_from_the_parallel_graph() {
+    if ort().is_none() {
+        return;
+    }
+    let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F32);
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [""; 0]);
+    damage(&bundle, layout::MODEL, |model| {
+        let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
+        let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
+        scale.f = scale.f.map(|scale| scale * 1.01);
+    });
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), ["onnxruntime: served = parallel"]);
+}
+
+#[test]
+fn an_operator_without_its_decay_differs_from_the_parallel_graph() {
+    if ort().is_none() {
+        return;
+    }
+    let bundle = Bundle::of_fixture("llama", &recipe("retnet"), Target::Ort, DType::F32);
+    damage(&bundle, layout::MODEL, |model| {
+        let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
+        let rule = node.attribute.iter_mut().find(|a| a.name == "update_rule").expect("its rule");
+        assert_eq!(rule.s.as_deref(), Some(b"gated".as_slice()));
+        rule.s = Some("linear".into());
+        node.input.truncate(4);
+    });
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), ["onnxruntime: served = parallel"]);
+}
