@@ -1,0 +1,294 @@
+//! The binary `dijiang`, run as scripts run it: one JSON object on stdout and nothing else, exit codes 0, 1 and 2, and
+//! for every bad input one line that names the place, with nothing left behind.
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// A directory to run in. Paths are relative to it, so that messages are the same everywhere.
+struct Home(TempDir);
+
+/// What a run gave.
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    /// With a copy of a fixture, called `model`.
+    fn with(fixture: &str) -> Self {
+        let home = Self::new();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
+        std::fs::create_dir(home.path("model")).expect("a directory");
+        for entry in std::fs::read_dir(source).expect("the fixture") {
+            let entry = entry.expect("an entry");
+            let to = home.path("model").join(entry.file_name());
+            std::fs::copy(entry.path(), to).expect("a copy");
+        }
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn dijiang(&self, arguments: &str) -> Ran {
+        self.dijiang_with(&arguments.split(' ').collect::<Vec<_>>())
+    }
+
+    fn dijiang_with(&self, arguments: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+        command.current_dir(self.0.path()).args(arguments).stdin(Stdio::null()).env_remove("DIJIANG_LOG");
+        let output = command.output().expect("it runs");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        Ran {
+            code: output.status.code().expect("an exit code"),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    fn json(&self, name: &str) -> Value {
+        let text = std::fs::read_to_string(self.path(name)).expect("the file");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Changes one key of a JSON file.
+    fn set(&self, file: &str, key: &str, value: Value) {
+        let mut whole = self.json(file);
+        whole[key] = value;
+        std::fs::write(self.path(file), whole.to_string()).expect("it is written");
+    }
+
+    /// Every path below, hidden ones too, in order.
+    fn listing(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut open = vec![self.0.path().to_owned()];
+        while let Some(directory) = open.pop() {
+            for entry in std::fs::read_dir(&directory).expect("a directory") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    open.push(path.clone());
+                }
+                found.push(path);
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+impl Ran {
+    /// The one object on stdout.
+    fn object(&self) -> Value {
+        assert_eq!(self.stdout.lines().count(), 1, "{}{}", self.stdout, self.stderr);
+        let value: Value = serde_json::from_str(&self.stdout).expect("JSON");
+        assert!(value.is_object(), "{value}");
+        value
+    }
+
+    fn fine(self) -> Self {
+        assert_eq!((self.code, self.stderr.as_str()), (0, ""), "{}", self.stdout);
+        self
+    }
+}
+
+/// The keys of an object that are wanted and not there.
+fn missing<'a>(object: &Value, wanted: &[&'a str]) -> Vec<&'a str> {
+    wanted.iter().copied().filter(|key| object.get(key).is_none()).collect()
+}
+
+#[test]
+fn every_command_prints_one_json_object() {
+    let home = Home::with("shakespeare");
+    let sites = home.dijiang("inspect model --json").fine().object();
+    assert_eq!(missing(&sites, &["sites", "misses"]), [""; 0]);
+    assert_eq!(sites["sites"].as_array().map(Vec::len), Some(5));
+    let keys = ["name", "heads", "kv_heads", "head_dim", "scale", "mask", "rotary", "cache"];
+    assert_eq!(missing(&sites["sites"][0], &keys), [""; 0]);
+
+    let converted = home.dijiang("convert model -o out/bundle --json").fine().object();
+    let keys = ["sites", "recipe", "target", "seconds", "bytes_written", "checks"];
+    assert_eq!(missing(&converted, &keys), [""; 0]);
+    assert_eq!((&converted["recipe"], &converted["target"]), (&json!("adaptive"), &json!("ort")));
+    assert!(converted["checks"].as_array().is_some_and(|checks| checks.len() > 5), "{converted}");
+    let bytes: u64 = std::fs::read_dir(home.path("out/bundle"))
+        .expect("the bundle")
+        .map(|e| e.expect("an entry").metadata().expect("a size").len())
+        .sum();
+    let written = converted["bytes_written"].as_u64().expect("a number");
+    // The manifest grows by the checks once they are passed.
+    assert!(written <= bytes && bytes < written + 5000, "{written} of {bytes}");
+
+    let verified = home.dijiang("verify out/bundle --runtime tract --json").fine().object();
+    assert_eq!((&verified["ok"], missing(&verified, &["checks"]).len()), (&json!(true), 0));
+    assert_eq!(missing(&verified["checks"][0], &["name", "measured", "limit", "ok"]), [""; 0]);
+
+    let prompt = "generate out/bundle --prompt ROMEO: -n 12 --runtime tract";
+    let generated = home.dijiang(&format!("{prompt} --json")).fine().object();
+    let keys = ["text", "tokens", "prefill_seconds", "decode_seconds", "state_bytes"];
+    assert_eq!(missing(&generated, &keys), [""; 0]);
+    assert_eq!(generated["tokens"].as_array().map(Vec::len), Some(12));
+    let told = home.dijiang(prompt);
+    let text = format!("ROMEO:{}\n", generated["text"].as_str().expect("a text"));
+    assert_eq!((told.code, told.stdout), (0, text));
+}
+
+#[test]
+fn a_check_that_fails_is_exit_code_1() {
+    let home = Home::with("llama");
+    home.dijiang("convert model -o bundle --no-verify --dtype f32 --target portable --json").fine();
+    home.dijiang("verify bundle --runtime tract --json").fine();
+    std::fs::copy(home.path("bundle/softmax.onnx"), home.path("bundle/chunked.onnx")).expect("a copy");
+    let ran = home.dijiang("verify bundle --runtime tract --json");
+    let found = ran.object();
+    assert_eq!((ran.code, ran.stderr.as_str(), &found["ok"]), (1, "", &json!(false)));
+    let checks = found["checks"].as_array().expect("a list");
+    let failing: Vec<&Value> = checks.iter().filter(|c| c["ok"] == false).map(|c| &c["name"]).collect();
+    assert_eq!(failing, ["tract: chunked = parallel"]);
+    assert_eq!(home.dijiang("verify bundle --runtime tract").code, 1);
+}
+
+/// Embeddings ten thousand times as large carry the activations beyond 65504, where f16 ends.
+#[test]
+fn a_conversion_whose_proof_fails_writes_nothing() {
+    let home = Home::with("llama");
+    enlarge(&home.path("model/model.safetensors"), "model.embed_tokens.weight", 1e4);
+    let before = home.listing();
+    let ran = home.dijiang("convert model -o out/bundle --dtype f16 --target portable --json");
+    let found = ran.object();
+    assert_eq!((ran.code, &found["written"]), (1, &json!(false)), "{}", ran.stderr);
+    std::fs::remove_dir(home.path("out")).expect("the parent is there and empty");
+    assert_eq!(home.listing(), before);
+    home.dijiang("convert model -o out/bundle --dtype f16 --target portable --no-verify --json").fine();
+}
+
+/// Multiplies a bf16 tensor of a safetensors file.
+fn enlarge(path: &Path, name: &str, by: f32) {
+    let bytes = std::fs::read(path).expect("the weights");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let tensor = file.tensor(name).expect("the tensor");
+    assert_eq!(tensor.dtype(), Dtype::BF16);
+    let (numbers, _) = tensor.data().as_chunks();
+    let larger = numbers
+        .iter()
+        .flat_map(|b| half::bf16::from_f32(half::bf16::from_le_bytes(*b).to_f32() * by).to_le_bytes());
+    let data: Vec<u8> = larger.collect();
+    let view = TensorView::new(Dtype::BF16, tensor.shape().to_vec(), &data).expect("a tensor");
+    let all = file.tensors().into_iter().map(|(n, t)| if n == name { (n, view.clone()) } else { (n, t) });
+    let written = safetensors::serialize(all, None).expect("it is laid out");
+    std::fs::write(path, written).expect("it is written");
+}
+
+/// A run that must fail: one line on stderr, nothing on stdout, and nothing new below the directory.
+fn refused(home: &Home, arguments: &str) -> String {
+    let before = home.listing();
+    let ran = home.dijiang(arguments);
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments}: {}", ran.stderr);
+    assert_eq!(home.listing(), before, "{arguments}");
+    let line = ran.stderr.strip_suffix('\n').expect("a whole line");
+    assert!(line.starts_with("error: ") && !line.contains('\n'), "{arguments}: {line}");
+    line.to_owned()
+}
+
+const CONVERT: &str = "convert model -o bundle --no-verify";
+
+#[test]
+fn damaged_weights_are_refused() {
+    let home = Home::with("llama-rope3");
+    std::fs::remove_file(home.path("model/model-00002-of-00002.safetensors")).expect("a shard");
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors.index.json: shard `model-00002-of-00002.safetensors` is missing; the index names it for 18 tensors, fetch it again");
+
+    let home = Home::with("llama-rope3");
+    let index = "model/model.safetensors.index.json";
+    let mut map = home.json(index)["weight_map"].clone();
+    map["model.layers.9.mlp.up_proj.weight"] = json!("model-00001-of-00002.safetensors");
+    home.set(index, "weight_map", map);
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors.index.json: tensor `model.layers.9.mlp.up_proj.weight` should be in shard `model-00001-of-00002.safetensors`, but is not there; index and shards do not belong together");
+
+    let home = Home::with("llama");
+    let weights = home.path("model/model.safetensors");
+    let bytes = std::fs::read(&weights).expect("the weights");
+    std::fs::write(&weights, &bytes[..bytes.len() - 100]).expect("it is cut");
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors: the file has 104988 bytes, but its header describes 105088; it was cut short or damaged, fetch it again");
+    std::fs::write(&weights, &bytes[..100]).expect("it is cut");
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors: the safetensors header is broken: its length is given as 2040 bytes in a file of 100; the file is damaged or is no safetensors file");
+}
+
+#[test]
+fn configs_that_do_not_fit_are_refused() {
+    let with = |fixture: &str, key: &str, value: Value| {
+        let home = Home::with(fixture);
+        home.set("model/config.json", key, value);
+        refused(&home, CONVERT)
+    };
+    insta::assert_snapshot!(with("llama", "intermediate_size", json!(100)), @"error: model/model.safetensors: tensor `model.layers.0.mlp.gate_proj.weight` has shape [48, 64]; expected [100, 64] from config.json");
+    insta::assert_snapshot!(with("llama", "num_key_value_heads", json!(3)), @"error: model/config.json: key `num_key_value_heads` is 3; expected a divisor of num_attention_heads = 4");
+    insta::assert_snapshot!(with("llama", "head_dim", json!(15)), @"error: model/config.json: key `head_dim` is such that 15 of 15 features are rotated; expected an even number of them, as they are rotated in pairs");
+    insta::assert_snapshot!(with("llama", "model_type", json!("mamba")), @"error: model/config.json: model_type `mamba` is not supported; supported: gpt_neox, llama, mistral, opt");
+    insta::assert_snapshot!(with("llama", "num_hidden_layers", json!("two")), @r#"error: model/config.json: key `num_hidden_layers` is "two"; expected a positive integer below 2^31"#);
+
+    let home = Home::with("llama");
+    std::fs::write(home.path("model/config.json"), "{").expect("it is written");
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/config.json: not the JSON that was expected: EOF while parsing an object at line 1 column 1");
+}
+
+#[test]
+fn recipes_and_layers_that_do_not_exist_are_refused() {
+    let home = Home::with("llama");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: cannot be read: No such file or directory (os error 2)");
+    std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
+    std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: layer 7 does not exist: the model has layers 0 to 1");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --layers 0,7")), @"error: layer 7 does not exist: the model has layers 0 to 1");
+}
+
+#[test]
+fn places_that_cannot_be_written_are_refused() {
+    let home = Home::with("llama");
+    std::fs::write(home.path("file"), "").expect("it is written");
+    insta::assert_snapshot!(refused(&home, "convert model -o file/bundle --no-verify"), @"error: file: it cannot be made: File exists (os error 17)");
+    insta::assert_snapshot!(refused(&home, "convert model -o model --no-verify --force"), @"error: model: it is not a bundle (no dijiang.json in it), so it is not replaced");
+    home.dijiang(CONVERT).fine();
+    let manifest = std::fs::read(home.path("bundle/dijiang.json")).expect("the manifest");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe paper")), @"error: bundle: it exists already (hint: --force replaces a bundle)");
+    assert_eq!(std::fs::read(home.path("bundle/dijiang.json")).expect("the manifest"), manifest);
+    home.dijiang(&format!("{CONVERT} --recipe paper --force")).fine();
+    assert_ne!(std::fs::read(home.path("bundle/dijiang.json")).expect("the manifest"), manifest);
+}
+
+#[test]
+fn what_is_no_bundle_or_no_model_is_refused() {
+    let home = Home::with("llama");
+    insta::assert_snapshot!(refused(&home, "verify model"), @"error: model/dijiang.json: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model/dijiang.json: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: no config.json here; expected a checkpoint directory as `save_pretrained` writes it");
+    std::fs::write(home.path("broken.onnx"), "no model").expect("it is written");
+    insta::assert_snapshot!(refused(&home, "inspect broken.onnx"), @"error: broken.onnx: it is not an ONNX model, or is cut short (failed to decode Protobuf message: invalid wire type value: 6)");
+    home.dijiang(CONVERT).fine();
+    // This fixture has no tokenizer.
+    insta::assert_snapshot!(refused(&home, "generate bundle --prompt x --runtime tract"), @"error: tokenizer bundle/tokenizer.json: No such file or directory (os error 2)");
+}
+
+#[test]
+fn a_wrong_call_is_exit_code_2() {
+    let home = Home::new();
+    for call in
+        ["", "convert", "convret model", "convert model -o bundle --target cuda", "verify bundle --runtime x"]
+    {
+        let ran = home.dijiang(call);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{call}: {}", ran.stderr);
+    }
+    assert_eq!(home.dijiang("--version").code, 0);
+    assert!(home.listing().is_empty());
+}
