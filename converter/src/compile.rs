@@ -9,6 +9,7 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::Recipe;
+use dijiang_passes::widen::widen;
 
 /// How to compile.
 #[derive(Debug, Clone)]
@@ -25,16 +26,17 @@ pub struct CompileOptions<'a> {
 pub struct Compiled {
     /// The serving graph.
     pub model: Graph,
-    /// The other forms; none where nothing was rewritten.
+    /// The model as it came in, in standard operators and f32 arithmetic, whatever its weights are
+    /// stored in.
+    pub softmax: Graph,
+    /// None where nothing was rewritten.
     pub forms: Option<Forms>,
     pub report: Report,
 }
 
-/// The same model, in standard operators.
+/// What the serving graph computes, in standard operators and f32 arithmetic.
 #[derive(Debug, Clone)]
 pub struct Forms {
-    /// As it came in, for the drift.
-    pub softmax: Graph,
     pub parallel: Graph,
     pub chunked: Graph,
 }
@@ -58,12 +60,13 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
     let (model, report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    let softmax = widen(&source)?;
     if report.sites.iter().all(|site| site.kept.is_some()) {
-        return Ok(Compiled { model, forms: None, report });
+        return Ok(Compiled { model, softmax, forms: None, report });
     }
-    let (parallel, _) = lower(&source, options, Form::Parallel)?;
-    let (chunked, _) = lower(&source, options, Form::Chunked(options.recipe.chunk))?;
-    Ok(Compiled { model, forms: Some(Forms { softmax: source, parallel, chunked }), report })
+    let (parallel, _) = lower(&softmax, options, Form::Parallel)?;
+    let (chunked, _) = lower(&softmax, options, Form::Chunked(options.recipe.chunk))?;
+    Ok(Compiled { model, softmax, forms: Some(Forms { parallel, chunked }), report })
 }
 
 fn lower(source: &Graph, options: &CompileOptions<'_>, form: Form) -> Result<(Graph, Report), CompileError> {

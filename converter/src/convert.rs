@@ -160,9 +160,11 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// File, opset and graph, the serving graph first.
     fn graphs(&self) -> Vec<(&'static str, i64, &Graph)> {
-        let mut graphs = vec![(layout::MODEL, self.options.target.opset(), &self.compiled.model)];
+        let mut graphs = vec![
+            (layout::MODEL, self.options.target.opset(), &self.compiled.model),
+            (layout::SOFTMAX, PORTABLE_OPSET, &self.compiled.softmax),
+        ];
         if let Some(forms) = &self.compiled.forms {
-            graphs.push((layout::SOFTMAX, PORTABLE_OPSET, &forms.softmax));
             graphs.push((layout::PARALLEL, PORTABLE_OPSET, &forms.parallel));
             graphs.push((layout::CHUNKED, PORTABLE_OPSET, &forms.chunked));
         }

@@ -10,6 +10,7 @@ pub mod pattern;
 pub mod quantile;
 pub mod random;
 pub mod recipe;
+pub mod widen;
 
 #[cfg(test)]
 mod testing;

@@ -77,13 +77,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 }
 
 fn load(args: &Args, manifest: &Manifest) -> Result<Decoder, Failure> {
-    // tract has no LinearAttention; the chunked form is the same model in standard operators.
-    let chunked = args.bundle.join(layout::CHUNKED);
-    let model = args.bundle.join(layout::MODEL);
+    // tract has no LinearAttention; these are the same models in standard operators.
+    let is_softmax = manifest.sites.iter().all(|site| !site.lowered);
+    let portable = if is_softmax { layout::SOFTMAX } else { layout::CHUNKED };
     let (runtime, file): (Box<dyn Runtime>, PathBuf) = match args.runtime {
-        Engine::Ort => (Box::new(OrtRuntime::new()?), model),
-        Engine::Tract if chunked.exists() => (Box::new(TractRuntime), chunked),
-        Engine::Tract => (Box::new(TractRuntime), model),
+        Engine::Ort => (Box::new(OrtRuntime::new()?), args.bundle.join(layout::MODEL)),
+        Engine::Tract => (Box::new(TractRuntime), args.bundle.join(portable)),
     };
     let released_opsets_only = manifest.target != "onnx27";
     let session = runtime.load(&file, &LoadOptions { released_opsets_only, ..LoadOptions::default() })?;

@@ -1,14 +1,19 @@
 //! How far two sets of logits are apart.
 
-/// The largest difference, relative to the largest number of `reference`; NaN where either holds one,
-/// or where their lengths differ.
-pub(super) fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
+/// The error of the worst token, ‖values - reference‖ / ‖reference‖ over its row of `width` logits; NaN
+/// where either holds a number that is not finite, or where their lengths differ.
+pub(super) fn relative_error(values: &[f32], reference: &[f32], width: usize) -> f64 {
     if values.len() != reference.len() || values.iter().chain(reference).any(|x| !x.is_finite()) {
         return f64::NAN;
     }
-    let scale = reference.iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
-    let difference = values.iter().zip(reference).fold(0f64, |m, (a, b)| m.max(f64::from((a - b).abs())));
-    difference / scale
+    let norm = |squares: f64| squares.sqrt();
+    let rows = values.chunks(width).zip(reference.chunks(width));
+    rows.map(|(a, b)| {
+        let difference = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+        let whole = b.iter().map(|b| f64::from(*b).powi(2)).sum();
+        norm(difference) / norm(whole)
+    })
+    .fold(0.0, f64::max)
 }
 
 /// How a converted model differs from the model it was made from, before any training.
@@ -50,10 +55,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_relative_to_the_largest_reference() {
-        assert!((relative_error(&[1.0, 4.0], &[1.5, 5.0]) - 0.2).abs() < 1e-12);
-        assert!(relative_error(&[f32::NAN], &[1.0]).is_nan());
-        assert!(relative_error(&[1.0], &[1.0, 2.0]).is_nan());
+    fn errors_are_those_of_the_worst_token() {
+        let reference = [3.0, 4.0, 30.0, 40.0];
+        assert!((relative_error(&[3.0, 4.5, 30.0, 41.0], &reference, 2) - 0.1).abs() < 1e-12);
+        assert!(relative_error(&[f32::NAN], &[1.0], 1).is_nan());
+        assert!(relative_error(&[1.0], &[1.0, 2.0], 1).is_nan());
     }
 
     #[test]

@@ -117,14 +117,14 @@ pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
     node.inputs.iter().flatten().find_map(|v| trace_projection(graph, *v))
 }
 
+/// The name of a constant, read directly or through casts and transposes.
 fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
     let found = graph.value(value);
     if found.as_const().is_some() {
         return Some(found.name.clone());
     }
-    let turned = graph.made_by(value, "Transpose")?.input(0)?;
-    let found = graph.value(turned);
-    found.as_const().map(|_| found.name.clone())
+    let node = graph.made_by(value, "Transpose").or_else(|| graph.made_by(value, "Cast"))?;
+    weight_name(graph, node.input(0)?)
 }
 
 /// The module of a weight: `model.layers.0.self_attn` for `model.layers.0.self_attn.v_proj.weight`.

@@ -1,0 +1,113 @@
+//! The same model computed in f32: weights stay as they are stored and are cast where they are read,
+//! everything behind them is f32.
+//!
+//! Half-precision weights are exact in f32, so what this computes is the model without the rounding of
+//! its activations. Runtimes without half-precision arithmetic can run it.
+
+use crate::ir::dtype::DType;
+use crate::ir::graph::{Def, Graph, ValueId};
+use crate::ir::op::Op;
+use crate::ir::patch::{Patch, PatchError};
+use std::collections::BTreeMap;
+
+/// Rewrites f16 and bf16 arithmetic to f32.
+pub fn widen(graph: &Graph) -> Result<Graph, PatchError> {
+    let mut wide = Graph::new(&graph.name);
+    let change = {
+        let mut patch = Patch::new(&wide, "widen");
+        let mut new: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+        for input in graph.inputs() {
+            let value = graph.value(*input);
+            let dtype = value.ty.dtype.map_or(DType::F32, wider);
+            let shape = value.ty.shape.clone().unwrap_or_default();
+            new.insert(*input, patch.input(&value.name, dtype, shape));
+        }
+        for node in graph.order().into_iter().map(|id| graph.node(id)) {
+            for value in node.inputs.iter().flatten() {
+                if !new.contains_key(value) {
+                    new.insert(*value, constant(graph, *value, &mut patch));
+                }
+            }
+            let inputs: Vec<Option<ValueId>> = node.inputs.iter().map(|v| v.map(|v| new[&v])).collect();
+            if let Some(same) = cast_to_same(&mut patch, &node.op, &inputs) {
+                new.insert(node.outputs[0], same);
+                continue;
+            }
+            let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
+            let outputs = patch.named_node(&node.name, wider_cast(&node.op), &inputs, names);
+            new.extend(node.outputs.iter().copied().zip(outputs));
+        }
+        for (name, value) in graph.outputs() {
+            let value = match new.get(value) {
+                Some(value) => *value,
+                None => constant(graph, *value, &mut patch),
+            };
+            patch.output(name, value);
+        }
+        patch.finish()
+    };
+    wide.apply(change)?;
+    Ok(wide)
+}
+
+fn wider(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
+}
+
+fn constant(graph: &Graph, id: ValueId, patch: &mut Patch<'_>) -> ValueId {
+    let value = graph.value(id);
+    let Def::Const(tensor) = &value.def else {
+        patch.fail(format!("`{}` is used before it is made", value.name));
+        return id;
+    };
+    if value.is_weight {
+        let weight = patch.weight(&value.name, tensor.clone());
+        return patch.cast(weight, wider(tensor.dtype()));
+    }
+    patch.named_constant(&value.name, tensor.cast(wider(tensor.dtype())))
+}
+
+/// The input of a cast that has nothing to do any more.
+fn cast_to_same(patch: &mut Patch<'_>, op: &Op, inputs: &[Option<ValueId>]) -> Option<ValueId> {
+    let op = wider_cast(op);
+    let to = op.is("Cast").then(|| op.str("to").map(str::to_owned))??;
+    let input = inputs.first().copied().flatten()?;
+    (patch.dtype(input).name() == to).then_some(input)
+}
+
+fn wider_cast(op: &Op) -> Op {
+    let to = op.is("Cast").then(|| op.str("to")?.parse().ok().map(wider)).flatten();
+    match to {
+        Some(to) => op.clone().with("to", to.name()),
+        None => op.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text::{parse, print};
+
+    #[test]
+    fn arithmetic_is_f32_and_weights_stay_as_they_are() {
+        let graph = parse(
+            r#"graph "g" {
+  input %x: f16[batch, 4]
+  weight %w: f16[4, 2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+  %y = MatMul(%x, %w) "y"
+  %wide = Cast(%y) {to: "f32"} "wide"
+  %half = Cast(%wide) {to: "f16"} "half"
+  const %two: f16[] = [2.0]
+  %z = Mul(%half, %two) "z"
+  output "z" %z
+}"#,
+        )
+        .expect("it parses");
+        let wide = widen(&graph).expect("it widens");
+        assert_eq!(crate::ir::verify::verify(&wide), []);
+        insta::assert_snapshot!(print(&wide));
+    }
+}
