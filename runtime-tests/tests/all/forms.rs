@@ -1,7 +1,9 @@
 //! The matrix: every recipe, target and family, in f32 and f16. Every form of a model gives what the f64 interpreter
 //! makes of its parallel form, to rounding, however the tokens are fed.
 
-use crate::support::{Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_in_chunks};
+use crate::support::{
+    Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_in_chunks, tolerance,
+};
 use dijiang::bundle::layout;
 use dijiang::recipes::PRESETS;
 use dijiang::target::Target;
@@ -75,19 +77,21 @@ struct Graph {
     label: String,
     file: PathBuf,
     in_tract: bool,
+    /// What it computes in.
+    dtype: DType,
 }
 
 impl Graph {
     /// The serving graph.
-    fn served(bundle: &Bundle) -> Self {
+    fn served(bundle: &Bundle, dtype: DType) -> Self {
         let target = bundle.target;
         let file = bundle.file(layout::MODEL);
-        Self { label: format!("served {target}"), file, in_tract: target == Target::Portable }
+        Self { label: format!("served {target}"), file, in_tract: target == Target::Portable, dtype }
     }
 
-    /// One of the forms that every bundle holds.
+    /// One of the forms that every bundle holds. They compute in f32, whatever the weights are stored in.
     fn form(bundle: &Bundle, name: &'static str) -> Self {
-        Self { label: name.to_owned(), file: bundle.file(name), in_tract: true }
+        Self { label: name.to_owned(), file: bundle.file(name), in_tract: true, dtype: DType::F32 }
     }
 
     fn runs_in(&self, engine: &dyn Runtime) -> bool {
@@ -102,7 +106,7 @@ fn forms_agree(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Compa
     let parallel = Graph::form(&bundles[0], layout::PARALLEL);
     let chunked = Graph::form(&bundles[0], layout::CHUNKED);
     let graphs: Vec<Graph> =
-        [parallel, chunked].into_iter().chain(bundles.iter().map(Graph::served)).collect();
+        [parallel, chunked].into_iter().chain(bundles.iter().map(|b| Graph::served(b, dtype))).collect();
     let manifest = bundles[0].manifest();
     let texts = family.lengths.iter().map(|n| prompt(&manifest, *n, family.fixture));
     let truths: Vec<(Vec<i64>, Vec<f64>)> =
@@ -119,7 +123,7 @@ fn forms_agree(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Compa
             let mut model = Model::load(engine.as_ref(), &graph.file);
             for (row, truth) in &truths {
                 let what = format!("{name}, {} tokens: {} in {}", row.len(), graph.label, engine.name());
-                found.compare(&what, &model.whole(row), truth);
+                found.compare_within(tolerance(graph.dtype), &what, &model.whole(row), truth);
             }
         }
     }
@@ -138,7 +142,7 @@ fn forms_are_the_same_for_every_target(bundles: &[Bundle]) {
 fn feeding_agrees(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Comparisons) {
     for target in TARGETS {
         let bundle = family.bundle(recipe, target, dtype);
-        let graph = Graph::served(&bundle);
+        let graph = Graph::served(&bundle, dtype);
         let texts = Texts::new(family, &bundle);
         for engine in engines().into_iter().filter(|e| graph.runs_in(e.as_ref())) {
             let place = format!("{}, {} in {}", family.fixture, graph.label, engine.name());
@@ -237,7 +241,7 @@ fn optimisations_change_nothing(family: &Family, recipe: &Recipe, dtype: DType, 
 type Check = fn(&Family, &Recipe, DType, &mut Comparisons);
 
 fn check(what: Check, families: &[Family], recipe: &str, dtype: DType) {
-    let mut found = Comparisons::in_dtype(dtype);
+    let mut found = Comparisons::within(tolerance(dtype));
     for family in families {
         what(family, &family.recipe(recipe), dtype, &mut found);
     }
@@ -323,7 +327,7 @@ mod variants {
     fn feeding_agrees_where_a_layer_stays_softmax() {
         let family = Family::rotary("llama");
         let recipe = Recipe { softmax_layers: vec![1], ..family.recipe(DEFAULT) };
-        let mut found = Comparisons::in_dtype(DType::F32);
+        let mut found = Comparisons::within(tolerance(DType::F32));
         feeding_agrees(&family, &recipe, DType::F32, &mut found);
         found.finish("one layer of two stays softmax");
     }

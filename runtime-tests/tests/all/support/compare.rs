@@ -4,10 +4,15 @@ use dijiang_passes::ir::dtype::DType;
 
 /// What rounding of activations in f32 (2⁻²⁴ a step) leaves after the few layers of a fixture, with room for the
 /// exponentials of the feature maps, which multiply a relative error by the size of their argument.
-pub(crate) const F32: f64 = 1e-4;
+const F32: f64 = 1e-4;
 
 /// The same in f16 (2⁻¹¹ a step).
-pub(crate) const F16: f64 = 2e-2;
+const F16: f64 = 2e-2;
+
+/// How far what is computed in an element type may be from what is exact.
+pub(crate) fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::F32 { F32 } else { F16 }
+}
 
 /// The largest difference, relative to the largest number of `reference`; NaN where either holds none or a number
 /// that is not finite, or where their lengths differ.
@@ -32,11 +37,6 @@ pub(crate) struct Comparisons {
 impl Comparisons {
     pub(crate) fn within(limit: f64) -> Self {
         Self { limit, made: 0, worst: (0.0, String::new()), failures: Vec::new() }
-    }
-
-    /// Under the tolerance of an element type.
-    pub(crate) fn in_dtype(dtype: DType) -> Self {
-        Self::within(if dtype == DType::F32 { F32 } else { F16 })
     }
 
     pub(crate) fn compare(&mut self, what: &str, found: &[f64], reference: &[f64]) {

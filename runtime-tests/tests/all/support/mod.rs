@@ -8,7 +8,7 @@ mod oracle;
 mod reference;
 
 pub(crate) use bundle::{Bundle, FIXTURES, convert_to, options, recipe, recipe_in_chunks};
-pub(crate) use compare::Comparisons;
+pub(crate) use compare::{Comparisons, tolerance};
 pub(crate) use engine::{Model, Side, engines, ort, prompt};
 pub(crate) use exports::exports;
 pub(crate) use oracle::exact;
