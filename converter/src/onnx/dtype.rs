@@ -47,6 +47,13 @@ pub(super) fn from_number(number: i32) -> Result<DType, String> {
     Err(format!("element type {number} ({name}) is not supported, expected a float, an integer or bool"))
 }
 
+/// Why elements of a type that is well-defined, but holds no numbers, cannot be read.
+pub(super) fn unreadable(number: i32) -> Option<String> {
+    (number == STRING).then(|| "strings are not supported".to_owned())
+}
+
+const STRING: i32 = 8;
+
 #[cfg(test)]
 mod tests {
     use super::*;

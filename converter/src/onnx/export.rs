@@ -9,7 +9,7 @@ use super::proto::{
     DimValue, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
-use super::{attribute, dtype, forms, forms::Form, initializer};
+use super::{attribute, dtype, external, forms, forms::Form, initializer};
 use crate::bundle::weights::WeightFile;
 use dijiang_passes::ir::graph::{Def, Graph, Node, ValueId};
 use dijiang_passes::ir::infer::Type;
@@ -80,7 +80,7 @@ pub fn to_model(graph: &Graph, options: &ExportOptions<'_>) -> Result<ModelProto
         return Err(ExportError::Opset(options.opset));
     }
     if let Some(weights) = options.weights
-        && let Some(problem) = initializer::location_problem(weights.location)
+        && let Some(problem) = external::location_problem(weights.location)
     {
         return Err(ExportError::Location { location: weights.location.to_owned(), problem });
     }

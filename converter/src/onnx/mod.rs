@@ -1,13 +1,27 @@
 //! ONNX files: the messages, a graph written as one, and one read as a graph. Differences between
-//! opsets, external data and protobuf end here.
+//! opsets, functions, branches, external data and protobuf end here.
 
 mod attribute;
+mod branches;
 mod dtype;
 pub mod export;
+mod external;
 mod forms;
+mod functions;
 pub mod import;
 mod initializer;
+mod legacy;
+mod message;
+mod notes;
 pub mod proto;
+mod reader;
+
+pub use notes::not_finite;
+
+/// The domain of the standard operators has two spellings.
+fn domain(name: &str) -> &str {
+    if name == "ai.onnx" { "" } else { name }
+}
 
 #[cfg(test)]
 mod tests;

@@ -228,7 +228,7 @@ fn import_errors_name_the_place() {
     assert_eq!(refused(|m| m.graph = None), "m.onnx: it holds no graph (hint: is this an ONNX model?)");
     assert_eq!(
         refused(|m| m.opset_import[0].version = 9),
-        "m.onnx: opset 9 is not supported, expected 13 to 27 (hint: convert it with onnx.version_converter)"
+        "m.onnx: opset 9 is not supported, expected 11 to 27 (hint: convert it with onnx.version_converter)"
     );
     assert_eq!(
         refused(|m| nodes(m)[2].attribute[0].name = "kept".to_owned()),
@@ -240,7 +240,8 @@ fn import_errors_name_the_place() {
     );
     assert_eq!(
         refused(|m| nodes(m).swap(0, 1)),
-        "m.onnx: node `double` (Mul): its input `h` is not defined before it"
+        "m.onnx: node `double` (Mul): its input `h` is not defined before it \
+         (hint: it is computed later; sort the nodes)"
     );
     assert_eq!(
         refused(|m| nodes(m)[8].attribute[0].i = Some(8)),
@@ -306,7 +307,12 @@ fn external_data_stays_in_its_file_and_directory() {
             "/etc/passwd",
             "the external data location `/etc/passwd` leaves the directory of the model file",
         ),
-        ("location", "gone", "external data `gone`: No such file or directory (os error 2)"),
+        (
+            "location",
+            "gone",
+            "external data `gone`: No such file or directory (os error 2) (hint: it must lie beside the model \
+             file; a model saved by an ONNX Runtime session needs the data of the model it was made of)",
+        ),
     ];
     for (key, value, want) in cases {
         let mut model: ModelProto = prost::Message::decode(bytes.as_slice()).expect("it decodes");
