@@ -59,14 +59,20 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     check(&source, "reading the source")?;
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
-    let (model, report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
     let softmax = widen(&source)?;
-    if report.sites.iter().all(|site| site.kept.is_some()) {
-        return Ok(Compiled { model, softmax, forms: None, report });
-    }
-    let (parallel, _) = lower(&softmax, options, Form::Parallel)?;
-    let (chunked, _) = lower(&softmax, options, Form::Chunked(options.recipe.chunk))?;
-    Ok(Compiled { model, softmax, forms: Some(Forms { parallel, chunked }), report })
+    let chunk = options.recipe.chunk;
+    let (model, forms) = rayon::join(
+        || lower(&source, options, options.target.form(chunk)),
+        || {
+            let parallel = lower(&softmax, options, Form::Parallel)?.0;
+            let chunked = lower(&softmax, options, Form::Chunked(chunk))?.0;
+            Ok::<_, CompileError>(Forms { parallel, chunked })
+        },
+    );
+    let (model, report) = model?;
+    let rewritten = report.sites.iter().any(|site| site.kept.is_none());
+    let forms = if rewritten { Some(forms?) } else { None };
+    Ok(Compiled { model, softmax, forms, report })
 }
 
 fn lower(source: &Graph, options: &CompileOptions<'_>, form: Form) -> Result<(Graph, Report), CompileError> {

@@ -184,6 +184,7 @@ impl Writer<'_> {
         let io = |source| ConvertError::Io { path: path.clone(), source };
         let mut file = File::create(&path).map_err(io)?;
         weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+        progress.stage("writing the graphs");
         let mut written = weights.size();
         for (name, opset, graph) in graphs {
             let external = ExternalWeights { location: layout::WEIGHTS, file: &weights };

@@ -120,12 +120,14 @@ impl Bar {
 
 impl Progress for Bar {
     fn stage(&mut self, what: &str) {
+        tracing::info!("{what}");
         self.bar.unset_length();
         self.style("{spinner} {msg} ({elapsed})");
         self.bar.set_message(what.to_owned());
     }
 
     fn bytes(&mut self, what: &str, total: u64) {
+        tracing::info!("{what}");
         self.bar.set_length(total);
         self.bar.set_position(0);
         self.bar.reset_eta();

@@ -8,7 +8,7 @@ use super::graph::{Def, Graph, NodeId, ValueId};
 use super::op::Op;
 use super::tensor::Tensor;
 use ndarray::{ArrayD, IxDyn};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A value while the interpreter runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,21 +167,25 @@ pub fn eval(
         .collect()
 }
 
-/// The nodes that `wanted` needs, in topological order.
+/// The nodes that `wanted` needs, producers first.
 fn needed(graph: &Graph, given: &BTreeMap<ValueId, Array>, wanted: &[ValueId]) -> Vec<NodeId> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut stack: Vec<ValueId> = wanted.to_vec();
-    while let Some(value) = stack.pop() {
-        if given.contains_key(&value) {
-            continue;
-        }
-        if let Def::Output { node, .. } = graph.value(value).def
-            && seen.insert(node)
-        {
-            stack.extend(graph.node(node).inputs.iter().flatten());
+    let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+    // A node is put on the stack twice: to visit what it needs, and then to be listed itself.
+    let mut stack: Vec<(NodeId, bool)> = Vec::new();
+    let producer = |value: &ValueId| match graph.value(*value).def {
+        Def::Output { node, .. } if !given.contains_key(value) => Some((node, false)),
+        _ => None,
+    };
+    stack.extend(wanted.iter().rev().filter_map(producer));
+    while let Some((node, visited)) = stack.pop() {
+        if visited {
+            order.push(node);
+        } else if seen.insert(node) {
+            stack.push((node, true));
+            stack.extend(graph.node(node).inputs.iter().flatten().filter_map(producer));
         }
     }
-    graph.order().into_iter().filter(|n| seen.contains(n)).collect()
+    order
 }
 
 /// Makes sure that a constant is in `live`.

@@ -44,10 +44,11 @@ pub fn find_sites(graph: &Graph) -> Found {
     let mut found = Found::default();
     let mut taken = std::collections::BTreeSet::new();
     let mut failed: Vec<(ValueId, &'static str, Miss)> = Vec::new();
+    let patterns: Vec<_> = PATTERNS.iter().map(|p| (p, p.pattern())).collect();
     for node in graph.order() {
         let value = graph.node(node).outputs[0];
-        for pattern in PATTERNS {
-            match find(graph, &pattern.pattern(), value) {
+        for (pattern, shape) in &patterns {
+            match find(graph, shape, value) {
                 Ok(matched) => match pattern.site(graph, &matched) {
                     Ok(site) => {
                         taken.extend(matched.nodes.iter().copied());
