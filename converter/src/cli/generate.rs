@@ -13,8 +13,11 @@ use std::path::PathBuf;
 pub(super) struct Args {
     bundle: PathBuf,
     /// The text to continue
-    #[arg(long)]
-    prompt: String,
+    #[arg(long, required_unless_present = "prompt_file")]
+    prompt: Option<String>,
+    /// A file with the text to continue
+    #[arg(long, conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
     /// New tokens at most
     #[arg(short = 'n', long, default_value_t = 64)]
     tokens: usize,
@@ -48,8 +51,9 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
     let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
     let mut decoder = load(args, &manifest)?;
+    let prompt = prompt(args)?;
     let options = GenerateOptions {
-        prompt: args.prompt.clone(),
+        prompt: prompt.clone(),
         max_new_tokens: args.tokens,
         temperature: args.temperature,
         top_p: args.top_p,
@@ -62,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::object(&serde_json::to_value(&generated)?);
         return Ok(Outcome::Fine);
     }
-    show::stream(&args.prompt);
+    show::stream(&prompt);
     let generated = generate(&mut decoder, &tokenizer, &options, &mut show::stream)?;
     show::line("");
     let rate = generated.tokens.len() as f64 / generated.decode_seconds.max(1e-9);
@@ -74,6 +78,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         generated.state_bytes
     ));
     Ok(Outcome::Fine)
+}
+
+fn prompt(args: &Args) -> Result<String, Failure> {
+    let Some(file) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
+    Ok(std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?)
 }
 
 fn load(args: &Args, manifest: &Manifest) -> Result<Decoder, Failure> {
