@@ -86,10 +86,12 @@ fn prompt(args: &Args) -> Result<String, Failure> {
 }
 
 fn load(args: &Args, manifest: &Manifest) -> Result<Decoder, Failure> {
-    // tract has no LinearAttention; these are the same models in standard operators.
+    // tract has no LinearAttention, and the CPU no bf16 arithmetic: this is the same model in standard
+    // operators and f32.
     let is_softmax = manifest.sites.iter().all(|site| !site.lowered);
     let portable = if is_softmax { layout::SOFTMAX } else { layout::CHUNKED };
     let (runtime, file): (Box<dyn Runtime>, PathBuf) = match args.runtime {
+        Engine::Ort if manifest.dtype == "bf16" => (Box::new(OrtRuntime::new()?), args.bundle.join(portable)),
         Engine::Ort => (Box::new(OrtRuntime::new()?), args.bundle.join(layout::MODEL)),
         Engine::Tract => (Box::new(TractRuntime), args.bundle.join(portable)),
     };

@@ -156,11 +156,15 @@ impl<'a> Verifier<'a> {
                 Err(e) => found.skipped.push(format!("everything in ONNX Runtime: {e}")),
             }
         }
-        if options.runtimes != Choice::Ort {
-            runtimes.push(Box::new(TractRuntime));
+        let dtype = manifest.dtype.parse()?;
+        match options.runtimes {
+            Choice::Ort => {}
+            _ if dtype == DType::BF16 => {
+                found.skipped.push("everything in tract: it reads no bf16".to_owned())
+            }
+            _ => runtimes.push(Box::new(TractRuntime)),
         }
         let prompts = Prompts::new(manifest, bundle, options.seed);
-        let dtype = manifest.dtype.parse()?;
         Ok(Self { bundle, manifest, dtype, runtimes, prompts, progress, found })
     }
 
@@ -343,6 +347,11 @@ impl<'a> Verifier<'a> {
         self.stage("evaluating in f64");
         let row = self.prompts.short();
         let exact = oracle::logits(&self.bundle.join(layout::MODEL), &row)?;
+        if self.runtimes.is_empty() {
+            let plain = oracle::logits(&self.bundle.join(self.plain_forms().0), &row)?;
+            self.compare("f64 interpreter: served = parallel", EXACT, &exact, &plain);
+            return Ok(());
+        }
         let name = self.runtimes[0].name();
         let (file, limit) = match self.serves(0) {
             Ok(()) => (layout::MODEL, self.served_limit()),
