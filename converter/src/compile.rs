@@ -24,19 +24,26 @@ pub struct CompileOptions<'a> {
 /// What became of a model.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    /// The serving graph.
+    /// The model as it came in, cleaned up.
+    pub source: Graph,
+    /// The serving graph. All weights of the bundle are in it or in the source.
     pub model: Graph,
-    /// The model as it came in, in standard operators and f32 arithmetic, whatever its weights are
-    /// stored in.
-    pub softmax: Graph,
-    /// None where nothing was rewritten.
-    pub forms: Option<Forms>,
     pub report: Report,
 }
 
-/// What the serving graph computes, in standard operators and f32 arithmetic.
+/// The graphs that the serving graph is compared with: standard operators and f32 arithmetic, whatever
+/// the weights are stored in.
 #[derive(Debug, Clone)]
 pub struct Forms {
+    /// The source.
+    pub softmax: Graph,
+    /// None where nothing was rewritten.
+    pub linear: Option<LinearForms>,
+}
+
+/// What the serving graph computes.
+#[derive(Debug, Clone)]
+pub struct LinearForms {
     pub parallel: Graph,
     pub chunked: Graph,
 }
@@ -59,20 +66,23 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     check(&source, "reading the source")?;
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
-    let softmax = widen(&source)?;
-    let chunk = options.recipe.chunk;
-    let (model, forms) = rayon::join(
-        || lower(&source, options, options.target.form(chunk)),
-        || {
-            let parallel = lower(&softmax, options, Form::Parallel)?.0;
-            let chunked = lower(&softmax, options, Form::Chunked(chunk))?.0;
-            Ok::<_, CompileError>(Forms { parallel, chunked })
-        },
-    );
-    let (model, report) = model?;
-    let rewritten = report.sites.iter().any(|site| site.kept.is_none());
-    let forms = if rewritten { Some(forms?) } else { None };
-    Ok(Compiled { model, softmax, forms, report })
+    let (model, report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    Ok(Compiled { source, model, report })
+}
+
+impl Compiled {
+    /// Writes the same model in its other forms.
+    pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, CompileError> {
+        let softmax = widen(&self.source)?;
+        if self.report.sites.iter().all(|site| site.kept.is_some()) {
+            return Ok(Forms { softmax, linear: None });
+        }
+        let form = |form| Ok::<_, CompileError>(lower(&softmax, options, form)?.0);
+        let chunked = Form::Chunked(options.recipe.chunk);
+        let (parallel, chunked) = rayon::join(|| form(Form::Parallel), || form(chunked));
+        let linear = Some(LinearForms { parallel: parallel?, chunked: chunked? });
+        Ok(Forms { softmax, linear })
+    }
 }
 
 fn lower(source: &Graph, options: &CompileOptions<'_>, form: Form) -> Result<(Graph, Report), CompileError> {

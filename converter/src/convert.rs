@@ -5,7 +5,7 @@ use crate::bundle::layout;
 use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, ModelMeta};
-use crate::compile::{CompileError, CompileOptions, Compiled, compile};
+use crate::compile::{CompileError, CompileOptions, Compiled, Forms, compile};
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
@@ -17,6 +17,7 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::recipe::Recipe;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -86,18 +87,16 @@ pub fn convert(
     let built = checkpoint.build(options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
-    let compiled = compile(
-        built.graph,
-        &CompileOptions {
-            recipe: &options.recipe,
-            target: options.target,
-            seed: options.seed,
-            layers: options.layers.as_deref(),
-        },
-    )?;
+    let how = CompileOptions {
+        recipe: &options.recipe,
+        target: options.target,
+        seed: options.seed,
+        layers: options.layers.as_deref(),
+    };
+    let compiled = compile(built.graph, &how)?;
     check_sites(&compiled, &built.meta)?;
     let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype: built.dtype };
-    let mut bytes_written = writer.write_graphs_and_weights(progress)?;
+    let mut bytes_written = writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(checkpoint.dir())?;
     bytes_written += writer.write_genai_config(&built.meta)?;
     let mut manifest = writer.manifest(&checkpoint)?;
@@ -158,40 +157,57 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// File, opset and graph, the serving graph first.
-    fn graphs(&self) -> Vec<(&'static str, i64, &Graph)> {
-        let mut graphs = vec![
-            (layout::MODEL, self.options.target.opset(), &self.compiled.model),
-            (layout::SOFTMAX, PORTABLE_OPSET, &self.compiled.softmax),
-        ];
-        if let Some(forms) = &self.compiled.forms {
-            graphs.push((layout::PARALLEL, PORTABLE_OPSET, &forms.parallel));
-            graphs.push((layout::CHUNKED, PORTABLE_OPSET, &forms.chunked));
-        }
-        graphs
+    /// The disk is busy with the weights while the other forms are compiled.
+    fn write_weights_and_graphs(
+        &self,
+        how: &CompileOptions<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<u64, ConvertError> {
+        let weights = self.plan_weights()?;
+        progress.bytes("writing the weights", weights.size());
+        let (written, forms) = rayon::join(
+            || self.write_weights(&weights, progress),
+            || self.compiled.forms(how).map_err(ConvertError::from),
+        );
+        written?;
+        progress.stage("writing the graphs");
+        Ok(weights.size() + self.write_graphs(&forms?, &weights)?)
     }
 
-    fn write_graphs_and_weights(&self, progress: &mut dyn Progress) -> Result<u64, ConvertError> {
-        let graphs = self.graphs();
+    fn plan_weights(&self) -> Result<WeightFile, ConvertError> {
         let mut tensors: BTreeMap<&str, &Tensor> = BTreeMap::new();
-        for (_, _, graph) in &graphs {
+        for graph in [&self.compiled.source, &self.compiled.model] {
             let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
             tensors.extend(weights.map(|(_, name, tensor)| (name, tensor)));
         }
-        let weights = WeightFile::plan(tensors.into_iter())?;
-        progress.bytes("writing the weights", weights.size());
+        Ok(WeightFile::plan(tensors.into_iter())?)
+    }
+
+    fn write_weights(&self, weights: &WeightFile, progress: &mut dyn Progress) -> Result<(), ConvertError> {
         let path = self.dir.join(layout::WEIGHTS);
         let io = |source| ConvertError::Io { path: path.clone(), source };
         let mut file = File::create(&path).map_err(io)?;
         weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
-        progress.stage("writing the graphs");
-        let mut written = weights.size();
-        for (name, opset, graph) in graphs {
-            let external = ExternalWeights { location: layout::WEIGHTS, file: &weights };
-            let bytes = export(graph, &ExportOptions { opset, weights: Some(external) })?;
-            written += self.write(name, &bytes)?;
+        // Begun here, it overlaps with compiling; the commit waits for what is left.
+        file.sync_data().map_err(io)
+    }
+
+    /// Returns the bytes written.
+    fn write_graphs(&self, forms: &Forms, weights: &WeightFile) -> Result<u64, ConvertError> {
+        let mut graphs = vec![
+            (layout::MODEL, self.options.target.opset(), &self.compiled.model),
+            (layout::SOFTMAX, PORTABLE_OPSET, &forms.softmax),
+        ];
+        if let Some(linear) = &forms.linear {
+            graphs.push((layout::PARALLEL, PORTABLE_OPSET, &linear.parallel));
+            graphs.push((layout::CHUNKED, PORTABLE_OPSET, &linear.chunked));
         }
-        Ok(written)
+        let write = |(name, opset, graph): &(&str, i64, &Graph)| {
+            let external = ExternalWeights { location: layout::WEIGHTS, file: weights };
+            let bytes = export(graph, &ExportOptions { opset: *opset, weights: Some(external) })?;
+            self.write(name, &bytes)
+        };
+        graphs.par_iter().map(write).sum()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
