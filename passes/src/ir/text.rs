@@ -356,7 +356,7 @@ impl<'t> Parser<'t> {
                 let start = p.pos;
                 let word = p.take_while(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)).to_owned();
                 p.pos = start;
-                Ok((word.contains('.'), p.number()?))
+                Ok((is_float(&word), p.number()?))
             })?;
             return Ok(if numbers.iter().any(|(float, _)| *float) {
                 Attr::Floats(numbers.iter().map(|(_, x)| *x as f32).collect())
@@ -372,7 +372,7 @@ impl<'t> Parser<'t> {
         let start = self.pos;
         let word = self.take_while(|c| c.is_ascii_alphanumeric() || "+-.".contains(c)).to_owned();
         self.pos = start;
-        if word.contains('.') { Ok(Attr::Float(self.number()? as f32)) } else { Ok(Attr::Int(self.int()?)) }
+        if is_float(&word) { Ok(Attr::Float(self.number()? as f32)) } else { Ok(Attr::Int(self.int()?)) }
     }
 
     fn tensor(&mut self, dtype: DType, shape: &Shape) -> Result<Tensor, ParseError> {
@@ -404,6 +404,11 @@ impl<'t> Parser<'t> {
             values.iter().flat_map(|x| Tensor::scalar(dtype, *x).bytes().into_owned()).collect();
         Tensor::from_bytes(dtype, dims, bytes).or_else(|e| self.fail(&e.to_string()))
     }
+}
+
+/// `1.0`, `1e-6`, `inf`, `NaN`
+fn is_float(word: &str) -> bool {
+    word.chars().any(|c| !c.is_ascii_digit() && c != '-')
 }
 
 fn zeros(dtype: DType, dims: &[u64]) -> Tensor {

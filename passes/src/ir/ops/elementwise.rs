@@ -9,7 +9,7 @@ use crate::ir::shape::{Dim, broadcast, show};
 use ndarray::{ArrayD, IxDyn, Zip};
 
 pub(super) const OPS: &[OpSpec] = &[
-    unary("Abs", |c| float_map(c, f64::abs)),
+    unary("Abs", abs),
     unary("Ceil", |c| float_map(c, f64::ceil)),
     unary("Cos", |c| float_map(c, f64::cos)),
     unary("Erf", |c| float_map(c, statrs::function::erf::erf)),
@@ -19,7 +19,9 @@ pub(super) const OPS: &[OpSpec] = &[
     unary("Neg", neg),
     unary("Reciprocal", |c| float_map(c, f64::recip)),
     unary("Relu", |c| float_map(c, |x| x.max(0.0))),
+    unary("Round", |c| float_map(c, f64::round_ties_even)),
     unary("Sigmoid", |c| float_map(c, sigmoid)),
+    unary("Sign", sign),
     unary("Sin", |c| float_map(c, f64::sin)),
     unary("Softplus", |c| float_map(c, softplus)),
     unary("Sqrt", |c| float_map(c, f64::sqrt)),
@@ -31,10 +33,7 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec { infer: infer_arithmetic, ..binary("Sub", |c| arithmetic(c, |a, b| a - b, i64::checked_sub)) },
     OpSpec { infer: infer_arithmetic, ..binary("Mul", |c| arithmetic(c, |a, b| a * b, i64::checked_mul)) },
     OpSpec { infer: infer_arithmetic, ..binary("Div", |c| arithmetic(c, |a, b| a / b, i64::checked_div)) },
-    OpSpec {
-        attrs: &[("fmod", AttrSpec::Int(0))],
-        ..binary("Mod", |c| arithmetic(c, |a, b| a % b, i64::checked_rem_euclid))
-    },
+    OpSpec { attrs: &[("fmod", AttrSpec::Int(0))], ..binary("Mod", eval_mod) },
     binary("Pow", |c| arithmetic(c, f64::powf, |a, b| a.checked_pow(b.try_into().ok()?))),
     OpSpec { inputs: 1..=64, ..binary("Max", |c| fold(c, f64::max, i64::max)) },
     OpSpec { inputs: 1..=64, ..binary("Min", |c| fold(c, f64::min, i64::min)) },
@@ -45,6 +44,7 @@ pub(super) const OPS: &[OpSpec] = &[
     comparison("LessOrEqual", |c| compare(c, |a, b| a <= b)),
     comparison("And", |c| logic(c, |a, b| a && b)),
     comparison("Or", |c| logic(c, |a, b| a || b)),
+    comparison("Xor", |c| logic(c, |a, b| a != b)),
     OpSpec { name: "Where", inputs: 3..=3, infer: infer_where, eval: eval_where, ..ROW },
     OpSpec {
         name: "Cast",
@@ -186,6 +186,33 @@ fn neg(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         Array::I(a) => Array::I(a.mapv(i64::wrapping_neg)),
         other => Array::F(other.as_f()?.mapv(|x| -x)),
     }])
+}
+
+fn abs(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    Ok(vec![match ctx.input(0)? {
+        Array::I(a) => Array::I(a.mapv(i64::wrapping_abs)),
+        other => Array::F(other.as_f()?.mapv(f64::abs)),
+    }])
+}
+
+fn sign(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let sign = |x: f64| if x == 0.0 { x } else { x.signum() };
+    Ok(vec![match ctx.input(0)? {
+        Array::I(a) => Array::I(a.mapv(i64::signum)),
+        other => Array::F(other.as_f()?.mapv(sign)),
+    }])
+}
+
+/// The remainder with the sign of the divisor, or with that of the dividend for `fmod`.
+fn eval_mod(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    if ctx.op.int("fmod") == Some(1) {
+        return arithmetic(ctx, |a, b| a % b, i64::checked_rem);
+    }
+    let floored = |a: i64, b: i64| {
+        let rest = a.checked_rem(b)?;
+        Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
+    };
+    arithmetic(ctx, |a, b| a - (a / b).floor() * b, floored)
 }
 
 fn sigmoid(x: f64) -> f64 {

@@ -2,20 +2,71 @@
 
 use super::ROW;
 use super::layout::each;
+use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type, resolve_axis};
 use crate::ir::op::{AttrSpec, OpSpec};
 use crate::ir::shape::Dim;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
-pub(super) const OPS: &[OpSpec] = &[OpSpec {
-    name: "Gather",
-    inputs: 2..=2,
-    attrs: &[("axis", AttrSpec::Int(0))],
-    infer: infer_gather,
-    eval: eval_gather,
-    ..ROW
-}];
+pub(super) const OPS: &[OpSpec] = &[
+    OpSpec {
+        name: "Gather",
+        inputs: 2..=2,
+        attrs: &[("axis", AttrSpec::Int(0))],
+        infer: infer_gather,
+        eval: eval_gather,
+        ..ROW
+    },
+    OpSpec {
+        name: "GatherElements",
+        inputs: 2..=2,
+        attrs: &[("axis", AttrSpec::Int(0))],
+        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(1).cloned())]),
+        eval: eval_gather_elements,
+        ..ROW
+    },
+    OpSpec {
+        name: "GatherND",
+        inputs: 2..=2,
+        attrs: &[("batch_dims", AttrSpec::Int(0))],
+        infer: infer_gather_nd,
+        eval: eval_gather_nd,
+        ..ROW
+    },
+    OpSpec {
+        name: "ScatterND",
+        inputs: 3..=3,
+        attrs: &[("reduction", AttrSpec::Str("none"))],
+        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        eval: eval_scatter_nd,
+        ..ROW
+    },
+    extreme("ArgMax", |c| arg_extreme(c, |new, best| new > best)),
+    extreme("ArgMin", |c| arg_extreme(c, |new, best| new < best)),
+    OpSpec {
+        name: "OneHot",
+        inputs: 3..=3,
+        attrs: &[("axis", AttrSpec::Int(-1))],
+        infer: infer_one_hot,
+        eval: eval_one_hot,
+        ..ROW
+    },
+];
+
+const fn extreme(name: &'static str, eval: fn(&EvalContext<'_>) -> Result<Vec<Array>, String>) -> OpSpec {
+    OpSpec {
+        name,
+        attrs: &[
+            ("axis", AttrSpec::Int(0)),
+            ("keepdims", AttrSpec::Int(1)),
+            ("select_last_index", AttrSpec::Int(0)),
+        ],
+        infer: infer_extreme,
+        eval,
+        ..ROW
+    }
+}
 
 fn infer_gather(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let Some((data, indices)) = ctx.shape(0).zip(ctx.shape(1)) else {
@@ -42,11 +93,203 @@ fn eval_gather(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     Ok(vec![each!(data, a => gather(a, indices, axis)?)])
 }
 
-fn gather<T: Clone>(data: &ArrayD<T>, indices: &ArrayD<i64>, axis: usize) -> Result<ArrayD<T>, String> {
+/// The slices of `data` that `indices` name, along an axis.
+pub(super) fn gather<T: Clone>(
+    data: &ArrayD<T>,
+    indices: &ArrayD<i64>,
+    axis: usize,
+) -> Result<ArrayD<T>, String> {
     let n = data.shape()[axis];
     let flat = indices.iter().map(|i| resolve_axis(*i, n).map_err(|_| format!("index {i} is outside {n}")));
     let flat: Vec<usize> = flat.collect::<Result<_, _>>()?;
     let shape = [&data.shape()[..axis], indices.shape(), &data.shape()[axis + 1..]].concat();
     let picked = data.select(ndarray::Axis(axis), &flat).as_standard_layout().into_owned();
     picked.into_shape_with_order(IxDyn(&shape)).map_err(|e| e.to_string())
+}
+
+fn eval_gather_elements(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let (data, indices) = (ctx.input(0)?, ctx.i(1)?);
+    let axis = resolve_axis(ctx.int_attr("axis")?, data.shape().len())?;
+    Ok(vec![each!(data, a => gather_elements(a, indices, axis)?)])
+}
+
+fn gather_elements<T: Clone>(
+    data: &ArrayD<T>,
+    indices: &ArrayD<i64>,
+    axis: usize,
+) -> Result<ArrayD<T>, String> {
+    let n = data.shape()[axis];
+    let picked = indices.indexed_iter().map(|(place, i)| {
+        let mut place: Vec<usize> = place.slice().to_vec();
+        place[axis] = resolve_axis(*i, n).map_err(|_| format!("index {i} is outside {n}"))?;
+        data.get(IxDyn(&place)).cloned().ok_or_else(|| format!("{place:?} is outside {:?}", data.shape()))
+    });
+    let picked: Vec<T> = picked.collect::<Result<_, String>>()?;
+    ArrayD::from_shape_vec(indices.raw_dim(), picked).map_err(|e| e.to_string())
+}
+
+/// Length of the index tuples: the last dim of the indices.
+fn tuple_len(indices: &[Dim], batch: usize, rank: usize) -> Result<Option<usize>, String> {
+    let Some(last) = indices.last() else { return Err("the indices are a scalar".to_owned()) };
+    let Some(len) = last.known() else { return Ok(None) };
+    if len as usize + batch > rank || batch >= indices.len() {
+        return Err(format!("index tuples of {len} do not fit rank {rank} with {batch} batch dims"));
+    }
+    Ok(Some(len as usize))
+}
+
+fn infer_gather_nd(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    let unknown = || Ok(vec![Type::maybe(ctx.dtype(0), None)]);
+    let Some((data, indices)) = ctx.shape(0).zip(ctx.shape(1)) else { return unknown() };
+    let batch = batch_dims(ctx.op.int("batch_dims"))?;
+    let Some(len) = tuple_len(indices, batch, data.len())? else { return unknown() };
+    let shape = [&indices[..indices.len() - 1], &data[batch + len..]].concat();
+    Ok(vec![Type::maybe(ctx.dtype(0), Some(shape))])
+}
+
+fn batch_dims(attr: Option<i64>) -> Result<usize, String> {
+    let n = attr.unwrap_or_default();
+    usize::try_from(n).map_err(|_| format!("batch_dims is {n}"))
+}
+
+fn eval_gather_nd(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let (data, indices) = (ctx.input(0)?, ctx.i(1)?);
+    let batch = batch_dims(ctx.op.int("batch_dims"))?;
+    Ok(vec![each!(data, a => gather_nd(a, indices, batch)?)])
+}
+
+/// Where each index tuple points: the leading dims of `data`, the first `batch` of them taken from
+/// the place of the tuple itself.
+fn places(data: &[usize], indices: &ArrayD<i64>, batch: usize) -> Result<Vec<Vec<usize>>, String> {
+    let dims = |s: &[usize]| -> Vec<Dim> { s.iter().map(|d| Dim::Known(*d as u64)).collect() };
+    let len = tuple_len(&dims(indices.shape()), batch, data.len())?.unwrap_or_default();
+    let rows = &indices.shape()[..indices.ndim() - 1];
+    let flat: Vec<i64> = indices.iter().copied().collect();
+    ndarray::indices(IxDyn(rows))
+        .into_iter()
+        .enumerate()
+        .map(|(row, place)| {
+            let mut out: Vec<usize> = place.slice().iter().copied().take(batch).collect();
+            for (i, index) in flat[row * len..(row + 1) * len].iter().enumerate() {
+                let n = data[batch + i];
+                out.push(resolve_axis(*index, n).map_err(|_| format!("index {index} is outside {n}"))?);
+            }
+            Ok(out)
+        })
+        .collect()
+}
+
+fn gather_nd<T: Clone>(data: &ArrayD<T>, indices: &ArrayD<i64>, batch: usize) -> Result<ArrayD<T>, String> {
+    let mut out: Vec<T> = Vec::new();
+    let mut tail: &[usize] = &[];
+    for place in places(data.shape(), indices, batch)? {
+        let mut part = data.view();
+        for i in &place {
+            part = part.index_axis_move(Axis(0), *i);
+        }
+        tail = &data.shape()[place.len()..];
+        out.extend(part.iter().cloned());
+    }
+    let shape = [&indices.shape()[..indices.ndim() - 1], tail].concat();
+    ArrayD::from_shape_vec(IxDyn(&shape), out).map_err(|e| e.to_string())
+}
+
+fn eval_scatter_nd(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    if ctx.op.str("reduction") != Some("none") {
+        return Err("only plain replacement is known".to_owned());
+    }
+    let indices = ctx.i(1)?;
+    Ok(vec![match (ctx.input(0)?, ctx.input(2)?) {
+        (Array::F(a), Array::F(u)) => Array::F(scatter_nd(a, indices, u)?),
+        (Array::I(a), Array::I(u)) => Array::I(scatter_nd(a, indices, u)?),
+        (Array::B(a), Array::B(u)) => Array::B(scatter_nd(a, indices, u)?),
+        _ => return Err("data and updates are of different kinds".to_owned()),
+    }])
+}
+
+fn scatter_nd<T: Clone>(
+    data: &ArrayD<T>,
+    indices: &ArrayD<i64>,
+    updates: &ArrayD<T>,
+) -> Result<ArrayD<T>, String> {
+    let mut out = data.clone();
+    let mut new = updates.iter();
+    for place in places(data.shape(), indices, 0)? {
+        let mut part = out.view_mut();
+        for i in &place {
+            part = part.index_axis_move(Axis(0), *i);
+        }
+        for x in &mut part {
+            *x = new.next().ok_or("there are too few updates")?.clone();
+        }
+    }
+    Ok(out)
+}
+
+fn infer_extreme(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    let Some(shape) = ctx.shape(0) else { return Ok(vec![Type::maybe(Some(DType::I64), None)]) };
+    let axis = ctx.axis("axis", shape.len())?;
+    let mut shape = shape.clone();
+    match ctx.op.int("keepdims") {
+        Some(1) => shape[axis] = Dim::Known(1),
+        _ => {
+            shape.remove(axis);
+        }
+    }
+    Ok(vec![Type::new(DType::I64, shape)])
+}
+
+fn arg_extreme(ctx: &EvalContext<'_>, better: fn(f64, f64) -> bool) -> Result<Vec<Array>, String> {
+    let x = match ctx.input(0)? {
+        Array::F(a) => a.clone(),
+        Array::I(a) => a.mapv(|x| x as f64),
+        Array::B(_) => return Err("booleans have no order".to_owned()),
+    };
+    let axis = Axis(resolve_axis(ctx.int_attr("axis")?, x.ndim())?);
+    let last = ctx.op.int("select_last_index") == Some(1);
+    let out = x.map_axis(axis, |row| {
+        let mut best = 0;
+        for (i, x) in row.iter().enumerate() {
+            if better(*x, row[best]) || (last && *x == row[best]) {
+                best = i;
+            }
+        }
+        best as i64
+    });
+    Ok(vec![Array::I(if ctx.op.int("keepdims") == Some(1) { out.insert_axis(axis) } else { out })])
+}
+
+/// The place of the new axis, which may stand behind all others.
+fn one_hot_axis(axis: Option<i64>, rank: usize) -> Result<usize, String> {
+    resolve_axis(axis.unwrap_or(-1), rank + 1)
+}
+
+fn infer_one_hot(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    let Some(shape) = ctx.shape(0) else { return Ok(vec![Type::maybe(ctx.dtype(2), None)]) };
+    let mut shape = shape.clone();
+    let axis = one_hot_axis(ctx.op.int("axis"), shape.len())?;
+    let depth = ctx.ints(1).and_then(|d| d.first().cloned());
+    shape.insert(axis, depth.unwrap_or(Dim::Unknown));
+    Ok(vec![Type::maybe(ctx.dtype(2), Some(shape))])
+}
+
+fn eval_one_hot(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let indices = ctx.i(0)?;
+    let axis = one_hot_axis(ctx.op.int("axis"), indices.ndim())?;
+    let depth = ctx.ints(1)?.first().copied().ok_or("the depth is empty")?;
+    let mut shape = indices.shape().to_vec();
+    shape.insert(axis, usize::try_from(depth).map_err(|_| format!("the depth is {depth}"))?);
+    let hot = ArrayD::from_shape_fn(IxDyn(&shape), |place| {
+        let mut rest = place.slice().to_vec();
+        let level = rest.remove(axis) as i64;
+        let index = indices[IxDyn(&rest)];
+        level == if index < 0 { index + depth } else { index }
+    });
+    let pick = |values: &[f64], hot: bool| values.get(usize::from(hot)).copied().unwrap_or_default();
+    let values = ctx.input(2)?.to_f64();
+    Ok(vec![match ctx.input(2)? {
+        Array::F(_) => Array::F(hot.mapv(|h| pick(&values, h))),
+        Array::I(_) => Array::I(hot.mapv(|h| pick(&values, h) as i64)),
+        Array::B(_) => Array::B(hot.mapv(|h| pick(&values, h) != 0.0)),
+    }])
 }

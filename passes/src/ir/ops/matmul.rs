@@ -4,8 +4,8 @@ use super::ROW;
 use super::elementwise::{eval_shape, same_dtype, zip};
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
-use crate::ir::op::{AttrSpec, OpSpec};
-use crate::ir::shape::{Dim, broadcast, show};
+use crate::ir::op::{AttrSpec, Op, OpSpec};
+use crate::ir::shape::{Dim, Shape, broadcast, show};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayD, ArrayView2, Ix2, IxDyn};
 
@@ -24,11 +24,49 @@ pub(super) const OPS: &[OpSpec] = &[
         eval: eval_gemm,
         ..ROW
     },
+    OpSpec {
+        domain: "com.microsoft",
+        name: "FusedMatMul",
+        inputs: 2..=2,
+        attrs: &[
+            ("alpha", AttrSpec::Float(1.0)),
+            ("transA", AttrSpec::Int(0)),
+            ("transB", AttrSpec::Int(0)),
+            ("transBatchA", AttrSpec::Int(0)),
+            ("transBatchB", AttrSpec::Int(0)),
+        ],
+        infer: infer_fused_matmul,
+        eval: eval_fused_matmul,
+        ..ROW
+    },
+    OpSpec {
+        domain: "com.microsoft",
+        name: "FusedGemm",
+        inputs: 2..=3,
+        attrs: &[
+            ("alpha", AttrSpec::Float(1.0)),
+            ("beta", AttrSpec::Float(1.0)),
+            ("transA", AttrSpec::Int(0)),
+            ("transB", AttrSpec::Int(0)),
+            ("activation", AttrSpec::Str("")),
+            ("activation_alpha", AttrSpec::Float(0.01)),
+            ("activation_beta", AttrSpec::Float(0.0)),
+            ("activation_gamma", AttrSpec::Float(0.0)),
+        ],
+        infer: infer_gemm,
+        eval: eval_fused_gemm,
+        ..ROW
+    },
 ];
 
 fn infer_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let dtype = same_dtype(ctx, 0..2)?;
     let Some((a, b)) = ctx.shape(0).zip(ctx.shape(1)) else { return Ok(vec![Type::maybe(dtype, None)]) };
+    Ok(vec![Type::maybe(dtype, Some(product_shape(a, b)?))])
+}
+
+/// The shape of numpy's `matmul`.
+fn product_shape(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
     let fail = || format!("{} and {} do not multiply", show(a), show(b));
     if a.is_empty() || b.is_empty() {
         return Err(fail());
@@ -47,7 +85,7 @@ fn infer_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     if column {
         shape.push(b[b.len() - 1].clone());
     }
-    Ok(vec![Type::maybe(dtype, Some(shape))])
+    Ok(shape)
 }
 
 fn eval_matmul(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
@@ -132,4 +170,57 @@ fn eval_gemm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         out = zip(&out, ctx.f(2)?, |x, c| x + beta * c)?;
     }
     Ok(vec![Array::F(out)])
+}
+
+/// Whether a factor of `FusedMatMul` is transposed in its last two dims.
+fn is_turned(op: &Op, side: usize, rank: usize) -> Result<bool, String> {
+    let [turned, batch] = [["transA", "transBatchA"], ["transB", "transBatchB"]][side];
+    if op.int(batch) == Some(1) {
+        return Err(format!("`{batch}` is not known"));
+    }
+    Ok(op.int(turned) == Some(1) && rank > 1)
+}
+
+fn infer_fused_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    let dtype = same_dtype(ctx, 0..2)?;
+    let Some((a, b)) = ctx.shape(0).zip(ctx.shape(1)) else { return Ok(vec![Type::maybe(dtype, None)]) };
+    let side = |i: usize, shape: &Shape| -> Result<Shape, String> {
+        let (mut shape, rank) = (shape.clone(), shape.len());
+        if is_turned(ctx.op, i, rank)? {
+            shape.swap(rank - 1, rank - 2);
+        }
+        Ok(shape)
+    };
+    Ok(vec![Type::maybe(dtype, Some(product_shape(&side(0, a)?, &side(1, b)?)?))])
+}
+
+fn eval_fused_matmul(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let side = |i: usize| -> Result<ArrayD<f64>, String> {
+        let (mut x, rank) = (ctx.f(i)?.clone(), ctx.f(i)?.ndim());
+        if is_turned(ctx.op, i, rank)? {
+            x.swap_axes(rank - 1, rank - 2);
+        }
+        Ok(x)
+    };
+    let alpha = f64::from(ctx.op.float("alpha").unwrap_or(1.0));
+    Ok(vec![Array::F(matmul(&side(0)?, &side(1)?)? * alpha)])
+}
+
+fn eval_fused_gemm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let alpha = f64::from(ctx.op.float("activation_alpha").unwrap_or_default());
+    let activation = |x: f64| -> Result<f64, String> {
+        match ctx.op.str("activation").unwrap_or_default() {
+            "" => Ok(x),
+            "Relu" => Ok(x.max(0.0)),
+            "Tanh" => Ok(x.tanh()),
+            "Sigmoid" => Ok(1.0 / (1.0 + (-x).exp())),
+            "LeakyRelu" => Ok(if x < 0.0 { alpha * x } else { x }),
+            other => Err(format!("activation `{other}` is not known")),
+        }
+    };
+    let mut product = eval_gemm(ctx)?;
+    for x in product.iter_mut().filter_map(|a| if let Array::F(a) = a { Some(a) } else { None }).flatten() {
+        *x = activation(*x)?;
+    }
+    Ok(product)
 }

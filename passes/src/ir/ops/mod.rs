@@ -5,24 +5,36 @@ use super::op::OpSpec;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+mod activation;
+mod arrange;
+pub(crate) mod attention;
+mod einsum;
 mod elementwise;
+mod fused_norm;
 mod indexing;
 mod layout;
 mod linear_attention;
 mod matmul;
 mod normalize;
 mod reduce;
+mod rotary;
 
 /// Every row, file by file.
 pub fn all() -> impl Iterator<Item = &'static OpSpec> {
     [
+        activation::OPS,
+        arrange::OPS,
+        attention::OPS,
+        einsum::OPS,
         elementwise::OPS,
+        fused_norm::OPS,
         indexing::OPS,
         layout::OPS,
         linear_attention::OPS,
         matmul::OPS,
         normalize::OPS,
         reduce::OPS,
+        rotary::OPS,
     ]
     .into_iter()
     .flatten()

@@ -1,4 +1,4 @@
-//! Softmax and layer normalisation.
+//! Softmax, and the norms of one input.
 
 use super::ROW;
 use super::elementwise::zip;
@@ -16,6 +16,13 @@ pub(super) const OPS: &[OpSpec] = &[
         ..ROW
     },
     OpSpec {
+        name: "LogSoftmax",
+        attrs: &[("axis", AttrSpec::Int(-1))],
+        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        eval: eval_log_softmax,
+        ..ROW
+    },
+    OpSpec {
         name: "LayerNormalization",
         inputs: 2..=3,
         attrs: &[
@@ -29,17 +36,71 @@ pub(super) const OPS: &[OpSpec] = &[
     },
 ];
 
-fn eval_softmax(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
-    let x = ctx.f(0)?;
-    let axis = Axis(resolve_axis(ctx.int_attr("axis")?, x.ndim())?);
+/// The softmax of every lane along an axis.
+pub(super) fn softmax(x: &ArrayD<f64>, axis: usize) -> ArrayD<f64> {
     let mut out = x.clone();
-    for mut lane in out.lanes_mut(axis) {
+    for mut lane in out.lanes_mut(Axis(axis)) {
         let max = lane.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         lane.mapv_inplace(|x| (x - max).exp());
         let sum = lane.sum();
         lane.mapv_inplace(|x| x / sum);
     }
+    out
+}
+
+fn eval_softmax(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let x = ctx.f(0)?;
+    let axis = resolve_axis(ctx.int_attr("axis")?, x.ndim())?;
+    Ok(vec![Array::F(softmax(x, axis))])
+}
+
+fn eval_log_softmax(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let mut out = ctx.f(0)?.clone();
+    let axis = resolve_axis(ctx.int_attr("axis")?, out.ndim())?;
+    for mut lane in out.lanes_mut(Axis(axis)) {
+        let max = lane.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = lane.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max;
+        lane.mapv_inplace(|x| x - log_sum);
+    }
     Ok(vec![Array::F(out)])
+}
+
+/// Divides by the root mean square over the axes from `first` on.
+pub(super) fn rms_norm(
+    x: &ArrayD<f64>,
+    first: usize,
+    weight: &ArrayD<f64>,
+    epsilon: f64,
+) -> Result<ArrayD<f64>, String> {
+    let mut mean = x.mapv(|x| x * x);
+    for axis in (first..x.ndim()).rev() {
+        mean = mean.mean_axis(Axis(axis)).ok_or("an empty axis has no mean")?.insert_axis(Axis(axis));
+    }
+    let normal = zip(x, &mean, |x, m| x / (m + epsilon).sqrt())?;
+    zip(&normal, weight, |x, w| x * w)
+}
+
+/// Layer norm over the last axis.
+pub(super) fn layer_norm(
+    x: &ArrayD<f64>,
+    weight: &ArrayD<f64>,
+    bias: Option<&ArrayD<f64>>,
+    epsilon: f64,
+) -> Result<ArrayD<f64>, String> {
+    let mut out = x.clone();
+    let last = x.ndim().checked_sub(1).ok_or("a scalar has no axis")?;
+    for mut lane in out.lanes_mut(Axis(last)) {
+        let n = lane.len() as f64;
+        let mean = lane.sum() / n;
+        let variance = lane.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        let scale = (variance + epsilon).sqrt().recip();
+        lane.mapv_inplace(|x| (x - mean) * scale);
+    }
+    out = zip(&out, weight, |x, w| x * w)?;
+    match bias {
+        Some(bias) => zip(&out, bias, |x, b| x + b),
+        None => Ok(out),
+    }
 }
 
 fn eval_layer_norm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
@@ -49,17 +110,6 @@ fn eval_layer_norm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         return Err("only the last axis is normalised here".to_owned());
     }
     let epsilon = f64::from(ctx.op.float("epsilon").unwrap_or(1e-5));
-    let mut out: ArrayD<f64> = x.clone();
-    for mut lane in out.lanes_mut(Axis(first)) {
-        let n = lane.len() as f64;
-        let mean = lane.sum() / n;
-        let variance = lane.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
-        let scale = (variance + epsilon).sqrt().recip();
-        lane.mapv_inplace(|x| (x - mean) * scale);
-    }
-    out = zip(&out, ctx.f(1)?, |x, w| x * w)?;
-    if ctx.has(2) {
-        out = zip(&out, ctx.f(2)?, |x, b| x + b)?;
-    }
-    Ok(vec![Array::F(out)])
+    let bias = if ctx.has(2) { Some(ctx.f(2)?) } else { None };
+    Ok(vec![Array::F(layer_norm(x, ctx.f(1)?, bias, epsilon)?)])
 }

@@ -11,6 +11,11 @@ pub(super) const OPS: &[OpSpec] = &[
     reduction("ReduceSum", |c| reduce(c, |row| row.iter().sum())),
     reduction("ReduceMean", |c| reduce(c, |row| row.iter().sum::<f64>() / row.len() as f64)),
     reduction("ReduceMax", |c| reduce(c, |row| row.iter().copied().fold(f64::NEG_INFINITY, f64::max))),
+    reduction("ReduceMin", |c| reduce(c, |row| row.iter().copied().fold(f64::INFINITY, f64::min))),
+    reduction("ReduceProd", |c| reduce(c, |row| row.iter().product())),
+    reduction("ReduceL1", |c| reduce(c, |row| row.iter().map(|x| x.abs()).sum())),
+    reduction("ReduceL2", |c| reduce(c, |row| row.iter().map(|x| x * x).sum::<f64>().sqrt())),
+    reduction("ReduceSumSquare", squares_then_sum),
     OpSpec {
         name: "CumSum",
         inputs: 2..=2,
@@ -62,7 +67,7 @@ fn reduce(ctx: &EvalContext<'_>, f: fn(&[f64]) -> f64) -> Result<Vec<Array>, Str
         Array::I(a) => a.mapv(|x| x as f64),
         Array::B(_) => return Err("booleans do not reduce".to_owned()),
     };
-    // A mean of means over equal counts is the mean; sums and maxima nest as well.
+    // A mean of means over equal counts is the mean; sums, products, norms and extremes nest as well.
     for axis in axes(ctx.op, out.ndim())? {
         out = out.map_axis(Axis(axis), |row| f(&row.to_vec()));
         if ctx.op.int("keepdims") == Some(1) {
@@ -73,6 +78,16 @@ fn reduce(ctx: &EvalContext<'_>, f: fn(&[f64]) -> f64) -> Result<Vec<Array>, Str
         Array::I(_) => Array::I(out.mapv(|x| x as i64)),
         _ => Array::F(out),
     }])
+}
+
+/// Squares are taken once, before the first axis is summed.
+fn squares_then_sum(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let squared = match ctx.input(0)? {
+        Array::F(a) => Array::F(a.mapv(|x| x * x)),
+        Array::I(a) => Array::I(a.mapv(|x| x * x)),
+        Array::B(_) => return Err("booleans do not reduce".to_owned()),
+    };
+    reduce(&EvalContext { op: ctx.op, inputs: &[Some(&squared)], outputs: 1 }, |row| row.iter().sum())
 }
 
 fn eval_cumsum(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {

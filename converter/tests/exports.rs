@@ -1,0 +1,255 @@
+//! 93 graphs from real exporters (`../shared/exports.tar.xz`): each is read, run by the f64
+//! interpreter, cleaned up and run again. Printed as tables of exporter by architecture. Without the
+//! archive there is nothing to do.
+
+#![expect(clippy::print_stderr, reason = "the tables are what the test is for")]
+
+use dijiang::onnx::import;
+use dijiang_passes::canon::canonicalize;
+use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_passes::ir::graph::{Graph, ValueId};
+use dijiang_passes::ir::shape::Dim;
+use dijiang_passes::ir::verify::verify;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The references were computed in f32, as were the constants that exporters folded.
+const TOLERANCE: f64 = 1e-4;
+
+/// The clean-ups against the graph they were given: f64 rounding only.
+const EXACT: f64 = 1e-9;
+
+const HEAD_DIM: usize = 16;
+
+/// The stages a graph goes through, in order.
+const STAGES: [&str; 3] = ["imported", "evaluates", "canonical evaluates"];
+
+/// The unpacked archive, or `None` where there is none.
+fn exports() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let archive = root.join("../shared/exports.tar.xz");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("exports");
+    if folder.join("index.json").is_file() {
+        return Some(folder);
+    }
+    if !archive.is_file() {
+        return None;
+    }
+    let unpacking = folder.with_extension("partial");
+    std::fs::create_dir_all(&unpacking).expect("a folder for the archive");
+    let done = Command::new("tar").arg("-xJf").arg(&archive).arg("-C").arg(&unpacking).status();
+    assert!(done.expect("tar runs").success(), "the archive does not unpack");
+    std::fs::rename(&unpacking, &folder).expect("the folder is put in place");
+    Some(folder)
+}
+
+/// One row of the index.
+struct Export {
+    dir: String,
+    file: PathBuf,
+    arch: String,
+    /// Whether ONNX Runtime ran it for one row only.
+    one_row: bool,
+}
+
+impl Export {
+    /// `llama_gqa__dynamo23__sdpa` comes from `dynamo23__sdpa`.
+    fn exporter(&self) -> &str {
+        self.dir.split_once("__").map_or("", |(_, rest)| rest)
+    }
+}
+
+fn index(folder: &Path) -> Vec<Export> {
+    let text = std::fs::read_to_string(folder.join("index.json")).expect("the index is there");
+    let rows: Vec<Value> = serde_json::from_str(&text).expect("the index is JSON");
+    let text = |row: &Value, key: &str| row[key].as_str().expect("a string of the index").to_owned();
+    let export = |row: &Value| Export {
+        dir: text(row, "dir"),
+        file: folder.join(text(row, "dir")).join(text(row, "file")),
+        arch: text(row, "arch"),
+        one_row: text(row, "reference_error").contains("b1:"),
+    };
+    rows.iter().map(export).collect()
+}
+
+/// The arrays of an uncompressed `.npz` file, by name.
+fn npz(path: &Path) -> BTreeMap<String, Array> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+    let mut arrays = BTreeMap::new();
+    let mut at = 0;
+    while bytes[at..].starts_with(b"PK\x03\x04") {
+        assert_eq!(u16_at(at + 8), 0, "an entry is compressed");
+        let (name_len, extra_len) = (u16_at(at + 26), u16_at(at + 28));
+        let name = String::from_utf8_lossy(&bytes[at + 30..at + 30 + name_len]).replace(".npy", "");
+        let begin = at + 30 + name_len + extra_len;
+        let (array, len) = npy(&bytes[begin..]);
+        arrays.insert(name, array);
+        at = begin + len;
+    }
+    arrays
+}
+
+/// The array at the head of `bytes`, and how many of them it takes.
+fn npy(bytes: &[u8]) -> (Array, usize) {
+    let header_len = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = String::from_utf8_lossy(&bytes[10..10 + header_len]);
+    let dims = header.split_once("'shape': (").and_then(|(_, rest)| rest.split_once(')')).expect("a shape").0;
+    let dims: Vec<usize> = dims.split(',').filter_map(|d| d.trim().parse().ok()).collect();
+    let (data, n) = (&bytes[10 + header_len..], dims.iter().product::<usize>());
+    if header.contains("'<i8'") {
+        let values = data.as_chunks().0[..n].iter().map(|b| i64::from_le_bytes(*b)).collect();
+        return (Array::from_i64(&dims, values).expect("values fill dims"), 10 + header_len + 8 * n);
+    }
+    assert!(header.contains("'<f4'"), "{header}");
+    let values = data.as_chunks().0[..n].iter().map(|b| f32::from_le_bytes(*b).into()).collect();
+    (Array::from_f64(&dims, values).expect("values fill dims"), 10 + header_len + 4 * n)
+}
+
+/// The leading rows of an array.
+fn head(array: &Array, rows: usize) -> Array {
+    let mut dims = array.shape().to_vec();
+    let each: usize = dims[1..].iter().product();
+    dims[0] = rows;
+    let part = match array {
+        Array::I(a) => Array::from_i64(&dims, a.iter().copied().take(rows * each).collect()),
+        other => Array::from_f64(&dims, other.to_f64().into_iter().take(rows * each).collect()),
+    };
+    part.expect("values fill dims")
+}
+
+/// What each input is fed: the reference's tokens, and an empty past.
+fn feeds(graph: &Graph, tokens: &Array, mask: &Array) -> Result<BTreeMap<ValueId, Array>, String> {
+    let (rows, time) = (tokens.shape()[0], tokens.shape()[1]);
+    let feed = |id: ValueId| {
+        let value = graph.value(id);
+        let per_token = |f: fn(usize) -> i64| {
+            Array::from_i64(&[rows, time], (0..rows * time).map(|i| f(i % time)).collect())
+        };
+        let array = match value.name.as_str() {
+            "input_ids" => Ok(tokens.clone()),
+            "attention_mask" => Ok(mask.clone()),
+            "position_ids" => per_token(|i| i as i64),
+            "token_type_ids" => per_token(|_| 0),
+            name if name.starts_with("past") => {
+                let heads = match value.ty.shape.as_deref() {
+                    Some([_, Dim::Known(heads), _, _]) => *heads as usize,
+                    other => return Err(format!("`{name}` is {other:?}")),
+                };
+                Array::from_f64(&[rows, heads, 0, HEAD_DIM], Vec::new())
+            }
+            name => Err(format!("nothing is known of input `{name}`")),
+        };
+        Ok((id, array?))
+    };
+    graph.inputs().iter().map(|id| feed(*id)).collect()
+}
+
+fn difference(a: &Array, b: &Array) -> f64 {
+    assert_eq!(a.shape(), b.shape());
+    a.to_f64()
+        .iter()
+        .zip(b.to_f64())
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+}
+
+fn run(graph: &Graph, tokens: &Array, mask: &Array) -> Result<Vec<Array>, String> {
+    let wanted: Vec<ValueId> = graph.outputs().iter().map(|(_, v)| *v).collect();
+    eval(graph, &feeds(graph, tokens, mask)?, &wanted).map_err(|e| e.to_string())
+}
+
+/// Compares every output with what the graph gave before the clean-ups.
+fn same(before: &[Array], after: &[Array]) -> Result<f64, String> {
+    let mut worst = 0.0_f64;
+    for (old, new) in before.iter().zip(after) {
+        if old.shape() != new.shape() {
+            return Err(format!("{:?} became {:?}", old.shape(), new.shape()));
+        }
+        let scale = old.to_f64().iter().fold(1e-30, |m: f64, x| m.max(x.abs()));
+        worst = worst.max(difference(new, old) / scale);
+    }
+    within(worst, EXACT)
+}
+
+fn within(error: f64, limit: f64) -> Result<f64, String> {
+    if error <= limit { Ok(error) } else { Err(format!("differs by {error:.2e}")) }
+}
+
+/// What each stage that was reached gave.
+fn check(export: &Export, reference: &BTreeMap<String, Array>) -> Vec<Result<String, String>> {
+    let rows = if export.one_row { 1 } else { 2 };
+    let part = |name: &str| head(&reference[name], rows);
+    let (tokens, mask) = (part("input_ids"), part("attention_mask"));
+    let mut graph = match import::import(&export.file) {
+        Ok(graph) => graph,
+        Err(e) => return vec![Err(e.to_string())],
+    };
+    let mut stages = vec![Ok(format!("{}", graph.nodes().count()))];
+    let before = run(&graph, &tokens, &mask);
+    stages.push(before.as_ref().map_err(Clone::clone).and_then(|outputs| {
+        let name = if graph.outputs()[0].0 == "logits" { "logits" } else { "last_hidden" };
+        within(difference(&outputs[0], &part(name)), TOLERANCE).map(|e| format!("{e:.0e}"))
+    }));
+    let Ok(before) = before else { return stages };
+    stages.push(canonical(&mut graph, &before, &tokens, &mask));
+    stages
+}
+
+fn canonical(graph: &mut Graph, before: &[Array], tokens: &Array, mask: &Array) -> Result<String, String> {
+    canonicalize(graph).map_err(|e| e.to_string())?;
+    if let Some(violation) = verify(graph).first() {
+        return Err(violation.to_string());
+    }
+    let error = same(before, &run(graph, tokens, mask)?)?;
+    Ok(format!("{} {error:.0e}", graph.nodes().count()))
+}
+
+/// Exporters down, architectures across, one table per stage.
+fn table(results: &BTreeMap<(String, String), Vec<Result<String, String>>>, stage: usize) -> String {
+    let archs: BTreeSet<&String> = results.keys().map(|(_, arch)| arch).collect();
+    let exporters: BTreeSet<&String> = results.keys().map(|(exporter, _)| exporter).collect();
+    let mut out = format!("{:<34}", STAGES[stage]);
+    archs.iter().for_each(|arch| out.push_str(&format!("{arch:>12}")));
+    for exporter in exporters {
+        let _ = write!(out, "\n{exporter:<34}");
+        for arch in &archs {
+            let stages = results.get(&(exporter.clone(), (*arch).clone()));
+            let cell = match stages.map(|s| s.get(stage)) {
+                None => "",
+                Some(None) => "not reached",
+                Some(Some(Ok(found))) => found,
+                Some(Some(Err(_))) => "FAILED",
+            };
+            let _ = write!(out, "{cell:>12}");
+        }
+    }
+    out
+}
+
+#[test]
+fn every_export_is_read_and_cleaned_up() {
+    let Some(folder) = exports() else {
+        eprintln!("skipped: ../shared/exports.tar.xz is not there");
+        return;
+    };
+    let mut references = BTreeMap::new();
+    let mut results = BTreeMap::new();
+    let mut failures = Vec::new();
+    for export in index(&folder) {
+        let reference = references
+            .entry(export.arch.clone())
+            .or_insert_with(|| npz(&folder.join("ckpt").join(&export.arch).join("ref.npz")));
+        let stages = check(&export, reference);
+        let failed = stages.iter().zip(STAGES).filter_map(|(s, stage)| Some((stage, s.as_ref().err()?)));
+        failures.extend(failed.map(|(stage, e)| format!("{} ({stage}): {e}", export.dir)));
+        results.insert((export.exporter().to_owned(), export.arch.clone()), stages);
+    }
+    for stage in 0..STAGES.len() {
+        eprintln!("{}\n", table(&results, stage));
+    }
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
