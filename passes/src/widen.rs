@@ -1,8 +1,8 @@
 //! The same model computed in f32: weights stay as they are stored and are cast where they are read,
 //! everything behind them is f32.
 //!
-//! Half-precision weights are exact in f32, so what this computes is the model without the rounding of
-//! its activations. Runtimes without half-precision arithmetic can run it.
+//! Half-precision weights and constants are exact in f32, so what this computes is the model without the
+//! rounding of its activations; a constant that was rounded when the model was written stays so. Runtimes without half-precision arithmetic can run it.
 
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Def, Graph, ValueId};
