@@ -160,7 +160,7 @@ impl<'a> Verifier<'a> {
         match options.runtimes {
             Choice::Ort => {}
             _ if dtype == DType::BF16 => {
-                found.skipped.push("everything in tract: it reads no bf16".to_owned())
+                found.skipped.push("everything in tract: it reads no bf16".to_owned());
             }
             _ => runtimes.push(Box::new(TractRuntime)),
         }
