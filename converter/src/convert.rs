@@ -4,11 +4,12 @@ use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::layout;
 use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
 use crate::bundle::weights::{LayoutError, WeightFile};
-use crate::checkpoint::{self, Checkpoint, CheckpointError, ModelMeta};
+use crate::checkpoint::ModelMeta;
 use crate::compile::{CompileError, CompileOptions, Compiled, Forms, compile};
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
+use crate::source::{self, Source, SourceError};
 use crate::target::{PORTABLE_OPSET, Target};
 use crate::verify::{Verification, VerifyError, VerifyOptions, reference, verify};
 use dijiang_passes::attention::rewrite::SiteReport;
@@ -43,6 +44,8 @@ pub struct ConvertOptions {
 pub struct Converted {
     pub sites: Vec<SiteReport>,
     pub dropped_inputs: Vec<String>,
+    /// What is worth knowing of how the source was read.
+    pub notes: Vec<String>,
     pub dtype: DType,
     pub bytes_written: u64,
     pub verification: Option<Verification>,
@@ -54,7 +57,7 @@ pub struct Converted {
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Source(#[from] SourceError),
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
@@ -75,16 +78,15 @@ pub enum ConvertError {
     Json(#[from] serde_json::Error),
 }
 
-/// Converts the checkpoint in `source` to a bundle at `target`.
+/// Converts the model at `source` to a bundle at `target`.
 pub fn convert(
     source: &Path,
     target: &Path,
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    progress.stage("reading the checkpoint");
-    let checkpoint = checkpoint::open(source)?;
-    let built = checkpoint.build(options.dtype)?;
+    progress.stage("reading the source");
+    let Source { kind, graph, meta, dtype, files, dir, notes } = source::open(source, options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -93,16 +95,16 @@ pub fn convert(
         seed: options.seed,
         layers: options.layers.as_deref(),
     };
-    let compiled = compile(built.graph, &how)?;
-    check_sites(&compiled, &built.meta)?;
-    let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype: built.dtype };
+    let compiled = compile(graph, &how)?;
+    check_sites(&compiled, &meta)?;
+    let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype };
     let mut bytes_written = writer.write_weights_and_graphs(&how, progress)?;
-    bytes_written += writer.copy_texts(checkpoint.dir())?;
-    bytes_written += writer.write_genai_config(&built.meta)?;
-    let mut manifest = writer.manifest(&checkpoint)?;
+    bytes_written += writer.copy_texts(&dir)?;
+    bytes_written += writer.write_genai_config(&meta)?;
+    let mut manifest = writer.manifest(kind, &files, &meta)?;
     bytes_written += writer.write_manifest(&manifest)?;
     let verification = match &options.verify {
-        Some(how) => Some(verify(bundle.path(), &with_reference(how, checkpoint.dir()), progress)?),
+        Some(how) => Some(verify(bundle.path(), &with_reference(how, &dir), progress)?),
         None => None,
     };
     let written = verification.as_ref().is_none_or(|v| v.ok);
@@ -119,7 +121,8 @@ pub fn convert(
     Ok(Converted {
         sites: report.sites,
         dropped_inputs: report.dropped_inputs,
-        dtype: built.dtype,
+        dtype,
+        notes,
         bytes_written,
         verification,
         written,
@@ -235,17 +238,17 @@ impl Writer<'_> {
         self.write(layout::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
     }
 
-    fn manifest(&self, checkpoint: &Checkpoint) -> Result<Manifest, ConvertError> {
-        let config = checkpoint.dir().join("config.json");
-        let files = std::iter::once(&config).chain(checkpoint.files());
-        let meta = checkpoint.meta();
+    fn manifest(
+        &self,
+        kind: SourceKind,
+        files: &[PathBuf],
+        meta: &ModelMeta,
+    ) -> Result<Manifest, ConvertError> {
+        let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
         Ok(Manifest {
             format_version: manifest::FORMAT,
             dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
-            source: manifest::Source {
-                kind: SourceKind::Checkpoint,
-                files: files.map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?,
-            },
+            source: manifest::Source { kind, files },
             model: manifest::Model {
                 family: meta.family.to_owned(),
                 vocab: meta.vocab,

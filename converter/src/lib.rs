@@ -10,5 +10,6 @@ pub mod genai;
 pub mod onnx;
 pub mod progress;
 pub mod recipes;
+pub mod source;
 pub mod target;
 pub mod verify;

@@ -43,7 +43,7 @@ const ROPE_TYPES: &str = "default, linear, llama3";
 
 impl Config {
     /// Reads a file that must hold one JSON object.
-    pub(super) fn read(path: &Path) -> Result<Self, CheckpointError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let text =
             std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
         let values = serde_json::from_slice(&text)
@@ -70,7 +70,7 @@ impl Config {
         self.top().need(key, self.opt_size(key)?, SIZE)
     }
 
-    pub(super) fn opt_size(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
+    pub(crate) fn opt_size(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
         // Bounded, so that products of two sizes can be counted.
         self.top().get(key, SIZE, |v| v.as_u64().filter(|n| (1..1 << 31).contains(n)))
     }
@@ -83,7 +83,7 @@ impl Config {
         Ok(self.top().get(key, "true or false", Value::as_bool)?.unwrap_or(default))
     }
 
-    pub(super) fn str(&self, key: &str) -> Result<&str, CheckpointError> {
+    pub(crate) fn str(&self, key: &str) -> Result<&str, CheckpointError> {
         self.top().need(key, self.top().str(key)?, "a string")
     }
 
@@ -92,7 +92,7 @@ impl Config {
     }
 
     /// A token id, or several: `eos_token_id` may be a list.
-    pub(super) fn tokens(&self, key: &str) -> Result<Vec<u64>, CheckpointError> {
+    pub(crate) fn tokens(&self, key: &str) -> Result<Vec<u64>, CheckpointError> {
         let ids = |v: &Value| match v {
             Value::Array(ids) => ids.iter().map(Value::as_u64).collect(),
             // transformers writes -1 for "none" in some old configs.
@@ -103,7 +103,7 @@ impl Config {
     }
 
     /// The first id of [`Self::tokens`].
-    pub(super) fn token(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
+    pub(crate) fn token(&self, key: &str) -> Result<Option<u64>, CheckpointError> {
         Ok(self.tokens(key)?.first().copied())
     }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 /// Convert a checkpoint to a bundle, and prove it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A Hugging Face checkpoint: a directory with config.json and safetensors
+    /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
     source: PathBuf,
     /// The directory to make
     #[arg(short, long)]
@@ -91,6 +91,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "seconds": seconds,
         "bytes_written": converted.bytes_written,
         "dropped_inputs": converted.dropped_inputs,
+        "notes": converted.notes,
         "checks": converted.verification.as_ref().map_or(json!([]), show::checks),
         "skipped": converted.verification.as_ref().map_or(json!([]), |v| json!(v.skipped)),
         "written": converted.written,
@@ -111,6 +112,9 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
         if let Some(reason) = &site.kept {
             show::line(&format!("  {} stays softmax: {reason}", site.name));
         }
+    }
+    for note in &converted.notes {
+        show::line(&format!("  {note}"));
     }
     if let Some(verification) = &converted.verification {
         show::verification(verification);

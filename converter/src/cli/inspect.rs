@@ -1,19 +1,17 @@
 //! `dijiang inspect SRC`
 
 use super::{Failure, Outcome, show};
-use crate::checkpoint;
-use crate::onnx::import::import;
+use crate::source::{self, Source};
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::canonicalize;
-use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::text;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Show the attentions of a model, and why others were not recognised.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A checkpoint directory, or an ONNX file
+    /// A checkpoint directory, an ONNX file, or a directory that holds one
     source: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -24,8 +22,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let mut graph = load(&args.source)?;
+    let Source { mut graph, notes, .. } = source::open(&args.source, None)?;
     canonicalize(&mut graph)?;
+    notes.iter().for_each(|n| show::note(n));
     if args.text {
         show::stream(&text::print(&graph));
         return Ok(Outcome::Fine);
@@ -41,11 +40,4 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     }
     show::line(&format!("{} attentions, {} other softmaxes", report.sites.len(), report.misses.len()));
     Ok(Outcome::Fine)
-}
-
-fn load(source: &Path) -> Result<Graph, Failure> {
-    if source.extension().is_some_and(|e| e == "onnx") {
-        return Ok(import(source)?);
-    }
-    Ok(checkpoint::open(source)?.build(None)?.graph)
 }

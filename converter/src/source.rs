@@ -1,0 +1,135 @@
+//! What is converted: a checkpoint or an ONNX graph, in one form.
+
+use crate::bundle::manifest::SourceKind;
+use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
+use crate::onnx::import::{self, ImportError};
+use dijiang_passes::attention::rewrite::inspect;
+use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::graph::Graph;
+use std::path::{Path, PathBuf};
+
+/// A model that was read.
+#[derive(Debug)]
+pub struct Source {
+    pub kind: SourceKind,
+    pub graph: Graph,
+    pub meta: ModelMeta,
+    /// The element type of weights and activations.
+    pub dtype: DType,
+    /// The files it came from, for their digests.
+    pub files: Vec<PathBuf>,
+    /// Where the tokenizer and other texts lie.
+    pub dir: PathBuf,
+    /// What is worth knowing of how it was read.
+    pub notes: Vec<String>,
+}
+
+/// A source cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Canon(#[from] CanonError),
+    #[error("{}: {reason}", path.display())]
+    Onnx { path: PathBuf, reason: String },
+}
+
+/// Opens a checkpoint directory, an `.onnx` file, or a directory that holds one. `dtype` asks for
+/// another element type than the source's, which an ONNX graph does not take.
+pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    match onnx_file(path)? {
+        Some(file) => open_onnx(&file, dtype),
+        None => open_checkpoint(path, dtype),
+    }
+}
+
+/// The ONNX file that a path means, or none where it means a checkpoint.
+fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
+    if path.extension().is_some_and(|e| e == "onnx") {
+        return Ok(Some(path.to_owned()));
+    }
+    let Ok(entries) = std::fs::read_dir(path) else { return Ok(None) };
+    let mut found: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    found.sort();
+    if found.iter().any(|f| f.extension().is_some_and(|e| e == "safetensors")) {
+        return Ok(None);
+    }
+    found.retain(|f| f.extension().is_some_and(|e| e == "onnx"));
+    match found.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some(only.clone())),
+        several => {
+            let reason = format!("it holds {} ONNX files (hint: name one of them)", several.len());
+            Err(SourceError::Onnx { path: path.to_owned(), reason })
+        }
+    }
+}
+
+fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    let checkpoint = checkpoint::open(path)?;
+    let built = checkpoint.build(dtype)?;
+    let dir = checkpoint.dir().to_owned();
+    let config = std::iter::once(dir.join("config.json"));
+    Ok(Source {
+        kind: SourceKind::Checkpoint,
+        graph: built.graph,
+        meta: built.meta,
+        dtype: built.dtype,
+        files: config.chain(checkpoint.files().iter().cloned()).collect(),
+        dir,
+        notes: Vec::new(),
+    })
+}
+
+fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    let fail = |reason: String| SourceError::Onnx { path: file.to_owned(), reason };
+    let import::Imported { mut graph, notes } = import::open(file)?;
+    canonicalize(&mut graph)?;
+    let own = main_dtype(&graph);
+    if let Some(dtype) = dtype.filter(|d| *d != own) {
+        return Err(fail(format!(
+            "the graph computes in {own}, and cannot be turned into {dtype} (hint: leave --dtype out)"
+        )));
+    }
+    let dir = file.parent().unwrap_or(Path::new("")).to_owned();
+    let meta = describe(&graph, &dir)?;
+    Ok(Source { kind: SourceKind::Onnx, graph, meta, dtype: own, files: vec![file.to_owned()], dir, notes })
+}
+
+/// The element type that most bytes of weights are stored in.
+fn main_dtype(graph: &Graph) -> DType {
+    let bytes = |dtype: DType| -> usize {
+        graph.consts().filter(|(_, _, t)| t.dtype() == dtype).map(|(_, _, t)| t.byte_len()).sum()
+    };
+    [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|d| bytes(*d)).unwrap_or(DType::F32)
+}
+
+/// What a graph tells of its model, and a config.json beside it.
+fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
+    let sites = inspect(graph).sites;
+    let first = sites.first();
+    let config = Config::read(&dir.join("config.json")).ok();
+    let logits = graph.output("logits").and_then(|v| graph.value(v).ty.shape.clone());
+    let width = logits.and_then(|s| s.last()?.known()).unwrap_or(0);
+    let token = |key: &str| config.as_ref().and_then(|c| c.token(key).ok().flatten());
+    Ok(ModelMeta {
+        family: "onnx",
+        model_type: config.as_ref().and_then(|c| c.str("model_type").ok()).unwrap_or("onnx").to_owned(),
+        layers: sites.len() as u64,
+        heads: first.map_or(0, |s| s.heads),
+        kv_heads: first.map_or(0, |s| s.kv_heads),
+        head_dim: first.map_or(0, |s| s.head_dim),
+        hidden: first.map_or(0, |s| s.heads * s.head_dim),
+        vocab: width,
+        max_positions: config.as_ref().and_then(|c| c.opt_size("max_position_embeddings").ok().flatten()),
+        learned_positions: None,
+        bos: token("bos_token_id"),
+        eos: config.as_ref().and_then(|c| c.tokens("eos_token_id").ok()).unwrap_or_default(),
+        pad: token("pad_token_id"),
+        expected_sites: sites.len(),
+    })
+}
