@@ -22,19 +22,29 @@ fn sym(name: &str) -> Dim {
 /// One layer over `hidden` f32 `[batch, sequence, 16]`: 4 query heads on 2 key/value heads of 8, a
 /// cache, a causal mask with key padding.
 pub(crate) fn decoder() -> Graph {
-    let mut graph = Graph::new("decoder");
+    layer("decoder", true)
+}
+
+/// The same without a cache and without an order: every query sees every key that is no padding.
+pub(crate) fn encoder() -> Graph {
+    layer("encoder", false)
+}
+
+fn layer(name: &str, causal: bool) -> Graph {
+    let mut graph = Graph::new(name);
     let change = {
         let mut p = Patch::new(&graph, "testing");
         let x = p.input("hidden", DType::F32, vec![sym("batch"), sym("sequence"), Dim::Known(HIDDEN as u64)]);
-        let total = sym("past").plus(&sym("sequence"));
+        let total = if causal { sym("past").plus(&sym("sequence")) } else { sym("sequence") };
         let mask = p.input("attention_mask", DType::I64, vec![sym("batch"), total]);
-        let bias = mask_bias(&mut p, x, mask);
+        let bias = mask_bias(&mut p, x, mask, causal);
         p.set_scope("h.0.attn");
         let q = project(&mut p, x, "q_proj", HEADS);
-        let k = project(&mut p, x, "k_proj", KV_HEADS);
-        let v = project(&mut p, x, "v_proj", KV_HEADS);
-        let k = cached(&mut p, k, "key");
-        let v = cached(&mut p, v, "value");
+        let mut k = project(&mut p, x, "k_proj", KV_HEADS);
+        let mut v = project(&mut p, x, "v_proj", KV_HEADS);
+        if causal {
+            (k, v) = (cached(&mut p, k, "key"), cached(&mut p, v, "value"));
+        }
         let (k, v) = (repeated(&mut p, k), repeated(&mut p, v));
         let turned = p.transpose(k, &[0, 1, 3, 2]);
         let products = p.matmul(q, turned);
@@ -51,7 +61,21 @@ pub(crate) fn decoder() -> Graph {
     graph
 }
 
-fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
+fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId, causal: bool) -> ValueId {
+    let one = p.constant("one", Tensor::scalar(DType::I64, 1.0));
+    let tokens = p.equal(mask, one);
+    let mut open = p.unsqueeze(tokens, &[1, 2]);
+    if causal {
+        let earlier = earlier(p, x, mask);
+        open = p.and(earlier, open);
+    }
+    let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
+    let closed = p.constant("closed", Tensor::scalar(DType::F32, -1e30));
+    p.select(open, zero, closed)
+}
+
+/// Keys that are not later than the query.
+fn earlier(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
     let total = p.shape_of(mask, 1, 2);
     let time = p.shape_of(x, 1, 2);
     let past = p.sub(total, time);
@@ -60,14 +84,7 @@ fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
     let end = p.ints(&[i64::MAX]);
     let queries = p.slice_to(keys, 0, past, end);
     let queries = p.unsqueeze(queries, &[1]);
-    let causal = p.less_or_equal(keys, queries);
-    let one = p.constant("one", Tensor::scalar(DType::I64, 1.0));
-    let tokens = p.equal(mask, one);
-    let tokens = p.unsqueeze(tokens, &[1, 2]);
-    let open = p.and(causal, tokens);
-    let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
-    let closed = p.constant("closed", Tensor::scalar(DType::F32, -1e30));
-    p.select(open, zero, closed)
+    p.less_or_equal(keys, queries)
 }
 
 fn project(p: &mut Patch<'_>, x: ValueId, name: &str, heads: i64) -> ValueId {

@@ -1,7 +1,7 @@
 //! The pass: every attention site becomes a recurrence over φ(k) ⊗ v, and its growing cache a state
 //! of fixed size.
 
-use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State};
+use super::lower::{Dims, Form, Layout, Recurrence, State, Sums, bidirectional};
 use super::patterns::{NearMiss, find_sites};
 use super::site::AttentionSite;
 use crate::feature_map::{self, Emitted, FeatureMap, Role};
@@ -121,8 +121,11 @@ fn reason_to_keep(site: &AttentionSite, layer: usize, options: &Options<'_>) -> 
     if options.layers.is_some_and(|l| !l.contains(&layer)) {
         return says("the layer was not asked for");
     }
-    if !site.mask.is_causal() {
-        return Some(format!("its mask is {}: only causal attention has a recurrence", site.mask.name()));
+    if !site.mask.is_causal() && site.cache.is_some() {
+        return Some(format!(
+            "its mask is {}, and it has a cache: no recurrence runs both ways",
+            site.mask.name()
+        ));
     }
     let reads_hidden = recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm;
     if reads_hidden && site.hidden.is_none() {
@@ -175,20 +178,37 @@ impl Writer<'_, '_, '_> {
     fn write(mut self) {
         self.p.set_scope(&format!("{}/dijiang", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
-        let recurrence = self.recurrence(valid);
-        let lowered = self.options.form.lower(self.p, &recurrence);
+        let (q, mut k) = self.features();
+        if let Some(valid) = valid {
+            let tokens = self.p.unsqueeze(valid, &[1, 3]);
+            k = self.p.mul(k, tokens);
+        }
+        let v = self.p.cast(self.site.v, DType::F32);
+        let dims = self.dims(q);
+        let sums = match self.site.mask.is_causal() {
+            true => self.recurrence(q, k, v, valid, dims),
+            false => bidirectional::lower(self.p, self.options.form, [q, k, v], dims),
+        };
         let read = match self.options.recipe.readout {
-            Readout::Sum => self.read_sum(&lowered),
-            Readout::GroupNorm => self.read_group_norm(&lowered),
+            Readout::Sum => self.read_sum(&sums),
+            Readout::GroupNorm => self.read_group_norm(&sums),
         };
         let dtype = self.p.dtype(self.site.out);
         let narrow = self.p.cast(read, dtype);
-        let out = match lowered.layout {
+        let out = match sums.layout {
             Layout::HeadMajor => narrow,
             Layout::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
         };
         self.p.replace(self.site.out, out);
-        self.exchange_outputs(lowered.state);
+    }
+
+    fn dims(&mut self, q: ValueId) -> Dims {
+        Dims {
+            heads: self.site.heads as i64,
+            kv_heads: self.site.kv_heads as i64,
+            features: self.p.known_dim(q, 3) as i64,
+            value_dim: self.site.value_dim as i64,
+        }
     }
 
     fn parameter(&mut self, name: &str, tensor: Tensor) -> ValueId {
@@ -211,28 +231,17 @@ impl Writer<'_, '_, '_> {
         p.reshape_to(recent, shape)
     }
 
-    fn recurrence(&mut self, valid: Option<ValueId>) -> Recurrence {
-        let (q, k) = self.features();
-        let v = self.p.cast(self.site.v, DType::F32);
+    /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
+    fn recurrence(&mut self, q: ValueId, k: ValueId, v: ValueId, valid: Option<ValueId>, dims: Dims) -> Sums {
         let mut log_decay = self.log_decay();
-        let mut k = k;
-        if let Some(valid) = valid {
-            let tokens = self.p.unsqueeze(valid, &[1, 3]);
-            k = self.p.mul(k, tokens);
-            if let Some(log) = log_decay {
-                let tokens = self.p.unsqueeze(valid, &[1]);
-                log_decay = Some(self.p.mul(log, tokens));
-            }
+        if let Some((valid, log)) = valid.zip(log_decay) {
+            let tokens = self.p.unsqueeze(valid, &[1]);
+            log_decay = Some(self.p.mul(log, tokens));
         }
-        let features = self.p.known_dim(q, 3);
-        let state = self.past_state(features);
-        let dims = Dims {
-            heads: self.site.heads as i64,
-            kv_heads: self.site.kv_heads as i64,
-            features: features as i64,
-            value_dim: self.site.value_dim as i64,
-        };
-        Recurrence { q, k, v, log_decay, state, dims }
+        let state = self.past_state(dims);
+        let lowered = self.options.form.lower(self.p, &Recurrence { q, k, v, log_decay, state, dims });
+        self.exchange_outputs(lowered.state);
+        lowered.sums
     }
 
     /// φ of queries and keys, each scaled by √scale.
@@ -320,18 +329,21 @@ impl Writer<'_, '_, '_> {
         format!("{side}.{}.{part}", self.layer)
     }
 
-    fn past_state(&mut self, features: u64) -> State {
+    fn past_state(&mut self, dims: Dims) -> State {
         let batch = self.p.dim(self.site.q, 0);
-        let (heads, width) = (self.site.kv_heads, self.site.value_dim);
+        let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
         let (s, z) = (
             self.state_name("past_key_values", "recurrent_state"),
             self.state_name("past_key_values", "conv_state"),
         );
-        let dims = |rest: &[u64]| -> Vec<Dim> {
+        let shape = |rest: &[u64]| -> Vec<Dim> {
             let known = [heads, features].into_iter().chain(rest.iter().copied()).map(Dim::Known);
             std::iter::once(batch.clone()).chain(known).collect()
         };
-        State { s: self.p.input(&s, DType::F32, dims(&[width])), z: self.p.input(&z, DType::F32, dims(&[])) }
+        State {
+            s: self.p.input(&s, DType::F32, shape(&[width])),
+            z: self.p.input(&z, DType::F32, shape(&[])),
+        }
     }
 
     fn exchange_outputs(&mut self, state: State) {
@@ -345,17 +357,17 @@ impl Writer<'_, '_, '_> {
         self.p.output(&z, state.z);
     }
 
-    fn read_sum(&mut self, lowered: &Lowered) -> ValueId {
-        let den = self.p.add_scalar(lowered.den, EPSILON);
-        self.p.div(lowered.num, den)
+    fn read_sum(&mut self, sums: &Sums) -> ValueId {
+        let den = self.p.add_scalar(sums.den, EPSILON);
+        self.p.div(sums.num, den)
     }
 
     /// GroupNorm over each head, gated by SiLU(W_g x) (RetNet; the released code).
-    fn read_group_norm(&mut self, lowered: &Lowered) -> ValueId {
+    fn read_group_norm(&mut self, sums: &Sums) -> ValueId {
         let site = self.site;
         let Some(hidden) = site.hidden else {
             self.p.fail("the readout's gate reads the hidden state, which was not found".to_owned());
-            return lowered.num;
+            return sums.num;
         };
         let width = self.p.known_dim(hidden, 2);
         let rows = site.heads * site.value_dim;
@@ -368,13 +380,13 @@ impl Writer<'_, '_, '_> {
             p.constant("ones", Tensor::from_f32(&[site.value_dim], &vec![1.0; site.value_dim as usize]));
         let zeros =
             p.constant("zeros", Tensor::from_f32(&[site.value_dim], &vec![0.0; site.value_dim as usize]));
-        let normal = p.layer_norm(lowered.num, ones, zeros, 1e-5);
+        let normal = p.layer_norm(sums.num, ones, zeros, 1e-5);
         let wide = p.cast(hidden, DType::F32);
         let gate = p.linear(wide, weight, None);
         let open = p.sigmoid(gate);
         let silu = p.mul(gate, open);
         let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
-        let heads = match lowered.layout {
+        let heads = match sums.layout {
             Layout::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
             Layout::TokenMajor => heads,
         };

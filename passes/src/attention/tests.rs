@@ -33,7 +33,10 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
 }
 
 fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
-    let mut graph = testing::decoder();
+    lowered_from(testing::decoder(), recipe, form)
+}
+
+fn lowered_from(mut graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
     canonicalize(&mut graph).expect("it settles");
     let options = Options { recipe, form, seed: 5, layers: None };
     let report = rewrite(&mut graph, &options).expect("it rewrites");
@@ -129,7 +132,13 @@ fn cut(given: &[(&'static str, Array)], from: usize, to: usize) -> Vec<(&'static
 
 /// The definition, for a recipe with the sum readout: o_i = Σ_{j≤i} w_ij v_j / Σ_{j≤i} w_ij with
 /// w_ij = φ(q_i)·φ(k_j) Π_{j<t≤i} a_t over the tokens that are not padding.
-fn definition(recipe: &Recipe, graph: &Graph, given: &[(&'static str, Array)], log_a: &[f64]) -> Vec<f64> {
+fn definition(
+    recipe: &Recipe,
+    graph: &Graph,
+    given: &[(&'static str, Array)],
+    log_a: &[f64],
+    causal: bool,
+) -> Vec<f64> {
     let source = testing::decoder();
     let by_name: BTreeMap<&str, &Array> = given.iter().map(|(n, a)| (*n, a)).collect();
     let heads = |name: &str, count: i64, x: &[f64]| -> Vec<Vec<f64>> {
@@ -184,9 +193,10 @@ fn definition(recipe: &Recipe, graph: &Graph, given: &[(&'static str, Array)], l
                 let shared = h / (HEADS / KV_HEADS) as usize;
                 let q = phi(query, Role::Query, h);
                 let (mut num, mut den) = (vec![0.0; HEAD_DIM as usize], 0.0);
-                for j in (0..=i).filter(|j| mask[row * time + j] == 1.0) {
+                let last = if causal { i } else { time - 1 };
+                for j in (0..=last).filter(|j| mask[row * time + j] == 1.0) {
                     let k = phi(&keys[j][shared], Role::Key, shared);
-                    let steps = (j + 1..=i).filter(|t| mask[row * time + t] == 1.0).count() as f64;
+                    let steps = (j + 1..=last).filter(|t| mask[row * time + t] == 1.0).count() as f64;
                     let weight: f64 =
                         q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() * (steps * log_a[shared]).exp();
                     den += weight;
@@ -208,10 +218,28 @@ fn every_map_computes_its_definition() {
         let recipe = recipe(map.name(), Decay::None, Readout::Sum);
         let given = inputs(&recipe, 7, 2);
         let (graph, _) = lowered(&recipe, Form::Parallel);
-        let want = definition(&recipe, &graph, &given, &[0.0, 0.0]);
+        let want = definition(&recipe, &graph, &given, &[0.0, 0.0], true);
         let got = run(&graph, &given)["y"].to_f64();
         for (a, b) in got.iter().zip(&want) {
             assert!((a - b).abs() < ROUNDED, "{}: {a} {b}", map.name());
+        }
+    }
+}
+
+#[test]
+fn an_encoder_reads_both_ways_and_keeps_no_state() {
+    for map in feature_map::MAPS {
+        // There is no order that a decay could follow.
+        let recipe = recipe(map.name(), Decay::Learned, Readout::Sum);
+        let given: Vec<_> = inputs(&recipe, 7, 2).into_iter().take(2).collect();
+        for form in FORMS {
+            let (graph, report) = lowered_from(testing::encoder(), &recipe, form);
+            assert_eq!((report.sites[0].mask, graph.outputs().len()), ("key padding", 1));
+            let want = definition(&recipe, &graph, &given, &[0.0, 0.0], false);
+            let got = run(&graph, &given)["y"].to_f64();
+            for (a, b) in got.iter().zip(&want) {
+                assert!((a - b).abs() < ROUNDED, "{} {form:?}: {a} {b}", map.name());
+            }
         }
     }
 }
@@ -223,7 +251,7 @@ fn fixed_decay_computes_its_definition() {
     let (graph, _) = lowered(&recipe, Form::Chunked(4));
     let rounded = |x: f64| f64::from(x as f32);
     let log_a = [rounded((1f64 - 1.0 / 32.0).ln()), rounded((1f64 - 1.0 / 64.0).ln())];
-    let want = definition(&recipe, &graph, &given, &log_a);
+    let want = definition(&recipe, &graph, &given, &log_a, true);
     let got = run(&graph, &given)["y"].to_f64();
     for (a, b) in got.iter().zip(&want) {
         assert!((a - b).abs() < ROUNDED, "{a} {b}");

@@ -5,7 +5,7 @@
 //! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state. A
 //! sequence shorter than a chunk is one chunk of its own length.
 
-use super::{Layout, Lowered, Recurrence, State, decay_of, lower_triangle};
+use super::{Layout, Lowered, Recurrence, State, Sums, decay_of, lower_triangle};
 use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -38,9 +38,11 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let (new, old) = (p.reduce("ReduceSum", inside, &[-1], true), p.matmul(from_start, z));
     let den = p.add(new, old);
     Lowered {
-        num: Grid::join(p, num, d.heads, d.value_dim, time),
-        den: Grid::join(p, den, d.heads, 1, time),
-        layout: Layout::HeadMajor,
+        sums: Sums {
+            num: Grid::join(p, num, d.heads, d.value_dim, time),
+            den: Grid::join(p, den, d.heads, 1, time),
+            layout: Layout::HeadMajor,
+        },
         state: carried.after,
     }
 }

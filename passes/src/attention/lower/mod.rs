@@ -8,6 +8,7 @@
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 
+pub(crate) mod bidirectional;
 mod chunked;
 mod parallel;
 mod recurrent;
@@ -53,12 +54,18 @@ impl Dims {
 /// What a lowering gives.
 #[derive(Debug, Clone, Copy)]
 pub struct Lowered {
+    pub sums: Sums,
+    pub state: State,
+}
+
+/// What the readout reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Sums {
     /// Last axis `value_dim`.
     pub num: ValueId,
     /// Last axis 1.
     pub den: ValueId,
     pub layout: Layout,
-    pub state: State,
 }
 
 /// The order of the leading axes.

@@ -1,7 +1,7 @@
 //! The parallel form: A_ij = φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i, L the cumulative log decay;
 //! num = A v + exp(L_i) φ(q_i)ᵀ S_0, and S = exp(L_T) S_0 + Σ_j exp(L_T - L_j) φ(k_j) ⊗ v_j.
 
-use super::{Layout, Lowered, Recurrence, State, decay_of, lower_triangle};
+use super::{Layout, Lowered, Recurrence, State, Sums, decay_of, lower_triangle};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 
@@ -43,9 +43,11 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
     let (new, old) = (p.reduce("ReduceSum", weights, &[-1], true), p.matmul(from_start, z0));
     let den = p.add(new, old);
     Lowered {
-        num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
-        den: p.reshape(den, &[0, d.heads, -1, 1]),
-        layout: Layout::HeadMajor,
+        sums: Sums {
+            num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
+            den: p.reshape(den, &[0, d.heads, -1, 1]),
+            layout: Layout::HeadMajor,
+        },
         state: last_state(p, r, log),
     }
 }

@@ -1,7 +1,7 @@
 //! The recurrent form: a `LinearAttention` operator for S, and a second one with values of 1 for
 //! the normaliser z, so that the state of S keeps the width of the values.
 
-use super::{Layout, Lowered, Recurrence, State};
+use super::{Layout, Lowered, Recurrence, State, Sums};
 use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -29,9 +29,11 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
     let z0 = p.unsqueeze(r.state.z, &[3]);
     let z = run(p, ones, z0);
     Lowered {
-        num: p.reshape(s[0], &[0, 0, d.heads, d.value_dim]),
-        den: p.unsqueeze(z[0], &[3]),
-        layout: Layout::TokenMajor,
+        sums: Sums {
+            num: p.reshape(s[0], &[0, 0, d.heads, d.value_dim]),
+            den: p.unsqueeze(z[0], &[3]),
+            layout: Layout::TokenMajor,
+        },
         state: State { s: s[1], z: p.squeeze(z[1], &[3]) },
     }
 }

@@ -53,7 +53,8 @@ impl AttentionPattern for Decomposed {
             return Err(Miss::check(name(out), reason));
         }
         let scale = scale_of(graph, found)?;
-        let mask = found.get("mask").map_or(Ok(Mask::None), |bias| classify(graph, bias))?;
+        let cached = key.cache.is_some();
+        let mask = found.get("mask").map_or(Ok(Mask::None), |bias| classify(graph, bias, cached))?;
         let projection = site::trace_projection(graph, value.new);
         Ok(AttentionSite {
             name: projection.as_ref().map_or_else(|| name(out), |p| site::module_of(&p.weight)),
