@@ -1,12 +1,29 @@
 //! Exact clean-ups, one law per file. Each sweep of a law is one patch; laws run in the order of the
 //! table until nothing changes.
 
-use crate::ir::graph::Graph;
-use crate::ir::patch::{Applied, PatchError};
+use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::patch::{Applied, Patch, PatchError};
+use std::collections::BTreeMap;
 
+mod cast_cast;
 mod common_subexpression;
+mod constant_fold;
+mod expand_attention;
+mod expand_gelu;
+mod expand_gemm;
+mod expand_grouped_attention;
+mod expand_norm;
+mod expand_rotary;
+mod expand_target;
+mod flatten;
+mod no_op;
 mod reshape_reshape;
+mod reshape_target;
+mod shape_values;
+mod slice_bounds;
+mod terms;
 mod transpose_transpose;
+mod unsqueeze_unsqueeze;
 
 /// An exact rewrite: what it leaves computes the same numbers.
 pub trait Law: Sync {
@@ -19,13 +36,82 @@ pub trait Law: Sync {
 
 /// All laws, in the order they run.
 pub static LAWS: &[&dyn Law] = &[
+    &expand_attention::ExpandAttention,
+    &expand_grouped_attention::ExpandGroupedAttention,
+    &expand_gemm::ExpandGemm,
+    &expand_gelu::ExpandGelu,
+    &expand_norm::ExpandNorm,
+    &expand_rotary::ExpandRotary,
+    &no_op::NoOp,
+    &constant_fold::ConstantFold,
+    &shape_values::ShapeValues,
+    &flatten::Flatten,
+    &reshape_target::ReshapeTarget,
+    &expand_target::ExpandTarget,
+    &slice_bounds::SliceBounds,
+    &cast_cast::CastCast,
+    &unsqueeze_unsqueeze::UnsqueezeUnsqueeze,
     &transpose_transpose::TransposeTranspose,
     &reshape_reshape::ReshapeReshape,
     &common_subexpression::CommonSubexpression,
 ];
 
+/// One sweep of a law that rewrites single nodes, producers before their users.
+struct Writer<'g> {
+    patch: Patch<'g>,
+    graph: &'g Graph,
+    /// What stands for the outputs rewritten so far.
+    new: BTreeMap<ValueId, ValueId>,
+}
+
+impl Writer<'_> {
+    /// An input as it will be read after the sweep.
+    fn input(&self, node: &Node, slot: usize) -> Option<ValueId> {
+        node.input(slot).map(|v| self.current(v))
+    }
+
+    fn current(&self, value: ValueId) -> ValueId {
+        self.new.get(&value).copied().unwrap_or(value)
+    }
+
+    /// Whether this sweep has left a value of the graph alone, so that what makes it can be looked at.
+    fn is_untouched(&self, value: ValueId) -> bool {
+        !self.new.contains_key(&value)
+    }
+}
+
+/// New nodes are named after the one they stand for, which may be named so itself.
+fn scope(node: &Node) -> &str {
+    let stem = node.name.rsplit_once('/').filter(|(_, last)| last.starts_with(node.op.name()));
+    stem.filter(|_| node.origin != "import").map_or(node.name.as_str(), |(stem, _)| stem)
+}
+
+/// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; it must
+/// write nothing where it returns `None`.
+fn rewrite_nodes(
+    graph: &mut Graph,
+    rule: &'static str,
+    mut rewrite: impl FnMut(&mut Writer<'_>, &Node) -> Option<Vec<ValueId>>,
+) -> Result<Option<Applied>, PatchError> {
+    let mut writer = Writer { patch: Patch::new(graph, rule), graph, new: BTreeMap::new() };
+    for id in graph.order() {
+        let node = graph.node(id);
+        writer.patch.set_scope(scope(node));
+        let Some(outputs) = rewrite(&mut writer, node) else { continue };
+        for (old, new) in node.outputs.iter().zip(outputs).filter(|(old, new)| *old != new) {
+            writer.patch.replace(*old, new);
+            writer.new.insert(*old, new);
+        }
+    }
+    if writer.new.is_empty() {
+        return Ok(None);
+    }
+    let change = writer.patch.finish();
+    graph.apply(change).map(Some)
+}
+
 /// Rounds over all laws after which a graph must have settled.
-const MAX_ROUNDS: usize = 16;
+const MAX_ROUNDS: usize = 64;
 
 /// The laws do not come to an end, or one of them is wrong.
 #[derive(Debug, thiserror::Error)]

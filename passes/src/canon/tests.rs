@@ -1,7 +1,8 @@
 use super::*;
+use crate::ir::eval::Array;
 use crate::ir::text::{parse, print};
 
-fn after(text: &str) -> String {
+pub(super) fn after(text: &str) -> String {
     let mut graph = parse(text).expect("it parses");
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(crate::ir::verify::verify(&graph), []);
@@ -58,4 +59,33 @@ fn equal_nodes_become_one_and_different_attributes_do_not() {
   output "t" %t
 }"#
     ));
+}
+
+/// Runs a graph before and after the clean-ups on random inputs; integers are 0, 1, 2, ….
+pub(super) fn check_close<'a>(text: &str, inputs: &[(&'a str, &[usize])], limit: f64) {
+    use crate::testing::{noise, relative_error, run};
+    let mut graph = parse(text).expect("it parses");
+    let feed = |(seed, (name, dims)): (usize, &(&'a str, &[usize]))| {
+        let ty = &graph.value(graph.input(name).expect("an input")).ty;
+        let array = match ty.dtype {
+            Some(d) if d.is_float() => noise(dims, seed as u64),
+            _ => {
+                Array::from_i64(dims, (0..dims.iter().product::<usize>() as i64).collect()).expect("numbers")
+            }
+        };
+        (*name, array)
+    };
+    let inputs: Vec<(&str, Array)> = inputs.iter().enumerate().map(feed).collect();
+    let before = run(&graph, &inputs);
+    canonicalize(&mut graph).expect("it settles");
+    let after = run(&graph, &inputs);
+    for (name, want) in &before {
+        let error = relative_error(&after[name], want);
+        assert!(error <= limit, "{name} differs by {error:e}");
+    }
+}
+
+/// [`check_close`] up to f64 rounding.
+pub(super) fn check_exact(text: &str, inputs: &[(&str, &[usize])]) {
+    check_close(text, inputs, 1e-13);
 }

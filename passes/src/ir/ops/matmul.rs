@@ -183,7 +183,9 @@ fn is_turned(op: &Op, side: usize, rank: usize) -> Result<bool, String> {
 
 fn infer_fused_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let dtype = same_dtype(ctx, 0..2)?;
-    let Some((a, b)) = ctx.shape(0).zip(ctx.shape(1)) else { return Ok(vec![Type::maybe(dtype, None)]) };
+    let batched = ["transBatchA", "transBatchB"].iter().any(|name| ctx.op.int(name) == Some(1));
+    let shapes = ctx.shape(0).zip(ctx.shape(1)).filter(|_| !batched);
+    let Some((a, b)) = shapes else { return Ok(vec![Type::maybe(dtype, None)]) };
     let side = |i: usize, shape: &Shape| -> Result<Shape, String> {
         let (mut shape, rank) = (shape.clone(), shape.len());
         if is_turned(ctx.op, i, rank)? {

@@ -1,0 +1,116 @@
+//! Matches: operators that give what they are given: `Identity`, `Dropout` outside training, `Cast` to
+//! the same type, `Transpose` that moves nothing, `Concat` of one part, `Slice` of everything,
+//! `Expand` to the same shape, `Mul` and `Div` by 1, `And` with true
+//! Becomes: their input
+//! Exact: yes
+
+use super::{Law, rewrite_nodes};
+use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::patch::{Applied, PatchError};
+use crate::ir::shape::Dim;
+
+pub(super) struct NoOp;
+
+impl Law for NoOp {
+    fn name(&self) -> &'static str {
+        "no_op"
+    }
+
+    fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
+        rewrite_nodes(graph, self.name(), |w, node| {
+            let kept = passed_through(w.graph, node)?;
+            Some(vec![w.current(kept)])
+        })
+    }
+}
+
+/// The input that a node passes on unchanged.
+fn passed_through(graph: &Graph, node: &Node) -> Option<ValueId> {
+    if !node.op.domain().is_empty() {
+        return None;
+    }
+    let x = node.input(0)?;
+    let is_no_op = match node.op.name() {
+        "Identity" => true,
+        "Dropout" => is_inference(graph, node),
+        "Cast" => graph.value(x).ty.dtype.is_some_and(|d| node.op.str("to") == Some(d.name())),
+        "Transpose" => node.op.ints("perm").is_some_and(|p| (0..).zip(p).all(|(i, axis)| i == *axis)),
+        "Concat" => node.inputs.len() == 1,
+        "Slice" => is_whole(graph, node),
+        "Expand" => same_shape(graph, x, node.outputs[0]),
+        "Mul" | "And" => return neutral(graph, node, &[0, 1]),
+        "Div" => return neutral(graph, node, &[1]),
+        _ => false,
+    };
+    is_no_op.then_some(x)
+}
+
+/// Without training mode, and with nobody reading which elements were kept.
+fn is_inference(graph: &Graph, node: &Node) -> bool {
+    let off = node.input(2).is_none_or(|v| graph.as_scalar(v) == Some(0.0));
+    off && node.outputs.get(1).is_none_or(|v| graph.value(*v).uses.is_empty())
+}
+
+fn is_whole(graph: &Graph, node: &Node) -> bool {
+    let ints = |slot: usize| node.input(slot).and_then(|v| graph.as_const(v)?.to_i64());
+    let (Some(starts), Some(ends)) = (ints(1), ints(2)) else { return false };
+    let one_by_one = node.input(4).is_none() || ints(4).is_some_and(|s| s.iter().all(|s| *s == 1));
+    one_by_one && starts.iter().all(|s| *s == 0) && ends.iter().all(|e| *e == i64::MAX)
+}
+
+fn same_shape(graph: &Graph, a: ValueId, b: ValueId) -> bool {
+    let shape = |v: ValueId| graph.value(v).ty.shape.as_ref();
+    shape(a) == shape(b) && shape(a).is_some_and(|s| !s.contains(&Dim::Unknown))
+}
+
+/// The other input, where one of the inputs at `slots` is a single 1 (or true) that broadcasts nothing.
+fn neutral(graph: &Graph, node: &Node, slots: &[usize]) -> Option<ValueId> {
+    let [Some(a), Some(b)] = [node.input(0), node.input(1)] else { return None };
+    slots.iter().find_map(|slot| {
+        let (one, x) = if *slot == 0 { (a, b) } else { (b, a) };
+        let rank = |v: ValueId| graph.value(v).ty.rank();
+        let fits = rank(one)? <= rank(x)?;
+        (fits && !graph.value(one).is_weight && graph.as_scalar(one) == Some(1.0)).then_some(x)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::canon::tests::after;
+
+    #[test]
+    fn what_changes_nothing_goes_and_what_changes_something_stays() {
+        insta::assert_snapshot!(after(
+            r#"graph "g" {
+  input %x: f32[a, 1]
+  input %on: bool[]
+  const %one: f32[] = [1.0]
+  const %row: f32[1, 1, 1] = [1.0]
+  const %from: i64[1] = [0]
+  const %end: i64[1] = [9223372036854775807]
+  const %near_end: i64[1] = [-1]
+  const %sizes: i64[2] = [1, 3]
+  const %ones: i64[2] = [1, 1]
+  %a = Identity(%x)
+  %b = Dropout(%a)
+  %c = Cast(%b) {to: "f32"}
+  %d = Transpose(%c) {perm: [0, 1]}
+  %e = Concat(%d) {axis: 0}
+  %f = Slice(%e, %from, %end)
+  %g = Expand(%f, %ones)
+  %h = Mul(%one, %g)
+  output "gone" %h
+  %i = Mul(%x, %row)
+  output "rank grows" %i
+  %j = Div(%one, %x)
+  output "reciprocal" %j
+  %k = Slice(%x, %from, %near_end)
+  output "part" %k
+  %l = Expand(%x, %sizes)
+  output "wider" %l
+  %m = Dropout(%x, _, %on)
+  output "training may be on" %m
+}"#
+        ));
+    }
+}

@@ -1,0 +1,95 @@
+//! Matches: `Reshape` to a computed shape, each dim a number, the input's dim in the same place, or
+//! (once) anything else
+//! Becomes: `Reshape` to a constant shape with 0 for the dims that are copied and -1 for the other one
+//! Exact: yes, where the other one was -1 or no dim is empty
+
+use super::terms::{Term, Terms};
+use super::{Law, rewrite_nodes};
+use crate::ir::graph::{Graph, Node};
+use crate::ir::patch::{Applied, PatchError};
+use crate::ir::shape::Dim;
+
+pub(super) struct ReshapeTarget;
+
+impl Law for ReshapeTarget {
+    fn name(&self) -> &'static str {
+        "reshape_target"
+    }
+
+    fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
+        let terms = Terms::of(graph);
+        rewrite_nodes(graph, self.name(), |w, node| {
+            let target = simplest(w.graph, &terms, node)?;
+            let x = w.input(node, 0)?;
+            Some(vec![w.patch.reshape(x, &target)])
+        })
+    }
+}
+
+fn simplest(graph: &Graph, terms: &Terms, node: &Node) -> Option<Vec<i64>> {
+    if !node.op.is("Reshape") {
+        return None;
+    }
+    let shape = node.input(1)?;
+    let old = terms.ints(shape).filter(|_| graph.as_const(shape).is_some());
+    let from = graph.value(node.input(0)?).ty.shape.as_deref();
+    let to = graph.value(node.outputs[0]).ty.shape.as_deref();
+    let mut new = target(terms.get(shape)?, from, node.op.int("allowzero") == Some(1))?;
+    new = fewer_copies(new, from, to);
+    (old.as_ref() != Some(&new)).then_some(new)
+}
+
+fn target(terms: &[Term], from: Option<&[Dim]>, keep_zero: bool) -> Option<Vec<i64>> {
+    let copied = |i: usize| from.and_then(|f| f.get(i)).filter(|d| **d != Dim::Unknown);
+    let entry = |(i, term): (usize, &Term)| match term {
+        Term::Int(0) if keep_zero => None,
+        Term::Int(n) => Some(*n),
+        Term::Dim(d) if copied(i) == Some(d) => Some(0),
+        Term::Dim(_) | Term::Unknown => Some(-1),
+    };
+    let new: Vec<i64> = terms.iter().enumerate().map(entry).collect::<Option<_>>()?;
+    (new.iter().filter(|n| **n == -1).count() <= 1).then_some(new)
+}
+
+/// A -1 that comes to the input's dim in the same place is written 0; a 0 for a dim that is known is
+/// written as the number.
+fn fewer_copies(mut target: Vec<i64>, from: Option<&[Dim]>, to: Option<&[Dim]>) -> Vec<i64> {
+    let (Some(from), Some(to)) = (from, to) else { return target };
+    for (i, entry) in target.iter_mut().enumerate() {
+        *entry = match (to.get(i), from.get(i), *entry) {
+            (Some(Dim::Known(n)), _, 0 | -1) if *n > 0 => *n as i64,
+            (Some(d @ Dim::Sym(_)), Some(f), -1) if d == f => 0,
+            (_, _, old) => old,
+        };
+    }
+    target
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::canon::tests::after;
+
+    #[test]
+    fn computed_targets_become_constants_where_at_most_one_dim_is_new() {
+        insta::assert_snapshot!(after(
+            r#"graph "g" {
+  input %x: f32[batch, time, 8]
+  input %n: i64[1]
+  const %four: i64[1] = [4]
+  const %rest: i64[1] = [-1]
+  const %flat: i64[3] = [0, -1, 8]
+  %s = Shape(%x) {start: 0, end: 2}
+  %b = Shape(%x) {start: 0, end: 1}
+  %to = Concat(%s, %four, %rest) {axis: 0}
+  %y = Reshape(%x, %to) {allowzero: 1}
+  %u = Concat(%b, %n, %rest) {axis: 0}
+  %z = Reshape(%x, %u)
+  %e = Exp(%y)
+  %f = Reshape(%e, %flat)
+  output "split" %y
+  output "two unknowns" %z
+  output "flat" %f
+}"#
+        ));
+    }
+}
