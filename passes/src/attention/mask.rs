@@ -110,12 +110,18 @@ impl Kind {
 /// Classifies an additive mask that broadcasts to `[batch, heads, sequence, past + sequence]`. Without a
 /// cache there is no past.
 pub fn classify(graph: &Graph, bias: ValueId, cached: bool) -> Result<Mask, Miss> {
-    let cone = inputs_of(graph, bias);
-    let padding = cone.iter().copied().find(|v| is_padding_input(graph, *v));
+    let cone = cone_of(graph, bias);
+    let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
     let mut tally = Tally { left: Kind::ALL.to_vec(), odd: None };
     for trial in TRIALS.iter().filter(|t| cached || t.past == 0) {
-        let allowed = run(graph, bias, &cone, padding, trial)?;
+        let allowed = run(graph, bias, &cone.inputs, padding, trial)?;
         tally.add(trial, &allowed);
+    }
+    for trial in long_trials(graph, bias, &cone, cached)? {
+        // A mask cut from a table ends where the model's positions do; what it cannot do says nothing.
+        if let Ok(allowed) = run(graph, bias, &cone.inputs, padding, &trial) {
+            tally.add(&trial, &allowed);
+        }
     }
     match (tally.left.first(), padding) {
         (Some(Kind::Open), _) => Ok(Mask::None),
@@ -152,21 +158,53 @@ impl Tally {
     }
 }
 
-fn inputs_of(graph: &Graph, value: ValueId) -> BTreeSet<ValueId> {
-    let (mut found, mut seen, mut stack) = (BTreeSet::new(), BTreeSet::new(), vec![value]);
+/// What a value is computed from.
+struct Cone {
+    inputs: BTreeSet<ValueId>,
+    /// Numbers that a window could be as long as.
+    lengths: BTreeSet<usize>,
+}
+
+fn cone_of(graph: &Graph, value: ValueId) -> Cone {
+    let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new() };
+    let (mut seen, mut stack) = (BTreeSet::new(), vec![value]);
     while let Some(value) = stack.pop() {
         if !seen.insert(value) {
             continue;
         }
         match &graph.value(value).def {
             Def::Input => {
-                found.insert(value);
+                cone.inputs.insert(value);
             }
-            Def::Const(_) => {}
+            Def::Const(tensor) => {
+                let number = tensor.single().filter(|x| x.fract() == 0.0 && (2.0..=1e6).contains(&x.abs()));
+                cone.lengths.extend(number.map(|x| x.abs() as usize));
+            }
             Def::Output { node, .. } => stack.extend(graph.node(*node).inputs.iter().flatten()),
         }
     }
-    found
+    cone
+}
+
+/// A length beyond which no window of a usual size hides.
+const LONG: usize = 300;
+
+/// Longest sequence that is tried without a past, where a mask is a square.
+const LONGEST_SQUARE: usize = 2100;
+
+/// Trials that are longer than any number in the mask: a window shows in them.
+fn long_trials(graph: &Graph, bias: ValueId, cone: &Cone, cached: bool) -> Result<Vec<Trial>, Miss> {
+    let lengths = cone.lengths.iter().copied().chain([LONG]);
+    lengths
+        .map(|n| match cached {
+            true => Ok(Trial { past: n + 1, time: 2, left: 0, right: 0 }),
+            false if n + 2 <= LONGEST_SQUARE => Ok(Trial { past: 0, time: n + 2, left: 0, right: 0 }),
+            false => {
+                let reason = format!("it holds the number {n}: a window that long cannot be told from none");
+                Err(Miss::check(&graph.value(bias).name, reason))
+            }
+        })
+        .collect()
 }
 
 fn is_padding_input(graph: &Graph, input: ValueId) -> bool {
@@ -204,7 +242,7 @@ fn run(
     Ok(Box::new(move |row, query, key| open[[row, 0, query, key]]))
 }
 
-/// Contents of a graph input in a trial: padding, positions, or zeros of the right shape.
+/// Contents of a graph input in a trial: padding, positions, or numbers of the right shape.
 fn fill(graph: &Graph, input: ValueId, is_padding: bool, trial: &Trial) -> Result<Array, Miss> {
     let value = graph.value(input);
     let shape = value.ty.shape.clone().unwrap_or_default();
@@ -217,7 +255,9 @@ fn fill(graph: &Graph, input: ValueId, is_padding: bool, trial: &Trial) -> Resul
         return Array::from_i64(&dims, tokens.collect()).map_err(fail);
     }
     if floats {
-        return Array::from_f64(&dims, vec![0.0; len]).map_err(fail);
+        // Only its shape may matter; what its numbers do to the mask must show.
+        let numbers = (0..len).map(|i| 0.37 + 0.11 * i as f64);
+        return Array::from_f64(&dims, numbers.collect()).map_err(fail);
     }
     let columns = dims.last().copied().unwrap_or(1).max(1);
     let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
@@ -237,4 +277,67 @@ fn size(dim: &Dim, trial: &Trial) -> usize {
             name => name.parse().unwrap_or(trial.time),
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text::parse;
+
+    /// A causal mask over `[past + sequence]` keys; `extra` adds lines that end in `%open` or `%bias`.
+    fn mask(extra: &str) -> Result<Mask, String> {
+        let graph = parse(&format!(
+            r#"graph "mask" {{
+  input %attention_mask: i64[batch, past + sequence]
+  input %past: f32[batch, 2, past, 4]
+  input %position_bias: f32[batch, 1, 1, past + sequence]
+  const %zero: i64[] = [0]
+  const %one: i64[] = [1]
+  const %window: i64[] = [40]
+  %total = Shape(%attention_mask) {{start: 1, end: 2}}
+  %length = Squeeze(%total) {{axes: [0]}}
+  %cached = Shape(%past) {{start: 2, end: 3}}
+  const %end: i64[1] = [9223372036854775807]
+  %keys = Range(%zero, %length, %one)
+  %late = Slice(%keys, %cached, %end)
+  %queries = Unsqueeze(%late) {{axes: [1]}}
+  %earlier = LessOrEqual(%keys, %queries)
+  const %shut: f32[] = [-1e30]
+  const %clear: f32[] = [0.0]
+{extra}
+  output "bias" %bias
+}}"#
+        ))
+        .expect("it parses");
+        let bias = graph.output("bias").expect("bias");
+        classify(&graph, bias, true).map_err(|miss| miss.reason)
+    }
+
+    #[test]
+    fn a_causal_mask() {
+        let found =
+            mask("  %flat = Where(%earlier, %clear, %shut)\n  %bias = Unsqueeze(%flat) {axes: [0, 1]}");
+        assert_eq!(found, Ok(Mask::Causal));
+    }
+
+    #[test]
+    fn a_window_longer_than_the_short_trials_is_seen() {
+        let window = "  %distance = Sub(%queries, %keys)
+  %near = Less(%distance, %window)
+  %open = And(%earlier, %near)
+  %flat = Where(%open, %clear, %shut)
+  %bias = Unsqueeze(%flat) {axes: [0, 1]}";
+        let want =
+            "the mask is neither causal nor key padding: query 0 does not see key 0 after 41 past tokens";
+        assert_eq!(mask(window), Err(want.to_owned()));
+    }
+
+    #[test]
+    fn numbers_that_come_in_from_outside_are_no_mask() {
+        let bias = "  %flat = Where(%earlier, %clear, %shut)
+  %spread = Unsqueeze(%flat) {axes: [0, 1]}
+  %bias = Add(%spread, %position_bias)";
+        let reason = mask(bias).expect_err("it is refused");
+        assert!(reason.contains("a bias on the scores"), "{reason}");
+    }
 }

@@ -300,7 +300,7 @@ impl Writer<'_, '_, '_> {
 
     fn fixed_decay(&mut self) -> ValueId {
         let heads = self.site.kv_heads;
-        let logs: Vec<f32> = (0..heads).map(|h| (1.0 - (-5.0 - h as f32).exp2()).ln()).collect();
+        let logs: Vec<f32> = (0..heads).map(|h| (-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect();
         let logs = self.parameter("log_decay", Tensor::from_f32(&[heads, 1], &logs));
         let shape = self.p.shape_of(self.site.k, 0, 3);
         self.p.expand(logs, shape)

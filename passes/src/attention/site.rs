@@ -2,7 +2,7 @@
 
 use super::mask::Mask;
 use crate::ir::graph::{Graph, ValueId};
-use crate::ir::op::Attr;
+use crate::ir::shape::{Dim, show};
 use crate::pattern::Miss;
 
 /// One softmax attention: o = softmax(scale · q kᵀ + mask) v, per head.
@@ -73,23 +73,48 @@ pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
 }
 
 fn before_repeat(graph: &Graph, value: ValueId) -> Result<ValueId, Miss> {
-    let Some(inner) = repeated(graph, value) else { return Ok(value) };
+    let Some((inner, between)) = repeated(graph, value) else { return Ok(value) };
     let shape = |v: ValueId| graph.value(v).ty.shape.clone().unwrap_or_default();
-    let (from, to) = (shape(inner), shape(value));
-    if from.len() != 4 || to.len() != 4 {
-        let reason = "heads are repeated in a value that has no rank 4";
-        return Err(Miss::check(&graph.value(value).name, reason));
+    let known = |v: ValueId, axis: usize| shape(v).get(axis).and_then(Dim::known);
+    let group = known(between, 2);
+    let heads = known(inner, 1).zip(group).map(|(kv_heads, group)| kv_heads * group);
+    let repeats = known(between, 1) == known(inner, 1)
+        && known(between, 4) == known(inner, 3)
+        && known(value, 3) == known(inner, 3)
+        && heads.is_some()
+        && known(value, 1) == heads;
+    if repeats {
+        return Ok(inner);
     }
-    Ok(inner)
+    let (from, to) = (show(&shape(inner)), show(&shape(value)));
+    let reason = format!(
+        "heads are spread from {from} over {} to {to}, expected each repeated",
+        show(&shape(between))
+    );
+    Err(Miss::check(&graph.value(value).name, reason))
 }
 
-/// `x` in `Reshape(Expand(Unsqueeze(x, axis 2)))`: each key/value head repeated for its query heads.
-fn repeated(graph: &Graph, value: ValueId) -> Option<ValueId> {
-    let expand = graph.made_by(value, "Reshape")?.input(0)?;
-    let unsqueeze = graph.made_by(expand, "Expand")?.input(0)?;
-    let node = graph.made_by(unsqueeze, "Unsqueeze")?;
-    (node.op.attrs.get("axes").is_some_and(|a| matches!(a, Attr::Ints(x) if x == &[2])))
-        .then(|| node.input(0))?
+/// `x` and the expanded value in `Reshape(Expand(Unsqueeze(x, axis 2)))`: each key/value head repeated
+/// for its query heads.
+fn repeated(graph: &Graph, value: ValueId) -> Option<(ValueId, ValueId)> {
+    let expanded = graph.made_by(value, "Reshape")?.input(0)?;
+    let unsqueezed = graph.made_by(expanded, "Expand")?.input(0)?;
+    let node = graph.made_by(unsqueezed, "Unsqueeze")?;
+    (node.op.ints("axes") == Some(&[2])).then(|| Some((node.input(0)?, expanded)))?
+}
+
+/// New keys or values must be of the queries' own tokens: anything else is a past that was not
+/// recognised, or another sequence.
+pub fn check_tokens(graph: &Graph, q: ValueId, new: ValueId) -> Result<(), Miss> {
+    let tokens = |v: ValueId| graph.value(v).ty.shape.as_ref().and_then(|s| s.get(2)).cloned();
+    match (tokens(q), tokens(new)) {
+        (Some(a), Some(b)) if a == b && a != Dim::Unknown => Ok(()),
+        (a, b) => {
+            let text = |d: Option<Dim>| d.map_or_else(|| "?".to_owned(), |d| d.to_string());
+            let reason = format!("{} queries attend over {} keys that are no known cache", text(a), text(b));
+            Err(Miss::check(&graph.value(new).name, reason))
+        }
+    }
 }
 
 /// The projection a head layout was cut from: the weight's name and the hidden state it was applied to.

@@ -295,6 +295,11 @@ fn near_misses_say_why() {
             "{axis: 2} \"h.0.attn/Softmax\"",
         ),
         ("strictly causal", "LessOrEqual(", "Less("),
+        (
+            "a past that is not the cache as it came",
+            "%h.0.attn/Unsqueeze:0 = Unsqueeze(%h.0.attn/Concat:0)",
+            "%half = Neg(%h.0.attn/Concat:0)\n  %h.0.attn/Unsqueeze:0 = Unsqueeze(%half)",
+        ),
         ("a bias, not a mask", "f32[] = [-1e30]", "f32[] = [-2.0]"),
     ];
     let lines: Vec<String> =

@@ -87,7 +87,8 @@ pub fn find(name: &str) -> Option<&'static dyn FeatureMap> {
     MAPS.iter().copied().find(|m| m.name() == name)
 }
 
-/// Keys' exponents are cut here, so that sums over millions of tokens stay in the range of f32.
+/// Keys' exponents are kept between this and its negative: sums over millions of tokens stay in the
+/// range of f32, and keys that are all far too long for it weigh alike instead of nothing.
 const MAX_EXPONENT: f64 = 60.0;
 
 /// exp of `[batch, heads, sequence, m]`, kept in range.
@@ -98,8 +99,10 @@ fn emit_exp(p: &mut Patch<'_>, exponents: ValueId, role: Role) -> ValueId {
             p.sub(exponents, max)
         }
         Role::Key => {
-            let limit = p.scalar_like(exponents, MAX_EXPONENT);
-            p.min(exponents, limit)
+            let (most, least) =
+                (p.scalar_like(exponents, MAX_EXPONENT), p.scalar_like(exponents, -MAX_EXPONENT));
+            let bounded = p.min(exponents, most);
+            p.max(bounded, least)
         }
     };
     p.exp(bounded)
@@ -110,7 +113,7 @@ fn eval_exp(exponents: &[f64], role: Role) -> Vec<f64> {
     let max = exponents.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let bounded = exponents.iter().map(|x| match role {
         Role::Query => x - max,
-        Role::Key => x.min(MAX_EXPONENT),
+        Role::Key => x.clamp(-MAX_EXPONENT, MAX_EXPONENT),
     });
     bounded.map(f64::exp).collect()
 }

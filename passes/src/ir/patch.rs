@@ -362,10 +362,11 @@ impl Graph {
             }
             self.nodes.insert(id, node);
         }
-        suspects.extend(self.outputs.iter().map(|(_, v)| *v));
+        let before: Vec<ValueId> = self.outputs.iter().map(|(_, v)| *v).collect();
+        suspects.extend(&before);
         self.outputs.retain(|(name, _)| !change.dropped_outputs.contains(name));
         self.outputs.extend(change.new_outputs);
-        self.write_output_uses();
+        self.write_output_uses(&before);
         self.inputs.extend(change.new_inputs);
         self.inputs.retain(|v| !change.dropped_inputs.contains(v));
         for input in change.dropped_inputs {
@@ -409,9 +410,12 @@ impl Graph {
         }
     }
 
-    fn write_output_uses(&mut self) {
-        for value in self.values.values_mut() {
-            value.uses.retain(|u| matches!(u, Use::Node { .. }));
+    /// The outputs' uses, written anew; `before` are the values that had them.
+    fn write_output_uses(&mut self, before: &[ValueId]) {
+        for id in before {
+            if let Some(value) = self.values.get_mut(id) {
+                value.uses.retain(|u| matches!(u, Use::Node { .. }));
+            }
         }
         for (slot, (_, value)) in self.outputs.clone().into_iter().enumerate() {
             self.add_use(Some(value), Use::GraphOutput(slot as u32));

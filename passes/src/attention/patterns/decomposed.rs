@@ -42,6 +42,8 @@ impl AttentionPattern for Decomposed {
         check_softmax(graph, probabilities)?;
         let key = site::trace_stream(graph, get("k")?)?;
         let value = site::trace_stream(graph, get("v")?)?;
+        site::check_tokens(graph, q, key.new)?;
+        site::check_tokens(graph, q, value.new)?;
         let [heads, head_dim] = heads_of(graph, q)?;
         let [kv_heads, key_dim] = heads_of(graph, key.new)?;
         let [value_heads, value_dim] = heads_of(graph, value.new)?;
