@@ -86,7 +86,7 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, graph, meta, dtype, files, dir, notes } = source::open(source, options.dtype)?;
+    let Source { kind, graph, meta, dtype, stored, files, dir, notes } = source::open(source, options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -101,7 +101,7 @@ pub fn convert(
     let mut bytes_written = writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
     bytes_written += writer.write_genai_config(&meta)?;
-    let mut manifest = writer.manifest(kind, &files, &meta)?;
+    let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     bytes_written += writer.write_manifest(&manifest)?;
     let verification = match &options.verify {
         Some(how) => Some(verify(bundle.path(), &with_reference(how, &dir), progress)?),
@@ -241,6 +241,7 @@ impl Writer<'_> {
     fn manifest(
         &self,
         kind: SourceKind,
+        stored: DType,
         files: &[PathBuf],
         meta: &ModelMeta,
     ) -> Result<Manifest, ConvertError> {
@@ -248,7 +249,7 @@ impl Writer<'_> {
         Ok(Manifest {
             format_version: manifest::FORMAT,
             dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
-            source: manifest::Source { kind, files },
+            source: manifest::Source { kind, dtype: stored.name().to_owned(), files },
             model: manifest::Model {
                 family: meta.family.to_owned(),
                 vocab: meta.vocab,

@@ -15,8 +15,10 @@ pub struct Source {
     pub kind: SourceKind,
     pub graph: Graph,
     pub meta: ModelMeta,
-    /// The element type of weights and activations.
+    /// The element type of the graph's weights and activations.
     pub dtype: DType,
+    /// The element type of the weights as they were stored.
+    pub stored: DType,
     /// The files it came from, for their digests.
     pub files: Vec<PathBuf>,
     /// Where the tokenizer and other texts lie.
@@ -79,6 +81,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         graph: built.graph,
         meta: built.meta,
         dtype: built.dtype,
+        stored: checkpoint.dtype(),
         files: config.chain(checkpoint.files().iter().cloned()).collect(),
         dir,
         notes: Vec::new(),
@@ -97,7 +100,16 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     }
     let dir = file.parent().unwrap_or(Path::new("")).to_owned();
     let meta = describe(&graph, &dir)?;
-    Ok(Source { kind: SourceKind::Onnx, graph, meta, dtype: own, files: vec![file.to_owned()], dir, notes })
+    Ok(Source {
+        kind: SourceKind::Onnx,
+        graph,
+        meta,
+        dtype: own,
+        stored: own,
+        files: vec![file.to_owned()],
+        dir,
+        notes,
+    })
 }
 
 /// The element type that most bytes of weights are stored in.

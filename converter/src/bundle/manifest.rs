@@ -39,6 +39,8 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {
     pub kind: SourceKind,
+    /// Element type of the weights there.
+    pub dtype: String,
     pub files: Vec<SourceFile>,
 }
 
@@ -222,7 +224,7 @@ mod tests {
         Manifest {
             format_version: FORMAT,
             dijiang_version: "0.1.0".to_owned(),
-            source: Source { kind: SourceKind::Checkpoint, files: vec![file] },
+            source: Source { kind: SourceKind::Checkpoint, dtype: "f32".to_owned(), files: vec![file] },
             model: Model { family: "llama".to_owned(), vocab: 49152, positions: None, eos: vec![2] },
             recipe: serde_json::json!({"feature_map": "wdcf"}),
             target: "ort".to_owned(),

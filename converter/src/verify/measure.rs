@@ -1,7 +1,7 @@
 //! How far two sets of logits are apart.
 
-/// ‖values - reference‖ / ‖reference‖; NaN where either holds a number that is not finite, or where
-/// their lengths differ. One token that is off, or one logit of millions, still shows in it.
+/// ‖values - reference‖ / ‖reference‖ over all tokens; NaN where either holds a number that is not finite,
+/// or where their lengths differ. A single token of n may be off by √n times as much.
 pub(super) fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
     if values.len() != reference.len() || values.iter().chain(reference).any(|x| !x.is_finite()) {
         return f64::NAN;

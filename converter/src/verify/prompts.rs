@@ -1,37 +1,30 @@
 //! The token sequences that verification feeds: seeded, and long enough to cross a chunk.
 
-use crate::bundle::layout;
 use crate::bundle::manifest::Manifest;
 use dijiang_passes::random::Random;
-use std::path::Path;
 
 /// Two rows of unequal length.
 #[derive(Debug, Clone)]
 pub(super) struct Prompts {
     rows: [Vec<i64>; 2],
     vocab: usize,
+    chunk: usize,
 }
 
-/// Tokens of the long row, one chunk of 64 and a piece of the next.
-const LONG: usize = 70;
-/// Tokens of the short row.
-const SHORT: usize = 41;
+/// Tokens of the long row beyond a chunk.
+const BEYOND: usize = 6;
 /// Tokens of a prompt for the interpreter.
 const ORACLE: usize = 5;
-/// Above this size of weights the long row is cut, so that verification stays within a minute.
-const LARGE: u64 = 1 << 30;
-
 impl Prompts {
-    /// Rows for a bundle: fewer tokens where the model has fewer positions, or is large.
-    pub(super) fn new(manifest: &Manifest, bundle: &Path, seed: u64) -> Self {
-        let large = std::fs::metadata(bundle.join(layout::WEIGHTS)).is_ok_and(|m| m.len() > LARGE);
-        let most = if large { LONG / 4 } else { LONG };
-        let long = manifest.model.positions.map_or(most, |p| most.min(p as usize));
-        let short = (long * SHORT / LONG).max(1);
+    /// Rows for a bundle: a chunk and a piece of the next, or as many tokens as the model has positions.
+    pub(super) fn new(manifest: &Manifest, seed: u64) -> Self {
+        let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64) as usize;
+        let long = manifest.model.positions.map_or(chunk + BEYOND, |p| (p as usize).min(chunk + BEYOND));
+        let short = (long * 3 / 5).max(1);
         let vocab = manifest.model.vocab as usize;
         let mut random = Random::named(seed, "prompts");
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % vocab as u64) as i64).collect();
-        Self { rows: [row(long), row(short)], vocab }
+        Self { rows: [row(long), row(short)], vocab, chunk }
     }
 
     pub(super) fn rows(&self) -> Vec<Vec<i64>> {
@@ -50,7 +43,7 @@ impl Prompts {
     /// Where the long row is split: near its ends and at the edge of a chunk.
     pub(super) fn splits(&self) -> Vec<usize> {
         let n = self.rows[0].len();
-        [1, 64, n - 1].into_iter().filter(|cut| (1..n).contains(cut)).collect()
+        [1, self.chunk, n - 1].into_iter().filter(|cut| (1..n).contains(cut)).collect()
     }
 
     pub(super) fn vocab(&self) -> usize {

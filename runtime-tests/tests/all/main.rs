@@ -4,6 +4,7 @@
 
 mod determinism;
 mod forms;
+mod long;
 mod proof;
 mod quality;
 mod second_decoder;
