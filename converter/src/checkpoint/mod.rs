@@ -20,6 +20,7 @@ mod weights;
 
 pub use config::Config;
 pub use error::CheckpointError;
+pub use weights::read_header;
 
 use build::Builder;
 use dijiang_passes::ir::dtype::DType;

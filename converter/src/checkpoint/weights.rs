@@ -89,24 +89,11 @@ impl Weights {
         // SAFETY: the map is only read. Changing a weight file under a running compiler would change
         // the numbers it writes, which no reader of files can rule out.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| broken(path, &map, &e))?;
         let owner: SharedBytes = Arc::new(map);
         let file = self.files.len();
         self.files.push(path.to_owned());
-        let mut tensors = BTreeMap::new();
-        for name in metadata.offset_keys() {
-            let Some(info) = metadata.info(&name) else { continue };
-            let dims = info.shape.iter().map(|d| *d as u64).collect();
-            let (begin, end) = info.data_offsets;
-            let offset = LENGTH_BYTES + header + begin;
-            let tensor = match element_type(info.dtype) {
-                None => Err(info.dtype.to_string()),
-                Some(dtype) => Ok(Tensor::view(dtype, dims, owner.clone(), offset, end - begin)
-                    .map_err(|e| CheckpointError::Header { path: path.to_owned(), reason: e.to_string() })?),
-            };
-            tensors.insert(name, Stored { file, tensor });
-        }
-        Ok(tensors)
+        let stored = |(name, tensor)| (name, Stored { file, tensor });
+        Ok(read_header(&owner, path)?.into_iter().map(stored).collect())
     }
 
     pub(super) fn get_key(&self, name: &str) -> Option<(&str, &Stored)> {
@@ -135,6 +122,30 @@ impl Weights {
         }
         bytes.into_iter().max_by_key(|(_, n)| *n).map(|(dtype, _)| dtype)
     }
+}
+
+/// The tensors of a safetensors file by name, as views of its bytes; `path` is what errors name. Of an
+/// element type that cannot be read there is only the name.
+pub fn read_header(
+    bytes: &SharedBytes,
+    path: &Path,
+) -> Result<BTreeMap<String, Result<Tensor, String>>, CheckpointError> {
+    let all = (**bytes).as_ref();
+    let (header, metadata) = SafeTensors::read_metadata(all).map_err(|e| broken(path, all, &e))?;
+    let mut tensors = BTreeMap::new();
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let dims = info.shape.iter().map(|d| *d as u64).collect();
+        let (begin, end) = info.data_offsets;
+        let offset = LENGTH_BYTES + header + begin;
+        let tensor = match element_type(info.dtype) {
+            None => Err(info.dtype.to_string()),
+            Some(dtype) => Ok(Tensor::view(dtype, dims, bytes.clone(), offset, end - begin)
+                .map_err(|e| CheckpointError::Header { path: path.to_owned(), reason: e.to_string() })?),
+        };
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
 }
 
 /// What to do about a directory without safetensors.

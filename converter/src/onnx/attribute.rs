@@ -55,7 +55,10 @@ pub(super) fn from_proto(proto: &AttributeProto) -> Result<Attr, String> {
             Some(tensor) => initializer::read_inline(tensor).map(Attr::Tensor),
             None => Err("its tensor is missing".to_owned()),
         },
-        kind::GRAPH | kind::GRAPHS => Err("it is a subgraph, which is not supported".to_owned()),
+        kind::GRAPH | kind::GRAPHS => {
+            Err("it is a subgraph, which is supported in If only (hint: export the model without loops)"
+                .to_owned())
+        }
         kind::STRINGS => Err("it is a list of strings, which is not supported".to_owned()),
         kind::UNDEFINED => Err("its type is missing".to_owned()),
         other => Err(format!("its type {other} is not supported")),

@@ -87,11 +87,14 @@ impl ExternalFiles {
 
     fn map(&self, relative: &Path) -> Result<Mmap, String> {
         let directory = directory_of(&self.model);
-        let real = std::fs::canonicalize(directory.join(relative)).map_err(missing)?;
+        let real = std::fs::canonicalize(directory.join(relative)).map_err(|e| missing(&e))?;
         let real_model = std::fs::canonicalize(&self.model).ok();
         let allowed = [std::fs::canonicalize(directory).ok(), real_model.as_deref().map(owned_directory)];
         if !allowed.iter().flatten().any(|root| real.starts_with(root)) {
-            return Err("it is a link that leaves the directory of the model file".to_owned());
+            return Err(
+                "it is a link that leaves the directory of the model file (hint: put the file itself there)"
+                    .to_owned(),
+            );
         }
         let (file, metadata) = open_regular(&real).map_err(|e| e.to_string())?;
         let is_model = |model: &Path| model.metadata().is_ok_and(|m| same_file(&m, &metadata));
@@ -114,7 +117,7 @@ fn owned_directory(file: &Path) -> PathBuf {
 }
 
 /// Models saved by an ONNX Runtime session still name the data of the model they were made of.
-fn missing(error: std::io::Error) -> String {
+fn missing(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => format!(
             "{error} (hint: it must lie beside the model file; a model saved by an ONNX Runtime session needs the data of the model it was made of)"

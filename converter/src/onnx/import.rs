@@ -8,6 +8,7 @@ use super::message::one_line;
 use super::notes::Notes;
 use super::proto::ModelProto;
 use super::reader::{Reader, opset};
+use super::wire::decoded_size;
 use bytes::Bytes;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;
@@ -38,8 +39,12 @@ pub struct ImportError {
 pub enum ImportProblem {
     #[error("{0}")]
     Io(#[from] std::io::Error),
-    #[error("it is not an ONNX model, or is cut short ({0})")]
+    #[error("it is not an ONNX model, or is cut short ({})", decode_reason(&.0.to_string()))]
     Decode(#[from] prost::DecodeError),
+    #[error(
+        "its messages take {megabytes} MB in memory, expected at most {MAX_GROWTH} times the {file} bytes of the file (hint: it is made of empty messages)"
+    )]
+    TooLarge { megabytes: usize, file: usize },
     #[error("it holds no graph (hint: is this an ONNX model?)")]
     NoGraph,
     #[error("opset {found} is not supported, expected {first} to {last} (hint: convert it with onnx.version_converter)", first = OPSETS.start(), last = OPSETS.end())]
@@ -66,6 +71,18 @@ pub enum ImportProblem {
     Graph(#[from] PatchError),
 }
 
+/// The decoder names every message around the mistake: what is deep is named by its two ends.
+fn decode_reason(error: &str) -> String {
+    let error = error.trim_start_matches("failed to decode Protobuf message: ");
+    let parts: Vec<&str> = error.split(": ").collect();
+    match parts.as_slice() {
+        [first, .., last] if parts.len() > MAX_PLACES => format!("{first} and deeper: {last}"),
+        _ => error.to_owned(),
+    }
+}
+
+const MAX_PLACES: usize = 6;
+
 /// Reads a model file and logs its notes. Its external data is looked for beside it, and nowhere else.
 pub fn import(path: &Path) -> Result<Graph, ImportError> {
     let Imported { graph, notes } = open(path)?;
@@ -90,7 +107,22 @@ fn located(path: &Path, problem: ImportProblem) -> ImportError {
     ImportError { file: path.display().to_string(), problem: Box::new(problem) }
 }
 
+/// Memory that the messages of any model may take.
+const FREE_SIZE: usize = 64 << 20;
+
+/// Real models take at most a few times the bytes of their messages.
+const MAX_GROWTH: usize = 8;
+
+fn check_size(bytes: &[u8]) -> Result<(), ImportProblem> {
+    let size = decoded_size(bytes);
+    if size <= FREE_SIZE || size / MAX_GROWTH <= bytes.len() {
+        return Ok(());
+    }
+    Err(ImportProblem::TooLarge { megabytes: size >> 20, file: bytes.len() })
+}
+
 fn read(bytes: Bytes, path: &Path) -> Result<Imported, ImportProblem> {
+    check_size(&bytes)?;
     let model = ModelProto::decode(bytes)?;
     let Some(proto) = &model.graph else { return Err(ImportProblem::NoGraph) };
     let opset = opset(&model.opset_import)?.ok_or(ImportProblem::NoOpset)?;

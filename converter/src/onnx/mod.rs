@@ -15,6 +15,7 @@ mod message;
 mod notes;
 pub mod proto;
 mod reader;
+mod wire;
 
 pub use notes::not_finite;
 

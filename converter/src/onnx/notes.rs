@@ -50,7 +50,7 @@ impl Notes {
         if let Some(first) = self.defaults.first() {
             let n = self.defaults.len();
             self.lines.push(format!(
-                "{n} inputs have initialisers (first `{}`): they are constants and no inputs any more",
+                "inputs with initialisers are constants and no inputs any more: {n}, first `{}`",
                 shown(first)
             ));
         }

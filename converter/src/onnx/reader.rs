@@ -7,8 +7,8 @@ use super::legacy::{self, Flattened};
 use super::message::shown;
 use super::notes::Notes;
 use super::proto::{
-    AttributeProto, DimValue, DimensionProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto,
-    TensorProto, ValueInfoProto,
+    AttributeProto, DimValue, DimensionProto, EXTERNAL, FunctionProto, GraphProto, NodeProto,
+    OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
 use super::{attribute, branches, domain, dtype, forms, forms::Form};
 use dijiang_passes::ir::dtype::DType;
@@ -20,7 +20,7 @@ use dijiang_passes::ir::tensor::Tensor;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A float initialiser in the model file with more elements than this is a weight.
+/// A float constant in the model file with more elements than this is a weight.
 const MAX_SMALL: usize = 64;
 
 /// Bytes of nodes that the calls of functions may expand to. A few hundred bytes of functions that call
@@ -35,8 +35,11 @@ pub(super) fn opset(imports: &[OperatorSetIdProto]) -> Result<Option<i64>, Impor
     }
 }
 
-/// Values by name. A function's input that its call leaves out is there without a value.
-type Scope = BTreeMap<String, Option<ValueId>>;
+/// What a name stands for. A function's input that its call leaves out has a name and no value.
+#[derive(Clone, Copy)]
+struct Named(Option<ValueId>);
+
+type Scope = BTreeMap<String, Named>;
 
 /// How the names of nodes are meant: in the model's graph, or in a function being put in place.
 struct Frame {
@@ -128,15 +131,20 @@ impl<'m> Reader<'m> {
             return Ok(());
         }
         let tensor = self.files.read(proto)?;
-        let name = self.value_name(&proto.name);
-        let id = if is_weight(proto, &tensor) {
-            self.notes.weight(&name, &tensor);
-            self.patch.weight(&name, tensor)
-        } else {
-            self.patch.named_constant(&name, tensor)
-        };
-        self.bind(&proto.name, Some(id));
+        self.tensor(&proto.name, tensor, proto.data_location == EXTERNAL);
         Ok(())
+    }
+
+    /// A constant. It is a weight where it is large, or where the model keeps it with its weights.
+    fn tensor(&mut self, name: &str, tensor: Tensor, is_weight: bool) {
+        let label = self.value_name(name);
+        let id = if is_weight || (tensor.dtype().is_float() && tensor.len() > MAX_SMALL) {
+            self.notes.weight(&label, &tensor);
+            self.patch.weight(&label, tensor)
+        } else {
+            self.patch.named_constant(&label, tensor)
+        };
+        self.bind(name, Some(id));
     }
 
     /// An input with an initialiser is a constant: before IR version 4 all of them were listed as inputs.
@@ -160,7 +168,7 @@ impl<'m> Reader<'m> {
             return Ok(());
         }
         let ty = input_type(input);
-        if let Some(constant) = self.find(&input.name).flatten() {
+        if let Some(constant) = self.find(&input.name).and_then(|named| named.0) {
             self.notes.default_of_input(&input.name);
             return ty.map_or(Ok(()), |(dtype, _)| self.check_dtype(constant, dtype));
         }
@@ -235,7 +243,7 @@ impl<'m> Reader<'m> {
         format!("{}{}_{}", self.frame.prefix, proto.op_type, self.unnamed)
     }
 
-    fn find(&self, name: &str) -> Option<Option<ValueId>> {
+    fn find(&self, name: &str) -> Option<Named> {
         self.frame.scopes.iter().rev().find_map(|scope| scope.get(name)).copied()
     }
 
@@ -243,7 +251,7 @@ impl<'m> Reader<'m> {
         if name.is_empty() {
             return Ok(None);
         }
-        if let Some(found) = self.find(name) {
+        if let Some(Named(found)) = self.find(name) {
             return Ok(found);
         }
         if let Some(reason) = self.unreadable.get(name) {
@@ -261,7 +269,7 @@ impl<'m> Reader<'m> {
 
     pub(super) fn bind(&mut self, name: &str, id: Option<ValueId>) {
         if let Some(scope) = self.frame.scopes.last_mut() {
-            scope.insert(name.to_owned(), id);
+            scope.insert(name.to_owned(), Named(id));
         }
     }
 
@@ -421,9 +429,7 @@ impl<'m> Reader<'m> {
             ("value_floats", Attr::Floats(x)) => Tensor::from_f32(&[x.len() as u64], &x),
             (name, _) => return Err(format!("attribute `{}` is not supported", shown(name))),
         };
-        let name = self.value_name(output);
-        let id = self.patch.named_constant(&name, tensor);
-        self.bind(output, Some(id));
+        self.tensor(output, tensor, false);
         Ok(())
     }
 
@@ -476,9 +482,10 @@ impl<'m> Reader<'m> {
         let mut scope = Scope::new();
         for (slot, input) in function.input.iter().enumerate() {
             let given = proto.input.get(slot).map_or(Ok(None), |given| self.value(given)).map_err(fail)?;
-            scope.insert(input.clone(), given);
+            scope.insert(input.clone(), Named(given));
         }
-        let opset = opset(&function.opset_import)?.unwrap_or(self.frame.opset);
+        let opset = opset(&function.opset_import).map_err(|e| in_function(function, e.to_string()))?;
+        let opset = opset.unwrap_or(self.frame.opset);
         let given = Some(functions::attributes(function, proto));
         let frame = Frame { opset, given, prefix: format!("{name}/"), scopes: vec![scope] };
         let outer = std::mem::replace(&mut self.frame, frame);
@@ -494,7 +501,7 @@ impl<'m> Reader<'m> {
     }
 
     fn check_call(&self, function: &'m FunctionProto, proto: &NodeProto) -> Result<(), ImportProblem> {
-        let fail = |reason| ImportProblem::Function { function: functions::full_name(function), reason };
+        let fail = |reason| in_function(function, reason);
         if self.calls.iter().any(|f| std::ptr::eq(*f, function)) {
             let names: Vec<String> = self.calls.iter().map(|f| functions::full_name(f)).collect();
             return Err(fail(format!("it calls itself ({} and back)", names.join(", then "))));
@@ -516,7 +523,7 @@ impl<'m> Reader<'m> {
         if self.expanded > MAX_EXPANDED {
             let reason =
                 format!("the calls of functions expand to more than {} MB of nodes", MAX_EXPANDED >> 20);
-            return Err(ImportProblem::Function { function: functions::full_name(function), reason });
+            return Err(in_function(function, reason));
         }
         Ok(())
     }
@@ -584,6 +591,10 @@ const NODE_BYTES: usize = 400;
 
 /// Calls of functions within functions.
 const MAX_CALLS: usize = 64;
+
+fn in_function(function: &FunctionProto, reason: String) -> ImportProblem {
+    ImportProblem::Function { function: functions::full_name(function), reason }
+}
 
 fn problem(proto: &NodeProto, name: &str, reason: String) -> ImportProblem {
     let op = Op::in_domain(domain(&proto.domain), &proto.op_type).qualified_name();
@@ -661,10 +672,6 @@ fn read_attribute(attr: &AttributeProto, proto: &NodeProto, op: &mut Op) -> Resu
         return Err("it is there twice".to_owned());
     }
     Ok(())
-}
-
-fn is_weight(proto: &TensorProto, tensor: &Tensor) -> bool {
-    proto.data_location == super::proto::EXTERNAL || (tensor.dtype().is_float() && tensor.len() > MAX_SMALL)
 }
 
 fn input_type(info: &ValueInfoProto) -> Result<(DType, Shape), String> {

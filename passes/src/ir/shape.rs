@@ -44,12 +44,17 @@ impl Dim {
         }
     }
 
+    /// More than can be counted is not known.
+    fn counted(n: Option<u64>) -> Self {
+        n.map_or(Self::Unknown, Self::Known)
+    }
+
     /// The sum; symbolic where both sides have a name.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         match (self, other) {
             (Self::Known(0), x) | (x, Self::Known(0)) => x.clone(),
-            (Self::Known(a), Self::Known(b)) => Self::Known(a + b),
+            (Self::Known(a), Self::Known(b)) => Self::counted(a.checked_add(*b)),
             (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
             (a, b) => {
                 let (a, b) = if a <= b { (a, b) } else { (b, a) };
@@ -63,7 +68,7 @@ impl Dim {
     pub fn times(&self, other: &Self) -> Self {
         match (self, other) {
             (Self::Known(1), x) | (x, Self::Known(1)) => x.clone(),
-            (Self::Known(a), Self::Known(b)) => Self::Known(a * b),
+            (Self::Known(a), Self::Known(b)) => Self::counted(a.checked_mul(*b)),
             _ => Self::Unknown,
         }
     }
@@ -144,6 +149,13 @@ mod tests {
         let shape = broadcast(&[b.clone(), 1.into(), 3.into()], &[4.into(), 1.into()]);
         assert_eq!(shape, Some(vec![b, 4.into(), 3.into()]));
         assert_eq!(broadcast(&[2.into()], &[3.into()]), None);
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_unknown() {
+        let most = Dim::Known(u64::MAX);
+        assert_eq!(most.plus(&Dim::Known(1)), Dim::Unknown);
+        assert_eq!(most.times(&Dim::Known(2)), Dim::Unknown);
     }
 
     #[test]
