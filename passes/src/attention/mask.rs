@@ -1,12 +1,13 @@
-//! What a mask lets through, decided by evaluating its subgraph.
+//! What is done to the scores before the softmax, scale and mask, decided by evaluating it.
 //!
-//! Exporters spell one mask in subgraphs of 3 to 200 nodes, so its form says little. Here it is run
-//! on small shapes, with and without padding and past, and compared with what causal and padded
-//! attention would let through.
+//! Exporters spell one mask in subgraphs of 3 to 200 nodes, add it, select with it or clamp with it, so
+//! its form says little. Here everything between q kᵀ and the softmax is run on small shapes, with and
+//! without padding and past, and compared with what causal and padded attention would let through.
 
+use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
-use crate::ir::shape::Dim;
+use crate::ir::shape::{Dim, show};
 use crate::pattern::Miss;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,52 +108,57 @@ impl Kind {
     }
 }
 
-/// Classifies an additive mask that broadcasts to `[batch, heads, sequence, past + sequence]`. Without a
+/// What stands between q kᵀ and the softmax.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    pub scale: f64,
+    pub mask: Mask,
+}
+
+/// Finds what `scores`, the softmax's input, does to `product`, which is q kᵀ `[batch, heads, sequence,
+/// keys]`: it must be scale · product where a key is seen, and very negative where it is not. Without a
 /// cache there is no past.
-pub fn classify(graph: &Graph, bias: ValueId, cached: bool) -> Result<Mask, Miss> {
-    let cone = cone_of(graph, bias);
-    let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
+pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) -> Result<Scores, Miss> {
+    let function = Function::new(graph, scores, product)?;
     let mut tally = Tally { left: Kind::ALL.to_vec(), odd: None };
     for trial in TRIALS.iter().filter(|t| cached || t.past == 0) {
-        let allowed = run(graph, bias, &cone.inputs, padding, trial)?;
-        tally.add(trial, &allowed);
+        tally.add(trial, &function.open(trial)?);
     }
-    for trial in long_trials(graph, bias, &cone, cached)? {
+    for trial in function.long_trials(cached)? {
         // A mask cut from a table ends where the model's positions do; what it cannot do says nothing.
-        if let Ok(allowed) = run(graph, bias, &cone.inputs, padding, &trial) {
-            tally.add(&trial, &allowed);
+        if let Ok(open) = function.open(&trial) {
+            tally.add(&trial, &open);
         }
     }
-    match (tally.left.first(), padding) {
-        (Some(Kind::Open), _) => Ok(Mask::None),
-        (Some(Kind::Causal), _) => Ok(Mask::Causal),
-        (Some(Kind::Padded), Some(input)) => Ok(Mask::KeyPadding(input)),
-        (Some(Kind::CausalPadded), Some(input)) => Ok(Mask::CausalKeyPadding(input)),
+    let scale = function.scale(&TRIALS[0])?;
+    let mask = match (tally.left.first(), function.padding) {
+        (Some(Kind::Open), _) => Mask::None,
+        (Some(Kind::Causal), _) => Mask::Causal,
+        (Some(Kind::Padded), Some(input)) => Mask::KeyPadding(input),
+        (Some(Kind::CausalPadded), Some(input)) => Mask::CausalKeyPadding(input),
         _ => {
             let odd = tally.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
             let reason = format!("the mask is neither causal nor key padding: {odd}");
-            Err(Miss::check(&graph.value(bias).name, reason))
+            return Err(Miss::check(&graph.value(scores).name, reason));
         }
-    }
+    };
+    Ok(Scores { scale, mask })
 }
 
 impl Tally {
-    fn add(&mut self, trial: &Trial, allowed: &Allowed) {
-        for row in 0..2 {
-            for query in (0..trial.time).filter(|q| trial.sees_a_token(row, *q)) {
-                for key in 0..trial.total() {
-                    let (earlier, token) = (key <= trial.past + query, trial.is_token(row, key));
-                    let through = allowed(row, query, key);
-                    self.left.retain(|kind| kind.lets(earlier, token) == through);
-                    if Kind::ALL.iter().all(|kind| kind.lets(earlier, token) != through)
-                        || self.left.is_empty()
-                    {
-                        let verb = if through { "sees" } else { "does not see" };
-                        let place =
-                            format!("query {query} {verb} key {key} after {} past tokens", trial.past);
-                        self.odd.get_or_insert(place);
-                    }
-                }
+    fn add(&mut self, trial: &Trial, open: &Open) {
+        for ((row, head, query, key), through) in open.indexed_iter() {
+            if !trial.sees_a_token(row, query) {
+                continue;
+            }
+            let (earlier, token) = (key <= trial.past + query, trial.is_token(row, key));
+            self.left.retain(|kind| kind.lets(earlier, token) == *through);
+            if Kind::ALL.iter().all(|kind| kind.lets(earlier, token) != *through) || self.left.is_empty() {
+                let verb = if *through { "sees" } else { "does not see" };
+                let past = trial.past;
+                let place =
+                    format!("in head {head}, query {query} {verb} key {key} after {past} past tokens");
+                self.odd.get_or_insert(place);
             }
         }
     }
@@ -165,9 +171,10 @@ struct Cone {
     lengths: BTreeSet<usize>,
 }
 
-fn cone_of(graph: &Graph, value: ValueId) -> Cone {
+/// Everything before `value`, `cut` left out.
+fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
     let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new() };
-    let (mut seen, mut stack) = (BTreeSet::new(), vec![value]);
+    let (mut seen, mut stack) = (BTreeSet::from([cut]), vec![value]);
     while let Some(value) = stack.pop() {
         if !seen.insert(value) {
             continue;
@@ -190,21 +197,121 @@ fn cone_of(graph: &Graph, value: ValueId) -> Cone {
 const LONG: usize = 300;
 
 /// Longest sequence that is tried without a past, where a mask is a square.
-const LONGEST_SQUARE: usize = 2100;
+const LONGEST_SQUARE: usize = 600;
 
-/// Trials that are longer than any number in the mask: a window shows in them.
-fn long_trials(graph: &Graph, bias: ValueId, cone: &Cone, cached: bool) -> Result<Vec<Trial>, Miss> {
-    let lengths = cone.lengths.iter().copied().chain([LONG]);
-    lengths
-        .map(|n| match cached {
-            true => Ok(Trial { past: n + 1, time: 2, left: 0, right: 0 }),
-            false if n + 2 <= LONGEST_SQUARE => Ok(Trial { past: 0, time: n + 2, left: 0, right: 0 }),
-            false => {
-                let reason = format!("it holds the number {n}: a window that long cannot be told from none");
-                Err(Miss::check(&graph.value(bias).name, reason))
-            }
-        })
-        .collect()
+/// Which keys each head's queries see: `[row, head, query, key]`.
+type Open = ndarray::Array4<bool>;
+
+/// The scores as a function of the product.
+struct Function<'g> {
+    graph: &'g Graph,
+    scores: ValueId,
+    product: ValueId,
+    heads: usize,
+    cone: Cone,
+    padding: Option<ValueId>,
+    sizes: Sizes,
+}
+
+impl<'g> Function<'g> {
+    fn new(graph: &'g Graph, scores: ValueId, product: ValueId) -> Result<Self, Miss> {
+        let shape = graph.value(product).ty.shape.clone().unwrap_or_default();
+        let heads = match shape.as_slice() {
+            [_, heads, _, _] => heads.known(),
+            _ => None,
+        };
+        let Some(heads) = heads else {
+            let reason =
+                format!("expected [batch, heads, sequence, keys] with known heads, found {}", show(&shape));
+            return Err(Miss::check(&graph.value(product).name, reason));
+        };
+        let cone = cone_of(graph, scores, product);
+        let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
+        let sizes = Sizes::of(graph);
+        Ok(Self { graph, scores, product, heads: heads as usize, cone, padding, sizes })
+    }
+
+    fn miss(&self, reason: impl Into<String>) -> Miss {
+        Miss::check(&self.graph.value(self.scores).name, reason)
+    }
+
+    /// Trials that are longer than any number in the mask: a window shows in them.
+    fn long_trials(&self, cached: bool) -> Result<Vec<Trial>, Miss> {
+        let lengths = self.cone.lengths.iter().copied().chain([LONG]);
+        lengths
+            .map(|n| match cached {
+                true => Ok(Trial { past: n + 1, time: 2, left: 0, right: 0 }),
+                false if n + 2 <= LONGEST_SQUARE => Ok(Trial { past: 0, time: n + 2, left: 0, right: 0 }),
+                false => Err(self
+                    .miss(format!("it holds the number {n}: a window that long cannot be told from none"))),
+            })
+            .collect()
+    }
+
+    /// The scores of a trial, `[2, heads, sequence, keys]`, where every product is `value`.
+    fn at(&self, trial: &Trial, value: f64) -> Result<ndarray::Array4<f64>, Miss> {
+        let fail = |reason: String| self.miss(format!("the mask could not be evaluated: {reason}"));
+        let shape = [2, self.heads, trial.time, trial.total()];
+        let mut given = BTreeMap::new();
+        let products = Array::from_f64(&shape, vec![value; shape.iter().product()]).map_err(fail)?;
+        given.insert(self.product, products);
+        for input in &self.cone.inputs {
+            given.insert(*input, self.fill(*input, trial)?);
+        }
+        let out = eval(self.graph, &given, &[self.scores]).map_err(|e| fail(e.to_string()))?;
+        let array = out[0].as_f().map_err(fail)?;
+        let wrong = || fail(format!("it gives {:?}, expected {shape:?}", array.shape()));
+        array.broadcast(shape).map(|view| view.to_owned()).ok_or_else(wrong)
+    }
+
+    fn open(&self, trial: &Trial) -> Result<Open, Miss> {
+        let bias = self.at(trial, 0.0)?;
+        if let Some(x) = bias.iter().find(|x| x.abs() > OPEN && **x > CLOSED) {
+            return Err(
+                self.miss(format!("the mask holds {x}: a bias on the scores, not only open and closed"))
+            );
+        }
+        Ok(bias.mapv(|x| x > CLOSED))
+    }
+
+    /// What a product is multiplied with where its key is seen; the same everywhere, and for any product.
+    fn scale(&self, trial: &Trial) -> Result<f64, Miss> {
+        let open = self.open(trial)?;
+        let seen = |value: f64| -> Result<Vec<f64>, Miss> {
+            let scores = self.at(trial, value)?;
+            Ok(scores.iter().zip(&open).filter(|(_, open)| **open).map(|(x, _)| x / value).collect())
+        };
+        let found = [seen(1.0)?, seen(-3.0)?].concat();
+        let scale = found.first().copied().unwrap_or(f64::NAN);
+        if let Some(other) = found.iter().find(|x| (*x - scale).abs() > 1e-6 * scale.abs()) {
+            return Err(self.miss(format!("the scores are no multiple of q k: factors {scale} and {other}")));
+        }
+        match scale.is_finite() && scale > 0.0 {
+            true => Ok(scale),
+            false => Err(self.miss(format!("the scale is {scale}, expected a positive number"))),
+        }
+    }
+
+    /// Contents of a graph input in a trial: padding, positions, or numbers of the right shape.
+    fn fill(&self, input: ValueId, trial: &Trial) -> Result<Array, Miss> {
+        let value = self.graph.value(input);
+        let shape = value.ty.shape.clone().unwrap_or_default();
+        let dims: Vec<usize> = shape.iter().map(|d| self.sizes.size(d, trial)).collect();
+        let fail = |reason: String| Miss::check(&value.name, reason);
+        let len = dims.iter().product();
+        if self.padding == Some(input) {
+            let tokens = (0..len).map(|i| i64::from(trial.is_token(i / dims[1], i % dims[1])));
+            return Array::from_i64(&dims, tokens.collect()).map_err(fail);
+        }
+        if value.ty.dtype.is_none_or(DType::is_float) {
+            // Only its shape may matter; what its numbers do to the mask must show.
+            let numbers = (0..len).map(|i| 0.37 + 0.11 * i as f64);
+            return Array::from_f64(&dims, numbers.collect()).map_err(fail);
+        }
+        let columns = dims.last().copied().unwrap_or(1).max(1);
+        let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
+        Array::from_i64(&dims, positions.collect()).map_err(fail)
+    }
 }
 
 fn is_padding_input(graph: &Graph, input: ValueId) -> bool {
@@ -212,71 +319,69 @@ fn is_padding_input(graph: &Graph, input: ValueId) -> bool {
     value.name.contains("mask") && value.ty.rank() == Some(2)
 }
 
-type Allowed = Box<dyn Fn(usize, usize, usize) -> bool>;
+/// What the symbols of a graph's inputs stand for.
+struct Sizes(BTreeMap<String, Size>);
 
-fn run(
-    graph: &Graph,
-    bias: ValueId,
-    cone: &BTreeSet<ValueId>,
-    padding: Option<ValueId>,
-    trial: &Trial,
-) -> Result<Allowed, Miss> {
-    let mut given = BTreeMap::new();
-    for input in cone {
-        given.insert(*input, fill(graph, *input, padding == Some(*input), trial)?);
-    }
-    let name = &graph.value(bias).name;
-    let fail = |reason: String| Miss::check(name, format!("the mask could not be evaluated: {reason}"));
-    let out = eval(graph, &given, &[bias]).map_err(|e| fail(e.to_string()))?;
-    let array = out[0].as_f().map_err(fail)?;
-    let shape = [2, 1, trial.time, trial.total()];
-    let Some(view) = array.broadcast(shape) else {
-        return Err(fail(format!("it gives {:?}, expected {shape:?}", array.shape())));
-    };
-    if let Some(x) = view.iter().find(|x| x.abs() > OPEN && **x > CLOSED) {
-        let reason = format!("the mask holds {x}: a bias on the scores, not only open and closed");
-        return Err(Miss::check(name, reason));
-    }
-    let open: ndarray::Array4<bool> =
-        ndarray::Array4::from_shape_fn(shape, |i| view[[i.0, i.1, i.2, i.3]] > CLOSED);
-    Ok(Box::new(move |row, query, key| open[[row, 0, query, key]]))
+#[derive(Clone, Copy)]
+enum Size {
+    Batch,
+    Time,
+    Past,
+    Total,
 }
 
-/// Contents of a graph input in a trial: padding, positions, or numbers of the right shape.
-fn fill(graph: &Graph, input: ValueId, is_padding: bool, trial: &Trial) -> Result<Array, Miss> {
-    let value = graph.value(input);
-    let shape = value.ty.shape.clone().unwrap_or_default();
-    let dims: Vec<usize> = shape.iter().map(|d| size(d, trial)).collect();
-    let fail = |reason: String| Miss::check(&value.name, reason);
-    let len = dims.iter().product();
-    let floats = value.ty.dtype.is_none_or(crate::ir::dtype::DType::is_float);
-    if is_padding {
-        let tokens = (0..len).map(|i| i64::from(trial.is_token(i / dims[1], i % dims[1])));
-        return Array::from_i64(&dims, tokens.collect()).map_err(fail);
+impl Sizes {
+    /// From the inputs that every exporter gives the same names.
+    fn of(graph: &Graph) -> Self {
+        let mut found = BTreeMap::new();
+        for input in graph.inputs() {
+            let value = graph.value(*input);
+            let meaning: &[Option<Size>] = match (value.name.as_str(), value.ty.rank()) {
+                ("attention_mask", Some(2)) => &[Some(Size::Batch), Some(Size::Total)],
+                (name, Some(4)) if name.contains("past") => {
+                    &[Some(Size::Batch), None, Some(Size::Past), None]
+                }
+                (_, Some(2)) => &[Some(Size::Batch), Some(Size::Time)],
+                (_, Some(3)) => &[Some(Size::Batch), Some(Size::Time), None],
+                _ => &[],
+            };
+            for (dim, size) in value.ty.shape.iter().flatten().zip(meaning) {
+                if let (Dim::Sym(symbol), Some(size)) = (dim, size) {
+                    found.entry(symbol.name().to_owned()).or_insert(*size);
+                }
+            }
+        }
+        // Without a past, the mask and the tokens share one symbol.
+        for input in graph.inputs().iter().map(|v| graph.value(*v)).filter(|v| v.name == "input_ids") {
+            if let Some([_, Dim::Sym(time)]) = input.ty.shape.as_deref() {
+                found.insert(time.name().to_owned(), Size::Time);
+            }
+        }
+        Self(found)
     }
-    if floats {
-        // Only its shape may matter; what its numbers do to the mask must show.
-        let numbers = (0..len).map(|i| 0.37 + 0.11 * i as f64);
-        return Array::from_f64(&dims, numbers.collect()).map_err(fail);
+
+    fn size(&self, dim: &Dim, trial: &Trial) -> usize {
+        let Dim::Sym(symbol) = dim else { return dim.known().unwrap_or(1) as usize };
+        if let Some(size) = self.0.get(symbol.name()) {
+            return size.of(trial);
+        }
+        let parts = symbol.name().split('+').map(|part| match (part.trim(), self.0.get(part.trim())) {
+            (_, Some(size)) => size.of(trial),
+            (name, None) => name.parse().unwrap_or(trial.time),
+        });
+        parts.sum()
     }
-    let columns = dims.last().copied().unwrap_or(1).max(1);
-    let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
-    Array::from_i64(&dims, positions.collect()).map_err(fail)
 }
 
-/// A dim in a trial, from the name of its symbol.
-fn size(dim: &Dim, trial: &Trial) -> usize {
-    let Dim::Sym(symbol) = dim else { return dim.known().unwrap_or(1) as usize };
-    symbol
-        .name()
-        .split('+')
-        .map(|part| match part.trim() {
-            name if name.starts_with("batch") => 2,
-            name if name.starts_with("past") => trial.past,
-            name if name.starts_with("total") => trial.total(),
-            name => name.parse().unwrap_or(trial.time),
-        })
-        .sum()
+impl Size {
+    fn of(self, trial: &Trial) -> usize {
+        match self {
+            Self::Batch => 2,
+            Self::Time => trial.time,
+            Self::Past => trial.past,
+            Self::Total => trial.total(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -289,14 +394,16 @@ mod tests {
         let graph = parse(&format!(
             r#"graph "mask" {{
   input %attention_mask: i64[batch, past + sequence]
-  input %past: f32[batch, 2, past, 4]
+  input %input_ids: i64[batch, sequence]
+  input %past_key: f32[batch, 2, past, 4]
+  input %product: f32[batch, 2, sequence, past + sequence]
   input %position_bias: f32[batch, 1, 1, past + sequence]
   const %zero: i64[] = [0]
   const %one: i64[] = [1]
   const %window: i64[] = [40]
   %total = Shape(%attention_mask) {{start: 1, end: 2}}
   %length = Squeeze(%total) {{axes: [0]}}
-  %cached = Shape(%past) {{start: 2, end: 3}}
+  %cached = Shape(%past_key) {{start: 2, end: 3}}
   const %end: i64[1] = [9223372036854775807]
   %keys = Range(%zero, %length, %one)
   %late = Slice(%keys, %cached, %end)
@@ -305,12 +412,19 @@ mod tests {
   const %shut: f32[] = [-1e30]
   const %clear: f32[] = [0.0]
 {extra}
-  output "bias" %bias
+  const %scale: f32[] = [0.5]
+  %scaled = Mul(%product, %scale)
+  %scores = Add(%scaled, %bias)
+  output "scores" %scores
+  output "ids" %input_ids
 }}"#
         ))
         .expect("it parses");
-        let bias = graph.output("bias").expect("bias");
-        classify(&graph, bias, true).map_err(|miss| miss.reason)
+        let scores = graph.output("scores").expect("scores");
+        let product = graph.input("product").expect("product");
+        let found = classify(&graph, scores, product, true).map_err(|miss| miss.reason)?;
+        assert!((found.scale - 0.5).abs() < 1e-12);
+        Ok(found.mask)
     }
 
     #[test]
@@ -327,8 +441,7 @@ mod tests {
   %open = And(%earlier, %near)
   %flat = Where(%open, %clear, %shut)
   %bias = Unsqueeze(%flat) {axes: [0, 1]}";
-        let want =
-            "the mask is neither causal nor key padding: query 0 does not see key 0 after 41 past tokens";
+        let want = "the mask is neither causal nor key padding: in head 0, query 0 does not see key 0 after 41 past tokens";
         assert_eq!(mask(window), Err(want.to_owned()));
     }
 

@@ -1,7 +1,7 @@
 //! The canonical attention site, whatever operators an exporter spelled it with.
 
 use super::mask::Mask;
-use crate::ir::graph::{Graph, ValueId};
+use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::shape::{Dim, show};
 use crate::pattern::Miss;
 
@@ -52,7 +52,9 @@ pub struct Stream {
 /// Undoes the repetition over query heads (`Unsqueeze`, `Expand`, `Reshape`) and the cache `Concat`.
 pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
     let whole = before_repeat(graph, value)?;
-    let Some(concat) = graph.made_by(whole, "Concat") else {
+    // Other joins, such as of rotated and plain parts of a head, make new keys.
+    let joins_past = |n: &&Node| n.input(0).is_some_and(|past| graph.inputs().contains(&past));
+    let Some(concat) = graph.made_by(whole, "Concat").filter(joins_past) else {
         return Ok(Stream { new: whole, cache: None });
     };
     let name = &graph.value(whole).name;
@@ -61,9 +63,6 @@ pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
     };
     if !matches!(concat.op.int("axis"), Some(2 | -2)) {
         return Err(Miss::check(name, format!("a cache grows along axis 2, found {:?}", concat.op.attrs)));
-    }
-    if !graph.inputs().contains(&past) {
-        return Err(Miss::check(name, "the past of the cache is no graph input"));
     }
     let present = graph.outputs().iter().find(|(_, v)| *v == whole);
     let Some((present, _)) = present else {

@@ -1,10 +1,11 @@
-//! Matches: `MatMul(Softmax(scale · MatMul(q, kᵀ) [+ mask]), v)` spelled in plain operators, with
-//! or without a cast to f32 around the softmax, as our model families and most exporters write it.
-//! Declines when: the scale is no constant, the mask is neither causal nor padding, the
-//! probabilities have another user, or the heads are not on axis 1.
+//! Matches: `MatMul(Softmax(f(MatMul(q, kᵀ))), v)`, whatever f does to scale and mask the scores, with or
+//! without casts around the softmax, and with a guard that turns NaN to zero behind it.
+//! Declines when: f is not a scale and a causal or padding mask (it is evaluated to see), the
+//! probabilities have another user, keys are neither the queries' own tokens nor a cache of them, or the
+//! heads are not on axis 1.
 
 use super::AttentionPattern;
-use crate::attention::mask::{Mask, classify};
+use crate::attention::mask::{Scores, classify};
 use crate::attention::site::{self, AttentionSite, Cache, Stream};
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::shape::show;
@@ -18,19 +19,10 @@ impl AttentionPattern for Decomposed {
     }
 
     fn pattern(&self) -> Pat {
-        let turned = Pat::op("Transpose", [Pat::var("k")]).with_ints("perm", &[0, 1, 3, 2]);
-        let products = Pat::op("MatMul", [Pat::var("q"), turned]).maybe_cast();
-        let scaled = Pat::one_of([
-            ("mul", Pat::op("Mul", [products.clone(), Pat::var("scale")])),
-            ("div", Pat::op("Div", [products.clone(), Pat::var("scale")])),
-            ("unscaled", products),
-        ])
-        .maybe_cast();
-        let scores = Pat::one_of([
-            ("masked", Pat::op("Add", [scaled.clone(), Pat::var("mask")])),
-            ("unmasked", scaled),
-        ]);
-        let probabilities = Pat::op("Softmax", [scores]).bind("probabilities").maybe_cast();
+        let softmax = Pat::op("Softmax", [Pat::var("scores")]).bind("probabilities");
+        let guarded = Pat::op("Where", [Pat::op("IsNaN", [softmax.clone()]), Pat::Scalar, softmax.clone()]);
+        let probabilities =
+            Pat::one_of([("guarded", guarded), ("plain", softmax)]).maybe_cast().bind("weights");
         Pat::op("MatMul", [probabilities, Pat::var("v")]).bind("out")
     }
 
@@ -38,9 +30,10 @@ impl AttentionPattern for Decomposed {
         let get = |name: &str| {
             found.get(name).ok_or_else(|| Miss::check("", format!("the pattern does not bind `{name}`")))
         };
-        let (q, out, probabilities) = (get("q")?, get("out")?, get("probabilities")?);
-        check_softmax(graph, probabilities)?;
-        let key = site::trace_stream(graph, get("k")?)?;
+        let (out, scores) = (get("out")?, get("scores")?);
+        check_softmax(graph, found)?;
+        let Product { product, q, k } = product_of(graph, scores)?;
+        let key = site::trace_stream(graph, k)?;
         let value = site::trace_stream(graph, get("v")?)?;
         site::check_tokens(graph, q, key.new)?;
         site::check_tokens(graph, q, value.new)?;
@@ -54,9 +47,7 @@ impl AttentionPattern for Decomposed {
             );
             return Err(Miss::check(name(out), reason));
         }
-        let scale = scale_of(graph, found)?;
-        let cached = key.cache.is_some();
-        let mask = found.get("mask").map_or(Ok(Mask::None), |bias| classify(graph, bias, cached))?;
+        let Scores { scale, mask } = classify(graph, scores, product, key.cache.is_some())?;
         let projection = site::trace_projection(graph, value.new);
         Ok(AttentionSite {
             name: projection.as_ref().map_or_else(|| name(out), |p| site::module_of(&p.weight)),
@@ -77,18 +68,72 @@ impl AttentionPattern for Decomposed {
     }
 }
 
-fn check_softmax(graph: &Graph, probabilities: ValueId) -> Result<(), Miss> {
-    let value = graph.value(probabilities);
-    if value.uses.len() > 1 {
-        let reason = format!("the probabilities have {} users", value.uses.len());
-        return Err(Miss::check(&value.name, reason));
+fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
+    let (Some(probabilities), Some(weights)) = (found.get("probabilities"), found.get("weights")) else {
+        return Err(Miss::check("", "the pattern binds no probabilities"));
+    };
+    // A guard reads the probabilities twice itself.
+    let own = if found.has_tag("guarded") { 2 } else { 1 };
+    for (value, allowed) in [(probabilities, own), (weights, 1)] {
+        let value = graph.value(value);
+        if value.uses.len() > allowed && !(found.has_tag("guarded") && value.uses.len() == own) {
+            return Err(Miss::check(
+                &value.name,
+                format!("the probabilities have {} users", value.uses.len()),
+            ));
+        }
     }
-    let axis = graph.made_by(probabilities, "Softmax").and_then(|n| n.op.int("axis"));
-    match axis {
+    let name = &graph.value(probabilities).name;
+    match graph.made_by(probabilities, "Softmax").and_then(|n| n.op.int("axis")) {
         Some(-1 | 3) => Ok(()),
         other => {
-            Err(Miss::check(&value.name, format!("the softmax runs over axis {other:?}, expected the last")))
+            let axis = other.map_or_else(|| "?".to_owned(), |a| a.to_string());
+            Err(Miss::check(name, format!("the softmax runs over axis {axis}, expected the last")))
         }
+    }
+}
+
+/// q kᵀ behind the scores.
+struct Product {
+    product: ValueId,
+    q: ValueId,
+    /// Before it is turned.
+    k: ValueId,
+}
+
+/// Operators that may stand between q kᵀ and the softmax.
+const BETWEEN: [&str; 10] =
+    ["Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Cast", "Reshape", "Identity"];
+
+fn product_of(graph: &Graph, scores: ValueId) -> Result<Product, Miss> {
+    let name = |v: ValueId| graph.value(v).name.clone();
+    let mut found = Vec::new();
+    let mut stack = vec![scores];
+    while let Some(value) = stack.pop() {
+        let Some((node, _)) = graph.producer(value) else { continue };
+        let node = graph.node(node);
+        if node.op.is("MatMul") {
+            found.push((value, node));
+        } else if BETWEEN.contains(&node.op.name()) {
+            stack.extend(node.inputs.iter().flatten());
+        }
+    }
+    found.dedup_by_key(|(value, _)| *value);
+    let [(product, node)] = found.as_slice() else {
+        return Err(Miss::check(
+            name(scores),
+            format!("{} products go into the scores, expected one", found.len()),
+        ));
+    };
+    let (Some(q), Some(turned)) = (node.input(0), node.input(1)) else {
+        return Err(Miss::check(name(*product), "a product of two values was expected"));
+    };
+    match graph.made_by(turned, "Transpose") {
+        Some(node) if node.op.ints("perm") == Some(&[0, 1, 3, 2]) => {
+            let k = node.input(0).unwrap_or(turned);
+            Ok(Product { product: *product, q, k })
+        }
+        _ => Err(Miss::check(name(turned), "the keys are not turned by a Transpose of [0, 1, 3, 2]")),
     }
 }
 
@@ -105,18 +150,6 @@ fn heads_of(graph: &Graph, value: ValueId) -> Result<[u64; 2], Miss> {
             format!("expected [batch, heads, sequence, dim] with known heads and dim, found {}", show(shape));
         Miss::check(&value.name, reason)
     })
-}
-
-fn scale_of(graph: &Graph, found: &Match) -> Result<f64, Miss> {
-    let Some(value) = found.get("scale").filter(|_| !found.has_tag("unscaled")) else { return Ok(1.0) };
-    let Some(scale) = graph.as_scalar(value) else {
-        return Err(Miss::check(&graph.value(value).name, "the scale is no constant"));
-    };
-    let scale = if found.has_tag("div") { scale.recip() } else { scale };
-    if scale.is_finite() && scale > 0.0 {
-        return Ok(scale);
-    }
-    Err(Miss::check(&graph.value(value).name, format!("the scale is {scale}, expected a positive number")))
 }
 
 fn cache_of(graph: &Graph, key: Stream, value: Stream) -> Result<Option<Cache>, Miss> {
