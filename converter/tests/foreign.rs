@@ -6,7 +6,7 @@ mod models;
 use bytes::Bytes;
 use dijiang::onnx::import::{Imported, import_bytes};
 use dijiang::onnx::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, attribute_type,
+    AttributeProto, EXTERNAL, FunctionProto, GraphProto, ModelProto, NodeProto, attribute_type,
 };
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::text::print;
@@ -485,4 +485,40 @@ fn nodes_may_share_a_name_and_leave_outputs_out() {
     }
     "#);
     assert_eq!(read(&sound()).graph.nodes().count(), 2);
+}
+
+/// The models that the fuzzers begin with. Run it with `--ignored` after a change here.
+#[test]
+#[ignore = "writes fuzz/seeds"]
+fn seeds_of_the_fuzzers() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
+    let along = vec![reference("axis", "along", attribute_type::INT)];
+    let f = FunctionProto {
+        attribute: vec![text("along")],
+        ..function("F", vec![with(node("Softmax", &["a"], &["b"]), along)])
+    };
+    let called = with(call("F", &["h"], &["y"]), vec![int_attribute("along", 0)]);
+    let mut cache = branching("use_cache_branch");
+    graph(&mut cache).input.push(value("use_cache_branch", BOOL, &[1]));
+    let external = changed(|g| {
+        g.initializer[0].data_location = EXTERNAL;
+        g.initializer[0].raw_data = None;
+    });
+    let models = [
+        ("sound", sound()),
+        ("function", calling(vec![f], vec![called])),
+        ("branch", cache),
+        ("softmax", single(11, &[2, 3, 4], with(node("Softmax", &["x"], &["y"]), vec![]))),
+        ("external", external),
+    ];
+    for (name, model) in models {
+        std::fs::write(seeds.join("onnx").join(name), model.encode_to_vec()).expect("it is written");
+    }
+    let view =
+        |n: usize| safetensors::tensor::TensorView::new(safetensors::Dtype::F16, vec![n], &[0; 6][..2 * n]);
+    for n in 0..3 {
+        let tensors: Vec<_> = (0..n).map(|i| (format!("t.{i}"), view(i + 1).expect("a view"))).collect();
+        let bytes = safetensors::serialize(tensors, None).expect("it is written");
+        std::fs::write(seeds.join("safetensors").join(n.to_string()), bytes).expect("it is written");
+    }
 }

@@ -202,17 +202,20 @@ fn key_bias(w: &mut Writer<'_>, mask: ValueId, like: [ValueId; 2], closed: f64) 
     Some(bias_of(w, open, q, closed))
 }
 
+/// The mask input has a shape of no known meaning.
+struct UnknownMask;
+
 /// The mask input, the bias input and `unidirectional`, as one bias.
 fn fused_bias(
     w: &mut Writer<'_>,
     node: &Node,
     [mask, bias]: [usize; 2],
     [q, k]: [ValueId; 2],
-) -> Option<Option<ValueId>> {
-    let closed = node.op.float("mask_filter_value")?.into();
+) -> Result<Option<ValueId>, UnknownMask> {
+    let closed = node.op.float("mask_filter_value").unwrap_or_default().into();
     let mut sum = w.input(node, bias);
     if let Some(mask) = w.input(node, mask) {
-        let mask = key_bias(w, mask, [q, k], closed)?;
+        let mask = key_bias(w, mask, [q, k], closed).ok_or(UnknownMask)?;
         sum = Some(add_bias(w, sum, mask));
     }
     if node.op.int("unidirectional") == Some(1) {
@@ -220,7 +223,7 @@ fn fused_bias(
         let causal = bias_of(w, open, q, LOWEST);
         sum = Some(add_bias(w, sum, causal));
     }
-    Some(sum)
+    Ok(sum)
 }
 
 fn packed(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
@@ -235,7 +238,7 @@ fn packed(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let parts = w.patch.split(all, -1, &sizes);
     let dims: Vec<u64> = sizes.iter().map(|n| *n as u64 / heads).collect();
     let [q, k, v] = [0, 1, 2].map(|i| split(w, parts[i], heads, dims[i]));
-    let bias = fused_bias(w, node, [3, 5], [q, k])?;
+    let bias = fused_bias(w, node, [3, 5], [q, k]).ok()?;
     let scale = scale(&node.op, dims[0] as usize);
     let parts = Parts { q, k, v, q_heads: heads, kv_heads: heads, scale, bias, guarded: false };
     let out = attend(w, &parts)?;
@@ -259,7 +262,7 @@ fn multi_head(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
         split(w, x, heads, widths[i] / heads)
     });
     let (k, v) = (join(w, w.input(node, 6), k), join(w, w.input(node, 7), v));
-    let bias = fused_bias(w, node, [4, 5], [q, k])?;
+    let bias = fused_bias(w, node, [4, 5], [q, k]).ok()?;
     let scale = scale(&node.op, (widths[0] / heads) as usize);
     let parts = Parts { q, k, v, q_heads: heads, kv_heads: heads, scale, bias, guarded: false };
     let out = attend(w, &parts)?;

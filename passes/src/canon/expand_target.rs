@@ -2,7 +2,7 @@
 //! Becomes: `Expand` to a constant shape, with 1 for the dims that stay
 //! Exact: yes
 
-use super::terms::{Term, Terms};
+use super::terms::{Term, Terms, dim_of};
 use super::{Law, rewrite_nodes};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::patch::{Applied, PatchError};
@@ -33,12 +33,12 @@ fn constant_target(graph: &Graph, terms: &Terms, node: &Node) -> Option<Vec<i64>
     let from = graph.value(x).ty.shape.as_deref()?;
     let target = terms.get(shape)?;
     let entry = |(i, term): (usize, &Term)| {
-        let own = (i + from.len()).checked_sub(target.len()).map(|at| Term::from(&from[at]));
+        let own = (i + from.len()).checked_sub(target.len()).map(|at| dim_of(graph, x, at));
         match term {
             Term::Unknown => None,
             same if own.as_ref() == Some(same) => Some(1),
             Term::Int(n) => Some(*n),
-            Term::Dim(_) => None,
+            Term::Dim(_) | Term::DimOf(..) => None,
         }
     };
     let new: Vec<i64> = target.iter().enumerate().map(entry).collect::<Option<_>>()?;

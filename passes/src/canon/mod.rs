@@ -15,10 +15,15 @@ mod expand_grouped_attention;
 mod expand_norm;
 mod expand_rotary;
 mod expand_target;
+mod flat_matmul;
 mod flatten;
+mod key_transpose;
 mod no_op;
 mod reshape_reshape;
 mod reshape_target;
+mod reshape_transpose_reshape;
+mod scale_products;
+mod scale_scale;
 mod shape_values;
 mod slice_bounds;
 mod terms;
@@ -51,7 +56,12 @@ pub static LAWS: &[&dyn Law] = &[
     &slice_bounds::SliceBounds,
     &cast_cast::CastCast,
     &unsqueeze_unsqueeze::UnsqueezeUnsqueeze,
+    &reshape_transpose_reshape::ReshapeTransposeReshape,
+    &key_transpose::KeyTranspose,
     &transpose_transpose::TransposeTranspose,
+    &flat_matmul::FlatMatMul,
+    &scale_products::ScaleProducts,
+    &scale_scale::ScaleScale,
     &reshape_reshape::ReshapeReshape,
     &common_subexpression::CommonSubexpression,
 ];
@@ -86,8 +96,8 @@ fn scope(node: &Node) -> &str {
     stem.filter(|_| node.origin != "import").map_or(node.name.as_str(), |(stem, _)| stem)
 }
 
-/// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; it must
-/// write nothing where it returns `None`.
+/// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; it what it
+/// wrote is dropped where it returns `None`.
 fn rewrite_nodes(
     graph: &mut Graph,
     rule: &'static str,

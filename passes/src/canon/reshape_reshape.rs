@@ -1,6 +1,6 @@
 //! Matches: `Reshape(Reshape(x, s), t)` where t copies no dim of s that x has not in the same place,
 //! and a `Reshape` that changes nothing
-//! Becomes: `Reshape(x, t)`, or `x` where the shapes are equal
+//! Becomes: `Reshape(x, t)`, or `x` where the shapes are equal, whatever lay between
 //! Exact: yes
 
 use super::Law;
@@ -45,8 +45,10 @@ fn shape(graph: &Graph, value: ValueId) -> Option<&Vec<Dim>> {
 /// The input, where the shape going in is the shape coming out, dim by dim.
 fn changes_nothing(graph: &Graph, node: &Node) -> Option<ValueId> {
     let x = node.input(0)?;
-    let (from, to) = (shape(graph, x)?, shape(graph, node.outputs[0])?);
-    (from == to && !from.contains(&Dim::Unknown)).then_some(x)
+    let to = shape(graph, node.outputs[0])?;
+    let before = graph.made_by(x, "Reshape").and_then(|n| n.input(0));
+    let same = |v: &ValueId| shape(graph, *v) == Some(to);
+    [Some(x), before].into_iter().flatten().find(|v| same(v) && !to.contains(&Dim::Unknown))
 }
 
 /// The input of the reshape below, where this one can read it directly.

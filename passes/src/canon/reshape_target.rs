@@ -2,10 +2,11 @@
 //! (once) anything else
 //! Becomes: `Reshape` to a constant shape with 0 for the dims that are copied and -1 for the other one
 //! Exact: yes, where the other one was -1 or no dim is empty
+//! Declines when: the constant shape says less of the result than the computed one
 
 use super::terms::{Term, Terms};
-use super::{Law, rewrite_nodes};
-use crate::ir::graph::{Graph, Node};
+use super::{Law, Writer, rewrite_nodes};
+use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
@@ -21,9 +22,17 @@ impl Law for ReshapeTarget {
         rewrite_nodes(graph, self.name(), |w, node| {
             let target = simplest(w.graph, &terms, node)?;
             let x = w.input(node, 0)?;
-            Some(vec![w.patch.reshape(x, &target)])
+            let new = w.patch.reshape(x, &target);
+            says_as_much(w, node.outputs[0], new).then(|| vec![new])
         })
     }
+}
+
+/// A dim that has a name in the old shape must not become unknown: a -1 cannot always be worked out.
+fn says_as_much(w: &Writer<'_>, old: ValueId, new: ValueId) -> bool {
+    let (old, new) = (w.graph.value(old).ty.shape.as_ref(), w.patch.ty(new).shape.as_ref());
+    let known = |d: &Dim| *d != Dim::Unknown;
+    old.is_none_or(|old| new.is_some_and(|new| old.iter().zip(new).all(|(o, n)| !known(o) || known(n))))
 }
 
 fn simplest(graph: &Graph, terms: &Terms, node: &Node) -> Option<Vec<i64>> {
@@ -34,18 +43,19 @@ fn simplest(graph: &Graph, terms: &Terms, node: &Node) -> Option<Vec<i64>> {
     let old = terms.ints(shape).filter(|_| graph.as_const(shape).is_some());
     let from = graph.value(node.input(0)?).ty.shape.as_deref();
     let to = graph.value(node.outputs[0]).ty.shape.as_deref();
-    let mut new = target(terms.get(shape)?, from, node.op.int("allowzero") == Some(1))?;
+    let x = node.input(0)?;
+    let copied = |i: usize| super::terms::dim_of(graph, x, i);
+    let mut new = target(terms.get(shape)?, copied, node.op.int("allowzero") == Some(1))?;
     new = fewer_copies(new, from, to);
     (old.as_ref() != Some(&new)).then_some(new)
 }
 
-fn target(terms: &[Term], from: Option<&[Dim]>, keep_zero: bool) -> Option<Vec<i64>> {
-    let copied = |i: usize| from.and_then(|f| f.get(i)).filter(|d| **d != Dim::Unknown);
+fn target(terms: &[Term], copied: impl Fn(usize) -> Term, keep_zero: bool) -> Option<Vec<i64>> {
     let entry = |(i, term): (usize, &Term)| match term {
         Term::Int(0) if keep_zero => None,
         Term::Int(n) => Some(*n),
-        Term::Dim(d) if copied(i) == Some(d) => Some(0),
-        Term::Dim(_) | Term::Unknown => Some(-1),
+        Term::Dim(_) | Term::DimOf(..) if copied(i) == *term => Some(0),
+        Term::Dim(_) | Term::DimOf(..) | Term::Unknown => Some(-1),
     };
     let new: Vec<i64> = terms.iter().enumerate().map(entry).collect::<Option<_>>()?;
     (new.iter().filter(|n| **n == -1).count() <= 1).then_some(new)

@@ -2,7 +2,7 @@
 //! Becomes: the `Slice` up to the end, written as the largest number
 //! Exact: yes
 
-use super::terms::{Term, Terms};
+use super::terms::{Term, Terms, dim_of};
 use super::{Law, rewrite_nodes};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::infer::resolve_axis;
@@ -42,10 +42,10 @@ fn reaches_the_end(graph: &Graph, terms: &Terms, node: &Node) -> Option<i64> {
     };
     let axis = resolve_axis(only(3, 0)?, shape.len()).ok()?;
     let [end] = terms.get(node.input(2)?)? else { return None };
-    let whole = match (end, Term::from(&shape[axis])) {
+    let whole = match (end, dim_of(graph, node.input(0)?, axis)) {
         (Term::Int(i64::MAX), _) => false,
         (Term::Int(end), Term::Int(dim)) => *end >= dim,
-        (end @ Term::Dim(_), dim) => *end == dim,
+        (end @ (Term::Dim(_) | Term::DimOf(..)), dim) => *end == dim,
         _ => false,
     };
     (whole && only(4, 1)? == 1).then_some(axis as i64)

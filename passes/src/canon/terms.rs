@@ -15,7 +15,18 @@ pub(super) enum Term {
     Int(i64),
     /// A dim that is only known when the model runs; never negative.
     Dim(Dim),
+    /// A dim of a value that has no name.
+    DimOf(ValueId, usize),
     Unknown,
+}
+
+/// One dim of a value; `Unknown` where its rank is not known.
+pub(super) fn dim_of(graph: &Graph, value: ValueId, axis: usize) -> Term {
+    match graph.value(value).ty.shape.as_ref().and_then(|s| s.get(axis)) {
+        Some(Dim::Unknown) => Term::DimOf(value, axis),
+        Some(dim) => Term::from(dim),
+        None => Term::Unknown,
+    }
 }
 
 impl From<&Dim> for Term {
@@ -73,7 +84,10 @@ impl Terms {
             "Identity" | "Squeeze" | "Unsqueeze" | "Reshape" | "Cast" => {
                 self.input(node, 0).map(<[Term]>::to_vec)
             }
-            "Shape" => Some(shape_part(graph, node)?.iter().map(Term::from).collect()),
+            "Shape" => {
+                let x = node.input(0)?;
+                Some(shape_range(graph, node)?.map(|axis| dim_of(graph, x, axis)).collect())
+            }
             "Gather" => self.gather(graph, node),
             "Concat" => {
                 let parts = (0..node.inputs.len()).map(|i| self.input(node, i));
@@ -154,16 +168,15 @@ fn is_followed(graph: &Graph, value: ValueId) -> bool {
     ty.dtype.is_some_and(|d| d.is_int() || d == DType::Bool) && ty.rank().is_some_and(|r| r <= 1)
 }
 
-/// The dims that a `Shape` node reads.
-pub(super) fn shape_part<'g>(graph: &'g Graph, node: &Node) -> Option<&'g [Dim]> {
-    let shape = graph.value(node.input(0)?).ty.shape.as_deref()?;
-    let n = shape.len() as i64;
+/// The axes that a `Shape` node reads.
+fn shape_range(graph: &Graph, node: &Node) -> Option<std::ops::Range<usize>> {
+    let n = graph.value(node.input(0)?).ty.rank()? as i64;
     let bound = |name: &str| {
         let x = node.op.int(name)?;
         Some((if x < 0 { x.saturating_add(n) } else { x }).clamp(0, n) as usize)
     };
     let (start, end) = (bound("start")?, bound("end")?);
-    Some(&shape[start..end.max(start)])
+    Some(start..end.max(start))
 }
 
 fn zip(a: &[Term], b: &[Term], f: fn(&Term, &Term) -> Term) -> Option<Vec<Term>> {
@@ -179,7 +192,7 @@ fn arithmetic(a: &Term, b: &Term, ints: fn(i64, i64) -> Option<i64>, dims: fn(&D
     let dim = |t: &Term| match t {
         Term::Int(n) => u64::try_from(*n).map_or(Dim::Unknown, Dim::Known),
         Term::Dim(d) => d.clone(),
-        Term::Unknown => Dim::Unknown,
+        Term::DimOf(..) | Term::Unknown => Dim::Unknown,
     };
     match (a, b) {
         (Term::Int(a), Term::Int(b)) => ints(*a, *b).map_or(Term::Unknown, Term::Int),
@@ -191,7 +204,8 @@ fn difference(a: &Term, b: &Term) -> Term {
     match (a, b) {
         (Term::Int(a), Term::Int(b)) => a.checked_sub(*b).map_or(Term::Unknown, Term::Int),
         (a, Term::Int(0)) => a.clone(),
-        (Term::Dim(a), Term::Dim(b)) if a == b => Term::Int(0),
+        (Term::Dim(a), Term::Dim(b)) => Term::from(&a.minus(b)),
+        (a, b) if a == b && *a != Term::Unknown => Term::Int(0),
         _ => Term::Unknown,
     }
 }
@@ -207,8 +221,12 @@ fn quotient(a: &Term, b: &Term) -> Term {
 fn equal(a: &Term, b: &Term) -> Term {
     match (a, b) {
         (Term::Int(a), Term::Int(b)) => Term::Int(i64::from(a == b)),
-        (Term::Dim(_), Term::Int(n)) | (Term::Int(n), Term::Dim(_)) if *n < 0 => Term::Int(0),
-        (Term::Dim(a), Term::Dim(b)) if a == b => Term::Int(1),
+        (Term::Dim(_) | Term::DimOf(..), Term::Int(n)) | (Term::Int(n), Term::Dim(_) | Term::DimOf(..))
+            if *n < 0 =>
+        {
+            Term::Int(0)
+        }
+        (a, b) if a == b && *a != Term::Unknown => Term::Int(1),
         _ => Term::Unknown,
     }
 }

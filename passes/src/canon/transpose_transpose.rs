@@ -1,6 +1,7 @@
 //! Matches: `Transpose(Transpose(x, a), b)`
 //! Becomes: `Transpose(x, a ∘ b)`, or `x` where that moves nothing
 //! Exact: yes
+//! Declines when: the outer one turns a right factor of a `MatMul` (`key_transpose` sees to those)
 
 use super::Law;
 use crate::ir::graph::Graph;
@@ -20,6 +21,9 @@ impl Law for TransposeTranspose {
         for (_, node) in graph.nodes().filter(|(_, n)| n.op.is("Transpose")) {
             let inner = node.input(0).and_then(|v| graph.made_by(v, "Transpose"));
             let Some((inner, x)) = inner.and_then(|n| Some((n, n.input(0)?))) else { continue };
+            if super::key_transpose::is_turned_key(graph, node) {
+                continue;
+            }
             let Some((outer_perm, inner_perm)) = node.op.ints("perm").zip(inner.op.ints("perm")) else {
                 continue;
             };

@@ -24,6 +24,9 @@ impl fmt::Debug for Symbol {
     }
 }
 
+/// Between the terms of a symbol that is a sum.
+const PLUS: &str = " + ";
+
 /// One dim of a shape.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dim {
@@ -57,9 +60,31 @@ impl Dim {
             (Self::Known(a), Self::Known(b)) => Self::counted(a.checked_add(*b)),
             (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
             (a, b) => {
-                let (a, b) = if a <= b { (a, b) } else { (b, a) };
-                Self::sym(&format!("{a} + {b}"))
+                let (a, b) = (a.to_string(), b.to_string());
+                let mut terms: Vec<&str> = a.split(PLUS).chain(b.split(PLUS)).collect();
+                terms.sort_unstable();
+                Self::sym(&terms.join(PLUS))
             }
+        }
+    }
+
+    /// The difference, where the other side is one of the terms of this one, or both are known.
+    #[must_use]
+    pub fn minus(&self, other: &Self) -> Self {
+        match (self, other) {
+            (x, Self::Known(0)) => x.clone(),
+            (Self::Known(a), Self::Known(b)) => a.checked_sub(*b).map_or(Self::Unknown, Self::Known),
+            (Self::Sym(a), Self::Sym(b)) if a == b => Self::Known(0),
+            (Self::Sym(a), Self::Sym(b)) => {
+                let mut terms: Vec<&str> = a.name().split(PLUS).collect();
+                for term in b.name().split(PLUS) {
+                    let Some(place) = terms.iter().position(|t| *t == term) else { return Self::Unknown };
+                    terms.remove(place);
+                }
+                let left = terms.join(PLUS);
+                left.parse().map_or_else(|_| Self::sym(&left), Self::Known)
+            }
+            _ => Self::Unknown,
         }
     }
 
@@ -163,5 +188,16 @@ mod tests {
         let (p, t) = (Dim::sym("past"), Dim::sym("sequence"));
         assert_eq!(p.plus(&t), t.plus(&p));
         assert_eq!(p.plus(&t).to_string(), "past + sequence");
+        let n = Dim::sym("new");
+        assert_eq!(p.plus(&t).plus(&n), n.plus(&t).plus(&p));
+    }
+
+    #[test]
+    fn a_term_can_be_taken_away_again() {
+        let (p, t) = (Dim::sym("past"), Dim::sym("sequence"));
+        assert_eq!(p.plus(&t).minus(&p), t);
+        assert_eq!(p.plus(&1.into()).minus(&p), 1.into());
+        assert_eq!(p.minus(&p), 0.into());
+        assert_eq!(p.minus(&t), Dim::Unknown);
     }
 }

@@ -112,8 +112,8 @@ fn infer_arithmetic(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         zip_ints(a, b, |a, b| match (ctx.op.name(), a, b) {
             ("Add", a, b) => a.plus(b),
             ("Mul", a, b) => a.times(b),
-            ("Sub", a, Dim::Known(0)) | ("Div", a, Dim::Known(1)) => a.clone(),
-            ("Sub", Dim::Known(a), Dim::Known(b)) => a.checked_sub(*b).map_or(Dim::Unknown, Dim::Known),
+            ("Sub", a, b) => a.minus(b),
+            ("Div", a, Dim::Known(1)) => a.clone(),
             ("Div", Dim::Known(a), Dim::Known(b)) => a.checked_div(*b).map_or(Dim::Unknown, Dim::Known),
             _ => Dim::Unknown,
         })

@@ -91,6 +91,9 @@ pub(super) const OPS: &[OpSpec] = &[
     },
 ];
 
+/// Highest rank that is believed of a computed shape.
+const MAX_RANK: u64 = 16;
+
 /// Runs generic code on an array of whatever kind.
 macro_rules! each {
     ($array:expr, $a:ident => $body:expr) => {
@@ -141,7 +144,7 @@ fn infer_reshape(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     };
     let Some(target) = target else {
         let rank = ctx.shape(1).and_then(|s| s.first()?.known());
-        let shape = rank.map(|r| vec![Dim::Unknown; r as usize]);
+        let shape = rank.filter(|r| *r <= MAX_RANK).map(|r| vec![Dim::Unknown; r as usize]);
         return one(Type::maybe(ctx.dtype(0), shape));
     };
     let symbolic = ctx.ints(1);
@@ -232,7 +235,9 @@ fn eval_reshape(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
 }
 
 fn infer_expand(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
-    let shape = broadcast_maybe(ctx.shape(0), ctx.ints(1))?;
+    let rank = ctx.shape(1).and_then(|s| s.first()?.known()).filter(|r| *r <= MAX_RANK);
+    let blank = rank.map(|r| vec![Dim::Unknown; r as usize]);
+    let shape = broadcast_maybe(ctx.shape(0), ctx.ints(1).or(blank.as_ref()))?;
     one(Type::maybe(ctx.dtype(0), shape))
 }
 
@@ -374,10 +379,21 @@ fn infer_slice(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         out[axis] = match (bounds, &shape[axis]) {
             (Some((s, e)), Dim::Known(n)) => Dim::Known(slice_len(*s, *e, *step, *n)?),
             (Some((0, e)), d) if *step == 1 && *e == i64::MAX => d.clone(),
-            _ => Dim::Unknown,
+            _ => computed_end(ctx, i, *step, &shape[axis]),
         };
     }
     one(Type::maybe(ctx.dtype(0), Some(out)).with_ints(slice_ints(ctx)))
+}
+
+/// The rows `0..n` of a table, for a symbolic n. A table with fewer rows than n gives fewer, but
+/// then the model fails where they meet the n tokens they are for.
+fn computed_end(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -> Dim {
+    let start = ctx.const_ints(1).and_then(|s| s.get(place).copied());
+    match (start, ctx.ints(2).and_then(|e| e.get(place)), dim) {
+        (Some(0), Some(end @ Dim::Sym(_)), Dim::Known(_)) if step == 1 => end.clone(),
+        (Some(0), Some(end @ Dim::Sym(_)), dim) if step == 1 && end == dim => end.clone(),
+        _ => Dim::Unknown,
+    }
 }
 
 /// A slice of followed integers.
@@ -556,7 +572,8 @@ fn eval_trilu(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
 fn infer_range(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let at = |i: usize| ctx.ints(i).and_then(|v| v.first().cloned());
     let dim = match (at(0), at(1), at(2)) {
-        (Some(Dim::Known(0)), Some(n), Some(Dim::Known(1))) => n,
+        // A limit below the start would give nothing; a sum is never below one of its terms.
+        (Some(start), Some(limit), Some(Dim::Known(1))) => limit.minus(&start),
         _ => Dim::Unknown,
     };
     one(Type::maybe(same_dtype(ctx, 0..3)?, Some(vec![dim])))
@@ -580,7 +597,9 @@ fn infer_constant_of_shape(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> 
         Some(Attr::Tensor(t)) => t.dtype(),
         _ => DType::F32,
     };
-    one(Type::maybe(Some(dtype), ctx.ints(0).cloned()))
+    let rank = ctx.shape(0).and_then(|s| s.first()?.known()).filter(|r| *r <= MAX_RANK);
+    let blank = rank.map(|r| vec![Dim::Unknown; r as usize]);
+    one(Type::maybe(Some(dtype), ctx.ints(0).cloned().or(blank)))
 }
 
 fn eval_constant_of_shape(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
