@@ -267,7 +267,7 @@ impl Writer<'_, '_, '_> {
         shared: &mut Emitted,
     ) -> ValueId {
         let spec = &self.options.recipe.map;
-        let mut random = Random::named(self.options.seed, &self.site.name);
+        let mut random = Random::named(self.options.seed, &format!("layer.{}", self.layer));
         let drawn = map.parameters(spec, heads as usize, self.site.head_dim as usize, &mut random);
         let mut emitted = shared.clone();
         for parameter in drawn {
@@ -371,7 +371,7 @@ impl Writer<'_, '_, '_> {
         };
         let width = self.p.known_dim(hidden, 2);
         let rows = site.heads * site.value_dim;
-        let mut random = Random::named(self.options.seed, &format!("{}.readout", site.name));
+        let mut random = Random::named(self.options.seed, &format!("layer.{}.readout", self.layer));
         let deviation = (width as f64).sqrt().recip();
         let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
         let weight = self.parameter("readout.weight", Tensor::from_f32(&[rows, width], &values));

@@ -151,6 +151,16 @@ fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
     weight_name(graph, node.input(0)?)
 }
 
+/// What a site is called: the module of the weight behind its values, or the path in the name of the
+/// value it computes, or nothing.
+pub fn name_of(graph: &Graph, projection: Option<&Projection>, out: ValueId) -> String {
+    let module = projection.map(|p| module_of(&p.weight)).filter(|m| m.contains('.'));
+    module.unwrap_or_else(|| {
+        let path = graph.value(out).name.trim_start_matches('/');
+        path.rsplit_once('/').map_or_else(String::new, |(parent, _)| parent.replace('/', "."))
+    })
+}
+
 /// The module of a weight: `model.layers.0.self_attn` for `model.layers.0.self_attn.v_proj.weight`.
 pub fn module_of(weight: &str) -> String {
     let parts: Vec<&str> = weight.split('.').collect();
@@ -181,5 +191,6 @@ mod tests {
     fn modules_of_weights() {
         assert_eq!(module_of("model.layers.0.self_attn.v_proj.weight"), "model.layers.0.self_attn");
         assert_eq!(module_of("w"), "");
+        assert_eq!(module_of("onnx::MatMul_12"), "");
     }
 }

@@ -159,7 +159,7 @@ fn definition(
     };
     let map = feature_map::find(&recipe.map.kind).expect("a map");
     let numbers = |role: Role, head: usize| -> Numbers {
-        let mut random = crate::random::Random::named(5, "h.0.attn");
+        let mut random = crate::random::Random::named(5, "layer.0");
         map.parameters(&recipe.map, 4, HEAD_DIM as usize, &mut random)
             .iter()
             .map(|p| {

@@ -50,7 +50,7 @@ impl AttentionPattern for Decomposed {
         let Scores { scale, mask } = classify(graph, scores, product, key.cache.is_some())?;
         let projection = site::trace_projection(graph, value.new);
         Ok(AttentionSite {
-            name: projection.as_ref().map_or_else(|| name(out), |p| site::module_of(&p.weight)),
+            name: site::name_of(graph, projection.as_ref(), out),
             q,
             k: key.new,
             v: value.new,

@@ -63,12 +63,26 @@ pub fn find_sites(graph: &Graph) -> Found {
             }
         }
     }
+    tell_apart(&mut found.sites);
     for id in graph.order() {
         if graph.node(id).op.is("Softmax") && !taken.contains(&id) {
             found.misses.extend(closest(graph, id, &failed));
         }
     }
     found
+}
+
+/// Sites whose names say nothing, or the same, are numbered.
+fn tell_apart(sites: &mut [AttentionSite]) {
+    let names: Vec<String> = sites.iter().map(|s| s.name.clone()).collect();
+    for (layer, site) in sites.iter_mut().enumerate() {
+        let twins = names.iter().filter(|n| **n == site.name).count();
+        if site.name.is_empty() {
+            site.name = format!("attention.{layer}");
+        } else if twins > 1 {
+            site.name = format!("{}.{layer}", site.name);
+        }
+    }
 }
 
 /// Of the patterns tried behind a softmax, the one that got furthest.
