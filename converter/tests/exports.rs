@@ -259,7 +259,9 @@ fn table(results: &BTreeMap<(String, String), Vec<Result<String, String>>>, stag
     let archs: BTreeSet<&String> = results.keys().map(|(_, arch)| arch).collect();
     let exporters: BTreeSet<&String> = results.keys().map(|(exporter, _)| exporter).collect();
     let mut out = format!("{:<34}", STAGES[stage]);
-    archs.iter().for_each(|arch| out.push_str(&format!("{arch:>12}")));
+    for arch in &archs {
+        let _ = write!(out, "{arch:>12}");
+    }
     for exporter in exporters {
         let _ = write!(out, "\n{exporter:<34}");
         for arch in &archs {

@@ -5,7 +5,7 @@ mod models;
 
 use dijiang::onnx::import::{Imported, import_bytes, open};
 use dijiang::onnx::proto::{
-    AttributeProto, EXTERNAL, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto,
+    AttributeProto, DimValue, EXTERNAL, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto,
     StringStringEntryProto, TensorProto,
 };
 use models::{
@@ -16,7 +16,7 @@ use prost::Message;
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -72,14 +72,7 @@ impl Home {
     fn refused(&self) -> String {
         let before = self.everything();
         let start = Instant::now();
-        // The limit is on memory of the process's own; mapped files do not count.
-        let limited = r#"ulimit -d 204800 && exec "$0" inspect m.onnx"#;
-        let output = Command::new("sh")
-            .args(["-c", limited, env!("CARGO_BIN_EXE_dijiang")])
-            .current_dir(self.path(""))
-            .stdin(Stdio::null())
-            .output()
-            .expect("it runs");
+        let output = self.inspect();
         let took = start.elapsed();
         let stderr = String::from_utf8(output.stderr).expect("UTF-8");
         assert_eq!(output.status.code(), Some(2), "{stderr}");
@@ -89,6 +82,25 @@ impl Home {
         let line = stderr.strip_suffix('\n').expect("a line");
         assert!(!line.contains('\n'), "{line}");
         line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    }
+
+    /// The model is read or refused, and neither takes much.
+    fn within_limits(&self, what: &str) {
+        let start = Instant::now();
+        let output = self.inspect();
+        assert!(start.elapsed() < Duration::from_secs(1), "{what}: {:?}", start.elapsed());
+        let code = output.status.code();
+        assert!(matches!(code, Some(0 | 2)), "{what}: {code:?} {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The limit is on memory of the process's own; mapped files do not count.
+    fn inspect(&self) -> Output {
+        Command::new("sh")
+            .args(["-c", r#"ulimit -d 204800 && exec "$0" inspect m.onnx"#, env!("CARGO_BIN_EXE_dijiang")])
+            .current_dir(self.path(""))
+            .stdin(Stdio::null())
+            .output()
+            .expect("it runs")
     }
 
     fn read(&self) -> Imported {
@@ -408,7 +420,7 @@ fn functions_that_expand_without_end() {
     let twice = |to: &str| vec![call(to, &["a"], &["m"]), call(to, &["m"], &["b"])];
     let mut functions = vec![function("F0", vec![node("Relu", &["a"], &["b"])])];
     functions.extend((1..60).map(|i| function(&format!("F{i}"), twice(&format!("F{}", i - 1)))));
-    insta::assert_snapshot!(refused(&with_functions(functions, "F59")), @"m.onnx: function `local.F1`: the calls of functions expand to more than 32 MB of nodes");
+    insta::assert_snapshot!(refused(&with_functions(functions, "F59")), @"m.onnx: function `local.F1`: the calls of functions expand to more than 16 MB of nodes");
 }
 
 #[test]
@@ -451,20 +463,42 @@ fn constants_of_a_petabyte_are_not_made() {
     for op in ["ConstantOfShape", "Expand", "Tile"] {
         let inputs = if op == "ConstantOfShape" { vec!["sizes"] } else { vec!["one", "sizes"] };
         let model = changed(|g| {
-            g.initializer.push(tensor("sizes", INT64, &[2], Vec::clone(&sizes)));
+            g.initializer.push(tensor("sizes", INT64, &[2], sizes.clone()));
             g.initializer.push(tensor("one", FLOAT, &[1, 1], vec![0; 4]));
             g.node = vec![node(op, &inputs, &["huge"]), node("Add", &["huge", "x"], &["y"])];
             g.input = vec![value("x", FLOAT, &[1])];
             g.output[0].r#type = None;
         });
-        let home = Home::new().model(&model);
-        let output = Command::new("sh")
-            .args(["-c", r#"ulimit -d 204800 && exec "$0" inspect m.onnx"#, env!("CARGO_BIN_EXE_dijiang")])
-            .current_dir(home.path(""))
-            .output()
-            .expect("it runs");
-        let code = output.status.code();
-        assert!(matches!(code, Some(0 | 2)), "{op} {code:?} {}", String::from_utf8_lossy(&output.stderr));
+        Home::new().model(&model).within_limits(op);
+    }
+}
+
+/// Forty nodes, each of which doubles what the one before it computes.
+#[test]
+fn what_doubles_with_each_node_does_not_fill_the_memory() {
+    let doubling = |first: &str, op: &str| {
+        changed(|g| {
+            let mut sizes = value("n", FLOAT, &[1, 4]);
+            let shape =
+                sizes.r#type.as_mut().and_then(|t| t.tensor_type.as_mut()).and_then(|t| t.shape.as_mut());
+            shape.expect("a shape").dim[0].value = Some(DimValue::Param(text("rows")));
+            g.input.push(sizes);
+            g.initializer.push(tensor("c", INT64, &[2], vec![1; 16]));
+            let mut last = text(first);
+            g.node.clear();
+            for i in 0..40 {
+                let mut next = node(op, &[&last, &last], &[&format!("d{i}")]);
+                if op == "Concat" {
+                    next.attribute = vec![int_attribute("axis", 0)];
+                }
+                g.node.push(next);
+                last = format!("d{i}");
+            }
+            g.output[0] = value(&last, 0, &[]);
+        })
+    };
+    for (first, op) in [("n", "Concat"), ("c", "Concat"), ("w", "Concat"), ("c", "Add"), ("c", "Mul")] {
+        Home::new().model(&doubling(first, op)).within_limits(op);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::domain;
 use super::message::shown;
 use super::proto::{AttributeProto, FunctionProto, ModelProto, NodeProto};
+use prost::Message;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -47,6 +48,18 @@ pub(super) type Given = BTreeMap<String, AttributeProto>;
 pub(super) fn attributes(function: &FunctionProto, call: &NodeProto) -> Given {
     let defaults = function.attribute_proto.iter();
     defaults.chain(&call.attribute).map(|a| (a.name.clone(), a.clone())).collect()
+}
+
+/// Bytes of a node with its references replaced. Not counted further than to `most`.
+pub(super) fn resolved_size(node: &NodeProto, given: &Given, most: usize) -> usize {
+    let mut size = node.encoded_len();
+    for attribute in node.attribute.iter().filter_map(|a| given.get(&a.ref_attr_name)) {
+        size += attribute.encoded_len();
+        if size > most {
+            break;
+        }
+    }
+    size
 }
 
 /// A node of a function with its references to attributes replaced. One that the call leaves open, and

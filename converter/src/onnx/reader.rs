@@ -17,7 +17,6 @@ use dijiang_passes::ir::op::{Attr, Op};
 use dijiang_passes::ir::patch::{Change, Patch};
 use dijiang_passes::ir::shape::{Dim, Shape};
 use dijiang_passes::ir::tensor::Tensor;
-use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A float constant in the model file with more elements than this is a weight.
@@ -25,7 +24,7 @@ const MAX_SMALL: usize = 64;
 
 /// Bytes of nodes that the calls of functions may expand to. A few hundred bytes of functions that call
 /// each other twice would otherwise expand to more than any memory holds.
-const MAX_EXPANDED: usize = 32 << 20;
+const MAX_EXPANDED: usize = 16 << 20;
 
 /// The version of the standard operators, where the list has one.
 pub(super) fn opset(imports: &[OperatorSetIdProto]) -> Result<Option<i64>, ImportProblem> {
@@ -60,6 +59,7 @@ pub(super) struct Reader<'m> {
     /// The functions being put in place, the outermost first.
     calls: Vec<&'m FunctionProto>,
     expanded: usize,
+    depth: usize,
     /// All names of values, and those that the model's graph will define.
     taken: BTreeSet<String>,
     /// How many values wanted a name.
@@ -88,6 +88,7 @@ impl<'m> Reader<'m> {
             frame: Frame { opset, given: None, prefix, scopes: vec![Scope::new()] },
             calls: Vec::new(),
             expanded: 0,
+            depth: 0,
             taken: names(proto).cloned().collect(),
             wanted: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -213,6 +214,7 @@ impl<'m> Reader<'m> {
     }
 
     pub(super) fn node(&mut self, proto: &NodeProto) -> Result<(), ImportProblem> {
+        self.expand(proto)?;
         let resolved;
         let proto = match self.frame.given.take() {
             Some(given) => {
@@ -438,6 +440,7 @@ impl<'m> Reader<'m> {
         let fail = |reason| problem(proto, name, reason);
         let taken = branches::taken(self, proto).map_err(fail)?;
         let graph = branches::graph(proto, taken).map_err(fail)?;
+        self.deeper().map_err(fail)?;
         self.frame.scopes.push(Scope::new());
         self.initializers(graph)?;
         for (at, node) in graph.node.iter().enumerate() {
@@ -445,6 +448,7 @@ impl<'m> Reader<'m> {
         }
         let outputs = self.results(graph.output.iter().map(|o| &o.name));
         self.frame.scopes.pop();
+        self.depth -= 1;
         self.notes.add(branches::note(name, taken));
         outputs.and_then(|ids| self.bind_results(proto, &ids)).map_err(fail)
     }
@@ -479,6 +483,7 @@ impl<'m> Reader<'m> {
     ) -> Result<(), ImportProblem> {
         let fail = |reason| problem(proto, name, reason);
         self.check_call(function, proto)?;
+        self.deeper().map_err(fail)?;
         let mut scope = Scope::new();
         for (slot, input) in function.input.iter().enumerate() {
             let given = proto.input.get(slot).map_or(Ok(None), |given| self.value(given)).map_err(fail)?;
@@ -491,11 +496,11 @@ impl<'m> Reader<'m> {
         let outer = std::mem::replace(&mut self.frame, frame);
         self.calls.push(function);
         for node in &function.node {
-            self.expand(node, function)?;
             self.node(node)?;
         }
         let outputs = self.results(function.output.iter());
         self.calls.pop();
+        self.depth -= 1;
         self.frame = outer;
         outputs.and_then(|ids| self.bind_results(proto, &ids)).map_err(fail)
     }
@@ -506,9 +511,6 @@ impl<'m> Reader<'m> {
             let names: Vec<String> = self.calls.iter().map(|f| functions::full_name(f)).collect();
             return Err(fail(format!("it calls itself ({} and back)", names.join(", then "))));
         }
-        if self.calls.len() >= MAX_CALLS {
-            return Err(fail(format!("calls are more than {MAX_CALLS} deep")));
-        }
         if proto.input.len() > function.input.len() {
             let (found, expected) = (proto.input.len(), function.input.len());
             return Err(fail(format!("it is called with {found} inputs, expected {expected}")));
@@ -517,13 +519,23 @@ impl<'m> Reader<'m> {
     }
 
     /// Keeps count of what the calls of functions expand to.
-    fn expand(&mut self, node: &NodeProto, function: &FunctionProto) -> Result<(), ImportProblem> {
-        let names = self.frame.prefix.len() * (node.output.len() + 1);
-        self.expanded += NODE_BYTES + names + node.encoded_len();
+    fn expand(&mut self, node: &NodeProto) -> Result<(), ImportProblem> {
+        let (Some(function), Some(given)) = (self.calls.last(), &self.frame.given) else { return Ok(()) };
+        self.expanded += NODE_BYTES + self.frame.prefix.len() * (node.output.len() + 1);
+        self.expanded += functions::resolved_size(node, given, MAX_EXPANDED);
         if self.expanded > MAX_EXPANDED {
-            let reason =
-                format!("the calls of functions expand to more than {} MB of nodes", MAX_EXPANDED >> 20);
+            let most = MAX_EXPANDED >> 20;
+            let reason = format!("the calls of functions expand to more than {most} MB of nodes");
             return Err(in_function(function, reason));
+        }
+        Ok(())
+    }
+
+    /// Branches and calls within each other each take some of the stack.
+    fn deeper(&mut self) -> Result<(), String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(format!("branches and calls of functions are more than {MAX_DEPTH} deep"));
         }
         Ok(())
     }
@@ -589,8 +601,7 @@ impl<'m> Reader<'m> {
 /// What a node takes in memory, besides its names and attributes.
 const NODE_BYTES: usize = 400;
 
-/// Calls of functions within functions.
-const MAX_CALLS: usize = 64;
+const MAX_DEPTH: usize = 128;
 
 fn in_function(function: &FunctionProto, reason: String) -> ImportProblem {
     ImportProblem::Function { function: functions::full_name(function), reason }
@@ -614,8 +625,8 @@ fn explained(problem: ImportProblem, graph: &GraphProto, at: usize) -> ImportPro
     if !reason.ends_with(NOT_BEFORE) {
         return ImportProblem::Node { node, op, reason };
     }
-    let node_proto = &graph.node[at];
-    let later = graph.node.iter().skip(at).any(|n| n.output.iter().any(|o| node_proto.input.contains(o)));
+    let needed: BTreeSet<&String> = graph.node[at].input.iter().collect();
+    let later = graph.node.iter().skip(at).any(|n| n.output.iter().any(|o| needed.contains(o)));
     let hint = match (lies_on_cycle(&graph.node, at), later) {
         (true, _) => "it lies on a cycle",
         (false, true) => "it is computed later; sort the nodes",

@@ -89,3 +89,17 @@ pub(super) fn check_close<'a>(text: &str, inputs: &[(&'a str, &[usize])], limit:
 pub(super) fn check_exact(text: &str, inputs: &[(&str, &[usize])]) {
     check_close(text, inputs, 1e-13);
 }
+
+#[test]
+fn every_law_stands_in_the_table() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/canon");
+    let names = std::fs::read_dir(folder).expect("the folder").filter_map(|entry| {
+        let name = entry.expect("an entry").file_name().into_string().ok()?;
+        name.strip_suffix(".rs").map(str::to_owned)
+    });
+    let mut files: Vec<String> = names.filter(|n| !["mod", "terms", "tests"].contains(&n.as_str())).collect();
+    let mut laws: Vec<String> = LAWS.iter().map(|law| law.name().to_owned()).collect();
+    files.sort();
+    laws.sort();
+    assert_eq!(files, laws);
+}

@@ -150,5 +150,8 @@ pub fn infer(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     };
     let mut types = (spec.infer)(ctx)?;
     types.resize(ctx.outputs, Type::default());
+    for ty in &mut types {
+        ty.ints = ty.ints.take().filter(|ints| ints.len() <= MAX_FOLLOWED);
+    }
     Ok(types)
 }

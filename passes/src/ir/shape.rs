@@ -27,6 +27,9 @@ impl fmt::Debug for Symbol {
 /// Between the terms of a symbol that is a sum.
 const PLUS: &str = " + ";
 
+/// Longer sums are not known: one that doubles with each node would fill the memory.
+const MAX_SUM: usize = 1024;
+
 /// One dim of a shape.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dim {
@@ -61,6 +64,9 @@ impl Dim {
             (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
             (a, b) => {
                 let (a, b) = (a.to_string(), b.to_string());
+                if a.len() + b.len() > MAX_SUM {
+                    return Self::Unknown;
+                }
                 let mut terms: Vec<&str> = a.split(PLUS).chain(b.split(PLUS)).collect();
                 terms.sort_unstable();
                 Self::sym(&terms.join(PLUS))
@@ -181,6 +187,8 @@ mod tests {
         let most = Dim::Known(u64::MAX);
         assert_eq!(most.plus(&Dim::Known(1)), Dim::Unknown);
         assert_eq!(most.times(&Dim::Known(2)), Dim::Unknown);
+        let doubled = (0..64).fold(Dim::sym("n"), |n, _| n.plus(&n));
+        assert_eq!(doubled, Dim::Unknown);
     }
 
     #[test]
