@@ -139,6 +139,10 @@ impl Session for TractSession {
         let tensors = self.carried.iter().zip(dtypes).map(|(value, dtype)| from_tract(value, dtype));
         tensors.collect::<Result<_, _>>().map_err(|reason| self.failed(reason))
     }
+
+    fn carried_bytes(&self) -> usize {
+        self.carried.iter().map(|value| value.as_bytes().len()).sum()
+    }
 }
 
 impl TractSession {
