@@ -280,6 +280,26 @@ fn what_is_no_bundle_or_no_model_is_refused() {
     insta::assert_snapshot!(refused(&home, "generate bundle --prompt x --runtime tract"), @"error: tokenizer bundle/tokenizer.json: No such file or directory (os error 2)");
 }
 
+/// A failure inside a runtime is one line too: neither ONNX Runtime's log nor the panic of tract stands beside it.
+#[test]
+fn failing_runtimes_say_it_once() {
+    let home = Home::with("shakespeare");
+    home.dijiang(CONVERT).fine();
+    let mut model = home.json("bundle/dijiang.json")["model"].clone();
+    model["vocab"] = json!(1_000_000);
+    home.set("bundle/dijiang.json", "model", model);
+    let tokenizer = std::fs::read_to_string(home.path("bundle/tokenizer.json")).expect("the tokenizer");
+    assert!(tokenizer.contains("\"R\": 82,"));
+    let broken = tokenizer.replace("\"R\": 82,", "\"R\": 999999,");
+    std::fs::write(home.path("bundle/tokenizer.json"), broken).expect("it is written");
+    for (runtime, name) in [("tract", "tract"), ("ort", "onnxruntime")] {
+        let line = refused(&home, &format!("generate bundle --prompt R --runtime {runtime} --json"));
+        if !line.contains("ONNX Runtime was not found") {
+            assert!(line.starts_with(&format!("error: {name} failed to run bundle/")), "{line}");
+        }
+    }
+}
+
 #[test]
 fn a_wrong_call_is_exit_code_2() {
     let home = Home::new();
