@@ -301,6 +301,22 @@ fn failing_runtimes_say_it_once() {
 }
 
 #[test]
+fn prompts_that_the_model_cannot_take_are_refused() {
+    let home = Home::with("shakespeare");
+    home.dijiang(CONVERT).fine();
+    let whole = home.json("bundle/dijiang.json")["model"].clone();
+    let with = |key: &str, value: Value, arguments: &str| {
+        let mut model = whole.clone();
+        model[key] = value;
+        home.set("bundle/dijiang.json", "model", model);
+        refused(&home, &format!("generate bundle --runtime tract {arguments}"))
+    };
+    insta::assert_snapshot!(with("vocab", json!(80), "--prompt ROMEO:"), @"error: prompt: the tokenizer gives token 82, but the model knows 80 (hint: is tokenizer.json the model's own?)");
+    insta::assert_snapshot!(with("positions", json!(16), "--prompt ROMEO: -n 11"), @"error: prompt: 6 tokens and 11 new ones, but the model has 16 positions (hint: -n 10 at most)");
+    insta::assert_snapshot!(with("positions", json!(4), "--prompt ROMEO: -n 0"), @"error: prompt: 6 tokens and 0 new ones, but the model has 4 positions (hint: shorten it)");
+}
+
+#[test]
 fn a_wrong_call_is_exit_code_2() {
     let home = Home::new();
     for call in
