@@ -316,6 +316,21 @@ fn prompts_that_the_model_cannot_take_are_refused() {
     insta::assert_snapshot!(with("positions", json!(4), "--prompt ROMEO: -n 0"), @"error: prompt: 6 tokens and 0 new ones, but the model has 4 positions (hint: shorten it)");
 }
 
+/// As `dijiang inspect model --text | head -1` does it.
+#[test]
+fn a_reader_that_goes_away_ends_the_program_quietly() {
+    let home = Home::with("llama");
+    for how in ["", "--text", "--json"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+        command.current_dir(home.0.path()).args(["inspect", "model"]).args(how.split_whitespace());
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command.stdout(writer).stdin(Stdio::null()).output().expect("it runs");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!((output.status.code(), stderr.as_str()), (Some(141), ""), "inspect {how}");
+    }
+}
+
 #[test]
 fn a_wrong_call_is_exit_code_2() {
     let home = Home::new();
