@@ -332,6 +332,22 @@ fn a_reader_that_goes_away_ends_the_program_quietly() {
 }
 
 #[test]
+fn a_manifest_with_another_vocabulary_is_refused() {
+    let home = Home::with("llama");
+    home.dijiang(&format!("{CONVERT} --dtype f32")).fine();
+    let model = home.json("bundle/dijiang.json")["model"].clone();
+    let with = |vocab: u64| {
+        let mut model = model.clone();
+        model["vocab"] = json!(vocab);
+        home.set("bundle/dijiang.json", "model", model);
+        refused(&home, "verify bundle --runtime tract")
+    };
+    insta::assert_snapshot!(with(0), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 0 (hint: convert the model anew)");
+    insta::assert_snapshot!(with(5), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 5 (hint: convert the model anew)");
+    insta::assert_snapshot!(with(1 << 40), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 1099511627776 (hint: convert the model anew)");
+}
+
+#[test]
 fn a_wrong_call_is_exit_code_2() {
     let home = Home::new();
     for call in
