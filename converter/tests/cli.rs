@@ -165,7 +165,6 @@ fn a_conversion_whose_proof_fails_writes_nothing() {
     let ran = home.dijiang("convert model -o out/bundle --dtype f16 --target portable --json");
     let found = ran.object();
     assert_eq!((ran.code, &found["written"]), (1, &json!(false)), "{}", ran.stderr);
-    std::fs::remove_dir(home.path("out")).expect("the parent is there and empty");
     assert_eq!(home.listing(), before);
     home.dijiang("convert model -o out/bundle --dtype f16 --target portable --no-verify --json").fine();
 }
@@ -345,6 +344,12 @@ fn a_manifest_with_another_vocabulary_is_refused() {
     insta::assert_snapshot!(with(0), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 0 (hint: convert the model anew)");
     insta::assert_snapshot!(with(5), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 5 (hint: convert the model anew)");
     insta::assert_snapshot!(with(1 << 40), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 1099511627776 (hint: convert the model anew)");
+}
+
+#[test]
+fn a_failed_conversion_leaves_no_parents() {
+    let home = Home::with("llama");
+    insta::assert_snapshot!(refused(&home, "convert model -o new/a/b --layers 7"), @"error: layer 7 does not exist: the model has layers 0 to 1");
 }
 
 #[test]
