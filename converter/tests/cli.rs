@@ -353,6 +353,22 @@ fn a_failed_conversion_leaves_no_parents() {
 }
 
 #[test]
+fn sizes_without_reason_are_refused() {
+    let home = Home::with("llama");
+    home.set("model/config.json", "head_dim", json!(1 << 30));
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/config.json: key `head_dim` is such that a head has 1073741824 features; expected at most 65536 of them");
+
+    let home = Home::with("neox");
+    home.set("model/config.json", "hidden_size", json!(1 << 30));
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/config.json: key `hidden_size` is such that a head has 268435456 features; expected at most 65536 of them");
+
+    let home = Home::with("llama");
+    std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {features: 4611686018427387904}\n")
+        .expect("it is written");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
+}
+
+#[test]
 fn a_wrong_call_is_exit_code_2() {
     let home = Home::new();
     for call in
