@@ -366,6 +366,9 @@ fn sizes_without_reason_are_refused() {
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {features: 4611686018427387904}\n")
         .expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
+    std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: prf, signs: true, radial: chi}\n")
+        .expect("it is written");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features)");
 }
 
 #[test]

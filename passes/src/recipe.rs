@@ -116,6 +116,8 @@ pub enum RecipeError {
     UnknownMap { recipe: String, kind: String, known: String },
     #[error("recipe `{recipe}`: `{field}` is {found}, expected 1 to {most}")]
     Range { recipe: String, field: &'static str, found: u64, most: u64 },
+    #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
+    Ignored { recipe: String, field: &'static str, kind: &'static str, known: String },
 }
 
 /// The most features, as a multiple of head_dim: a state far larger than any cache it stands for.
@@ -125,16 +127,25 @@ const MOST_CHUNK: u64 = 1 << 16;
 
 impl Recipe {
     pub fn check(&self) -> Result<(), RecipeError> {
-        if feature_map::find(&self.map.kind).is_none() {
+        let Some(map) = feature_map::find(&self.map.kind) else {
             let known: Vec<&str> = feature_map::MAPS.iter().map(|m| m.name()).collect();
             return Err(RecipeError::UnknownMap {
                 recipe: self.name.clone(),
                 kind: self.map.kind.clone(),
                 known: known.join(", "),
             });
-        }
+        };
         self.check_range("map.features", self.map.features as u64, MOST_FEATURES)?;
-        self.check_range("chunk", u64::from(self.chunk), MOST_CHUNK)
+        self.check_range("chunk", u64::from(self.chunk), MOST_CHUNK)?;
+        match self.map.set().into_iter().find(|field| !map.fields().contains(field)) {
+            None => Ok(()),
+            Some(field) => Err(RecipeError::Ignored {
+                recipe: self.name.clone(),
+                field,
+                kind: map.name(),
+                known: map.fields().join(", "),
+            }),
+        }
     }
 
     fn check_range(&self, field: &'static str, found: u64, most: u64) -> Result<(), RecipeError> {
@@ -142,6 +153,20 @@ impl Recipe {
             return Ok(());
         }
         Err(RecipeError::Range { recipe: self.name.clone(), field, found, most })
+    }
+}
+
+impl MapSpec {
+    /// The fields that differ from their defaults.
+    fn set(&self) -> Vec<&'static str> {
+        let default = Self::default();
+        let fields = [
+            ("features", self.features != default.features),
+            ("signs", self.signs != default.signs),
+            ("lengths", self.lengths != default.lengths),
+            ("radial", self.radial != default.radial),
+        ];
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }
 }
 
@@ -175,5 +200,31 @@ mod tests {
         assert_eq!(refused(&features(65)), "recipe `x`: `map.features` is 65, expected 1 to 64");
         assert_eq!(refused(&chunk(0)), "recipe `x`: `chunk` is 0, expected 1 to 65536");
         assert_eq!(refused(&chunk(65537)), "recipe `x`: `chunk` is 65537, expected 1 to 65536");
+    }
+
+    /// Every map with every field set in turn: it reads the field, or refuses it.
+    #[test]
+    fn a_map_refuses_the_fields_it_does_not_read() {
+        let plain = MapSpec::default();
+        let specs = [
+            ("features", MapSpec { features: 2, ..plain.clone() }),
+            ("signs", MapSpec { signs: true, ..plain.clone() }),
+            ("lengths", MapSpec { lengths: Lengths::Sampled, ..plain.clone() }),
+            ("radial", MapSpec { radial: Radial::Chi, ..plain.clone() }),
+        ];
+        let ignored = |kind: &str| -> Vec<&str> {
+            let check = |spec: &MapSpec| recipe(MapSpec { kind: kind.to_owned(), ..spec.clone() }).check();
+            specs.iter().filter(|(_, spec)| check(spec).is_err()).map(|(field, _)| *field).collect()
+        };
+        assert_eq!(ignored("prf"), ["signs", "lengths", "radial"]);
+        assert_eq!(ignored("dct-softmax"), [""; 0]);
+        for kind in ["pff", "wpff", "wdcf"] {
+            assert_eq!(ignored(kind), ["signs"], "{kind}");
+        }
+        let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
+        assert_eq!(
+            refused(&recipe(prf)),
+            "recipe `x`: `map.radial` means nothing to `prf` (it reads: features)"
+        );
     }
 }
