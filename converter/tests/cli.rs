@@ -165,7 +165,6 @@ fn a_conversion_whose_proof_fails_writes_nothing() {
     let ran = home.dijiang("convert model -o out/bundle --dtype f16 --target portable --json");
     let found = ran.object();
     assert_eq!((ran.code, &found["written"]), (1, &json!(false)), "{}", ran.stderr);
-    std::fs::remove_dir(home.path("out")).expect("the parent is there and empty");
     assert_eq!(home.listing(), before);
     home.dijiang("convert model -o out/bundle --dtype f16 --target portable --no-verify --json").fine();
 }
@@ -274,10 +273,102 @@ fn what_is_no_bundle_or_no_model_is_refused() {
     insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2)");
     insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: no config.json here; expected a checkpoint directory as `save_pretrained` writes it");
     std::fs::write(home.path("broken.onnx"), "no model").expect("it is written");
-    insta::assert_snapshot!(refused(&home, "inspect broken.onnx"), @"error: broken.onnx: it is not an ONNX model, or is cut short (failed to decode Protobuf message: invalid wire type value: 6)");
+    insta::assert_snapshot!(refused(&home, "inspect broken.onnx"), @"error: broken.onnx: it is not an ONNX model, or is cut short (invalid wire type value: 6)");
     home.dijiang(CONVERT).fine();
     // This fixture has no tokenizer.
     insta::assert_snapshot!(refused(&home, "generate bundle --prompt x --runtime tract"), @"error: tokenizer bundle/tokenizer.json: No such file or directory (os error 2)");
+}
+
+/// A failure inside a runtime is one line too: neither ONNX Runtime's log nor the panic of tract stands beside it.
+#[test]
+fn failing_runtimes_say_it_once() {
+    let home = Home::with("shakespeare");
+    home.dijiang(CONVERT).fine();
+    let mut model = home.json("bundle/dijiang.json")["model"].clone();
+    model["vocab"] = json!(1_000_000);
+    home.set("bundle/dijiang.json", "model", model);
+    let tokenizer = std::fs::read_to_string(home.path("bundle/tokenizer.json")).expect("the tokenizer");
+    assert!(tokenizer.contains("\"R\": 82,"));
+    let broken = tokenizer.replace("\"R\": 82,", "\"R\": 999999,");
+    std::fs::write(home.path("bundle/tokenizer.json"), broken).expect("it is written");
+    for (runtime, name) in [("tract", "tract"), ("ort", "onnxruntime")] {
+        let line = refused(&home, &format!("generate bundle --prompt R --runtime {runtime} --json"));
+        if !line.contains("ONNX Runtime was not found") {
+            assert!(line.starts_with(&format!("error: {name} failed to run bundle/")), "{line}");
+        }
+    }
+}
+
+#[test]
+fn prompts_that_the_model_cannot_take_are_refused() {
+    let home = Home::with("shakespeare");
+    home.dijiang(CONVERT).fine();
+    let whole = home.json("bundle/dijiang.json")["model"].clone();
+    let with = |key: &str, value: Value, arguments: &str| {
+        let mut model = whole.clone();
+        model[key] = value;
+        home.set("bundle/dijiang.json", "model", model);
+        refused(&home, &format!("generate bundle --runtime tract {arguments}"))
+    };
+    insta::assert_snapshot!(with("vocab", json!(80), "--prompt ROMEO:"), @"error: prompt: the tokenizer gives token 82, but the model knows 80 (hint: is tokenizer.json the model's own?)");
+    insta::assert_snapshot!(with("positions", json!(16), "--prompt ROMEO: -n 11"), @"error: prompt: 6 tokens and 11 new ones, but the model has 16 positions (hint: -n 10 at most)");
+    insta::assert_snapshot!(with("positions", json!(4), "--prompt ROMEO: -n 0"), @"error: prompt: 6 tokens and 0 new ones, but the model has 4 positions (hint: shorten it)");
+}
+
+/// As `dijiang inspect model --text | head -1` does it.
+#[test]
+fn a_reader_that_goes_away_ends_the_program_quietly() {
+    let home = Home::with("llama");
+    for how in ["", "--text", "--json"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+        command.current_dir(home.0.path()).args(["inspect", "model"]).args(how.split_whitespace());
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command.stdout(writer).stdin(Stdio::null()).output().expect("it runs");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!((output.status.code(), stderr.as_str()), (Some(141), ""), "inspect {how}");
+    }
+}
+
+#[test]
+fn a_manifest_with_another_vocabulary_is_refused() {
+    let home = Home::with("llama");
+    home.dijiang(&format!("{CONVERT} --dtype f32")).fine();
+    let model = home.json("bundle/dijiang.json")["model"].clone();
+    let with = |vocab: u64| {
+        let mut model = model.clone();
+        model["vocab"] = json!(vocab);
+        home.set("bundle/dijiang.json", "model", model);
+        refused(&home, "verify bundle --runtime tract")
+    };
+    insta::assert_snapshot!(with(0), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 0 (hint: convert the model anew)");
+    insta::assert_snapshot!(with(5), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 5 (hint: convert the model anew)");
+    insta::assert_snapshot!(with(1 << 40), @"error: bundle/parallel.onnx: its logits are 128 wide, but `vocab` in dijiang.json is 1099511627776 (hint: convert the model anew)");
+}
+
+#[test]
+fn a_failed_conversion_leaves_no_parents() {
+    let home = Home::with("llama");
+    insta::assert_snapshot!(refused(&home, "convert model -o new/a/b --layers 7"), @"error: layer 7 does not exist: the model has layers 0 to 1");
+}
+
+#[test]
+fn sizes_without_reason_are_refused() {
+    let home = Home::with("llama");
+    home.set("model/config.json", "head_dim", json!(1 << 30));
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/config.json: key `head_dim` is such that a head has 1073741824 features; expected at most 65536 of them");
+
+    let home = Home::with("neox");
+    home.set("model/config.json", "hidden_size", json!(1 << 30));
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/config.json: key `hidden_size` is such that a head has 268435456 features; expected at most 65536 of them");
+
+    let home = Home::with("llama");
+    std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {features: 4611686018427387904}\n")
+        .expect("it is written");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
+    std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: prf, signs: true, radial: chi}\n")
+        .expect("it is written");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features)");
 }
 
 #[test]

@@ -114,27 +114,117 @@ pub enum Readout {
 pub enum RecipeError {
     #[error("recipe `{recipe}`: no feature map is called `{kind}` (there are: {known})")]
     UnknownMap { recipe: String, kind: String, known: String },
-    #[error("recipe `{recipe}`: `{field}` must be at least 1")]
-    Zero { recipe: String, field: &'static str },
+    #[error("recipe `{recipe}`: `{field}` is {found}, expected 1 to {most}")]
+    Range { recipe: String, field: &'static str, found: u64, most: u64 },
+    #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
+    Ignored { recipe: String, field: &'static str, kind: &'static str, known: String },
 }
+
+/// The most features, as a multiple of head_dim: a state far larger than any cache it stands for.
+const MOST_FEATURES: u64 = 64;
+/// The most tokens of a chunk: its scores are a square of so many.
+const MOST_CHUNK: u64 = 1 << 16;
 
 impl Recipe {
     pub fn check(&self) -> Result<(), RecipeError> {
-        let recipe = self.name.clone();
-        if feature_map::find(&self.map.kind).is_none() {
+        let Some(map) = feature_map::find(&self.map.kind) else {
             let known: Vec<&str> = feature_map::MAPS.iter().map(|m| m.name()).collect();
             return Err(RecipeError::UnknownMap {
-                recipe,
+                recipe: self.name.clone(),
                 kind: self.map.kind.clone(),
                 known: known.join(", "),
             });
+        };
+        self.check_range("map.features", self.map.features as u64, MOST_FEATURES)?;
+        self.check_range("chunk", u64::from(self.chunk), MOST_CHUNK)?;
+        match self.map.set().into_iter().find(|field| !map.fields().contains(field)) {
+            None => Ok(()),
+            Some(field) => Err(RecipeError::Ignored {
+                recipe: self.name.clone(),
+                field,
+                kind: map.name(),
+                known: map.fields().join(", "),
+            }),
         }
-        if self.map.features == 0 {
-            return Err(RecipeError::Zero { recipe, field: "map.features" });
+    }
+
+    fn check_range(&self, field: &'static str, found: u64, most: u64) -> Result<(), RecipeError> {
+        if (1..=most).contains(&found) {
+            return Ok(());
         }
-        if self.chunk == 0 {
-            return Err(RecipeError::Zero { recipe, field: "chunk" });
+        Err(RecipeError::Range { recipe: self.name.clone(), field, found, most })
+    }
+}
+
+impl MapSpec {
+    /// The fields that differ from their defaults.
+    fn set(&self) -> Vec<&'static str> {
+        let default = Self::default();
+        let fields = [
+            ("features", self.features != default.features),
+            ("signs", self.signs != default.signs),
+            ("lengths", self.lengths != default.lengths),
+            ("radial", self.radial != default.radial),
+        ];
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(map: MapSpec) -> Recipe {
+        Recipe {
+            name: "x".to_owned(),
+            attention: Attention::Linear,
+            map,
+            decay: Decay::None,
+            readout: Readout::Sum,
+            softmax_layers: Vec::new(),
+            chunk: 64,
         }
-        Ok(())
+    }
+
+    fn refused(recipe: &Recipe) -> String {
+        recipe.check().expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let features = |features| recipe(MapSpec { features, ..MapSpec::default() });
+        let chunk = |chunk| Recipe { chunk, ..recipe(MapSpec::default()) };
+        assert_eq!(features(64).check(), Ok(()));
+        assert_eq!(chunk(65536).check(), Ok(()));
+        assert_eq!(refused(&features(0)), "recipe `x`: `map.features` is 0, expected 1 to 64");
+        assert_eq!(refused(&features(65)), "recipe `x`: `map.features` is 65, expected 1 to 64");
+        assert_eq!(refused(&chunk(0)), "recipe `x`: `chunk` is 0, expected 1 to 65536");
+        assert_eq!(refused(&chunk(65537)), "recipe `x`: `chunk` is 65537, expected 1 to 65536");
+    }
+
+    /// Every map with every field set in turn: it reads the field, or refuses it.
+    #[test]
+    fn a_map_refuses_the_fields_it_does_not_read() {
+        let plain = MapSpec::default();
+        let specs = [
+            ("features", MapSpec { features: 2, ..plain.clone() }),
+            ("signs", MapSpec { signs: true, ..plain.clone() }),
+            ("lengths", MapSpec { lengths: Lengths::Sampled, ..plain.clone() }),
+            ("radial", MapSpec { radial: Radial::Chi, ..plain.clone() }),
+        ];
+        let ignored = |kind: &str| -> Vec<&str> {
+            let check = |spec: &MapSpec| recipe(MapSpec { kind: kind.to_owned(), ..spec.clone() }).check();
+            specs.iter().filter(|(_, spec)| check(spec).is_err()).map(|(field, _)| *field).collect()
+        };
+        assert_eq!(ignored("prf"), ["signs", "lengths", "radial"]);
+        assert_eq!(ignored("dct-softmax"), [""; 0]);
+        for kind in ["pff", "wpff", "wdcf"] {
+            assert_eq!(ignored(kind), ["signs"], "{kind}");
+        }
+        let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
+        assert_eq!(
+            refused(&recipe(prf)),
+            "recipe `x`: `map.radial` means nothing to `prf` (it reads: features)"
+        );
     }
 }

@@ -90,11 +90,9 @@ impl Decoder {
         self.session.as_ref()
     }
 
-    /// Bytes of state held now, wherever it lies.
+    /// Bytes of state held now, wherever it lies: measured, whatever the graph declares.
     pub fn state_bytes(&self) -> usize {
-        let shape = |io: &StateIo| io.shape(self.batch(), self.history.columns);
-        let bytes = |io: &StateIo| shape(io).iter().product::<usize>() * io.input.dtype.size();
-        self.layout.states.iter().map(bytes).sum()
+        self.session.carried_bytes()
     }
 
     /// A copy of what the decoder remembers, to be put back with [`Decoder::set_state`].

@@ -125,11 +125,12 @@ fn log(level: LogLevel, category: &str, _id: &str, location: &str, message: &str
         LogLevel::Verbose | LogLevel::Info => {
             tracing::debug!(target: "onnxruntime", category, location, "{message}");
         }
-        // Most warnings are about the graph optimiser's own business, and none of them changes a result.
-        LogLevel::Warning => {
+        // Most warnings are about the graph optimiser's own business, and none of them changes a result. The text of
+        // an error is returned by the call that failed.
+        LogLevel::Warning | LogLevel::Error => {
             tracing::info!(target: "onnxruntime", category, location, "{message}");
         }
-        LogLevel::Error | LogLevel::Fatal => {
+        LogLevel::Fatal => {
             tracing::warn!(target: "onnxruntime", category, location, "{message}");
         }
     }

@@ -133,6 +133,10 @@ impl Session for OrtSession {
         let tensors = self.carried.iter().map(from_ort).collect::<Result<_, _>>();
         tensors.map_err(|reason| self.failed(reason))
     }
+
+    fn carried_bytes(&self) -> usize {
+        self.carried.iter().map(bytes).sum()
+    }
 }
 
 impl OrtSession {
@@ -187,6 +191,12 @@ fn to_ort(tensor: &HostTensor) -> Result<DynTensor, String> {
         unsafe { target.copy_from_nonoverlapping(tensor.bytes().as_ptr(), tensor.byte_len()) };
     }
     Ok(value)
+}
+
+fn bytes(value: &DynValue) -> usize {
+    let ValueType::Tensor { ty, shape, .. } = value.dtype() else { return 0 };
+    let elements: usize = shape.iter().map(|&dim| dim as usize).product();
+    elements * dtype_of(*ty).map_or(0, Dtype::size)
 }
 
 fn from_ort(value: &DynValue) -> Result<HostTensor, String> {

@@ -88,6 +88,7 @@ pub fn greedy(logits: &[f32]) -> Result<usize, RuntimeError> {
 }
 
 /// Steele, Lea and Flood's generator: one multiplication chain, every seed good.
+// Its twin is `random.rs` of the passes, on which this crate must not depend: dependencies run one way.
 #[derive(Clone, Debug)]
 struct SplitMix64(u64);
 

@@ -138,6 +138,9 @@ pub trait Session: Debug + Send {
 
     /// A copy of what is carried now, in the order of the links.
     fn carried(&self) -> Result<Vec<HostTensor>, RuntimeError>;
+
+    /// Bytes of what is carried now, by the shapes the tensors have, whatever the model declares.
+    fn carried_bytes(&self) -> usize;
 }
 
 /// Checks what a caller gives against what the model declares, and returns it in the model's order.

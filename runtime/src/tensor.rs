@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 
 /// Element types that cross the border of a session.
+// Its twin is `DType` of the passes, on which this crate must not depend: dependencies run one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dtype {
     /// 64-bit float.

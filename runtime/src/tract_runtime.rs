@@ -1,8 +1,9 @@
 //! tract behind the [`Runtime`] trait: a second, independent implementation to check ONNX Runtime against.
 
+use std::cell::Cell;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use tract_onnx::pb;
 use tract_onnx::prelude::*;
@@ -139,6 +140,10 @@ impl Session for TractSession {
         let tensors = self.carried.iter().zip(dtypes).map(|(value, dtype)| from_tract(value, dtype));
         tensors.collect::<Result<_, _>>().map_err(|reason| self.failed(reason))
     }
+
+    fn carried_bytes(&self) -> usize {
+        self.carried.iter().map(|value| value.as_bytes().len()).sum()
+    }
 }
 
 impl TractSession {
@@ -186,10 +191,31 @@ impl TractSession {
     }
 }
 
+thread_local! {
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps the panics of guarded work off stderr, as their text is returned; all others are shown as before.
+fn silence_guarded() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !IS_GUARDED.get() {
+                before(info);
+            }
+        }));
+    });
+}
+
 /// Turns a panic into an error: tract indexes out of bounds where an id lies outside a table, for one.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    silence_guarded();
+    IS_GUARDED.set(true);
     // Nothing half-done is seen afterwards: a session changes only by whole plans moving in and out of its list.
-    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    let done = std::panic::catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.set(false);
+    done.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         Err(format!("it panicked: {}", one_line(text)))

@@ -27,20 +27,27 @@ pub struct NewBundle {
     force: bool,
     /// Held while the directory is written: what nobody holds was left by a killed run.
     _lock: File,
+    /// Dropped, and so removed where nothing came into them, after the temporary directory.
+    _parents: NewParents,
 }
 
 impl NewBundle {
     /// Begins a bundle at `target`. With `force` a bundle that is there will be replaced; anything
     /// else that is there, except an empty directory, is refused.
     pub fn begin(target: &Path, force: bool) -> Result<Self, BundleError> {
-        check(target, force)?;
+        let target = &followed(target);
         let name = target.file_name().ok_or_else(|| BundleError::NoName { path: show(target) })?;
         let parent = parent(target);
         let failed = |doing| move |source| BundleError::Io { path: show(parent), doing, source };
-        std::fs::create_dir_all(parent).map_err(failed("it cannot be made"))?;
         let mut prefix = OsString::from(".");
         prefix.push(name);
         prefix.push(".tmp-");
+        if parent.is_dir() && !target.exists() {
+            restore(target, parent, &prefix).map_err(failed("it cannot be read"))?;
+        }
+        check(target, force)?;
+        let parents = NewParents::of(parent);
+        std::fs::create_dir_all(parent).map_err(failed("it cannot be made"))?;
         remove_abandoned(parent, &prefix).map_err(failed("it cannot be read"))?;
         prefix.push(std::process::id().to_string());
         let temporary = parent.join(prefix);
@@ -48,7 +55,7 @@ impl NewBundle {
         let lock = File::open(&temporary).and_then(|f| f.lock().map(|()| f));
         let lock =
             lock.map_err(|source| BundleError::Io { path: show(&temporary), doing: "lock", source })?;
-        Ok(Self { target: target.to_owned(), temporary, force, _lock: lock })
+        Ok(Self { target: target.clone(), temporary, force, _lock: lock, _parents: parents })
     }
 
     /// Where the files are written until they are committed.
@@ -87,8 +94,39 @@ impl Drop for NewBundle {
     }
 }
 
+/// The directories above a bundle that were not there before it. On drop they go again, from the inside out, as far
+/// as they are empty.
+#[derive(Debug)]
+struct NewParents(Vec<PathBuf>);
+
+impl NewParents {
+    fn of(parent: &Path) -> Self {
+        Self(
+            parent
+                .ancestors()
+                .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
+                .map(Path::to_owned)
+                .collect(),
+        )
+    }
+}
+
+impl Drop for NewParents {
+    fn drop(&mut self) {
+        // The first that holds something, such as the committed bundle, ends it.
+        let _ = self.0.iter().try_for_each(std::fs::remove_dir);
+    }
+}
+
+/// A link to a bundle stays a link: what it points to is replaced.
+fn followed(target: &Path) -> PathBuf {
+    let real = target.is_symlink().then(|| target.canonicalize().ok()).flatten();
+    real.unwrap_or_else(|| target.to_owned())
+}
+
 fn check(target: &Path, force: bool) -> Result<(), BundleError> {
-    if !target.exists() || is_empty(target) {
+    // A link that leads nowhere is something too.
+    if !(target.exists() || target.is_symlink()) || is_empty(target) {
         return Ok(());
     }
     if !target.join(layout::MANIFEST).is_file() {
@@ -109,19 +147,38 @@ fn show(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Removes what killed runs left of the same target.
-fn remove_abandoned(parent: &Path, prefix: &OsString) -> io::Result<()> {
+/// The directories that killed runs left of the same target, in the order of their names.
+fn abandoned(parent: &Path, prefix: &OsString) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for entry in std::fs::read_dir(parent)? {
         let entry = entry?;
-        if !entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes()) {
+        let is_ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
+        if !is_ours || !entry.file_type()?.is_dir() {
             continue;
         }
         let is_held = File::open(entry.path()).is_ok_and(|f| f.try_lock().is_err());
         if !is_held {
-            std::fs::remove_dir_all(entry.path())?;
+            found.push(entry.path());
         }
     }
-    Ok(())
+    found.sort();
+    Ok(found)
+}
+
+fn remove_abandoned(parent: &Path, prefix: &OsString) -> io::Result<()> {
+    abandoned(parent, prefix)?.iter().try_for_each(std::fs::remove_dir_all)
+}
+
+/// Puts back the bundle that a run killed between the renames of [`exchange_by_steps`] had set aside.
+fn restore(target: &Path, parent: &Path, prefix: &OsString) -> io::Result<()> {
+    let is_bundle = |path: &&PathBuf| {
+        path.as_os_str().as_encoded_bytes().ends_with(ASIDE.as_bytes())
+            && path.join(layout::MANIFEST).is_file()
+    };
+    match abandoned(parent, prefix)?.iter().find(is_bundle) {
+        Some(old) => std::fs::rename(old, target),
+        None => Ok(()),
+    }
 }
 
 /// Every file and directory below, then the directory itself.
@@ -137,6 +194,9 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// What the name of a bundle that is set aside ends with.
+const ASIDE: &str = ".old";
+
 /// Swaps two directories in one step.
 fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -149,7 +209,10 @@ fn exchange(a: &Path, b: &Path) -> io::Result<()> {
 /// For file systems that cannot swap: for a moment nothing is at `b`, and what was there is beside it.
 fn exchange_by_steps(a: &Path, b: &Path) -> io::Result<()> {
     let mut aside = a.as_os_str().to_owned();
-    aside.push(".old");
+    aside.push(ASIDE);
+    // Held, so that another run does not take it for abandoned.
+    let held = File::open(b)?;
+    held.lock()?;
     std::fs::rename(b, &aside)?;
     std::fs::rename(a, b)?;
     std::fs::rename(&aside, a)
@@ -222,6 +285,58 @@ mod tests {
         assert!(new.path().exists());
         drop(new);
         assert_eq!(names(directory.path()), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn parents_are_made_only_with_the_bundle() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let target = directory.path().join("new/deep/b");
+        drop(NewBundle::begin(&target, false).expect("it begins"));
+        assert_eq!(names(directory.path()), [] as [&str; 0]);
+        fs::create_dir(directory.path().join("new")).expect("it is made");
+        drop(NewBundle::begin(&target, false).expect("it begins"));
+        assert_eq!(names(directory.path()), ["new"], "it was there before");
+        write(&target, false, "one").expect("it is new");
+        assert_eq!(read(&target), "one");
+    }
+
+    #[test]
+    fn a_file_with_the_name_of_a_leftover_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join(".b.tmp-1"), "").expect("it is written");
+        write(&directory.path().join("b"), false, "one").expect("it is new");
+        assert_eq!(names(directory.path()), [".b.tmp-1", "b"]);
+    }
+
+    #[test]
+    fn a_link_stays_and_the_bundle_behind_it_is_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [target, link, dangling] = ["deep/b", "link", "dangling"].map(|name| directory.path().join(name));
+        write(&target, false, "one").expect("it is new");
+        std::os::unix::fs::symlink(&target, &link).expect("a link");
+        let e = write(&link, false, "two").expect_err("it exists");
+        assert!(matches!(e, BundleError::Exists { .. }), "{e}");
+        write(&link, true, "two").expect("it is replaced");
+        assert!(link.is_symlink());
+        assert_eq!(
+            (read(&target), names(target.parent().expect("deep"))),
+            ("two".to_owned(), vec!["b".into()])
+        );
+        std::os::unix::fs::symlink("nowhere", &dangling).expect("a link");
+        assert!(matches!(NewBundle::begin(&dangling, true), Err(BundleError::NotABundle { .. })));
+    }
+
+    /// As a kill between the two renames of swapping by steps leaves it.
+    #[test]
+    fn a_bundle_that_was_set_aside_comes_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [target, new, old] = ["b", ".b.tmp-1", ".b.tmp-1.old"].map(|name| directory.path().join(name));
+        write(&old, false, "one").expect("it is new");
+        write(&new, false, "two").expect("it is new");
+        assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Exists { .. })));
+        assert_eq!(read(&target), "one");
+        write(&target, true, "three").expect("it is replaced");
+        assert_eq!((read(&target), names(directory.path())), ("three".to_owned(), vec!["b".into()]));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::target::Target;
 use crate::verify::VerifyOptions;
 use dijiang_passes::ir::dtype::DType;
 use serde_json::json;
+use std::collections::BTreeSet;
+use std::num::{IntErrorKind, ParseIntError};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -48,16 +50,24 @@ type Layers = Vec<usize>;
 
 /// `0-3,7`
 fn layers(text: &str) -> Result<Layers, String> {
-    let number =
-        |s: &str| s.trim().parse::<usize>().map_err(|_| format!("`{s}` is no layer (expected e.g. 0-3,7)"));
-    let mut found = Vec::new();
+    // A set, so that no text names more layers than there are numbers.
+    let mut found = BTreeSet::new();
     for part in text.split(',') {
-        match part.split_once('-') {
-            Some((first, last)) => found.extend(number(first)?..=number(last)?),
-            None => found.push(number(part)?),
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (layer(first)?, layer(last)?);
+        if last < first {
+            return Err(format!("`{part}` ends before it begins (expected e.g. 0-3,7)"));
         }
+        found.extend(usize::from(first)..=usize::from(last));
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
+}
+
+fn layer(text: &str) -> Result<u16, String> {
+    text.trim().parse().map_err(|e: ParseIntError| match e.kind() {
+        IntErrorKind::PosOverflow => format!("`{text}` is no layer (the highest number is {})", u16::MAX),
+        _ => format!("`{text}` is no layer (expected e.g. 0-3,7)"),
+    })
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
@@ -133,6 +143,20 @@ mod tests {
     #[test]
     fn layers_are_numbers_and_ranges() {
         assert_eq!(layers("0-2,7"), Ok(vec![0, 1, 2, 7]));
+        assert_eq!(layers("7,2-3,2"), Ok(vec![2, 3, 7]));
+        assert_eq!(layers("0-65535").map(|l| l.len()), Ok(65536));
         assert!(layers("a").is_err() && layers("1-").is_err());
+    }
+
+    #[test]
+    fn ranges_that_are_empty_or_endless_are_refused() {
+        let refused = |text| layers(text).expect_err("it is refused");
+        assert_eq!(refused("5-2"), "`5-2` ends before it begins (expected e.g. 0-3,7)");
+        assert_eq!(refused("0-65536"), "`65536` is no layer (the highest number is 65535)");
+        assert_eq!(refused("0-99999999999"), "`99999999999` is no layer (the highest number is 65535)");
+        assert_eq!(
+            refused("0-18446744073709551615"),
+            "`18446744073709551615` is no layer (the highest number is 65535)"
+        );
     }
 }

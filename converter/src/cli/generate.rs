@@ -2,7 +2,7 @@
 
 use super::{Failure, Outcome, show};
 use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
+use crate::bundle::manifest::{Manifest, Model};
 use dijiang_runtime::{
     Decoder, GenerateOptions, LoadOptions, OrtRuntime, Runtime, Tokenizer, TractRuntime, generate,
 };
@@ -50,8 +50,9 @@ enum Engine {
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
     let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
-    let mut decoder = load(args, &manifest)?;
     let prompt = prompt(args)?;
+    check_prompt(&tokenizer.encode(&prompt)?, args.tokens, &manifest.model)?;
+    let mut decoder = load(args, &manifest)?;
     let options = GenerateOptions {
         prompt: prompt.clone(),
         max_new_tokens: args.tokens,
@@ -83,6 +84,33 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 fn prompt(args: &Args) -> Result<String, Failure> {
     let Some(file) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
     Ok(std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?)
+}
+
+/// Refuses what the model has no row for in its tables, which a runtime would only find while it runs.
+fn check_prompt(ids: &[i64], new_tokens: usize, model: &Model) -> Result<(), Failure> {
+    // An ONNX source may not say how many tokens it knows.
+    let outside = |id: &&i64| model.vocab > 0 && !(0..model.vocab as i64).contains(*id);
+    if let Some(id) = ids.iter().find(outside) {
+        return Err(format!(
+            "prompt: the tokenizer gives token {id}, but the model knows {} (hint: is {} the model's own?)",
+            model.vocab,
+            layout::TOKENIZER
+        )
+        .into());
+    }
+    let Some(positions) = model.positions.map(|n| n as usize) else { return Ok(()) };
+    if ids.len().saturating_add(new_tokens) > positions {
+        let hint = match positions.saturating_sub(ids.len()) {
+            0 => "shorten it".to_owned(),
+            left => format!("-n {left} at most"),
+        };
+        return Err(format!(
+            "prompt: {} tokens and {new_tokens} new ones, but the model has {positions} positions (hint: {hint})",
+            ids.len()
+        )
+        .into());
+    }
+    Ok(())
 }
 
 fn load(args: &Args, manifest: &Manifest) -> Result<Decoder, Failure> {

@@ -1,5 +1,4 @@
 //! What the commands print.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the one place that prints")]
 
 use crate::progress::Progress;
 use crate::verify::Verification;
@@ -7,34 +6,42 @@ use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
+
+/// What a shell reports of a program that wrote to a pipe nobody reads: 128 and the number of SIGPIPE.
+const BROKEN_PIPE: i32 = 141;
 
 /// One line on stderr.
 pub(super) fn error(message: &str) {
-    eprintln!("error: {}", message.replace('\n', " "));
+    note(&format!("error: {}", message.replace('\n', " ")));
 }
 
 /// A remark on stderr.
 pub(super) fn note(message: &str) {
-    eprintln!("{message}");
+    // Where stderr is closed, nobody is there to be told.
+    let _ = writeln!(std::io::stderr(), "{message}");
 }
 
 /// A line of the result.
 pub(super) fn line(text: &str) {
-    println!("{text}");
+    stream(&format!("{text}\n"));
 }
 
-/// Text as it comes, without a line's end.
+/// Text as it comes, without a line's end. A reader that went away, as `head` does, ends the program quietly.
 pub(super) fn stream(text: &str) {
-    print!("{text}");
-    // What cannot be shown now is shown with the next piece.
-    let _ = std::io::stdout().flush();
+    let mut out = std::io::stdout().lock();
+    let Err(failure) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) else { return };
+    if failure.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(BROKEN_PIPE);
+    }
+    error(&format!("stdout: {failure}"));
+    std::process::exit(2);
 }
 
 /// The one object of `--json`.
 pub(super) fn object(value: &Value) {
-    println!("{value}");
+    line(&value.to_string());
 }
 
 /// The checks as a table.
@@ -46,10 +53,10 @@ pub(super) fn verification(found: &Verification) {
             (Some(limit), true) => format!("ok       within {limit:.0e}"),
             (Some(limit), false) => format!("FAILED   not within {limit:.0e}"),
         };
-        println!("  {:width$}  {:>9.2e}  {verdict}", check.name, check.measured);
+        line(&format!("  {:width$}  {:>9.2e}  {verdict}", check.name, check.measured));
     }
     for skipped in &found.skipped {
-        println!("  skipped {skipped}");
+        line(&format!("  skipped {skipped}"));
     }
 }
 
@@ -80,10 +87,13 @@ pub(super) fn misses(misses: &[NearMiss]) -> Value {
 
 pub(super) fn site_table(sites: &[SiteReport]) {
     let width = sites.iter().map(|s| s.name.len()).max().unwrap_or(0).max("site".len());
-    println!("  {:width$}  heads  kv heads  head dim  scale     mask                  rotary  cache", "site");
+    line(&format!(
+        "  {:width$}  heads  kv heads  head dim  scale     mask                  rotary  cache",
+        "site"
+    ));
     let yes = |b: bool| if b { "yes" } else { "no" };
     for s in sites {
-        println!(
+        line(&format!(
             "  {:width$}  {:>5}  {:>8}  {:>8}  {:<8.5}  {:<20}  {:<6}  {}",
             s.name,
             s.heads,
@@ -93,7 +103,7 @@ pub(super) fn site_table(sites: &[SiteReport]) {
             s.mask,
             yes(s.rotary),
             yes(s.cache)
-        );
+        ));
     }
 }
 

@@ -15,15 +15,19 @@ pub(super) struct Prompts {
 const BEYOND: usize = 6;
 /// Tokens of a prompt for the interpreter.
 const ORACLE: usize = 5;
+
 impl Prompts {
     /// Rows for a bundle: a chunk and a piece of the next, or as many tokens as the model has positions.
     pub(super) fn new(manifest: &Manifest, seed: u64) -> Self {
         let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64) as usize;
-        let long = manifest.model.positions.map_or(chunk + BEYOND, |p| (p as usize).min(chunk + BEYOND));
+        let most = chunk + BEYOND;
+        let long = manifest.model.positions.map_or(most, |p| most.min(p as usize)).max(1);
         let short = (long * 3 / 5).max(1);
         let vocab = manifest.model.vocab as usize;
         let mut random = Random::named(seed, "prompts");
-        let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % vocab as u64) as i64).collect();
+        // A manifest that says 0 is refused once logits show it wrong.
+        let ids = vocab.max(1) as u64;
+        let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
         Self { rows: [row(long), row(short)], vocab, chunk }
     }
 
@@ -48,5 +52,31 @@ impl Prompts {
 
     pub(super) fn vocab(&self) -> usize {
         self.vocab
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::manifest::{FORMAT, Model, Source, SourceKind};
+
+    #[test]
+    fn a_manifest_without_tokens_or_positions_still_gives_rows() {
+        let model = Model { family: "llama".to_owned(), vocab: 0, positions: Some(0), eos: Vec::new() };
+        let manifest = Manifest {
+            format_version: FORMAT,
+            dijiang_version: String::new(),
+            source: Source { kind: SourceKind::Checkpoint, dtype: "f32".to_owned(), files: Vec::new() },
+            model,
+            recipe: serde_json::Value::Null,
+            target: "ort".to_owned(),
+            dtype: "f32".to_owned(),
+            seed: 0,
+            sites: Vec::new(),
+            state: Vec::new(),
+            checks: Vec::new(),
+        };
+        let prompts = Prompts::new(&manifest, 0);
+        assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
     }
 }

@@ -50,6 +50,9 @@ impl Reference {
             )));
         }
         let vocab = logits.shape()[2];
+        if vocab == 0 {
+            return Err(fail(format!("`logits` is {:?}, expected a vocabulary in the last", logits.shape())));
+        }
         let numbers = logits.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let numbers: Vec<f32> = numbers.collect();
         let logits = real_tokens(&numbers, &mask, vocab);
@@ -65,6 +68,29 @@ fn rows(bytes: &[u8], columns: usize) -> Vec<Vec<i64>> {
 
 /// The logits of the tokens that a mask keeps.
 pub(super) fn real_tokens(logits: &[f32], mask: &[Vec<i64>], vocab: usize) -> Vec<f32> {
-    let tokens = logits.chunks_exact(vocab).zip(mask.iter().flatten());
+    // Where there is no vocabulary there are no logits either.
+    let tokens = logits.chunks_exact(vocab.max(1)).zip(mask.iter().flatten());
     tokens.filter(|(_, m)| **m == 1).flat_map(|(row, _)| row.iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::TensorView;
+
+    #[test]
+    fn logits_of_no_width_are_refused() {
+        let view = |dtype, shape: &[usize]| TensorView::new(dtype, shape.to_vec(), &[0; 16]);
+        let ids = view(Dtype::I64, &[1, 2]).expect("a tensor");
+        let logits = TensorView::new(Dtype::F32, vec![1, 2, 0], &[]).expect("a tensor");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(FILE);
+        let bytes =
+            safetensors::serialize([("input_ids", ids), ("logits", logits)], None).expect("it is laid out");
+        std::fs::write(&path, bytes).expect("it is written");
+        let refused = Reference::read(&path).expect_err("it is refused").to_string();
+        let expected = "`logits` is [1, 2, 0], expected a vocabulary in the last";
+        assert_eq!(refused, format!("{}: {expected}", path.display()));
+        assert!(real_tokens(&[], &[vec![1, 1]], 0).is_empty());
+    }
 }

@@ -3,7 +3,8 @@
 use super::VerifyError;
 use super::prompts::Prompts;
 use super::reference::real_tokens;
-use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime};
+use crate::bundle::layout;
+use dijiang_runtime::{Decoder, DimSpec, HostTensor, LoadOptions, Runtime};
 use std::path::Path;
 
 /// A loaded graph. Logits come back as f32, token after token, padding left out.
@@ -21,7 +22,32 @@ impl Model {
 
     /// All prompts as one batch, the short row padded at the left.
     pub(super) fn whole(&mut self, prompts: &Prompts) -> Result<Vec<f32>, VerifyError> {
-        self.padded(&prompts.rows(), true)
+        // Before feeding, as a runtime would fail on ids that are not in its table in words of its own.
+        self.check_width(self.declared_width().unwrap_or(prompts.vocab()), prompts)?;
+        let rows = prompts.rows();
+        let logits = self.padded(&rows, true)?;
+        self.check_width(logits.len() / rows.iter().map(Vec::len).sum::<usize>(), prompts)?;
+        Ok(logits)
+    }
+
+    /// The width of the logits, where the graph fixes it.
+    fn declared_width(&self) -> Option<usize> {
+        let logits = self.decoder.session().outputs().iter().find(|io| io.name == "logits")?;
+        match logits.shape.last()? {
+            DimSpec::Fixed(width) => Some(*width),
+            DimSpec::Dynamic(_) => None,
+        }
+    }
+
+    fn check_width(&self, width: usize, prompts: &Prompts) -> Result<(), VerifyError> {
+        if width == prompts.vocab() {
+            return Ok(());
+        }
+        let (manifest, vocab) = (layout::MANIFEST, prompts.vocab());
+        let reason = format!(
+            "its logits are {width} wide, but `vocab` in {manifest} is {vocab} (hint: convert the model anew)"
+        );
+        Err(VerifyError::Model { file: self.file.clone(), reason })
     }
 
     /// One row alone.

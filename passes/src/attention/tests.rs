@@ -17,7 +17,7 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     let map = MapSpec {
         kind: kind.to_owned(),
         features: 2,
-        signs: true,
+        signs: kind == "dct-softmax",
         lengths: Lengths::Quantiles,
         radial: Radial::Normal,
     };

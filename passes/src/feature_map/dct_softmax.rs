@@ -14,6 +14,10 @@ impl FeatureMap for DctSoftmax {
         "dct-softmax"
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        &["features", "signs", "lengths", "radial"]
+    }
+
     fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
         let m = self.features(spec, d);
         let drawn = if spec.signs { m.div_ceil(2) } else { m };

@@ -56,6 +56,11 @@ pub trait FeatureMap: Sync {
     /// As in recipes: the file's name with dashes.
     fn name(&self) -> &'static str;
 
+    /// The fields of [`MapSpec`] that it reads besides `kind`.
+    fn fields(&self) -> &'static [&'static str] {
+        &["features", "lengths", "radial"]
+    }
+
     /// m, the number of features, for heads of `head_dim`.
     fn features(&self, spec: &MapSpec, head_dim: usize) -> usize {
         spec.features * head_dim

@@ -15,6 +15,11 @@ impl FeatureMap for Prf {
         "prf"
     }
 
+    /// ω is drawn from a normal distribution as it is: no lengths are chosen apart from directions.
+    fn fields(&self) -> &'static [&'static str] {
+        &["features"]
+    }
+
     fn parameters(&self, spec: &MapSpec, _heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
         let m = self.features(spec, d);
         let omega: Vec<f64> = (0..m * d).map(|_| random.normal()).collect();

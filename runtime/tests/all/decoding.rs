@@ -80,6 +80,19 @@ fn a_linear_state_keeps_its_size_and_a_cache_grows() {
     }
 }
 
+/// What is declared proves nothing: this state claims one size, and grows by a column per token.
+#[test]
+fn the_size_of_a_state_is_measured() {
+    for runtime in runtimes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = models::misdeclared().write(dir.path());
+        let mut decoder = Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap();
+        assert_eq!((decoder.grows(), decoder.state_bytes()), (false, 16));
+        decoder.feed(&[vec![1, 2, 3]], None).unwrap();
+        assert_eq!(decoder.state_bytes(), 64, "{}", runtime.name());
+    }
+}
+
 #[test]
 fn padding_on_either_side_changes_no_row() {
     for runtime in runtimes() {

@@ -233,6 +233,18 @@ fn add_growing(m: &mut Model, base: Option<&str>, bare: bool) -> &'static str {
     "both_sums"
 }
 
+/// A decoder with a state that is declared to be of one size, and comes out longer by a row per token.
+pub(crate) fn misdeclared() -> Model {
+    let mut m = decoder(STATELESS);
+    let shape = format!("batch 1 1 {WIDTH}");
+    m.input("past_key_values.0.recurrent_state", DataType::Float, &shape);
+    m.output("present.0.recurrent_state", DataType::Float, &shape);
+    m.node("Unsqueeze", &["embedded", "one"], "rows", vec![]);
+    let joined = ["past_key_values.0.recurrent_state", "rows"];
+    m.node("Concat", &joined, "present.0.recurrent_state", vec![int("axis", 2)]);
+    m
+}
+
 /// `y` is `x` times a matrix of ones, in the given float dtype, plus `before`; it replaces `before` as `after`.
 pub(crate) fn running_product(dtype: DataType) -> Model {
     let mut m = Model::default();

@@ -39,6 +39,9 @@ pub(super) fn find(config: &Config) -> Result<&'static Family, CheckpointError> 
     family.ok_or_else(known)
 }
 
+/// The most features of a head. Rotary tables are made before any weight's shape is compared.
+const MOST_HEAD_DIM: u64 = 1 << 16;
+
 /// The config keys that all families share. `kv_heads` and `head_dim` are the config's own where it
 /// states them.
 fn meta(
@@ -58,6 +61,12 @@ fn meta(
         let expected = format!("a multiple of num_attention_heads = {heads}, as no head_dim is given");
         return Err(config.bad("hidden_size", &hidden.to_string(), &expected));
     }
+    let key = if head_dim.is_some() { "head_dim" } else { "hidden_size" };
+    let head_dim = head_dim.unwrap_or(hidden / heads);
+    if head_dim > MOST_HEAD_DIM {
+        let found = format!("such that a head has {head_dim} features");
+        return Err(config.bad(key, &found, &format!("at most {MOST_HEAD_DIM} of them")));
+    }
     let layers = config.size("num_hidden_layers")?;
     Ok(ModelMeta {
         family: family.name,
@@ -65,7 +74,7 @@ fn meta(
         layers,
         heads,
         kv_heads,
-        head_dim: head_dim.unwrap_or(hidden / heads),
+        head_dim,
         hidden,
         vocab: config.size("vocab_size")?,
         max_positions: config.opt_size("max_position_embeddings")?,

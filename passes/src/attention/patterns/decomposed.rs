@@ -32,7 +32,7 @@ impl AttentionPattern for Decomposed {
         };
         let (out, scores) = (get("out")?, get("scores")?);
         check_softmax(graph, found)?;
-        let Product { product, q, k } = product_of(graph, scores)?;
+        let Scored { product, q, k } = product_of(graph, scores)?;
         let key = site::trace_stream(graph, k)?;
         let value = site::trace_stream(graph, get("v")?)?;
         site::check_tokens(graph, q, key.new)?;
@@ -94,7 +94,7 @@ fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
 }
 
 /// q kᵀ behind the scores.
-struct Product {
+struct Scored {
     product: ValueId,
     q: ValueId,
     /// Before it is turned.
@@ -105,7 +105,7 @@ struct Product {
 const BETWEEN: [&str; 10] =
     ["Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Cast", "Reshape", "Identity"];
 
-fn product_of(graph: &Graph, scores: ValueId) -> Result<Product, Miss> {
+fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
     let name = |v: ValueId| graph.value(v).name.clone();
     let mut found = Vec::new();
     let mut stack = vec![scores];
@@ -131,7 +131,7 @@ fn product_of(graph: &Graph, scores: ValueId) -> Result<Product, Miss> {
     match graph.made_by(turned, "Transpose") {
         Some(node) if node.op.ints("perm") == Some(&[0, 1, 3, 2]) => {
             let k = node.input(0).unwrap_or(turned);
-            Ok(Product { product: *product, q, k })
+            Ok(Scored { product: *product, q, k })
         }
         _ => Err(Miss::check(name(turned), "the keys are not turned by a Transpose of [0, 1, 3, 2]")),
     }
