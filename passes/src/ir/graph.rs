@@ -5,6 +5,7 @@ use super::infer::Type;
 use super::op::Op;
 use super::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 /// Where a value comes from.
 #[derive(Clone, Debug)]
@@ -72,6 +73,8 @@ pub struct Graph {
     pub(super) outputs: Vec<(String, ValueId)>,
     /// The names of all values.
     pub(super) names: BTreeSet<String>,
+    /// [`Graph::order`], until the next patch.
+    pub(super) ordered: OnceLock<Vec<NodeId>>,
     pub(super) next_node: u32,
     pub(super) next_value: u32,
 }
@@ -160,6 +163,10 @@ impl Graph {
     /// All nodes, producers before users, ties by id. Nodes on a cycle are left out; the verifier
     /// reports them.
     pub fn order(&self) -> Vec<NodeId> {
+        self.ordered.get_or_init(|| self.compute_order()).clone()
+    }
+
+    fn compute_order(&self) -> Vec<NodeId> {
         let mut missing: BTreeMap<NodeId, usize> = BTreeMap::new();
         let mut ready = BTreeSet::new();
         for (id, node) in &self.nodes {

@@ -290,6 +290,7 @@ impl Graph {
     /// is as it was.
     pub fn apply(&mut self, change: Change) -> Result<Applied, PatchError> {
         self.check(&change)?;
+        self.ordered.take();
         let added = change.nodes.len();
         let suspects = self.take(change);
         let removed = self.collect_garbage(suspects);

@@ -4,8 +4,8 @@
 //! probabilities have another user, keys are neither the queries' own tokens nor a cache of them, or the
 //! heads are not on axis 1.
 
-use super::AttentionPattern;
-use crate::attention::mask::{Scores, classify};
+use super::{AttentionPattern, KnownScores};
+use crate::attention::mask::Scores;
 use crate::attention::site::{self, AttentionSite, Cache, Stream};
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::shape::show;
@@ -26,7 +26,7 @@ impl AttentionPattern for Decomposed {
         Pat::op("MatMul", [probabilities, Pat::var("v")]).bind("out")
     }
 
-    fn site(&self, graph: &Graph, found: &Match) -> Result<AttentionSite, Miss> {
+    fn site(&self, graph: &Graph, found: &Match, known: &mut KnownScores) -> Result<AttentionSite, Miss> {
         let get = |name: &str| {
             found.get(name).ok_or_else(|| Miss::check("", format!("the pattern does not bind `{name}`")))
         };
@@ -47,7 +47,7 @@ impl AttentionPattern for Decomposed {
             );
             return Err(Miss::check(name(out), reason));
         }
-        let Scores { scale, mask } = classify(graph, scores, product, key.cache.is_some())?;
+        let Scores { scale, mask } = known.classify(graph, scores, product, key.cache.is_some())?;
         let projection = site::trace_projection(graph, value.new);
         Ok(AttentionSite {
             name: site::name_of(graph, projection.as_ref(), out),

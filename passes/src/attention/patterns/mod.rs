@@ -1,9 +1,11 @@
 //! The patterns under which attention is found, in the order they are tried. To add one, add a file
 //! and a row here; feature maps and lowerings stay as they are.
 
+use super::mask::{Scores, classify};
 use super::site::AttentionSite;
 use crate::ir::graph::{Graph, ValueId};
 use crate::pattern::{Match, Miss, Pat, find};
+use std::collections::{BTreeMap, BTreeSet};
 
 mod decomposed;
 
@@ -16,8 +18,68 @@ pub trait AttentionPattern: Sync {
     fn pattern(&self) -> Pat;
 
     /// The canonical site, or where and why what matched is not attention that can be rewritten.
-    fn site(&self, graph: &Graph, found: &Match) -> Result<AttentionSite, Miss>;
+    fn site(&self, graph: &Graph, found: &Match, known: &mut KnownScores) -> Result<AttentionSite, Miss>;
 }
+
+/// What was found out about scores, by how they are computed: a model's layers do the same, and
+/// evaluating is slow.
+#[derive(Debug, Default)]
+pub struct KnownScores(BTreeMap<String, Result<Scores, Miss>>);
+
+impl KnownScores {
+    /// [`classify`], or what it said of scores that are computed alike from another product.
+    pub fn classify(
+        &mut self,
+        graph: &Graph,
+        scores: ValueId,
+        product: ValueId,
+        cached: bool,
+    ) -> Result<Scores, Miss> {
+        let heads = graph.value(product).ty.shape.as_ref().and_then(|s| s.get(1).cloned());
+        let key = format!("{cached} {heads:?} {}", spell(graph, scores, product));
+        self.0.entry(key).or_insert_with(|| classify(graph, scores, product, cached)).clone()
+    }
+}
+
+/// How `value` is computed from `product`: operators on the way by name, everything else by id.
+fn spell(graph: &Graph, value: ValueId, product: ValueId) -> String {
+    if value == product {
+        return "product".to_owned();
+    }
+    match graph.producer(value).filter(|_| depends(graph, value, product)) {
+        None => match graph.as_scalar(value) {
+            // Each layer has its own scale, of the same number.
+            Some(number) => format!("{number:e}"),
+            None => format!("{value:?}"),
+        },
+        Some((node, slot)) => {
+            let node = graph.node(node);
+            let inputs = node.inputs.iter().map(|v| v.map_or("_".to_owned(), |v| spell(graph, v, product)));
+            let inputs: Vec<String> = inputs.collect();
+            format!("{}{:?}.{slot}({})", node.op.qualified_name(), node.op.attrs, inputs.join(","))
+        }
+    }
+}
+
+/// Whether `product` goes into `value` by a few steps.
+fn depends(graph: &Graph, value: ValueId, product: ValueId) -> bool {
+    let (mut seen, mut stack) = (BTreeSet::new(), vec![(value, 0)]);
+    while let Some((value, depth)) = stack.pop() {
+        if value == product {
+            return true;
+        }
+        if depth < MAX_STEPS
+            && seen.insert(value)
+            && let Some((node, _)) = graph.producer(value)
+        {
+            stack.extend(graph.node(node).inputs.iter().flatten().map(|v| (*v, depth + 1)));
+        }
+    }
+    false
+}
+
+/// Operators that stand between a product and the softmax at most.
+const MAX_STEPS: usize = 8;
 
 /// All patterns.
 pub static PATTERNS: &[&dyn AttentionPattern] = &[&decomposed::Decomposed];
@@ -42,14 +104,15 @@ pub struct Found {
 /// Finds every attention site, and for every softmax that belongs to none, the closest miss.
 pub fn find_sites(graph: &Graph) -> Found {
     let mut found = Found::default();
-    let mut taken = std::collections::BTreeSet::new();
+    let mut taken = BTreeSet::new();
+    let mut known = KnownScores::default();
     let mut failed: Vec<(ValueId, &'static str, Miss)> = Vec::new();
     let patterns: Vec<_> = PATTERNS.iter().map(|p| (p, p.pattern())).collect();
     for node in graph.order() {
         let value = graph.node(node).outputs[0];
         for (pattern, shape) in &patterns {
             match find(graph, shape, value) {
-                Ok(matched) => match pattern.site(graph, &matched) {
+                Ok(matched) => match pattern.site(graph, &matched, &mut known) {
                     Ok(site) => {
                         taken.extend(matched.nodes.iter().copied());
                         found.sites.push(site);
