@@ -6,7 +6,7 @@ use super::patterns::{NearMiss, find_sites};
 use super::site::AttentionSite;
 use crate::feature_map::{self, Emitted, FeatureMap, Role};
 use crate::ir::dtype::DType;
-use crate::ir::graph::{Graph, ValueId};
+use crate::ir::graph::{Graph, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -90,6 +90,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         }
         report.sites.push(describe(site, layer, kept));
     }
+    read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
 }
@@ -149,6 +150,35 @@ fn lower_site(
         patch.finish()
     };
     graph.apply(change).map(|_| ())
+}
+
+/// Where the length of a cache that is gone is still read, for the mask of a layer that stays softmax,
+/// that layer's own cache is as long.
+fn read_lengths_elsewhere(
+    graph: &mut Graph,
+    sites: &[AttentionSite],
+    reports: &[SiteReport],
+) -> Result<(), RewriteError> {
+    let caches = |kept: bool| {
+        let chosen = sites.iter().zip(reports).filter(move |(_, r)| r.kept.is_some() == kept);
+        chosen.filter_map(|(site, _)| site.cache.as_ref())
+    };
+    let Some(stays) = caches(true).next().map(|cache| cache.past_key) else { return Ok(()) };
+    let only_lengths = |input: &ValueId| {
+        graph.value(*input).uses.iter().all(|user| match user {
+            Use::Node { node, .. } => graph.node(*node).op.is("Shape"),
+            Use::GraphOutput(_) => false,
+        })
+    };
+    let gone = caches(false).flat_map(|cache| [cache.past_key, cache.past_value]).filter(only_lengths);
+    let gone: Vec<ValueId> = gone.collect();
+    let change = {
+        let mut patch = Patch::new(graph, "read_lengths_elsewhere");
+        gone.into_iter().for_each(|input| patch.replace(input, stays));
+        patch.finish()
+    };
+    let moved = graph.apply(change).map(|_| ());
+    moved.map_err(|e| RewriteError::Patch { site: String::new(), source: Box::new(e) })
 }
 
 /// Takes away the inputs that nothing reads, such as the past of rewritten sites.

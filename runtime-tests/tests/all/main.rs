@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr)]
 
 mod determinism;
+mod foreign;
 mod forms;
 mod long;
 mod proof;

@@ -1,6 +1,6 @@
 //! The recipe `softmax` keeps the model as it is, so its logits are those that transformers gave.
 
-use crate::support::{Bundle, FIXTURES, Model, Reference, engines, exports, recipe};
+use crate::support::{Bundle, DECODERS, FIXTURES, Model, Reference, engines, exports, recipe};
 use dijiang::bundle::layout;
 use dijiang::target::Target;
 use dijiang_passes::ir::dtype::DType;
@@ -26,7 +26,7 @@ fn fixtures_give_the_logits_of_transformers() {
 #[test]
 fn checkpoints_of_the_exports_give_the_logits_of_transformers() {
     let Some(exports) = exports() else { return };
-    for name in ["llama_mha", "llama_gqa", "gpt_neox", "opt"] {
+    for name in DECODERS {
         let folder = exports.join("ckpt").join(name);
         gives(&folder, &Reference::of_npz(&folder.join("ref.npz")));
     }

@@ -10,6 +10,6 @@ mod reference;
 pub(crate) use bundle::{Bundle, FIXTURES, convert_to, options, recipe, recipe_in_chunks};
 pub(crate) use compare::{Comparisons, tolerance};
 pub(crate) use engine::{Model, Side, engines, ort, prompt};
-pub(crate) use exports::exports;
+pub(crate) use exports::{DECODERS, exports};
 pub(crate) use oracle::exact;
 pub(crate) use reference::Reference;
