@@ -52,7 +52,7 @@ pub struct Report {
     pub dropped_inputs: Vec<String>,
     /// Graph inputs that stand for what the graph could no longer compute.
     pub added_inputs: Vec<String>,
-    /// What stays as it was though it might better not.
+    /// What could not be changed along with the sites, and why.
     pub notes: Vec<String>,
     /// Patches applied, in order.
     pub patches: usize,
@@ -89,12 +89,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     let reasons: Vec<Option<String>> =
         found.sites.iter().enumerate().map(|(layer, site)| reason_to_keep(site, layer, options)).collect();
     let lowered = found.sites.iter().zip(&reasons).filter(|(_, kept)| kept.is_none()).map(|(site, _)| site);
-    if lowered.clone().any(|site| site.mask.is_causal()) {
-        let cached = lowered.clone().any(|site| site.cache.is_some());
-        let moved = positions::move_to_input(graph, cached);
-        report.patches += moved.added.len();
-        (report.added_inputs, report.notes) = (moved.added, moved.notes);
-    }
+    move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
     for (layer, (site, kept)) in found.sites.iter().zip(reasons).enumerate() {
         if kept.is_none() {
             let patched = lower_site(graph, site, layer, options);
@@ -105,6 +100,16 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     }
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
+}
+
+/// Without a cache that grows a decoder cannot count the tokens that came before.
+fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Report) {
+    if !lowered.iter().any(|site| site.mask.is_causal()) {
+        return;
+    }
+    let moved = positions::move_to_input(graph, lowered.iter().any(|site| site.cache.is_some()));
+    report.patches += moved.added.len();
+    (report.added_inputs, report.notes) = (moved.added, moved.notes);
 }
 
 fn describe(site: &AttentionSite, layer: usize, kept: Option<String>) -> SiteReport {
