@@ -44,6 +44,8 @@ pub struct ConvertOptions {
 pub struct Converted {
     pub sites: Vec<SiteReport>,
     pub dropped_inputs: Vec<String>,
+    /// Inputs that the source does not have, besides the state.
+    pub added_inputs: Vec<String>,
     /// What is worth knowing of how the source was read.
     pub notes: Vec<String>,
     pub dtype: DType,
@@ -118,9 +120,11 @@ pub fn convert(
     }
     progress.done();
     let Compiled { report, .. } = compiled;
+    let notes = notes.into_iter().chain(report.notes).collect();
     Ok(Converted {
         sites: report.sites,
         dropped_inputs: report.dropped_inputs,
+        added_inputs: report.added_inputs,
         dtype,
         notes,
         bytes_written,

@@ -101,6 +101,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "seconds": seconds,
         "bytes_written": converted.bytes_written,
         "dropped_inputs": converted.dropped_inputs,
+        "added_inputs": converted.added_inputs,
         "notes": converted.notes,
         "checks": converted.verification.as_ref().map_or(json!([]), show::checks),
         "skipped": converted.verification.as_ref().map_or(json!([]), |v| json!(v.skipped)),
@@ -122,6 +123,11 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
         if let Some(reason) = &site.kept {
             show::line(&format!("  {} stays softmax: {reason}", site.name));
         }
+    }
+    for input in &converted.added_inputs {
+        show::line(&format!(
+            "  `{input}` is a new input: the graph counted it from the cache or the sequence"
+        ));
     }
     for note in &converted.notes {
         show::line(&format!("  {note}"));

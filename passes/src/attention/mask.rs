@@ -4,10 +4,10 @@
 //! its form says little. Here everything between q kᵀ and the softmax is run on small shapes, with and
 //! without padding and past, and compared with what causal and padded attention would let through.
 
-use crate::ir::dtype::DType;
+use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
-use crate::ir::shape::{Dim, show};
+use crate::ir::shape::show;
 use crate::pattern::Miss;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,36 +47,12 @@ impl Mask {
 const CLOSED: f64 = -1e4;
 const OPEN: f64 = 1e-6;
 
-/// One run of the mask: two rows of `past + time` tokens, of which some are padding.
-struct Trial {
-    past: usize,
-    time: usize,
-    /// Padding at the left of row 0, and at the right of row 1.
-    left: usize,
-    right: usize,
-}
-
 const TRIALS: [Trial; 4] = [
     Trial { past: 0, time: 5, left: 0, right: 0 },
     Trial { past: 0, time: 6, left: 2, right: 1 },
     Trial { past: 3, time: 4, left: 0, right: 0 },
     Trial { past: 4, time: 3, left: 2, right: 0 },
 ];
-
-impl Trial {
-    fn total(&self) -> usize {
-        self.past + self.time
-    }
-
-    /// What a query that is padding itself sees differs between exporters, and does not matter.
-    fn sees_a_token(&self, row: usize, query: usize) -> bool {
-        (0..=self.past + query).any(|key| self.is_token(row, key))
-    }
-
-    fn is_token(&self, row: usize, key: usize) -> bool {
-        if row == 0 { key >= self.left } else { key < self.total() - self.right }
-    }
-}
 
 /// The masks that explain everything seen so far.
 struct Tally {
@@ -256,7 +232,7 @@ impl<'g> Function<'g> {
         let products = Array::from_f64(&shape, vec![value; shape.iter().product()]).map_err(fail)?;
         given.insert(self.product, products);
         for input in &self.cone.inputs {
-            given.insert(*input, self.fill(*input, trial)?);
+            given.insert(*input, self.sizes.fill(self.graph, *input, self.padding, trial)?);
         }
         let out = eval(self.graph, &given, &[self.scores]).map_err(|e| fail(e.to_string()))?;
         let array = out[0].as_f().map_err(fail)?;
@@ -289,97 +265,6 @@ impl<'g> Function<'g> {
         match scale.is_finite() && scale > 0.0 {
             true => Ok(scale),
             false => Err(self.miss(format!("the scale is {scale}, expected a positive number"))),
-        }
-    }
-
-    /// Contents of a graph input in a trial: padding, positions, or numbers of the right shape.
-    fn fill(&self, input: ValueId, trial: &Trial) -> Result<Array, Miss> {
-        let value = self.graph.value(input);
-        let shape = value.ty.shape.clone().unwrap_or_default();
-        let dims: Vec<usize> = shape.iter().map(|d| self.sizes.size(d, trial)).collect();
-        let fail = |reason: String| Miss::check(&value.name, reason);
-        let len = dims.iter().product();
-        if self.padding == Some(input) {
-            let tokens = (0..len).map(|i| i64::from(trial.is_token(i / dims[1], i % dims[1])));
-            return Array::from_i64(&dims, tokens.collect()).map_err(fail);
-        }
-        if value.ty.dtype.is_none_or(DType::is_float) {
-            // Only its shape may matter; what its numbers do to the mask must show.
-            let numbers = (0..len).map(|i| 0.37 + 0.11 * i as f64);
-            return Array::from_f64(&dims, numbers.collect()).map_err(fail);
-        }
-        let columns = dims.last().copied().unwrap_or(1).max(1);
-        let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
-        Array::from_i64(&dims, positions.collect()).map_err(fail)
-    }
-}
-
-fn is_padding_input(graph: &Graph, input: ValueId) -> bool {
-    let value = graph.value(input);
-    value.name.contains("mask") && value.ty.rank() == Some(2)
-}
-
-/// What the symbols of a graph's inputs stand for.
-struct Sizes(BTreeMap<String, Size>);
-
-#[derive(Clone, Copy)]
-enum Size {
-    Batch,
-    Time,
-    Past,
-    Total,
-}
-
-impl Sizes {
-    /// From the inputs that every exporter gives the same names.
-    fn of(graph: &Graph) -> Self {
-        let mut found = BTreeMap::new();
-        for input in graph.inputs() {
-            let value = graph.value(*input);
-            let meaning: &[Option<Size>] = match (value.name.as_str(), value.ty.rank()) {
-                ("attention_mask", Some(2)) => &[Some(Size::Batch), Some(Size::Total)],
-                (name, Some(4)) if name.contains("past") => {
-                    &[Some(Size::Batch), None, Some(Size::Past), None]
-                }
-                (_, Some(2)) => &[Some(Size::Batch), Some(Size::Time)],
-                (_, Some(3)) => &[Some(Size::Batch), Some(Size::Time), None],
-                _ => &[],
-            };
-            for (dim, size) in value.ty.shape.iter().flatten().zip(meaning) {
-                if let (Dim::Sym(symbol), Some(size)) = (dim, size) {
-                    found.entry(symbol.name().to_owned()).or_insert(*size);
-                }
-            }
-        }
-        // Without a past, the mask and the tokens share one symbol.
-        for input in graph.inputs().iter().map(|v| graph.value(*v)).filter(|v| v.name == "input_ids") {
-            if let Some([_, Dim::Sym(time)]) = input.ty.shape.as_deref() {
-                found.insert(time.name().to_owned(), Size::Time);
-            }
-        }
-        Self(found)
-    }
-
-    fn size(&self, dim: &Dim, trial: &Trial) -> usize {
-        let Dim::Sym(symbol) = dim else { return dim.known().unwrap_or(1) as usize };
-        if let Some(size) = self.0.get(symbol.name()) {
-            return size.of(trial);
-        }
-        let parts = symbol.name().split('+').map(|part| match (part.trim(), self.0.get(part.trim())) {
-            (_, Some(size)) => size.of(trial),
-            (name, None) => name.parse().unwrap_or(trial.time),
-        });
-        parts.sum()
-    }
-}
-
-impl Size {
-    fn of(self, trial: &Trial) -> usize {
-        match self {
-            Self::Batch => 2,
-            Self::Time => trial.time,
-            Self::Past => trial.past,
-            Self::Total => trial.total(),
         }
     }
 }

@@ -3,8 +3,10 @@
 pub mod lower;
 pub mod mask;
 pub mod patterns;
+mod positions;
 pub mod rewrite;
 pub mod site;
+mod trial;
 
 #[cfg(test)]
 mod tests;

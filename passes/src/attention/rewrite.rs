@@ -3,6 +3,7 @@
 
 use super::lower::{Dims, Form, Layout, Recurrence, State, Sums, bidirectional};
 use super::patterns::{NearMiss, find_sites};
+use super::positions;
 use super::site::AttentionSite;
 use crate::feature_map::{self, Emitted, FeatureMap, Role};
 use crate::ir::dtype::DType;
@@ -49,6 +50,10 @@ pub struct Report {
     pub misses: Vec<NearMiss>,
     /// Graph inputs that nothing needs any more.
     pub dropped_inputs: Vec<String>,
+    /// Graph inputs that stand for what the graph could no longer compute.
+    pub added_inputs: Vec<String>,
+    /// What could not be changed along with the sites, and why.
+    pub notes: Vec<String>,
     /// Patches applied, in order.
     pub patches: usize,
 }
@@ -81,8 +86,11 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
     let mut report = Report { misses: found.misses, ..Report::default() };
-    for (layer, site) in found.sites.iter().enumerate() {
-        let kept = reason_to_keep(site, layer, options);
+    let reasons: Vec<Option<String>> =
+        found.sites.iter().enumerate().map(|(layer, site)| reason_to_keep(site, layer, options)).collect();
+    let lowered = found.sites.iter().zip(&reasons).filter(|(_, kept)| kept.is_none()).map(|(site, _)| site);
+    move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
+    for (layer, (site, kept)) in found.sites.iter().zip(reasons).enumerate() {
         if kept.is_none() {
             let patched = lower_site(graph, site, layer, options);
             patched.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
@@ -93,6 +101,16 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
+}
+
+/// Without a cache that grows a decoder cannot count the tokens that came before.
+fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Report) {
+    if !lowered.iter().any(|site| site.mask.is_causal()) {
+        return;
+    }
+    let moved = positions::move_to_input(graph, lowered.iter().any(|site| site.cache.is_some()));
+    report.patches += moved.added.len();
+    (report.added_inputs, report.notes) = (moved.added, moved.notes);
 }
 
 fn describe(site: &AttentionSite, layer: usize, kept: Option<String>) -> SiteReport {
