@@ -22,5 +22,3 @@ pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 /// What onnxruntime-genai reads.
 pub const GENAI_CONFIG: &str = "genai_config.json";
-/// Directory of what training writes.
-pub const TRAIN: &str = "train";
