@@ -7,7 +7,6 @@ use dijiang_passes::random::Random;
 #[derive(Debug, Clone)]
 pub(super) struct Prompts {
     rows: [Vec<i64>; 2],
-    vocab: usize,
     chunk: usize,
 }
 
@@ -21,10 +20,11 @@ impl Prompts {
         let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64) as usize;
         let long = manifest.model.positions.map_or(chunk + BEYOND, |p| (p as usize).min(chunk + BEYOND));
         let short = (long * 3 / 5).max(1);
-        let vocab = manifest.model.vocab as usize;
+        // Where nothing tells how many ids there are, there is one.
+        let vocab = manifest.model.vocab.max(1) as usize;
         let mut random = Random::named(seed, "prompts");
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % vocab as u64) as i64).collect();
-        Self { rows: [row(long), row(short)], vocab, chunk }
+        Self { rows: [row(long), row(short)], chunk }
     }
 
     pub(super) fn rows(&self) -> Vec<Vec<i64>> {
@@ -45,8 +45,23 @@ impl Prompts {
         let n = self.rows[0].len();
         [1, self.chunk, n - 1].into_iter().filter(|cut| (1..n).contains(cut)).collect()
     }
+}
 
-    pub(super) fn vocab(&self) -> usize {
-        self.vocab
-    }
+/// Rows made equally long.
+pub(super) struct Padded {
+    pub(super) ids: Vec<Vec<i64>>,
+    /// 1 for a token and 0 for padding.
+    pub(super) mask: Vec<Vec<i64>>,
+}
+
+/// Rows of unequal length as one batch, padded at one side.
+pub(super) fn padded(rows: &[Vec<i64>], left: bool) -> Padded {
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let fill = |row: &[i64]| -> Vec<i64> {
+        let padding = vec![0; longest - row.len()];
+        if left { [&padding, row].concat() } else { [row, &padding].concat() }
+    };
+    let ids = rows.iter().map(|row| fill(row)).collect();
+    let mask = rows.iter().map(|row| fill(&vec![1; row.len()])).collect();
+    Padded { ids, mask }
 }
