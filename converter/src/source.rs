@@ -154,8 +154,8 @@ fn vocabulary(graph: &Graph) -> Option<u64> {
     let known =
         |v: ValueId, axis: fn(&[Dim]) -> Option<&Dim>| axis(graph.value(v).ty.shape.as_deref()?)?.known();
     let table = graph.input("input_ids").and_then(|ids| table_of(graph, ids));
-    let rows = table.and_then(|table| known(table, |s| s.first()));
-    rows.or_else(|| known(graph.output("logits")?, |s| s.last()))
+    let rows = table.and_then(|table| known(table, <[Dim]>::first));
+    rows.or_else(|| known(graph.output("logits")?, <[Dim]>::last))
 }
 
 /// The table whose rows `ids` picks, itself or cast.
