@@ -237,7 +237,11 @@ impl Writer<'_> {
         Ok(written)
     }
 
+    /// For what generates: an encoder has nothing to carry on from.
     fn write_genai_config(&self, meta: &ModelMeta) -> Result<u64, ConvertError> {
+        if states(&self.compiled.model).is_empty() {
+            return Ok(0);
+        }
         let config = genai::config(meta, &self.compiled.model);
         self.write(layout::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
     }

@@ -6,7 +6,8 @@ use crate::onnx::import::{self, ImportError};
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::graph::{Graph, Use, ValueId};
+use dijiang_passes::ir::shape::Dim;
 use std::path::{Path, PathBuf};
 
 /// A model that was read.
@@ -125,8 +126,8 @@ fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
     let sites = inspect(graph).sites;
     let first = sites.first();
     let config = Config::read(&dir.join("config.json")).ok();
-    let logits = graph.output("logits").and_then(|v| graph.value(v).ty.shape.clone());
-    let width = logits.and_then(|s| s.last()?.known()).unwrap_or(0);
+    let size = |key: &str| config.as_ref().and_then(|c| c.opt_size(key).ok().flatten());
+    let max_positions = size("max_position_embeddings").or_else(|| size("n_positions"));
     let token = |key: &str| config.as_ref().and_then(|c| c.token(key).ok().flatten());
     Ok(ModelMeta {
         family: "onnx",
@@ -136,12 +137,37 @@ fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
         kv_heads: first.map_or(0, |s| s.kv_heads),
         head_dim: first.map_or(0, |s| s.head_dim),
         hidden: first.map_or(0, |s| s.heads * s.head_dim),
-        vocab: width,
-        max_positions: config.as_ref().and_then(|c| c.opt_size("max_position_embeddings").ok().flatten()),
-        learned_positions: None,
+        vocab: vocabulary(graph).or_else(|| size("vocab_size")).unwrap_or(0),
+        max_positions,
+        // Without rotation, positions come from a table of that many rows.
+        learned_positions: max_positions.filter(|_| first.is_some_and(|s| !s.rotary)),
         bos: token("bos_token_id"),
         eos: config.as_ref().and_then(|c| c.tokens("eos_token_id").ok()).unwrap_or_default(),
         pad: token("pad_token_id"),
         expected_sites: sites.len(),
     })
+}
+
+/// How many token ids there are: the rows of the table that `input_ids` picks from, or else the width of
+/// the logits. An encoder's output may be as wide as anything.
+fn vocabulary(graph: &Graph) -> Option<u64> {
+    let known =
+        |v: ValueId, axis: fn(&[Dim]) -> Option<&Dim>| axis(graph.value(v).ty.shape.as_deref()?)?.known();
+    let table = graph.input("input_ids").and_then(|ids| table_of(graph, ids));
+    let rows = table.and_then(|table| known(table, <[Dim]>::first));
+    rows.or_else(|| known(graph.output("logits")?, <[Dim]>::last))
+}
+
+/// The table whose rows `ids` picks, itself or cast.
+fn table_of(graph: &Graph, ids: ValueId) -> Option<ValueId> {
+    let users = graph.value(ids).uses.iter().filter_map(|user| match user {
+        Use::Node { node, slot } => Some((graph.node(*node), *slot)),
+        Use::GraphOutput(_) => None,
+    });
+    let mut tables = users.filter_map(|(node, slot)| match node.op.name() {
+        "Gather" if slot == 1 && node.op.int("axis").unwrap_or(0) == 0 => node.input(0),
+        "Cast" => table_of(graph, node.outputs[0]),
+        _ => None,
+    });
+    tables.next()
 }

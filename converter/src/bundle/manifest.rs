@@ -107,7 +107,7 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Model {
     pub family: String,
-    /// Width of the logits.
+    /// How many token ids there are.
     pub vocab: u64,
     /// Positions there are, where the model has a table of them.
     pub positions: Option<u64>,

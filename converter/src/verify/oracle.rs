@@ -2,13 +2,14 @@
 
 use super::VerifyError;
 use crate::onnx::import::import;
+use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::shape::Dim;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Logits after each token of one row, from an empty state.
+/// The result for each token of one row, from an empty state.
 pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Vec<f32>, VerifyError> {
     let fail = |reason: String| VerifyError::Model { file: path.display().to_string(), reason };
     let graph = import(path)?;
@@ -16,9 +17,20 @@ pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Vec<f32>, VerifyError> 
     for input in graph.inputs() {
         given.insert(*input, fill(&graph, *input, row).map_err(fail)?);
     }
-    let wanted = graph.output("logits").ok_or_else(|| fail("it has no output `logits`".to_owned()))?;
+    let wanted = result_of(&graph)
+        .ok_or_else(|| fail("it has no float output [batch, tokens, width] or [batch, width]".to_owned()))?;
     let values = eval(&graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
     Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect())
+}
+
+/// The first float output per token, or else per row.
+fn result_of(graph: &Graph) -> Option<ValueId> {
+    let of_rank = |rank: usize| {
+        let mut outputs = graph.outputs().iter().map(|(_, v)| *v);
+        let is_float = |v: ValueId| graph.value(v).ty.dtype.is_some_and(DType::is_float);
+        outputs.find(|v| is_float(*v) && graph.value(*v).ty.rank() == Some(rank))
+    };
+    of_rank(3).or_else(|| of_rank(2))
 }
 
 fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, String> {
@@ -27,6 +39,7 @@ fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, String> {
     match value.name.as_str() {
         "input_ids" => Array::from_i64(&[1, n], row.to_vec()),
         "position_ids" => Array::from_i64(&[1, n], (0..n as i64).collect()),
+        "token_type_ids" => Array::from_i64(&[1, n], vec![0; n]),
         "attention_mask" => Array::from_i64(&[1, n], vec![1; n]),
         _ => {
             let shape = value.ty.shape.clone().unwrap_or_default();

@@ -23,11 +23,10 @@ impl Prompts {
         let most = chunk + BEYOND;
         let long = manifest.model.positions.map_or(most, |p| most.min(p as usize)).max(1);
         let short = (long * 3 / 5).max(1);
-        let vocab = manifest.model.vocab as usize;
+        // Where nothing tells how many ids there are, there is one.
+        let vocab = manifest.model.vocab.max(1) as usize;
         let mut random = Random::named(seed, "prompts");
-        // A manifest that says 0 is refused once logits show it wrong.
-        let ids = vocab.max(1) as u64;
-        let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
+        let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % vocab as u64) as i64).collect();
         Self { rows: [row(long), row(short)], vocab, chunk }
     }
 
@@ -53,6 +52,25 @@ impl Prompts {
     pub(super) fn vocab(&self) -> usize {
         self.vocab
     }
+}
+
+/// Rows made equally long.
+pub(super) struct Padded {
+    pub(super) ids: Vec<Vec<i64>>,
+    /// 1 for a token and 0 for padding.
+    pub(super) mask: Vec<Vec<i64>>,
+}
+
+/// Rows of unequal length as one batch, padded at one side.
+pub(super) fn padded(rows: &[Vec<i64>], left: bool) -> Padded {
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let fill = |row: &[i64]| -> Vec<i64> {
+        let padding = vec![0; longest - row.len()];
+        if left { [&padding, row].concat() } else { [row, &padding].concat() }
+    };
+    let ids = rows.iter().map(|row| fill(row)).collect();
+    let mask = rows.iter().map(|row| fill(&vec![1; row.len()])).collect();
+    Padded { ids, mask }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One graph of a bundle in one runtime, fed in different portions.
 
 use super::VerifyError;
-use super::prompts::Prompts;
+use super::prompts::{Padded, Prompts, padded};
 use super::reference::real_tokens;
 use crate::bundle::layout;
 use dijiang_runtime::{Decoder, DimSpec, HostTensor, LoadOptions, Runtime};
@@ -71,13 +71,7 @@ impl Model {
 
     /// Rows of unequal length as one batch, padded at one side.
     pub(super) fn padded(&mut self, rows: &[Vec<i64>], left: bool) -> Result<Vec<f32>, VerifyError> {
-        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let fill = |row: &[i64], filler: i64| -> Vec<i64> {
-            let padding = vec![filler; longest - row.len()];
-            if left { [&padding, row].concat() } else { [row, &padding].concat() }
-        };
-        let ids: Vec<Vec<i64>> = rows.iter().map(|row| fill(row, 0)).collect();
-        let mask: Vec<Vec<i64>> = rows.iter().map(|row| fill(&vec![1; row.len()], 0)).collect();
+        let Padded { ids, mask } = padded(rows, left);
         self.masked(&ids, &mask)
     }
 

@@ -1,0 +1,146 @@
+//! One graph in one runtime, run on whole prompts: encoders, and graphs whose caches are nobody's names.
+
+use super::VerifyError;
+use super::prompts::{Padded, padded};
+use super::reference::real_tokens;
+use dijiang_runtime::{DimSpec, Dtype, HostTensor, Io, LoadOptions, Runtime, Session};
+use std::path::Path;
+
+/// A loaded graph that remembers nothing between runs. Results come back as f32, token after token,
+/// padding left out.
+pub(super) struct Plain {
+    session: Box<dyn Session>,
+    file: String,
+    /// Key/value heads and the width of one, for caches that leave them open.
+    head: [usize; 2],
+    /// Position of the result among the outputs.
+    output: usize,
+}
+
+impl Plain {
+    pub(super) fn load(
+        runtime: &dyn Runtime,
+        path: &Path,
+        unreleased: bool,
+        head: [usize; 2],
+    ) -> Result<Self, VerifyError> {
+        let options = LoadOptions { released_opsets_only: !unreleased, ..LoadOptions::default() };
+        let session = runtime.load(path, &options)?;
+        let file = path.display().to_string();
+        let output = result_of(session.outputs()).ok_or_else(|| VerifyError::Model {
+            file: file.clone(),
+            reason: "it has no float output [batch, tokens, width] or [batch, width]".to_owned(),
+        })?;
+        Ok(Self { session, file, head, output })
+    }
+
+    fn takes(&self, input: &str) -> bool {
+        self.session.inputs().iter().any(|io| io.name == input)
+    }
+
+    /// Whether padding must stand at the right: positions that are not given are counted from the left.
+    pub(super) fn needs_right(&self) -> bool {
+        !self.takes("position_ids")
+    }
+
+    /// Whether rows of unequal length make one batch.
+    pub(super) fn takes_padding(&self) -> bool {
+        self.takes("attention_mask")
+    }
+
+    /// Whether the result is the scores of the next token or of words, as opposed to features.
+    pub(super) fn gives_logits(&self) -> bool {
+        self.session.outputs()[self.output].name == "logits"
+    }
+
+    /// One row alone.
+    pub(super) fn row(&mut self, row: &[i64]) -> Result<Vec<f32>, VerifyError> {
+        self.masked(&[row.to_vec()], &[vec![1; row.len()]])
+    }
+
+    /// Every row alone.
+    pub(super) fn alone(&mut self, rows: &[Vec<i64>]) -> Result<Vec<f32>, VerifyError> {
+        Ok(rows.iter().map(|row| self.row(row)).collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Rows of unequal length as one batch, padded at one side.
+    pub(super) fn padded(&mut self, rows: &[Vec<i64>], left: bool) -> Result<Vec<f32>, VerifyError> {
+        let Padded { ids, mask } = padded(rows, left);
+        self.masked(&ids, &mask)
+    }
+
+    /// A batch with its padding marked by zeros of the mask.
+    pub(super) fn masked(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<Vec<f32>, VerifyError> {
+        let inputs = self.session.inputs();
+        let tensors = inputs.iter().map(|io| self.fill(io, ids, mask)).collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<String> = inputs.iter().map(|io| io.name.clone()).collect();
+        let given: Vec<(&str, &HostTensor)> = names.iter().map(String::as_str).zip(&tensors).collect();
+        let result = self.session.run(&given)?.swap_remove(self.output);
+        let numbers = result.to_f32().map_err(|e| self.fail(e.to_string()))?;
+        Ok(match result.shape() {
+            [_, _, width] => real_tokens(&numbers, mask, (*width).max(1)),
+            _ => numbers,
+        })
+    }
+
+    fn fill(&self, io: &Io, ids: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<HostTensor, VerifyError> {
+        let zeros = || ids.iter().map(|row| vec![0; row.len()]).collect::<Vec<_>>();
+        match io.name.as_str() {
+            "input_ids" => self.integers(io, ids),
+            "attention_mask" => self.integers(io, mask),
+            "position_ids" => self.integers(io, &positions(mask)),
+            "token_type_ids" => self.integers(io, &zeros()),
+            _ if is_float(io.dtype) && io.shape.len() > 2 => self.no_past(io, ids.len()),
+            other => Err(self.fail(format!("nothing is known of input `{other}`"))),
+        }
+    }
+
+    fn integers(&self, io: &Io, rows: &[Vec<i64>]) -> Result<HostTensor, VerifyError> {
+        let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
+        let flat = rows.concat();
+        let made = match io.dtype {
+            Dtype::I32 => HostTensor::from_i32(&shape, &flat.iter().map(|x| *x as i32).collect::<Vec<_>>()),
+            _ => HostTensor::from_i64(&shape, &flat),
+        };
+        made.map_err(|e| self.fail(e.to_string()))
+    }
+
+    /// A cache of no tokens.
+    fn no_past(&self, io: &Io, batch: usize) -> Result<HostTensor, VerifyError> {
+        let size = |(axis, dim): (usize, &DimSpec)| match (dim, axis) {
+            (_, 0) => batch,
+            (DimSpec::Fixed(size), _) => *size,
+            (DimSpec::Dynamic(_), 1) => self.head[0],
+            (DimSpec::Dynamic(_), 3) => self.head[1],
+            (DimSpec::Dynamic(_), _) => 0,
+        };
+        let shape: Vec<usize> = io.shape.iter().enumerate().map(size).collect();
+        HostTensor::zeros(io.dtype, &shape).map_err(|e| self.fail(e.to_string()))
+    }
+
+    fn fail(&self, reason: String) -> VerifyError {
+        VerifyError::Model { file: self.file.clone(), reason }
+    }
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The output that stands for the model: per token where there is one, else per row.
+fn result_of(outputs: &[Io]) -> Option<usize> {
+    let of_rank = |rank: usize| outputs.iter().position(|io| is_float(io.dtype) && io.shape.len() == rank);
+    of_rank(3).or_else(|| of_rank(2))
+}
+
+/// Tokens that are no padding are counted from 0.
+fn positions(mask: &[Vec<i64>]) -> Vec<Vec<i64>> {
+    let count = |row: &Vec<i64>| {
+        let seen = row.iter().scan(0, |seen, m| {
+            *seen += m;
+            Some((*seen - 1).max(0))
+        });
+        seen.collect()
+    };
+    mask.iter().map(count).collect()
+}

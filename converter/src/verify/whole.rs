@@ -1,0 +1,74 @@
+//! The checks of a bundle that keeps nothing from call to call: every prompt is run whole.
+
+use super::plain::Plain;
+use super::{EXACT, Verifier, VerifyError};
+use crate::bundle::layout;
+
+impl Verifier<'_> {
+    /// Parallel = chunked = served, padded = alone, runtime = runtime.
+    pub(super) fn whole_forms(&mut self) -> Result<(), VerifyError> {
+        self.skip("token by token, split and the size of the state: the model keeps no state between calls");
+        let mut first: Option<Vec<f32>> = None;
+        for i in 0..self.runtimes.len() {
+            self.stage(&format!("comparing the forms in {}", self.runtimes[i].name()));
+            let tried = self.whole_forms_in(i, first.as_deref());
+            let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
+            if first.is_none() && !self.is_softmax() {
+                let mut softmax = self.plain(i, layout::SOFTMAX)?;
+                let numbers = softmax.alone(&self.prompts.rows())?;
+                self.drift(&reference, &numbers, softmax.gives_logits());
+            }
+            first.get_or_insert(reference);
+        }
+        Ok(())
+    }
+
+    /// Returns what the plain form gives.
+    fn whole_forms_in(&mut self, i: usize, first: Option<&[f32]>) -> Result<Vec<f32>, VerifyError> {
+        let name = self.runtimes[i].name();
+        let rows = self.prompts.rows();
+        let (plain, chunked) = self.plain_forms();
+        let reference = self.plain(i, plain)?.alone(&rows)?;
+        if chunked != plain {
+            let numbers = self.plain(i, chunked)?.alone(&rows)?;
+            self.compare(format!("{name}: chunked = parallel"), EXACT, &numbers, &reference);
+        }
+        if let Some(first) = first {
+            self.compare("tract = onnxruntime", EXACT, &reference, first);
+        }
+        match self.serves(i) {
+            Ok(()) => {
+                let mut model = self.plain(i, layout::MODEL)?;
+                let limit = self.served_limit();
+                let served = model.alone(&rows)?;
+                self.compare(format!("{name}: served = parallel"), limit, &served, &reference);
+                self.paddings(name, &mut model, limit)?;
+            }
+            Err(reason) => {
+                self.skip(format!("the serving graph in {name}: {reason}; {chunked} stands for it"));
+                let mut model = self.plain(i, chunked)?;
+                self.paddings(name, &mut model, EXACT)?;
+            }
+        }
+        Ok(reference)
+    }
+
+    /// At the left only where that moves no token to another position.
+    fn paddings(&mut self, name: &str, model: &mut Plain, limit: f64) -> Result<(), VerifyError> {
+        if !model.takes_padding() {
+            self.skip(format!("padding in {name}: the graph takes no attention_mask"));
+            return Ok(());
+        }
+        let rows = self.prompts.rows();
+        let alone = model.alone(&rows)?;
+        let right = model.padded(&rows, false)?;
+        self.compare(format!("{name}: padded right = alone"), limit, &right, &alone);
+        if model.needs_right() {
+            self.skip(format!("padding at the left in {name}: the graph counts positions from the left"));
+            return Ok(());
+        }
+        let left = model.padded(&rows, true)?;
+        self.compare(format!("{name}: padded left = alone"), limit, &left, &alone);
+        Ok(())
+    }
+}
