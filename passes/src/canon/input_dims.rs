@@ -2,7 +2,7 @@
 //! Becomes: the number that a `Concat` along another axis demands; the batch of `input_ids`, in a mask and
 //! in a cache; the past of the first cache, in the others; past + sequence, under the mask
 //! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
-//! Declines when: the past of another sequence is cached
+//! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one
 
 use super::Law;
 use crate::ir::graph::{Graph, Use, ValueId};
@@ -68,6 +68,9 @@ struct Lengths {
 
 impl Lengths {
     fn of(graph: &Graph) -> Option<Self> {
+        if graph.input("decoder_input_ids").is_some() {
+            return None;
+        }
         let ids = graph.value(graph.input("input_ids")?);
         let [batch, sequence] = ids.ty.shape.as_deref()? else { return None };
         let cache = graph.inputs().iter().find(|v| is_cache(graph, **v));
@@ -135,6 +138,19 @@ mod tests {
   output "as long as the tokens" %e
 }"#
         ));
+    }
+
+    #[test]
+    fn two_sequences_keep_their_names() {
+        let text = r#"graph "g" {
+  input %input_ids: i64[batch, source]
+  input %attention_mask: i64[b, mask]
+  input %decoder_input_ids: i64[batch, time]
+  %e = Add(%attention_mask, %input_ids)
+  output "e" %e
+  output "decoder" %decoder_input_ids
+}"#;
+        assert!(after(text).contains("%attention_mask: i64[b, mask]"));
     }
 
     #[test]
