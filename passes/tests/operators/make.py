@@ -203,6 +203,10 @@ past = [f(1, 1, 3, 16), f(1, 1, 3, 16)]
 case("GroupQueryAttention", [f(1, 1, 64), None, None, *past, i([3], np.int32), i(4, np.int32), *rope], 3, do_rotary=1, scale=0.25, **grouped)
 case("GroupQueryAttention", [f(1, 2, 64), None, None, *past, i([4], np.int32), i(5, np.int32), *rope, None, f(1, 1, 2, 5)], 3, do_rotary=1, rotary_interleaved=1, **grouped)
 
+# Rows that have less of the past than others write over the rest of it.
+shorter = [f(2, 1, 3, 16), f(2, 1, 3, 16), i([3, 1], np.int32), i(4, np.int32)]
+case("GroupQueryAttention", [f(2, 1, 64), None, None, *shorter, *rope], 3, do_rotary=1, **grouped)
+
 path = pathlib.Path(__file__).with_name("reference.txt")
 path.write_text("\n\n".join(cases) + "\n")
 print(len(cases), "cases")
