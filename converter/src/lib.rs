@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod compile;
 pub mod convert;
+mod finite;
 pub mod genai;
 pub mod onnx;
 pub mod progress;
