@@ -12,5 +12,6 @@ pub mod onnx;
 pub mod progress;
 pub mod recipes;
 pub mod source;
+pub mod stop_after;
 pub mod target;
 pub mod verify;

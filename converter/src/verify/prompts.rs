@@ -92,8 +92,10 @@ mod tests {
             dtype: "f32".to_owned(),
             seed: 0,
             sites: Vec::new(),
+            misses: Vec::new(),
             state: Vec::new(),
             checks: Vec::new(),
+            stopped_after: None,
         };
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
