@@ -34,7 +34,8 @@ fn wordy() -> String {
         layer.replace(
             scores,
             "  %h.0.same = Cast(%h.0.scaled) {to: \"f32\"}
-  %h.0.causal = Where(%earlier, %clear, %shut)
+  %h.0.again = LessOrEqual(%places, %queries)
+  %h.0.causal = Where(%h.0.again, %clear, %shut)
   %h.0.wide = Unsqueeze(%h.0.causal) {axes: [0]}
   %h.0.wider = Unsqueeze(%h.0.wide) {axes: [0]}
   %h.0.masked = Add(%h.0.same, %h.0.wider)

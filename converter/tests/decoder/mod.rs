@@ -11,7 +11,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Two heads of 8, caches, a causal mask with key padding. The mask reads the length of the past from the
-/// cache of the second layer.
+/// cache of the second layer, which comes first so that the clean-ups leave it at that.
 const BEGIN: &str = r#"graph "decoder" {
   input %input_ids: i64[batch, sequence]
   input %attention_mask: i64[batch, past + sequence]
@@ -25,10 +25,10 @@ const BEGIN: &str = r#"graph "decoder" {
   const %scale: f32[] = [0.35355338]
   const %clear: f32[] = [0.0]
   const %shut: f32[] = [-1e30]
-  input %past_key_values.0.key: f32[batch, 2, past, 8]
-  input %past_key_values.0.value: f32[batch, 2, past, 8]
   input %past_key_values.1.key: f32[batch, 2, past, 8]
   input %past_key_values.1.value: f32[batch, 2, past, 8]
+  input %past_key_values.0.key: f32[batch, 2, past, 8]
+  input %past_key_values.0.value: f32[batch, 2, past, 8]
   %size = Shape(%input_ids)
   %join = Concat(%size, %width) {axis: 0}
   %length = Shape(%attention_mask) {end: 2, start: 1}
