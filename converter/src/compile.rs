@@ -6,7 +6,7 @@ use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, rewrite};
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::ir::patch::PatchError;
+use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::Recipe;
 use dijiang_passes::widen::widen;
@@ -70,6 +70,37 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     Ok(Compiled { source, model, report })
 }
 
+/// A model after its first patches.
+#[derive(Debug, Clone)]
+pub struct Partial {
+    pub graph: Graph,
+    pub patches: usize,
+    /// The last patch that was applied.
+    pub last: Option<Step>,
+    /// Whether there are more.
+    pub stopped: bool,
+}
+
+/// Compiles to the serving graph, but no further than `patches` patches.
+pub fn compile_first(
+    patches: usize,
+    mut graph: Graph,
+    options: &CompileOptions<'_>,
+) -> Result<Partial, CompileError> {
+    check(&graph, "reading the source")?;
+    graph.stop_after(patches);
+    let compiled = canonicalize(&mut graph)
+        .map_err(CompileError::from)
+        .and_then(|_| lower_here(&mut graph, options, options.target.form(options.recipe.chunk)));
+    if !graph.is_stopped() {
+        compiled?;
+    }
+    graph.refresh_types()?;
+    check(&graph, "the last patch")?;
+    let (patches, last, stopped) = (graph.patches(), graph.last_patch().cloned(), graph.is_stopped());
+    Ok(Partial { graph, patches, last, stopped })
+}
+
 impl Compiled {
     /// Writes the same model in its other forms.
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, CompileError> {
@@ -87,11 +118,16 @@ impl Compiled {
 
 fn lower(source: &Graph, options: &CompileOptions<'_>, form: Form) -> Result<(Graph, Report), CompileError> {
     let mut graph = source.clone();
-    let passes = Options { recipe: options.recipe, form, seed: options.seed, layers: options.layers };
-    let report = rewrite(&mut graph, &passes)?;
-    canonicalize(&mut graph)?;
+    let report = lower_here(&mut graph, options, form)?;
     check(&graph, "the rewrite")?;
     Ok((graph, report))
+}
+
+fn lower_here(graph: &mut Graph, options: &CompileOptions<'_>, form: Form) -> Result<Report, CompileError> {
+    let passes = Options { recipe: options.recipe, form, seed: options.seed, layers: options.layers };
+    let report = rewrite(graph, &passes)?;
+    canonicalize(graph)?;
+    Ok(report)
 }
 
 fn check(graph: &Graph, stage: &'static str) -> Result<(), CompileError> {

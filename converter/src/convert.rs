@@ -12,12 +12,13 @@ use crate::progress::Progress;
 use crate::source::{self, Source, SourceError};
 use crate::target::{PORTABLE_OPSET, Target};
 use crate::verify::{Verification, VerifyError, VerifyOptions, reference, verify};
+use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::recipe::Recipe;
+use dijiang_passes::recipe::{Attention, Recipe};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,8 +47,12 @@ pub struct Converted {
     pub dropped_inputs: Vec<String>,
     /// Inputs that the source does not have, besides the state.
     pub added_inputs: Vec<String>,
+    /// Attentions that were not recognised, and so stay softmax.
+    pub misses: Vec<NearMiss>,
     /// What is worth knowing of how the source was read.
     pub notes: Vec<String>,
+    /// What is likely wrong with the source.
+    pub warnings: Vec<String>,
     pub dtype: DType,
     pub bytes_written: u64,
     pub verification: Option<Verification>,
@@ -64,6 +69,8 @@ pub enum ConvertError {
     Compile(#[from] CompileError),
     #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
+    #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
+    NoSites { path: PathBuf, misses: Vec<NearMiss> },
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -88,7 +95,8 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, graph, meta, dtype, stored, files, dir, notes } = source::open(source, options.dtype)?;
+    let Source { kind, graph, meta, dtype, stored, files, dir, notes, .. } =
+        source::open(source, options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -98,9 +106,13 @@ pub fn convert(
         layers: options.layers.as_deref(),
     };
     let compiled = compile(graph, &how)?;
-    check_sites(&compiled, &meta)?;
+    check_sites(&compiled, &meta, kind)?;
+    if compiled.report.sites.is_empty() && options.recipe.attention != Attention::Softmax {
+        let misses = compiled.report.missed().cloned().collect();
+        return Err(ConvertError::NoSites { path: source.to_owned(), misses });
+    }
     let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype };
-    let mut bytes_written = writer.write_weights_and_graphs(&how, progress)?;
+    let (mut bytes_written, warnings) = writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
@@ -120,8 +132,12 @@ pub fn convert(
     }
     progress.done();
     let Compiled { report, .. } = compiled;
-    let notes = notes.into_iter().chain(report.notes).collect();
+    let misses = report.missed().cloned().collect();
+    // The reader of ONNX has looked for numbers that are not finite too.
+    let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();
     Ok(Converted {
+        misses,
+        warnings,
         sites: report.sites,
         dropped_inputs: report.dropped_inputs,
         added_inputs: report.added_inputs,
@@ -139,9 +155,10 @@ fn with_reference(how: &VerifyOptions, source: &Path) -> VerifyOptions {
     VerifyOptions { reference: how.reference.clone().or(beside), ..how.clone() }
 }
 
-fn check_sites(compiled: &Compiled, meta: &ModelMeta) -> Result<(), ConvertError> {
+/// We wrote the graph of a checkpoint ourselves, and know every attention in it.
+fn check_sites(compiled: &Compiled, meta: &ModelMeta, kind: SourceKind) -> Result<(), ConvertError> {
     let found = compiled.report.sites.len();
-    if found == meta.expected_sites {
+    if kind == SourceKind::Onnx || found == meta.expected_sites {
         return Ok(());
     }
     let miss = compiled.report.misses.first().map_or_else(
@@ -164,39 +181,21 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// The disk is busy with the weights while the other forms are compiled.
+    /// The disk is busy with the weights while the other forms are compiled. Returns the bytes written, and
+    /// what is wrong with the weights.
     fn write_weights_and_graphs(
         &self,
         how: &CompileOptions<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<u64, ConvertError> {
-        let weights = self.plan_weights()?;
-        progress.bytes("writing the weights", weights.size());
+    ) -> Result<(u64, Vec<String>), ConvertError> {
+        let weights = plan_weights(&[&self.compiled.source, &self.compiled.model])?;
         let (written, forms) = rayon::join(
-            || self.write_weights(&weights, progress),
+            || write_weights(self.dir, &weights, progress),
             || self.compiled.forms(how).map_err(ConvertError::from),
         );
-        written?;
+        let warnings = written?;
         progress.stage("writing the graphs");
-        Ok(weights.size() + self.write_graphs(&forms?, &weights)?)
-    }
-
-    fn plan_weights(&self) -> Result<WeightFile, ConvertError> {
-        let mut tensors: BTreeMap<&str, &Tensor> = BTreeMap::new();
-        for graph in [&self.compiled.source, &self.compiled.model] {
-            let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
-            tensors.extend(weights.map(|(_, name, tensor)| (name, tensor)));
-        }
-        Ok(WeightFile::plan(tensors.into_iter())?)
-    }
-
-    fn write_weights(&self, weights: &WeightFile, progress: &mut dyn Progress) -> Result<(), ConvertError> {
-        let path = self.dir.join(layout::WEIGHTS);
-        let io = |source| ConvertError::Io { path: path.clone(), source };
-        let mut file = File::create(&path).map_err(io)?;
-        weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
-        // Begun here, it overlaps with compiling; the commit waits for what is left.
-        file.sync_data().map_err(io)
+        Ok((weights.size() + self.write_graphs(&forms?, &weights)?, warnings))
     }
 
     /// Returns the bytes written.
@@ -209,18 +208,13 @@ impl Writer<'_> {
             graphs.push((layout::PARALLEL, PORTABLE_OPSET, &linear.parallel));
             graphs.push((layout::CHUNKED, PORTABLE_OPSET, &linear.chunked));
         }
-        let write = |(name, opset, graph): &(&str, i64, &Graph)| {
-            let external = ExternalWeights { location: layout::WEIGHTS, file: weights };
-            let bytes = export(graph, &ExportOptions { opset: *opset, weights: Some(external) })?;
-            self.write(name, &bytes)
-        };
+        let write =
+            |(name, opset, graph): &(&str, i64, &Graph)| write_graph(self.dir, name, *opset, graph, weights);
         graphs.par_iter().map(write).sum()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
-        let path = self.dir.join(name);
-        std::fs::write(&path, bytes).map_err(|source| ConvertError::Io { path, source })?;
-        Ok(bytes.len() as u64)
+        write_file(self.dir, name, bytes)
     }
 
     /// The files beside the weights that other tools read.
@@ -253,30 +247,93 @@ impl Writer<'_> {
         files: &[PathBuf],
         meta: &ModelMeta,
     ) -> Result<Manifest, ConvertError> {
-        let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
         Ok(Manifest {
-            format_version: manifest::FORMAT,
-            dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
-            source: manifest::Source { kind, dtype: stored.name().to_owned(), files },
-            model: manifest::Model {
-                family: meta.family.to_owned(),
-                vocab: meta.vocab,
-                positions: meta.learned_positions,
-                eos: meta.eos.clone(),
-            },
-            recipe: serde_json::to_value(&self.options.recipe)?,
-            target: self.options.target.name().to_owned(),
-            dtype: self.dtype.name().to_owned(),
-            seed: self.options.seed,
             sites: self.compiled.report.sites.iter().map(site).collect(),
+            misses: self.compiled.report.missed().map(miss).collect(),
             state: states(&self.compiled.model),
-            checks: Vec::new(),
+            ..describe(self.options, kind, stored, files, meta, self.dtype)?
         })
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<u64, ConvertError> {
         self.write(layout::MANIFEST, manifest.to_json()?.as_bytes())
     }
+}
+
+/// Lays out the weights of graphs that have the same names for the same weights.
+pub(crate) fn plan_weights(graphs: &[&Graph]) -> Result<WeightFile, ConvertError> {
+    let mut tensors: BTreeMap<&str, &Tensor> = BTreeMap::new();
+    for graph in graphs {
+        let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
+        tensors.extend(weights.map(|(_, name, tensor)| (name, tensor)));
+    }
+    Ok(WeightFile::plan(tensors.into_iter())?)
+}
+
+/// Returns what is wrong with the weights.
+pub(crate) fn write_weights(
+    dir: &Path,
+    weights: &WeightFile,
+    progress: &mut dyn Progress,
+) -> Result<Vec<String>, ConvertError> {
+    progress.bytes("writing the weights", weights.size());
+    let path = dir.join(layout::WEIGHTS);
+    let io = |source| ConvertError::Io { path: path.clone(), source };
+    let mut file = File::create(&path).map_err(io)?;
+    let warnings = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    // Begun here, it overlaps with compiling; the commit waits for what is left.
+    file.sync_data().map_err(io)?;
+    Ok(warnings)
+}
+
+pub(crate) fn write_graph(
+    dir: &Path,
+    name: &str,
+    opset: i64,
+    graph: &Graph,
+    weights: &WeightFile,
+) -> Result<u64, ConvertError> {
+    let external = ExternalWeights { location: layout::WEIGHTS, file: weights };
+    let bytes = export(graph, &ExportOptions { opset, weights: Some(external) })?;
+    write_file(dir, name, &bytes)
+}
+
+pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).map_err(|source| ConvertError::Io { path, source })?;
+    Ok(bytes.len() as u64)
+}
+
+/// What a manifest says before anything is compiled.
+pub(crate) fn describe(
+    options: &ConvertOptions,
+    kind: SourceKind,
+    stored: DType,
+    files: &[PathBuf],
+    meta: &ModelMeta,
+    dtype: DType,
+) -> Result<Manifest, ConvertError> {
+    let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
+    Ok(Manifest {
+        format_version: manifest::FORMAT,
+        dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
+        source: manifest::Source { kind, dtype: stored.name().to_owned(), files },
+        model: manifest::Model {
+            family: meta.family.to_owned(),
+            vocab: meta.vocab,
+            positions: meta.learned_positions,
+            eos: meta.eos.clone(),
+        },
+        recipe: serde_json::to_value(&options.recipe)?,
+        target: options.target.name().to_owned(),
+        dtype: dtype.name().to_owned(),
+        seed: options.seed,
+        sites: Vec::new(),
+        misses: Vec::new(),
+        state: Vec::new(),
+        checks: Vec::new(),
+        stopped_after: None,
+    })
 }
 
 /// Copied from the checkpoint as they are.
@@ -297,6 +354,15 @@ fn site(report: &SiteReport) -> manifest::Site {
         kv_heads: report.kv_heads as usize,
         head_dim: report.head_dim as usize,
         lowered: report.kept.is_none(),
+    }
+}
+
+fn miss(near: &NearMiss) -> manifest::Miss {
+    manifest::Miss {
+        node: near.node.clone(),
+        pattern: near.pattern.to_owned(),
+        place: near.miss.place.clone(),
+        reason: near.miss.reason.clone(),
     }
 }
 

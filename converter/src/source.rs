@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct Source {
     pub kind: SourceKind,
     pub graph: Graph,
+    /// The graph before any clean-up.
+    pub as_read: Graph,
     pub meta: ModelMeta,
     /// The element type of the graph's weights and activations.
     pub dtype: DType,
@@ -79,6 +81,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
     let config = std::iter::once(dir.join("config.json"));
     Ok(Source {
         kind: SourceKind::Checkpoint,
+        as_read: built.graph.clone(),
         graph: built.graph,
         meta: built.meta,
         dtype: built.dtype,
@@ -92,6 +95,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
 fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     let fail = |reason: String| SourceError::Onnx { path: file.to_owned(), reason };
     let import::Imported { mut graph, notes } = import::open(file)?;
+    let as_read = graph.clone();
     canonicalize(&mut graph)?;
     let own = main_dtype(&graph);
     if let Some(dtype) = dtype.filter(|d| *d != own) {
@@ -104,6 +108,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     Ok(Source {
         kind: SourceKind::Onnx,
         graph,
+        as_read,
         meta,
         dtype: own,
         stored: own,
@@ -123,8 +128,9 @@ fn main_dtype(graph: &Graph) -> DType {
 
 /// What a graph tells of its model, and a config.json beside it.
 fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
-    let sites = inspect(graph).sites;
-    let first = sites.first();
+    let report = inspect(graph);
+    let attentions = report.sites.len() + report.missed().count();
+    let first = report.sites.first();
     let config = Config::read(&dir.join("config.json")).ok();
     let size = |key: &str| config.as_ref().and_then(|c| c.opt_size(key).ok().flatten());
     let max_positions = size("max_position_embeddings").or_else(|| size("n_positions"));
@@ -132,7 +138,7 @@ fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
     Ok(ModelMeta {
         family: "onnx",
         model_type: config.as_ref().and_then(|c| c.str("model_type").ok()).unwrap_or("onnx").to_owned(),
-        layers: sites.len() as u64,
+        layers: attentions as u64,
         heads: first.map_or(0, |s| s.heads),
         kv_heads: first.map_or(0, |s| s.kv_heads),
         head_dim: first.map_or(0, |s| s.head_dim),
@@ -144,7 +150,7 @@ fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
         bos: token("bos_token_id"),
         eos: config.as_ref().and_then(|c| c.tokens("eos_token_id").ok()).unwrap_or_default(),
         pad: token("pad_token_id"),
-        expected_sites: sites.len(),
+        expected_sites: attentions,
     })
 }
 

@@ -1,6 +1,8 @@
 //! The binary `dijiang`, run as scripts run it: one JSON object on stdout and nothing else, exit codes 0, 1 and 2, and
 //! for every bad input one line that names the place, with nothing left behind.
 
+mod decoder;
+
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -139,6 +141,93 @@ fn every_command_prints_one_json_object() {
     let told = home.dijiang(prompt);
     let text = format!("ROMEO:{}\n", generated["text"].as_str().expect("a text"));
     assert_eq!((told.code, told.stdout), (0, text));
+}
+
+/// A decoder whose first attention, or whose both, let no key through but the query's own.
+fn windowed(home: &Home, both: bool) {
+    let model = decoder::text(|layer| layer.replace("(%h.0.scaled, %mask)", "(%h.0.scaled, %window)"));
+    let window =
+        "  %same = Equal(%places, %queries)\n  %window = Where(%same, %clear, %shut)\n  %h.0.x = Gather(";
+    let mut model = model.replace("  %h.0.x = Gather(", window);
+    if both {
+        model = model.replace("(%h.1.scaled, %mask)", "(%h.1.scaled, %window)");
+    }
+    decoder::write(&model, home.0.path());
+}
+
+#[test]
+fn attentions_that_are_missed_are_told_and_the_others_converted() {
+    let home = Home::new();
+    windowed(&home, false);
+    let found = home.dijiang("inspect m.onnx --json").fine().object();
+    let (sites, misses) = (&found["sites"], &found["misses"]);
+    assert_eq!((&sites[0]["name"], &sites[0]["layer"]), (&json!("h.1.attn"), &json!(1)));
+    assert_eq!((&misses[0]["node"], &misses[0]["attention"]), (&json!("h.0/softmax"), &json!(true)));
+    assert_eq!(found["notes"], json!([]));
+    insta::assert_snapshot!(home.dijiang("inspect m.onnx").fine().stdout);
+
+    let ran = home.dijiang("convert m.onnx -o bundle --json");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    insta::assert_snapshot!(ran.stderr);
+    assert_eq!(ran.object()["misses"], found["misses"]);
+    let manifest = home.json("bundle/dijiang.json");
+    assert_eq!(manifest["misses"][0]["node"], json!("h.0/softmax"));
+    let states = manifest["state"].as_array().expect("a list").iter();
+    let names: Vec<&str> = states.map(|state| state["name"].as_str().expect("a name")).collect();
+    let wanted = ["0.key", "0.value", "1.recurrent_state", "1.conv_state"];
+    assert_eq!(names, wanted.map(|name| format!("past_key_values.{name}")));
+}
+
+#[test]
+fn a_model_without_an_attention_that_converts_is_refused() {
+    let home = Home::new();
+    windowed(&home, true);
+    let before = home.listing();
+    let ran = home.dijiang("convert m.onnx -o bundle");
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    insta::assert_snapshot!(ran.stderr);
+    assert_eq!(home.listing(), before);
+    // What was asked for is done: all of it stays softmax.
+    let kept = home.dijiang("convert m.onnx -o bundle --recipe softmax --json").fine().object();
+    assert_eq!(kept["misses"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn weights_that_are_not_finite_are_told() {
+    let warning =
+        |of: &str, how: &str| format!("warning: weight `{of}` holds numbers that are not finite: {how}\n");
+    let home = Home::with("llama");
+    enlarge(&home.path("model/model.safetensors"), "model.norm.weight", f32::INFINITY);
+    let ran = home.dijiang(&format!("{CONVERT} --json"));
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (0, warning("model.norm.weight", "64 infinite of 64").as_str())
+    );
+    assert_eq!(ran.object()["warnings"].as_array().map(Vec::len), Some(1));
+
+    let home = Home::new();
+    decoder::write(&decoder::text(|layer| layer), home.0.path());
+    let weights = home.path("weights.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("the weights");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&weights, bytes).expect("it is written");
+    let ran = home.dijiang("convert m.onnx -o bundle --no-verify --json");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, warning("head", "1 NaN of 768").as_str()));
+    assert_eq!(ran.object()["notes"], json!([]), "it is told once");
+}
+
+#[test]
+fn a_conversion_can_be_stopped_on_the_way() {
+    let home = Home::new();
+    decoder::write(&decoder::text(|layer| layer), home.0.path());
+    insta::assert_snapshot!(home.dijiang("convert m.onnx -o bundle --stop-after 1").fine().stdout);
+    insta::assert_snapshot!(refused(&home, "verify bundle"));
+    insta::assert_snapshot!(refused(&home, "generate bundle --prompt x"));
+    let whole = home.dijiang("convert m.onnx -o bundle --stop-after 1000 --force --json").fine().object();
+    assert_eq!(missing(&whole, &["bundle", "patches", "stopped", "last"]), [""; 0]);
+    assert_eq!(whole["stopped"], json!(false));
+    assert_eq!(home.dijiang("convert m.onnx -o bundle --stop-after 1 --no-verify").code, 2);
 }
 
 #[test]

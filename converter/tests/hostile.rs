@@ -667,6 +667,28 @@ fn attributes_that_are_wrong() {
     insta::assert_snapshot!(refused(&twice), @"m.onnx: node `the Concat` (Concat): attribute `axis`: it is there twice");
 }
 
+#[test]
+fn axes_that_do_not_exist() {
+    for op in ["Softmax", "LogSoftmax"] {
+        for axis in [2, -3, i64::MAX, i64::MIN] {
+            let line = refused(&along(op, axis));
+            let want =
+                format!("node `the {op}` ({op}): axis {axis} does not exist in rank 2 (inputs f32[2, 4])");
+            assert_eq!(line, format!("m.onnx: import: {want}"));
+        }
+        for axis in [1, -2] {
+            assert!(import_bytes(along(op, axis).encode_to_vec().into(), Path::new(MODEL)).is_ok());
+        }
+    }
+}
+
+fn along(op: &str, axis: i64) -> ModelProto {
+    changed(|g| {
+        g.node[1] = node(op, &["h"], &["y"]);
+        g.node[1].attribute = vec![int_attribute("axis", axis)];
+    })
+}
+
 /// Every byte of a model in turn takes other values: whatever comes out, it does not end the process,
 /// and takes no time.
 #[test]

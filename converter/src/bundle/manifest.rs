@@ -31,8 +31,14 @@ pub struct Manifest {
     pub dtype: String,
     pub seed: u64,
     pub sites: Vec<Site>,
+    /// Attentions that were not recognised, and so stay softmax.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub misses: Vec<Miss>,
     pub state: Vec<State>,
     pub checks: Vec<Check>,
+    /// There where the conversion was stopped on the way: the graph is for looking into it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped_after: Option<u64>,
 }
 
 /// What was converted.
@@ -75,6 +81,18 @@ pub struct Site {
     pub head_dim: usize,
     /// Whether it became linear attention.
     pub lowered: bool,
+}
+
+/// An attention of the source that was not recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Miss {
+    /// The softmax, or the operator.
+    pub node: String,
+    /// The pattern that came closest.
+    pub pattern: String,
+    /// The value that stood in its way.
+    pub place: String,
+    pub reason: String,
 }
 
 /// A state that the serving graph takes and returns.
@@ -126,6 +144,10 @@ pub enum ManifestError {
     Version { file: String, found: u64 },
     #[error("{file}: it is not a safetensors file: a header of {header} bytes in a file of {bytes}")]
     Header { file: String, header: u64, bytes: u64 },
+    #[error(
+        "{file}: the conversion was stopped after patch {patches}, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
+    )]
+    Stopped { file: String, patches: u64 },
 }
 
 impl Manifest {
@@ -151,7 +173,11 @@ impl Manifest {
         if found != FORMAT {
             return Err(ManifestError::Version { file: file.to_owned(), found });
         }
-        serde_json::from_str(text).map_err(|e| json(&e))
+        let manifest: Self = serde_json::from_str(text).map_err(|e| json(&e))?;
+        match manifest.stopped_after {
+            Some(patches) => Err(ManifestError::Stopped { file: file.to_owned(), patches }),
+            None => Ok(manifest),
+        }
     }
 }
 
@@ -231,8 +257,10 @@ mod tests {
             dtype: "f32".to_owned(),
             seed: 0,
             sites: vec![site],
+            misses: vec![],
             state: vec![State { name, shape, dtype: "f32".to_owned() }],
             checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
+            stopped_after: None,
         }
     }
 
@@ -316,6 +344,24 @@ mod tests {
         assert_eq!(
             error("{"),
             "b/dijiang.json: EOF while parsing an object at line 1 column 1 (hint: was it written by dijiang?)"
+        );
+    }
+
+    #[test]
+    fn misses_read_back_and_what_was_stopped_is_no_bundle() {
+        let miss = |text: &str| Miss {
+            node: format!("{text}/Softmax"),
+            pattern: "decomposed".to_owned(),
+            place: text.to_owned(),
+            reason: "it is no mask".to_owned(),
+        };
+        let whole = Manifest { misses: vec![miss("a"), miss("b")], ..manifest() };
+        let text = whole.to_json().expect("it is written");
+        assert_eq!(Manifest::parse(&text, "dijiang.json").expect("it reads"), whole);
+        let text = Manifest { stopped_after: Some(7), ..manifest() }.to_json().expect("it is written");
+        assert_eq!(
+            Manifest::parse(&text, "b/dijiang.json").expect_err("it is refused").to_string(),
+            "b/dijiang.json: the conversion was stopped after patch 7, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
         );
     }
 

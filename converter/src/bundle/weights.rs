@@ -5,6 +5,7 @@
 //! The elements start at a multiple of 64, and tensors lie in the order of element size (largest
 //! first), then name, so that each one is aligned to its elements, as the `safetensors` crate does.
 
+use crate::finite::NotFinite;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
@@ -98,8 +99,13 @@ impl WeightFile {
 
     /// Writes the file; `progress` hears of every block of bytes written, from several threads in
     /// turn. Memory stays bounded whatever the size: elements go from their map to the file, and
-    /// those that must be converted do so a block at a time.
-    pub fn write(&self, out: &mut File, progress: &mut (dyn FnMut(u64) + Send)) -> std::io::Result<()> {
+    /// those that must be converted do so a block at a time. Returns a line for every tensor that
+    /// holds numbers that are not finite, in file order.
+    pub fn write(
+        &self,
+        out: &mut File,
+        progress: &mut (dyn FnMut(u64) + Send),
+    ) -> std::io::Result<Vec<String>> {
         let head = self.head();
         out.set_len(self.size)?;
         out.write_all(&head)?;
@@ -110,15 +116,21 @@ impl WeightFile {
                 progress(bytes as u64);
             }
         };
-        self.entries.par_iter().try_for_each(|entry| entry.write(out, &report))
+        let written = self.entries.par_iter().map(|entry| entry.write(out, &report));
+        let found: Vec<NotFinite> = written.collect::<std::io::Result<_>>()?;
+        let lines = self.entries.iter().zip(found);
+        Ok(lines.filter_map(|(entry, found)| found.line(&entry.name, entry.tensor.len())).collect())
     }
 }
 
 impl Entry {
-    fn write(&self, out: &File, report: &dyn Fn(usize)) -> std::io::Result<()> {
+    /// Returns what is not finite in the elements as they are written.
+    fn write(&self, out: &File, report: &dyn Fn(usize)) -> std::io::Result<NotFinite> {
         let mut at = self.offset;
-        let mut put = |bytes: &[u8]| {
+        let mut found = NotFinite::default();
+        let mut put = |bytes: &[u8]| -> std::io::Result<()> {
             out.write_all_at(bytes, at)?;
+            found.count(self.tensor.dtype(), bytes);
             at += bytes.len() as u64;
             report(bytes.len());
             Ok(())
@@ -128,10 +140,11 @@ impl Entry {
                 prefault(bytes);
                 put(bytes)
             };
-            self.tensor.bytes().chunks(BLOCK).try_for_each(&mut put_mapped)
+            self.tensor.bytes().chunks(BLOCK).try_for_each(&mut put_mapped)?;
         } else {
-            self.tensor.for_each_block(&mut put)
+            self.tensor.for_each_block(&mut put)?;
         }
+        Ok(found)
     }
 }
 

@@ -1,11 +1,15 @@
 //! `dijiang convert SRC -o BUNDLE`
 
 use super::{Failure, Outcome, show};
-use crate::convert::{ConvertOptions, Converted, convert};
+use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
 use crate::recipes;
+use crate::stop_after::convert_first;
 use crate::target::Target;
 use crate::verify::VerifyOptions;
+use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::patch::Step;
+use dijiang_passes::recipe::Attention;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::num::{IntErrorKind, ParseIntError};
@@ -41,6 +45,11 @@ pub(super) struct Args {
     /// Write without a proof
     #[arg(long)]
     no_verify: bool,
+    /// Apply only the first N patches (clean-ups, then rewrites), write the graph as it stands then, and say which
+    /// patch was the last: to find a wrong one by halving. Nothing is verified, and what is written is no
+    /// bundle for `verify` or `generate`
+    #[arg(long, value_name = "N", conflicts_with = "no_verify")]
+    stop_after: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -80,8 +89,19 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         force: args.force,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };
+    if let Some(patches) = args.stop_after {
+        return stop_after(patches, args, &options);
+    }
     let start = Instant::now();
-    let converted = convert(&args.source, &args.output, &options, &mut show::Bar::new())?;
+    let converted = convert(&args.source, &args.output, &options, &mut show::Bar::new());
+    if let Err(ConvertError::NoSites { misses, .. }) = &converted {
+        misses.iter().for_each(warn_of_miss);
+    }
+    let converted = converted?;
+    converted.warnings.iter().for_each(|warning| show::warning(warning));
+    if options.recipe.attention == Attention::Linear {
+        converted.misses.iter().for_each(warn_of_miss);
+    }
     let seconds = start.elapsed().as_secs_f64();
     if args.json {
         print_json(args, &converted, seconds);
@@ -89,6 +109,34 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         print_text(args, &converted, seconds);
     }
     Ok(Outcome::of(converted.written))
+}
+
+fn warn_of_miss(miss: &NearMiss) {
+    show::warning(&format!("an attention stays softmax: {miss}"));
+}
+
+fn stop_after(patches: usize, args: &Args, options: &ConvertOptions) -> Result<Outcome, Failure> {
+    let partial = convert_first(patches, &args.source, &args.output, options, &mut show::Bar::new())?;
+    if args.json {
+        let last = partial.last.as_ref().map(|step| json!({"rule": step.rule, "places": step.places}));
+        show::object(&json!({
+            "bundle": args.output, "patches": partial.patches, "stopped": partial.stopped, "last": last,
+        }));
+        return Ok(Outcome::Fine);
+    }
+    let target = args.output.display();
+    match partial.stopped {
+        true => show::line(&format!("{target}: as it is after patch {}; not verified", partial.patches)),
+        false => show::line(&format!(
+            "{target}: all {} patches were applied, and there are no more; not verified",
+            partial.patches
+        )),
+    }
+    if let Some(Step { rule, places }) = &partial.last {
+        show::line(&format!("the last is {rule}, at"));
+        places.iter().for_each(|place| show::line(&format!("  {place}")));
+    }
+    Ok(Outcome::Fine)
 }
 
 fn print_json(args: &Args, converted: &Converted, seconds: f64) {
@@ -102,7 +150,9 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "bytes_written": converted.bytes_written,
         "dropped_inputs": converted.dropped_inputs,
         "added_inputs": converted.added_inputs,
+        "misses": show::misses(&converted.misses),
         "notes": converted.notes,
+        "warnings": converted.warnings,
         "checks": converted.verification.as_ref().map_or(json!([]), show::checks),
         "skipped": converted.verification.as_ref().map_or(json!([]), |v| json!(v.skipped)),
         "written": converted.written,
@@ -114,7 +164,7 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     show::line(&format!(
         "{}: {lowered} of {} attentions are linear (recipe {}, target {}, {})",
         args.output.display(),
-        converted.sites.len(),
+        converted.sites.len() + converted.misses.len(),
         args.recipe,
         args.target,
         converted.dtype

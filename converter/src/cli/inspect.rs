@@ -24,20 +24,31 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let Source { mut graph, notes, .. } = source::open(&args.source, None)?;
     canonicalize(&mut graph)?;
-    notes.iter().for_each(|n| show::note(n));
+    // In JSON they are part of the object.
+    if !args.json {
+        notes.iter().for_each(|n| show::note(n));
+    }
     if args.text {
         show::stream(&text::print(&graph));
         return Ok(Outcome::Fine);
     }
     let report = inspect(&graph);
     if args.json {
-        show::object(&json!({"sites": show::sites(&report.sites), "misses": show::misses(&report.misses)}));
+        show::object(&json!({
+            "sites": show::sites(&report.sites), "misses": show::misses(&report.misses), "notes": notes,
+        }));
         return Ok(Outcome::Fine);
     }
     show::site_table(&report.sites);
     for miss in &report.misses {
-        show::line(&format!("  softmax {:?}: {} {}", miss.node, miss.pattern, miss.miss));
+        let what = if miss.is_attention { "missed" } else { "no attention" };
+        show::line(&format!("  {what} {miss}"));
     }
-    show::line(&format!("{} attentions, {} other softmaxes", report.sites.len(), report.misses.len()));
+    let missed = report.missed().count();
+    show::line(&format!(
+        "{} attentions, {missed} missed, {} other softmaxes",
+        report.sites.len(),
+        report.misses.len() - missed
+    ));
     Ok(Outcome::Fine)
 }

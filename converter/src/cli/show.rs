@@ -17,6 +17,11 @@ pub(super) fn error(message: &str) {
     note(&format!("error: {}", message.replace('\n', " ")));
 }
 
+/// Something that is likely wrong, on stderr.
+pub(super) fn warning(message: &str) {
+    note(&format!("warning: {}", message.replace('\n', " ")));
+}
+
 /// A remark on stderr.
 pub(super) fn note(message: &str) {
     // Where stderr is closed, nobody is there to be told.
@@ -79,7 +84,7 @@ pub(super) fn misses(misses: &[NearMiss]) -> Value {
     let one = |m: &NearMiss| {
         json!({
             "node": m.node, "pattern": m.pattern, "stage": m.miss.stage.to_string(), "reason": m.miss.reason,
-            "place": m.miss.place, "matched": m.miss.matched,
+            "place": m.miss.place, "matched": m.miss.matched, "attention": m.is_attention,
         })
     };
     misses.iter().map(one).collect()

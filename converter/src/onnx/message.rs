@@ -4,7 +4,7 @@ const MAX_NAME: usize = 120;
 const MAX_LINE: usize = 1000;
 
 /// A name as messages show it: control characters escaped, and not longer than a line can hold.
-pub(super) fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     clipped(&escaped(name), MAX_NAME)
 }
 

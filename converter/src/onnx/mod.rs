@@ -17,7 +17,7 @@ pub mod proto;
 mod reader;
 mod wire;
 
-pub use notes::not_finite;
+pub(crate) use message::shown;
 
 /// The domain of the standard operators has two spellings.
 fn domain(name: &str) -> &str {

@@ -1,7 +1,7 @@
 //! What is worth knowing of a model that was read all the same.
 
 use super::message::shown;
-use dijiang_passes::ir::dtype::DType;
+use crate::finite::NotFinite;
 use dijiang_passes::ir::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -63,44 +63,12 @@ impl Notes {
 }
 
 /// A line about a tensor that holds NaN or infinite numbers; reads all of it.
-pub fn not_finite(name: &str, tensor: &Tensor) -> Option<String> {
-    let (mut nan, mut infinite) = (0usize, 0usize);
+fn not_finite(name: &str, tensor: &Tensor) -> Option<String> {
+    let mut found = NotFinite::default();
     let counted: Result<(), Infallible> = tensor.for_each_block(&mut |block| {
-        let (n, i) = count(tensor.dtype(), block);
-        nan += n;
-        infinite += i;
+        found.count(tensor.dtype(), block);
         Ok(())
     });
     let Ok(()) = counted;
-    let found = [(nan, "NaN"), (infinite, "infinite")].into_iter().filter(|(n, _)| *n > 0);
-    let found: Vec<String> = found.map(|(n, what)| format!("{n} {what}")).collect();
-    (!found.is_empty()).then(|| {
-        format!(
-            "weight `{}` holds numbers that are not finite: {} of {}",
-            shown(name),
-            found.join(" and "),
-            tensor.len()
-        )
-    })
-}
-
-/// NaN and infinite numbers among the elements.
-fn count(dtype: DType, bytes: &[u8]) -> (usize, usize) {
-    match dtype {
-        DType::F32 => tally(bytes, |b: [u8; 4]| f32::from_le_bytes(b).classify()),
-        DType::F64 => tally(bytes, |b: [u8; 8]| f64::from_le_bytes(b).classify()),
-        DType::F16 => tally(bytes, |b: [u8; 2]| half::f16::from_le_bytes(b).classify()),
-        DType::BF16 => tally(bytes, |b: [u8; 2]| half::bf16::from_le_bytes(b).classify()),
-        _ => (0, 0),
-    }
-}
-
-fn tally<const N: usize>(bytes: &[u8], classify: impl Fn([u8; N]) -> std::num::FpCategory) -> (usize, usize) {
-    use std::num::FpCategory::{Infinite, Nan};
-    let (elements, _) = bytes.as_chunks::<N>();
-    elements.iter().fold((0, 0), |(nan, infinite), b| match classify(*b) {
-        Nan => (nan + 1, infinite),
-        Infinite => (nan, infinite + 1),
-        _ => (nan, infinite),
-    })
+    found.line(name, tensor.len())
 }

@@ -25,7 +25,7 @@ impl Prompts {
         let short = (long * 3 / 5).max(1);
         let vocab = manifest.model.vocab as usize;
         // Where nothing tells how many ids there are, there is one.
-        let ids = vocab.max(1) as u64;
+        let ids = manifest.model.vocab.max(1);
         let mut random = Random::named(seed, "prompts");
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
         Self { rows: [row(long), row(short)], vocab, chunk }
@@ -92,8 +92,10 @@ mod tests {
             dtype: "f32".to_owned(),
             seed: 0,
             sites: Vec::new(),
+            misses: Vec::new(),
             state: Vec::new(),
             checks: Vec::new(),
+            stopped_after: None,
         };
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));

@@ -4,6 +4,7 @@
 //! its form says little. Here everything between q kᵀ and the softmax is run on small shapes, with and
 //! without padding and past, and compared with what causal and padded attention would let through.
 
+use super::patterns::depends;
 use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
@@ -269,6 +270,25 @@ impl<'g> Function<'g> {
         Ok(bias.mapv(|x| x > CLOSED))
     }
 
+    /// What the product is multiplied with or divided by, where that is no constant.
+    fn computed_factor(&self) -> Option<ValueId> {
+        let mut stack = vec![self.scores];
+        while let Some((id, _)) =
+            stack.pop().filter(|v| *v != self.product).and_then(|v| self.graph.producer(v))
+        {
+            let node = self.graph.node(id);
+            let (on, beside): (Vec<ValueId>, Vec<ValueId>) =
+                node.inputs.iter().flatten().partition(|v| depends(self.graph, **v, self.product));
+            let scales = matches!(node.op.name(), "Mul" | "Div") && !on.is_empty();
+            let factor = beside.into_iter().find(|v| self.graph.as_const(*v).is_none());
+            if let Some(factor) = factor.filter(|_| scales) {
+                return Some(factor);
+            }
+            stack.extend(on);
+        }
+        None
+    }
+
     /// What a product is multiplied with where its key is seen; the same everywhere, and for any product.
     fn scale(&self, trial: &Trial) -> Result<f64, Miss> {
         let open = self.open(trial)?;
@@ -279,7 +299,9 @@ impl<'g> Function<'g> {
         let found = [seen(1.0)?, seen(-3.0)?].concat();
         let scale = found.first().copied().unwrap_or(f64::NAN);
         if let Some(other) = found.iter().find(|x| (*x - scale).abs() > 1e-6 * scale.abs()) {
-            return Err(self.miss(format!("the scores are no multiple of q k: factors {scale} and {other}")));
+            let reason = format!("the scores are no multiple of q k: factors {scale} and {other}");
+            let place = self.computed_factor().unwrap_or(self.scores);
+            return Err(Miss::check(&self.graph.value(place).name, reason));
         }
         match scale.is_finite() && scale > 0.0 {
             true => Ok(scale),

@@ -6,6 +6,7 @@ pub mod patterns;
 mod positions;
 pub mod rewrite;
 pub mod site;
+mod softmaxes;
 mod trial;
 
 #[cfg(test)]

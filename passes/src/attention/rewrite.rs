@@ -7,7 +7,7 @@ use super::positions;
 use super::site::AttentionSite;
 use crate::feature_map::{self, Emitted, FeatureMap, Role};
 use crate::ir::dtype::DType;
-use crate::ir::graph::{Graph, Use, ValueId};
+use crate::ir::graph::{Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -54,8 +54,13 @@ pub struct Report {
     pub added_inputs: Vec<String>,
     /// What could not be changed along with the sites, and why.
     pub notes: Vec<String>,
-    /// Patches applied, in order.
-    pub patches: usize,
+}
+
+impl Report {
+    /// Attentions that were not recognised.
+    pub fn missed(&self) -> impl Iterator<Item = &NearMiss> {
+        self.misses.iter().filter(|miss| miss.is_attention)
+    }
 }
 
 /// The pass could not be carried out; the graph is as after the last whole patch.
@@ -72,7 +77,8 @@ pub enum RewriteError {
 /// The sites of a graph as reports, untouched.
 pub fn inspect(graph: &Graph) -> Report {
     let found = find_sites(graph);
-    let sites = found.sites.iter().enumerate().map(|(i, site)| describe(site, i, None)).collect();
+    let sites = found.sites.iter().zip(&found.layers).map(|(site, layer)| describe(site, *layer, None));
+    let sites = sites.collect();
     Report { sites, misses: found.misses, ..Report::default() }
 }
 
@@ -80,21 +86,21 @@ pub fn inspect(graph: &Graph) -> Report {
 pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, RewriteError> {
     options.recipe.check()?;
     let found = find_sites(graph);
-    let count = found.sites.len();
+    let count = found.attentions();
     let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers);
     if let Some(layer) = named.into_iter().find(|l| **l >= count) {
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
     let mut report = Report { misses: found.misses, ..Report::default() };
+    let numbered: Vec<(&AttentionSite, usize)> = found.sites.iter().zip(found.layers).collect();
     let reasons: Vec<Option<String>> =
-        found.sites.iter().enumerate().map(|(layer, site)| reason_to_keep(site, layer, options)).collect();
+        numbered.iter().map(|(site, layer)| reason_to_keep(site, *layer, options)).collect();
     let lowered = found.sites.iter().zip(&reasons).filter(|(_, kept)| kept.is_none()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
-    for (layer, (site, kept)) in found.sites.iter().zip(reasons).enumerate() {
+    for ((site, layer), kept) in numbered.into_iter().zip(reasons) {
         if kept.is_none() {
             let patched = lower_site(graph, site, layer, options);
             patched.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
-            report.patches += 1;
         }
         report.sites.push(describe(site, layer, kept));
     }
@@ -109,7 +115,6 @@ fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Re
         return;
     }
     let moved = positions::move_to_input(graph, lowered.iter().any(|site| site.cache.is_some()));
-    report.patches += moved.added.len();
     (report.added_inputs, report.notes) = (moved.added, moved.notes);
 }
 
@@ -170,33 +175,47 @@ fn lower_site(
     graph.apply(change).map(|_| ())
 }
 
-/// Where the length of a cache that is gone is still read, for the mask of a layer that stays softmax,
-/// that layer's own cache is as long.
+/// Where the length of a cache that is gone is still read, for the mask of an attention that stays softmax,
+/// a cache that stays is as long.
 fn read_lengths_elsewhere(
     graph: &mut Graph,
     sites: &[AttentionSite],
     reports: &[SiteReport],
 ) -> Result<(), RewriteError> {
-    let caches = |kept: bool| {
-        let chosen = sites.iter().zip(reports).filter(move |(_, r)| r.kept.is_some() == kept);
-        chosen.filter_map(|(site, _)| site.cache.as_ref())
-    };
-    let Some(stays) = caches(true).next().map(|cache| cache.past_key) else { return Ok(()) };
     let only_lengths = |input: &ValueId| {
-        graph.value(*input).uses.iter().all(|user| match user {
+        let uses = &graph.value(*input).uses;
+        let reads_length = |user: &Use| match user {
             Use::Node { node, .. } => graph.node(*node).op.is("Shape"),
             Use::GraphOutput(_) => false,
-        })
+        };
+        !uses.is_empty() && uses.iter().all(reads_length)
     };
-    let gone = caches(false).flat_map(|cache| [cache.past_key, cache.past_value]).filter(only_lengths);
-    let gone: Vec<ValueId> = gone.collect();
+    let gone = sites.iter().zip(reports).filter(|(_, report)| report.kept.is_none());
+    let gone = gone.filter_map(|(site, _)| site.cache.as_ref());
+    let gone: Vec<ValueId> =
+        gone.flat_map(|cache| [cache.past_key, cache.past_value]).filter(only_lengths).collect();
+    let stay = remaining_caches(graph);
     let change = {
         let mut patch = Patch::new(graph, "read_lengths_elsewhere");
-        gone.into_iter().for_each(|input| patch.replace(input, stays));
+        for input in gone {
+            let alike = stay.iter().find(|v| graph.value(**v).ty.agrees(&graph.value(input).ty));
+            alike.into_iter().for_each(|cache| patch.replace(input, *cache));
+        }
         patch.finish()
     };
     let moved = graph.apply(change).map(|_| ());
     moved.map_err(|e| RewriteError::Patch { site: String::new(), source: Box::new(e) })
+}
+
+/// Inputs that are joined with the new tokens to a graph output.
+fn remaining_caches(graph: &Graph) -> Vec<ValueId> {
+    let past = |id: NodeId| {
+        let node = graph.node(id);
+        let is_returned = graph.outputs().iter().any(|(_, v)| *v == node.outputs[0]);
+        let past = node.input(0).filter(|v| graph.inputs().contains(v));
+        past.filter(|_| node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2)) && is_returned)
+    };
+    graph.order().into_iter().filter_map(past).collect()
 }
 
 /// Takes away the inputs that nothing reads, such as the past of rewritten sites.

@@ -3,6 +3,7 @@
 pub use super::ids::{NodeId, ValueId};
 use super::infer::Type;
 use super::op::Op;
+use super::patch::Steps;
 use super::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -77,6 +78,7 @@ pub struct Graph {
     pub(super) ordered: OnceLock<Vec<NodeId>>,
     pub(super) next_node: u32,
     pub(super) next_value: u32,
+    pub(super) steps: Steps,
 }
 
 impl Graph {

@@ -28,6 +28,8 @@ pub enum PatchError {
     NameTaken { rule: &'static str, name: String },
     #[error("{rule}: {reason}")]
     Rule { rule: &'static str, reason: String },
+    #[error("{rule}: as many patches as were asked for are applied")]
+    Stopped { rule: &'static str },
 }
 
 /// What applying a patch did.
@@ -36,6 +38,36 @@ pub struct Applied {
     pub added: usize,
     /// Nodes that became unused and were dropped.
     pub removed: usize,
+}
+
+/// A patch that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub rule: &'static str,
+    /// The nodes, or inputs, that were replaced or taken away.
+    pub places: Vec<String>,
+}
+
+/// The patches of a graph, and how many there may be. They come in the same order in every run, so that a
+/// wrong one can be found by halving.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Steps {
+    limit: Option<usize>,
+    applied: usize,
+    last: Option<Step>,
+    stopped: bool,
+}
+
+impl Steps {
+    fn take(&mut self, step: Step) -> Result<(), PatchError> {
+        if self.limit.is_some_and(|limit| self.applied >= limit) {
+            self.stopped = true;
+            return Err(PatchError::Stopped { rule: step.rule });
+        }
+        self.applied += 1;
+        self.last = Some(step);
+        Ok(())
+    }
 }
 
 /// A change to one graph, written down before it is made.
@@ -62,8 +94,17 @@ pub struct Change {
     new_outputs: Vec<(String, ValueId)>,
     dropped_outputs: Vec<String>,
     replaced: Vec<(ValueId, ValueId)>,
-    input_types: Vec<(ValueId, Type)>,
     error: Option<PatchError>,
+}
+
+impl Change {
+    fn is_empty(&self) -> bool {
+        self.values.is_empty()
+            && self.replaced.is_empty()
+            && self.dropped_inputs.is_empty()
+            && self.new_outputs.is_empty()
+            && self.dropped_outputs.is_empty()
+    }
 }
 
 impl<'g> Patch<'g> {
@@ -274,11 +315,6 @@ impl<'g> Patch<'g> {
         self.change.dropped_outputs.push(name.to_owned());
     }
 
-    /// States what is known of a graph input.
-    pub fn set_input_type(&mut self, input: ValueId, ty: Type) {
-        self.change.input_types.push((input, ty));
-    }
-
     pub fn finish(mut self) -> Change {
         self.change.error = self.error;
         self.change
@@ -290,11 +326,49 @@ impl Graph {
     /// is as it was.
     pub fn apply(&mut self, change: Change) -> Result<Applied, PatchError> {
         self.check(&change)?;
+        if change.is_empty() {
+            return Ok(Applied::default());
+        }
+        self.steps.take(self.step(&change))?;
         self.ordered.take();
         let added = change.nodes.len();
         let suspects = self.take(change);
         let removed = self.collect_garbage(suspects);
         Ok(Applied { added, removed })
+    }
+
+    /// Counts patches from here on, and refuses those after the first `patches`.
+    pub fn stop_after(&mut self, patches: usize) {
+        self.steps = Steps { limit: Some(patches), ..Steps::default() };
+    }
+
+    /// Patches that were applied, since [`stop_after`](Self::stop_after) where it was called.
+    pub fn patches(&self) -> usize {
+        self.steps.applied
+    }
+
+    pub fn last_patch(&self) -> Option<&Step> {
+        self.steps.last.as_ref()
+    }
+
+    /// Whether a patch was refused because enough are applied.
+    pub fn is_stopped(&self) -> bool {
+        self.steps.stopped
+    }
+
+    fn step(&self, change: &Change) -> Step {
+        let mut places: Vec<String> = Vec::new();
+        for value in change.replaced.iter().map(|(old, _)| *old).chain(change.dropped_inputs.iter().copied())
+        {
+            // What the patch itself wrote, and replaced again, is no place in the graph.
+            let Some(found) = self.get_value(value) else { continue };
+            let node = self.producer(value).map(|(id, _)| self.node(id).name.clone());
+            let place = node.filter(|name| !name.is_empty()).unwrap_or_else(|| found.name.clone());
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        Step { rule: change.rule, places }
     }
 
     /// Infers every type anew, from the inputs on: a replaced value may say more, or less, than the
@@ -372,11 +446,6 @@ impl Graph {
         self.inputs.retain(|v| !change.dropped_inputs.contains(v));
         for input in change.dropped_inputs {
             self.remove_value(input);
-        }
-        for (input, ty) in change.input_types {
-            if let Some(value) = self.values.get_mut(&input) {
-                value.ty = ty;
-            }
         }
         suspects
     }

@@ -53,6 +53,20 @@ impl Pat {
         Self::Bind(name, Box::new(self))
     }
 
+    /// What may stand first, in words.
+    fn roots(&self, found: &mut Vec<&'static str>) {
+        let root = match self {
+            Self::Any => "anything",
+            Self::Scalar => "a constant of one element",
+            Self::Op(op) => op.name,
+            Self::Bind(_, inner) => return inner.roots(found),
+            Self::OneOf(alternatives) => return alternatives.iter().for_each(|(_, p)| p.roots(found)),
+        };
+        if !found.contains(&root) {
+            found.push(root);
+        }
+    }
+
     /// Any value, remembered under a name.
     pub fn var(name: &'static str) -> Self {
         Self::Any.bind(name)
@@ -172,13 +186,33 @@ impl Matcher<'_> {
                 Some(_) => Some(state),
                 None => self.miss(&state, value, "it is no constant of one element".to_owned()),
             },
-            Pat::OneOf(alternatives) => alternatives.iter().find_map(|(tag, inner)| {
-                let mut state = self.value(inner, value, state.clone())?;
-                state.tags.insert(tag);
-                Some(state)
-            }),
+            Pat::OneOf(alternatives) => {
+                let found = alternatives.iter().find_map(|(tag, inner)| {
+                    let mut state = self.value(inner, value, state.clone())?;
+                    state.tags.insert(tag);
+                    Some(state)
+                });
+                if found.is_none() {
+                    self.expect_any(pattern, value, &state);
+                }
+                found
+            }
             Pat::Op(op) => self.node(op, value, state),
         }
+    }
+
+    /// Where no alternative even began, each of them was expected.
+    fn expect_any(&mut self, pattern: &Pat, value: ValueId, state: &Match) {
+        let place = &self.graph.value(value).name;
+        let began = |miss: &&mut Miss| miss.matched == state.nodes.len() && miss.place == *place;
+        let Some(miss) = self.furthest.as_mut().filter(began) else { return };
+        let mut wanted = Vec::new();
+        pattern.roots(&mut wanted);
+        let found = match self.graph.producer(value) {
+            Some((id, _)) => self.graph.node(id).op.qualified_name(),
+            None => "an input or a constant".to_owned(),
+        };
+        miss.reason = format!("expected {}, found {found}", wanted.join(" or "));
     }
 
     fn node(&mut self, pattern: &OpPat, value: ValueId, mut state: Match) -> Option<Match> {
@@ -255,6 +289,16 @@ mod tests {
         let pattern = Pat::op("Mul", [Pat::op("Exp", [Pat::var("x")]), Pat::Scalar]);
         let miss = find(&graph, &pattern, graph.output("y").expect("y")).expect_err("it does not match");
         let want = "pattern failed at \"c\" after 1 nodes: expected Exp, found an input or a constant";
+        assert_eq!(miss.to_string(), want);
+    }
+
+    #[test]
+    fn a_miss_names_every_alternative() {
+        let graph = graph();
+        let either = Pat::one_of([("exp", Pat::op("Exp", [Pat::Any])), ("abs", Pat::op("Abs", [Pat::Any]))]);
+        let pattern = Pat::op("Mul", [Pat::Scalar, either.maybe_cast()]);
+        let miss = find(&graph, &pattern, graph.output("y").expect("y")).expect_err("it does not match");
+        let want = "pattern failed at \"n\" after 1 nodes: expected Cast or Exp or Abs, found Neg";
         assert_eq!(miss.to_string(), want);
     }
 

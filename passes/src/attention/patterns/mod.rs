@@ -3,9 +3,11 @@
 
 use super::mask::{Scores, classify};
 use super::site::AttentionSite;
-use crate::ir::graph::{Graph, ValueId};
-use crate::pattern::{Match, Miss, Pat, find};
+use super::softmaxes::Computed;
+use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
+use crate::pattern::{Match, Miss, Pat, Stage, find};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 mod decomposed;
 
@@ -62,7 +64,7 @@ fn spell(graph: &Graph, value: ValueId, product: ValueId) -> String {
 }
 
 /// Whether `product` goes into `value` by a few steps.
-fn depends(graph: &Graph, value: ValueId, product: ValueId) -> bool {
+pub(super) fn depends(graph: &Graph, value: ValueId, product: ValueId) -> bool {
     let (mut seen, mut stack) = (BTreeSet::new(), vec![(value, 0)]);
     while let Some((value, depth)) = stack.pop() {
         if value == product {
@@ -91,6 +93,14 @@ pub struct NearMiss {
     pub node: String,
     pub pattern: &'static str,
     pub miss: Miss,
+    /// Whether it is an attention at all, or the softmax of a classifier, a router or the like.
+    pub is_attention: bool,
+}
+
+impl fmt::Display for NearMiss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {} {}", self.node, self.pattern, self.miss)
+    }
 }
 
 /// What a graph holds.
@@ -98,7 +108,16 @@ pub struct NearMiss {
 pub struct Found {
     /// In topological order.
     pub sites: Vec<AttentionSite>,
+    /// Which of the graph's attentions each site is, where those that were missed count too.
+    pub layers: Vec<usize>,
     pub misses: Vec<NearMiss>,
+}
+
+impl Found {
+    /// The attentions of the graph, recognised or not.
+    pub fn attentions(&self) -> usize {
+        self.sites.len() + self.misses.iter().filter(|m| m.is_attention).count()
+    }
 }
 
 /// Finds every attention site, and for every softmax that belongs to none, the closest miss.
@@ -127,12 +146,42 @@ pub fn find_sites(graph: &Graph) -> Found {
         }
     }
     tell_apart(&mut found.sites);
+    let computed = Computed::of(graph);
+    let mut missed = BTreeSet::new();
     for id in graph.order() {
-        if graph.node(id).op.is("Softmax") && !taken.contains(&id) {
-            found.misses.extend(closest(graph, id, &failed));
+        let node = graph.node(id);
+        if node.op.is("Softmax") && !taken.contains(&id) {
+            let is_attention = computed.is_attention(graph, id);
+            found.misses.extend(closest(graph, id, &failed).map(|miss| NearMiss { is_attention, ..miss }));
+            missed.extend(is_attention.then_some(id));
+        } else if is_whole_attention(node) {
+            found.misses.push(whole(graph, node));
+            missed.insert(id);
         }
     }
+    found.layers = layers(graph, &found.sites, &missed);
     found
+}
+
+/// An attention operator that no clean-up has taken apart.
+fn is_whole_attention(node: &Node) -> bool {
+    node.op.name().ends_with("Attention") && node.op.name() != "LinearAttention"
+}
+
+fn whole(graph: &Graph, node: &Node) -> NearMiss {
+    let reason = format!("operator {} could not be taken apart", node.op.qualified_name());
+    let miss =
+        Miss { stage: Stage::Shape, matched: 0, place: graph.value(node.outputs[0]).name.clone(), reason };
+    NearMiss { node: node.name.clone(), pattern: "operator", miss, is_attention: true }
+}
+
+/// The place of every site among all attentions, in the order the graph computes them.
+fn layers(graph: &Graph, sites: &[AttentionSite], missed: &BTreeSet<NodeId>) -> Vec<usize> {
+    let order: BTreeMap<NodeId, usize> = graph.order().into_iter().zip(0..).collect();
+    let missed: Vec<usize> = missed.iter().map(|id| order[id]).collect();
+    let place = |site: &AttentionSite| graph.producer(site.out).map_or(0, |(id, _)| order[&id]);
+    let before = |site: &AttentionSite| missed.iter().filter(|m| **m < place(site)).count();
+    sites.iter().enumerate().map(|(i, site)| i + before(site)).collect()
 }
 
 /// Sites whose names say nothing, or the same, are numbered.
@@ -149,18 +198,14 @@ fn tell_apart(sites: &mut [AttentionSite]) {
 }
 
 /// Of the patterns tried behind a softmax, the one that got furthest.
-fn closest(
-    graph: &Graph,
-    softmax: crate::ir::graph::NodeId,
-    failed: &[(ValueId, &'static str, Miss)],
-) -> Option<NearMiss> {
+fn closest(graph: &Graph, softmax: NodeId, failed: &[(ValueId, &'static str, Miss)]) -> Option<NearMiss> {
     let behind = reach(graph, graph.node(softmax).outputs[0]);
     let best = failed
         .iter()
         .filter(|(value, ..)| behind.contains(value))
         .max_by_key(|(_, _, miss)| (miss.stage, miss.matched))?;
     let node = graph.node(softmax).name.clone();
-    Some(NearMiss { node, pattern: best.1, miss: best.2.clone() })
+    Some(NearMiss { node, pattern: best.1, miss: best.2.clone(), is_attention: false })
 }
 
 /// A value and those computed from it by few steps.
@@ -171,8 +216,8 @@ fn reach(graph: &Graph, value: ValueId) -> Vec<ValueId> {
             .iter()
             .flat_map(|v| &graph.value(*v).uses)
             .filter_map(|user| match user {
-                crate::ir::graph::Use::Node { node, .. } => Some(graph.node(*node).outputs.clone()),
-                crate::ir::graph::Use::GraphOutput(_) => None,
+                Use::Node { node, .. } => Some(graph.node(*node).outputs.clone()),
+                Use::GraphOutput(_) => None,
             })
             .flatten()
             .filter(|v| !reached.contains(v))

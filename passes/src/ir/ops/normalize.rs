@@ -3,7 +3,7 @@
 use super::ROW;
 use super::elementwise::zip;
 use crate::ir::eval::{Array, EvalContext};
-use crate::ir::infer::{Type, resolve_axis};
+use crate::ir::infer::{InferContext, Type, resolve_axis};
 use crate::ir::op::{AttrSpec, OpSpec};
 use ndarray::{ArrayD, Axis};
 
@@ -11,14 +11,14 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec {
         name: "Softmax",
         attrs: &[("axis", AttrSpec::Int(-1))],
-        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        infer: infer_along_axis,
         eval: eval_softmax,
         ..ROW
     },
     OpSpec {
         name: "LogSoftmax",
         attrs: &[("axis", AttrSpec::Int(-1))],
-        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        infer: infer_along_axis,
         eval: eval_log_softmax,
         ..ROW
     },
@@ -30,11 +30,19 @@ pub(super) const OPS: &[OpSpec] = &[
             ("epsilon", AttrSpec::Float(1e-5)),
             ("stash_type", AttrSpec::Int(1)),
         ],
-        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        infer: infer_along_axis,
         eval: eval_layer_norm,
         ..ROW
     },
 ];
+
+/// The type of the input, which must have the axis.
+fn infer_along_axis(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    if let (Some(axis), Some(shape)) = (ctx.op.int("axis"), ctx.shape(0)) {
+        resolve_axis(axis, shape.len())?;
+    }
+    Ok(vec![Type::maybe(ctx.dtype(0), ctx.shape(0).cloned())])
+}
 
 /// The softmax of every lane along an axis.
 pub(super) fn softmax(x: &ArrayD<f64>, axis: usize) -> ArrayD<f64> {

@@ -1,0 +1,45 @@
+//! A conversion that is stopped on the way, for finding a wrong patch by halving.
+
+use crate::bundle::atomic::NewBundle;
+use crate::bundle::layout;
+use crate::bundle::manifest::Manifest;
+use crate::compile::{CompileOptions, Partial, compile_first};
+use crate::convert::{
+    ConvertError, ConvertOptions, describe, plan_weights, write_file, write_graph, write_weights,
+};
+use crate::progress::Progress;
+use crate::source::{self, Source};
+use std::path::Path;
+
+/// Writes the serving graph as it stands after the first `patches` patches. Nothing is verified, and what is
+/// written is no bundle to generate with.
+pub fn convert_first(
+    patches: usize,
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Partial, ConvertError> {
+    progress.stage("reading the source");
+    let Source { kind, as_read, meta, dtype, stored, files, .. } = source::open(source, options.dtype)?;
+    let bundle = NewBundle::begin(target, options.force)?;
+    progress.stage("compiling");
+    let how = CompileOptions {
+        recipe: &options.recipe,
+        target: options.target,
+        seed: options.seed,
+        layers: options.layers.as_deref(),
+    };
+    let partial = compile_first(patches, as_read, &how)?;
+    let weights = plan_weights(&[&partial.graph])?;
+    write_weights(bundle.path(), &weights, progress)?;
+    write_graph(bundle.path(), layout::MODEL, options.target.opset(), &partial.graph, &weights)?;
+    let manifest = Manifest {
+        stopped_after: Some(partial.patches as u64),
+        ..describe(options, kind, stored, &files, &meta, dtype)?
+    };
+    write_file(bundle.path(), layout::MANIFEST, manifest.to_json()?.as_bytes())?;
+    bundle.commit()?;
+    progress.done();
+    Ok(partial)
+}
