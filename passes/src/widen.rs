@@ -34,7 +34,7 @@ pub fn widen(graph: &Graph) -> Result<Graph, PatchError> {
                 continue;
             }
             let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
-            let outputs = patch.named_node(&node.name, wider_cast(&node.op), &inputs, names);
+            let outputs = patch.named_node(&node.name, wider_op(&node.op), &inputs, names);
             new.extend(node.outputs.iter().copied().zip(outputs));
         }
         for (name, value) in graph.outputs() {
@@ -70,15 +70,24 @@ fn constant(graph: &Graph, id: ValueId, patch: &mut Patch<'_>) -> ValueId {
     patch.named_constant(&value.name, tensor.cast(wider(tensor.dtype())))
 }
 
+/// Whether a product with quantised weights may round its other factor to less than f32.
+pub fn rounds_activations(op: &Op) -> bool {
+    (op.domain(), op.name()) == ("com.microsoft", "MatMulNBits")
+        && op.int("accuracy_level").is_some_and(|l| l > 1)
+}
+
 /// The input of a cast that has nothing to do any more.
 fn cast_to_same(patch: &mut Patch<'_>, op: &Op, inputs: &[Option<ValueId>]) -> Option<ValueId> {
-    let op = wider_cast(op);
+    let op = wider_op(op);
     let to = op.is("Cast").then(|| op.str("to").map(str::to_owned))??;
     let input = inputs.first().copied().flatten()?;
     (patch.dtype(input).name() == to).then_some(input)
 }
 
-fn wider_cast(op: &Op) -> Op {
+fn wider_op(op: &Op) -> Op {
+    if rounds_activations(op) {
+        return op.clone().with("accuracy_level", 0);
+    }
     let to = op.is("Cast").then(|| op.str("to")?.parse().ok().map(wider)).flatten();
     match to {
         Some(to) => op.clone().with("to", to.name()),
@@ -90,6 +99,23 @@ fn wider_cast(op: &Op) -> Op {
 mod tests {
     use super::*;
     use crate::ir::text::{parse, print};
+
+    #[test]
+    fn quantised_products_do_not_round_their_other_factor() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, 32]
+  weight %w: u8[1, 1, 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+  weight %s: f32[1] = [0.5]
+  %y = com.microsoft.MatMulNBits(%x, %w, %s) {K: 32, N: 1, accuracy_level: LEVEL, block_size: 32}
+  output "y" %y
+}"#;
+        for (level, rounds) in [("0", false), ("1", false), ("4", true)] {
+            let graph = parse(&text.replace("LEVEL", level)).expect("it parses");
+            let op = |graph: &Graph| graph.nodes().next().expect("a node").1.op.clone();
+            assert_eq!(rounds_activations(&op(&graph)), rounds);
+            assert!(!rounds_activations(&op(&widen(&graph).expect("it widens"))));
+        }
+    }
 
     #[test]
     fn arithmetic_is_f32_and_weights_stay_as_they_are() {

@@ -22,6 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A float constant in the model file with more elements than this is a weight.
 const MAX_SMALL: usize = 64;
 
+/// Bytes in the model file that are more than this are a quantised weight.
+const MAX_TABLE: usize = 4096;
+
 /// Bytes of nodes that the calls of functions may expand to. A few hundred bytes of functions that call
 /// each other twice would otherwise expand to more than any memory holds.
 const MAX_EXPANDED: usize = 16 << 20;
@@ -139,7 +142,12 @@ impl<'m> Reader<'m> {
     /// A constant. It is a weight where it is large, or where the model keeps it with its weights.
     fn tensor(&mut self, name: &str, tensor: Tensor, is_weight: bool) {
         let label = self.value_name(name);
-        let id = if is_weight || (tensor.dtype().is_float() && tensor.len() > MAX_SMALL) {
+        let most = match tensor.dtype() {
+            DType::U8 | DType::I8 => MAX_TABLE,
+            dtype if dtype.is_float() => MAX_SMALL,
+            _ => usize::MAX,
+        };
+        let id = if is_weight || tensor.len() > most {
             self.notes.weight(&label, &tensor);
             self.patch.weight(&label, tensor)
         } else {

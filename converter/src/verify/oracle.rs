@@ -1,6 +1,6 @@
 //! The f64 interpreter on a graph file.
 
-use super::VerifyError;
+use super::{VerifyError, features};
 use crate::onnx::import::import;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
@@ -9,10 +9,18 @@ use dijiang_passes::ir::shape::Dim;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The result for each token of one row, from an empty state.
-pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Vec<f32>, VerifyError> {
+/// The result for each token of one row, from an empty state; or which operator the interpreter does not
+/// know.
+pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Result<Vec<f32>, String>, VerifyError> {
     let fail = |reason: String| VerifyError::Model { file: path.display().to_string(), reason };
     let graph = import(path)?;
+    if let Some((_, node)) = graph.nodes().find(|(_, node)| node.op.spec().is_none()) {
+        return Ok(Err(format!(
+            "operator {} of node `{}` is not known",
+            node.op.qualified_name(),
+            node.name
+        )));
+    }
     let mut given = BTreeMap::new();
     for input in graph.inputs() {
         given.insert(*input, fill(&graph, *input, row).map_err(fail)?);
@@ -20,7 +28,7 @@ pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Vec<f32>, VerifyError> 
     let wanted = result_of(&graph)
         .ok_or_else(|| fail("it has no float output [batch, tokens, width] or [batch, width]".to_owned()))?;
     let values = eval(&graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
-    Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect())
+    Ok(Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect()))
 }
 
 /// The first float output per token, or else per row.
@@ -41,6 +49,13 @@ fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, String> {
         "position_ids" => Array::from_i64(&[1, n], (0..n as i64).collect()),
         "token_type_ids" => Array::from_i64(&[1, n], vec![0; n]),
         "attention_mask" => Array::from_i64(&[1, n], vec![1; n]),
+        name if graph.input("input_ids").is_none() && value.ty.dtype.is_some_and(DType::is_float) => {
+            let rows = [row.to_vec()];
+            let dims: Vec<Option<usize>> =
+                value.ty.shape.iter().flatten().map(|d| d.known().map(|n| n as usize)).collect();
+            let sizes = features::sizes(name, &dims, &rows)?;
+            Array::from_f64(&sizes, features::numbers(name, &sizes, &rows))
+        }
         _ => {
             let shape = value.ty.shape.clone().unwrap_or_default();
             // An empty state: zeros, and no past.

@@ -1,8 +1,8 @@
 //! One graph in one runtime, run on whole prompts: encoders, and graphs whose caches are nobody's names.
 
-use super::VerifyError;
 use super::prompts::{Padded, padded};
 use super::reference::real_tokens;
+use super::{VerifyError, features};
 use dijiang_runtime::{DimSpec, Dtype, HostTensor, Io, LoadOptions, Runtime, Session};
 use std::path::Path;
 
@@ -78,7 +78,9 @@ impl Plain {
         let result = self.session.run(&given)?.swap_remove(self.output);
         let numbers = result.to_f32().map_err(|e| self.fail(e.to_string()))?;
         Ok(match result.shape() {
-            [_, _, width] => real_tokens(&numbers, mask, (*width).max(1)),
+            [rows, tokens, width] if rows * tokens == mask.iter().map(Vec::len).sum::<usize>() => {
+                real_tokens(&numbers, mask, (*width).max(1))
+            }
             _ => numbers,
         })
     }
@@ -90,6 +92,7 @@ impl Plain {
             "attention_mask" => self.integers(io, mask),
             "position_ids" => self.integers(io, &positions(mask)),
             "token_type_ids" => self.integers(io, &zeros()),
+            _ if is_float(io.dtype) && !self.takes("input_ids") => self.features(io, ids),
             _ if is_float(io.dtype) && io.shape.len() > 2 => self.no_past(io, ids.len()),
             other => Err(self.fail(format!("nothing is known of input `{other}`"))),
         }
@@ -102,6 +105,22 @@ impl Plain {
             Dtype::I32 => HostTensor::from_i32(&shape, &flat.iter().map(|x| *x as i32).collect::<Vec<_>>()),
             _ => HostTensor::from_i64(&shape, &flat),
         };
+        made.map_err(|e| self.fail(e.to_string()))
+    }
+
+    fn features(&self, io: &Io, rows: &[Vec<i64>]) -> Result<HostTensor, VerifyError> {
+        let dims: Vec<Option<usize>> = io
+            .shape
+            .iter()
+            .map(|dim| match dim {
+                DimSpec::Fixed(size) => Some(*size),
+                DimSpec::Dynamic(_) => None,
+            })
+            .collect();
+        let sizes = features::sizes(&io.name, &dims, rows).map_err(|e| self.fail(e))?;
+        let numbers: Vec<f32> =
+            features::numbers(&io.name, &sizes, rows).into_iter().map(|x| x as f32).collect();
+        let made = HostTensor::from_f32(&sizes, &numbers).and_then(|t| t.to_float(io.dtype));
         made.map_err(|e| self.fail(e.to_string()))
     }
 

@@ -48,6 +48,7 @@ impl Mask {
 const CLOSED: f64 = -1e4;
 const OPEN: f64 = 1e-6;
 
+/// The first has neither past nor padding.
 const TRIALS: [Trial; 4] = [
     Trial { past: 0, time: 5, left: 0, right: 0 },
     Trial { past: 0, time: 6, left: 2, right: 1 },
@@ -112,7 +113,8 @@ pub struct Scores {
 pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) -> Result<Scores, Miss> {
     let function = Function::new(graph, scores, product)?;
     let mut tally = Tally { left: Kind::ALL.to_vec(), odd: None };
-    for trial in TRIALS.iter().filter(|t| cached || t.past == 0) {
+    let trials = function.trials(cached);
+    for trial in &trials {
         tally.add(trial, &function.open(trial)?);
     }
     for trial in function.long_trials(cached)? {
@@ -121,7 +123,7 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
             tally.add(&trial, &open);
         }
     }
-    let scale = function.scale(&TRIALS[0])?;
+    let scale = function.scale(&trials[0])?;
     let mask = match (tally.left.first(), function.padding) {
         (Some(Kind::Open), _) => Mask::None,
         (Some(Kind::Causal), _) => Mask::Causal,
@@ -204,6 +206,10 @@ struct Function<'g> {
     scores: ValueId,
     product: ValueId,
     heads: usize,
+    /// How many rows, queries and keys there are, where the graph fixes it.
+    rows: Option<usize>,
+    queries: Option<usize>,
+    keys: Option<usize>,
     cone: Cone,
     padding: Option<ValueId>,
     sizes: Sizes,
@@ -212,11 +218,13 @@ struct Function<'g> {
 impl<'g> Function<'g> {
     fn new(graph: &'g Graph, scores: ValueId, product: ValueId) -> Result<Self, Miss> {
         let shape = graph.value(product).ty.shape.clone().unwrap_or_default();
-        let heads = match shape.as_slice() {
-            [_, heads, _, _] => heads.known(),
-            _ => None,
+        let sizes = match shape.as_slice() {
+            [rows, heads, queries, keys] => {
+                [rows, heads, queries, keys].map(|d| d.known().map(|n| n as usize))
+            }
+            _ => [None; 4],
         };
-        let Some(heads) = heads else {
+        let [rows, Some(heads), queries, keys] = sizes else {
             let reason =
                 format!("expected [batch, heads, sequence, keys] with known heads, found {}", show(&shape));
             return Err(Miss::check(&graph.value(product).name, reason));
@@ -224,19 +232,32 @@ impl<'g> Function<'g> {
         let cone = cone_of(graph, scores, product);
         let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
         let sizes = Sizes::of(graph);
-        Ok(Self { graph, scores, product, heads: heads as usize, cone, padding, sizes })
+        Ok(Self { graph, scores, product, heads, rows, queries, keys, cone, padding, sizes })
     }
 
     fn miss(&self, reason: impl Into<String>) -> Miss {
         Miss::check(&self.graph.value(self.scores).name, reason)
     }
 
+    /// The short trials, as long as the graph lets them be.
+    fn trials(&self, cached: bool) -> Vec<Trial> {
+        TRIALS.into_iter().filter(|t| cached || t.past == 0).map(|t| self.fitted(t)).collect()
+    }
+
+    fn fitted(&self, trial: Trial) -> Trial {
+        let time = self.queries.unwrap_or(trial.time);
+        let past = self.keys.map_or(trial.past, |keys| keys.saturating_sub(time));
+        let most = (past + time).saturating_sub(1);
+        Trial { past, time, left: trial.left.min(most), right: trial.right.min(most) }
+    }
+
     /// Trials that are longer than any number in the mask: a window shows in them.
     fn long_trials(&self, cached: bool) -> Result<Vec<Trial>, Miss> {
-        let lengths = self.cone.lengths.iter().copied().chain([LONG]);
+        // Of one length nothing is longer.
+        let lengths = self.cone.lengths.iter().copied().chain([LONG]).filter(|_| self.keys.is_none());
         lengths
             .map(|n| match cached {
-                true => Ok(Trial { past: n + 1, time: 2, left: 0, right: 0 }),
+                true => Ok(self.fitted(Trial { past: n + 1, time: 2, left: 0, right: 0 })),
                 false if n + 2 <= LONGEST_SQUARE => Ok(Trial { past: 0, time: n + 2, left: 0, right: 0 }),
                 false => Err(self
                     .miss(format!("it holds the number {n}: a window that long cannot be told from none"))),
@@ -244,10 +265,10 @@ impl<'g> Function<'g> {
             .collect()
     }
 
-    /// The scores of a trial, `[2, heads, sequence, keys]`, where every product is `value`.
+    /// The scores of a trial, `[rows, heads, sequence, keys]`, where every product is `value`.
     fn at(&self, trial: &Trial, value: f64) -> Result<ndarray::Array4<f64>, Miss> {
         let fail = |reason: String| self.miss(format!("the mask could not be evaluated: {reason}"));
-        let shape = [2, self.heads, trial.time, trial.total()];
+        let shape = [self.rows.unwrap_or(2), self.heads, trial.time, trial.total()];
         let mut given = BTreeMap::new();
         let products = Array::from_f64(&shape, vec![value; shape.iter().product()]).map_err(fail)?;
         given.insert(self.product, products);

@@ -131,7 +131,7 @@ const TRANSPARENT: [&str; 9] =
 pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
     let (node, _) = graph.producer(value)?;
     let node = graph.node(node);
-    if node.op.is("MatMul") {
+    if matches!((node.op.domain(), node.op.name()), ("", "MatMul") | ("com.microsoft", "MatMulNBits")) {
         let weight = weight_name(graph, node.input(1)?)?;
         return Some(Projection { weight, hidden: node.input(0)? });
     }

@@ -8,7 +8,7 @@ use crate::pattern::Miss;
 use std::collections::BTreeMap;
 
 /// One run: two rows of `past + time` tokens, of which some are padding.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Trial {
     pub past: usize,
     pub time: usize,
@@ -62,6 +62,7 @@ impl Sizes {
                 }
                 (_, Some(2)) => &[Some(Size::Batch), Some(Size::Time)],
                 (_, Some(3)) => &[Some(Size::Batch), Some(Size::Time), None],
+                (_, Some(4)) => &[Some(Size::Batch)],
                 _ => &[],
             };
             for (dim, size) in value.ty.shape.iter().flatten().zip(meaning) {

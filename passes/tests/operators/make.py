@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-NAMES = {"float32": "f32", "int64": "i64", "int32": "i32", "bool": "bool"}
+NAMES = {"float32": "f32", "int64": "i64", "int32": "i32", "uint8": "u8", "bool": "bool"}
 MS = "com.microsoft"
 rng = np.random.default_rng(1)
 
@@ -63,7 +63,7 @@ def case(op, inputs, outputs=1, domain="", opset=23, keep=None, **attrs):
         else:
             onnx_attrs[key] = value
     node = helper.make_node(op, names + [k for k, _ in extra], outs, domain=domain, **onnx_attrs)
-    types = {v: k for k, v in {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.INT32: "int32", TensorProto.BOOL: "bool"}.items()}
+    types = {v: k for k, v in {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64", TensorProto.INT32: "int32", TensorProto.UINT8: "uint8", TensorProto.BOOL: "bool"}.items()}
     feeds = {n: x for n, x in zip(names, inputs) if n} | dict(extra)
     graph = helper.make_graph(
         [node],
@@ -158,6 +158,23 @@ segments = i([[0, 0, 1], [1, 1, 0]], np.int32)
 tables = [f(4, 4), f(5, 4), f(2, 4), f(4), f(4)]
 case("EmbedLayerNormalization", [ids, segments, *tables, i([[1, 1, 0], [1, 1, 1]], np.int32)], 3, domain=MS, epsilon=1e-6)
 case("EmbedLayerNormalization", [ids, None, *tables[:2], None, *tables[3:], None, i([[0, 2, 4], [1, 1, 0]], np.int32)], 3, domain=MS, keep=[0, 2], epsilon=1e-6)
+
+# Weights in blocks of few bits; their numbers are their own, so that the others stay.
+few = np.random.default_rng(2)
+
+
+def packed(*dims):
+    return few.integers(0, 256, dims).astype(np.uint8)
+
+
+def short(*dims):
+    return (few.integers(-200, 200, dims) / 64).astype(np.float32)
+
+
+blocks = dict(domain=MS, K=20, N=3, block_size=16)
+case("MatMulNBits", [short(2, 20), packed(3, 2, 8), short(6)], bits=4, **blocks)
+case("MatMulNBits", [short(1, 2, 20), packed(3, 2, 8), short(6), packed(3, 1)], bits=4, **blocks)
+case("MatMulNBits", [short(2, 20), packed(3, 2, 16), short(6), packed(3, 2)], bits=8, **blocks)
 
 # Rotary embedding.
 cos, sin = f(6, 2), f(6, 2)

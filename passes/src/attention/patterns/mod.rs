@@ -37,8 +37,8 @@ impl KnownScores {
         product: ValueId,
         cached: bool,
     ) -> Result<Scores, Miss> {
-        let heads = graph.value(product).ty.shape.as_ref().and_then(|s| s.get(1).cloned());
-        let key = format!("{cached} {heads:?} {}", spell(graph, scores, product));
+        let shape = &graph.value(product).ty.shape;
+        let key = format!("{cached} {shape:?} {}", spell(graph, scores, product));
         self.0.entry(key).or_insert_with(|| classify(graph, scores, product, cached)).clone()
     }
 }

@@ -16,8 +16,10 @@ mod layout;
 mod linear_attention;
 mod matmul;
 mod normalize;
+mod quantized;
 mod reduce;
 mod rotary;
+mod window;
 
 /// Every row, file by file.
 pub fn all() -> impl Iterator<Item = &'static OpSpec> {
@@ -33,8 +35,10 @@ pub fn all() -> impl Iterator<Item = &'static OpSpec> {
         linear_attention::OPS,
         matmul::OPS,
         normalize::OPS,
+        quantized::OPS,
         reduce::OPS,
         rotary::OPS,
+        window::OPS,
     ]
     .into_iter()
     .flatten()

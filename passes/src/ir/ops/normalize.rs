@@ -34,6 +34,19 @@ pub(super) const OPS: &[OpSpec] = &[
         eval: eval_layer_norm,
         ..ROW
     },
+    OpSpec {
+        name: "BatchNormalization",
+        inputs: 5..=5,
+        outputs: 1..=5,
+        attrs: &[
+            ("epsilon", AttrSpec::Float(1e-5)),
+            ("momentum", AttrSpec::Float(0.9)),
+            ("training_mode", AttrSpec::Int(0)),
+        ],
+        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        eval: eval_batch_norm,
+        ..ROW
+    },
 ];
 
 /// The type of the input, which must have the axis.
@@ -120,4 +133,23 @@ fn eval_layer_norm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let epsilon = f64::from(ctx.op.float("epsilon").unwrap_or(1e-5));
     let bias = if ctx.has(2) { Some(ctx.f(2)?) } else { None };
     Ok(vec![Array::F(layer_norm(x, ctx.f(1)?, bias, epsilon)?)])
+}
+
+/// With the mean and variance that the model keeps for each channel.
+fn eval_batch_norm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    if ctx.outputs > 1 || ctx.int_attr("training_mode")? != 0 {
+        return Err("the mean and variance of a batch are not computed here".to_owned());
+    }
+    let mut out = ctx.f(0)?.clone();
+    let [scale, bias, mean, variance] = [ctx.f(1)?, ctx.f(2)?, ctx.f(3)?, ctx.f(4)?];
+    let channels = if out.ndim() > 1 { out.shape()[1] } else { 1 };
+    if [scale, bias, mean, variance].iter().any(|x| x.shape() != [channels]) {
+        return Err(format!("{:?} has {channels} channels, and its statistics do not", out.shape()));
+    }
+    let epsilon = f64::from(ctx.op.float("epsilon").unwrap_or(1e-5));
+    for (at, x) in out.indexed_iter_mut() {
+        let c = if channels == 1 { 0 } else { at[1] };
+        *x = (*x - mean[c]) / (variance[c] + epsilon).sqrt() * scale[c] + bias[c];
+    }
+    Ok(vec![Array::F(out)])
 }
