@@ -94,6 +94,7 @@ pub struct Change {
     new_outputs: Vec<(String, ValueId)>,
     dropped_outputs: Vec<String>,
     replaced: Vec<(ValueId, ValueId)>,
+    input_types: Vec<(ValueId, Type)>,
     error: Option<PatchError>,
 }
 
@@ -104,6 +105,7 @@ impl Change {
             && self.dropped_inputs.is_empty()
             && self.new_outputs.is_empty()
             && self.dropped_outputs.is_empty()
+            && self.input_types.is_empty()
     }
 }
 
@@ -315,6 +317,11 @@ impl<'g> Patch<'g> {
         self.change.dropped_outputs.push(name.to_owned());
     }
 
+    /// States what is known of a graph input.
+    pub fn set_input_type(&mut self, input: ValueId, ty: Type) {
+        self.change.input_types.push((input, ty));
+    }
+
     pub fn finish(mut self) -> Change {
         self.change.error = self.error;
         self.change
@@ -358,8 +365,9 @@ impl Graph {
 
     fn step(&self, change: &Change) -> Step {
         let mut places: Vec<String> = Vec::new();
-        for value in change.replaced.iter().map(|(old, _)| *old).chain(change.dropped_inputs.iter().copied())
-        {
+        let replaced = change.replaced.iter().map(|(old, _)| *old);
+        let typed = change.input_types.iter().map(|(input, _)| *input);
+        for value in replaced.chain(change.dropped_inputs.iter().copied()).chain(typed) {
             // What the patch itself wrote, and replaced again, is no place in the graph.
             let Some(found) = self.get_value(value) else { continue };
             let node = self.producer(value).map(|(id, _)| self.node(id).name.clone());
@@ -446,6 +454,11 @@ impl Graph {
         self.inputs.retain(|v| !change.dropped_inputs.contains(v));
         for input in change.dropped_inputs {
             self.remove_value(input);
+        }
+        for (input, ty) in change.input_types {
+            if let Some(value) = self.values.get_mut(&input) {
+                value.ty = ty;
+            }
         }
         suspects
     }
