@@ -2,6 +2,7 @@
 //! frequency-domain kernel attention. No files, no protobuf, no runtime.
 
 pub mod attention;
+pub mod autodiff;
 pub mod canon;
 pub mod feature_map;
 pub mod ir;

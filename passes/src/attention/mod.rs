@@ -9,4 +9,4 @@ pub mod site;
 mod trial;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
