@@ -10,7 +10,9 @@ pub mod nnls;
 pub mod pattern;
 pub mod quantile;
 pub mod random;
+pub mod rebuild;
 pub mod recipe;
+pub mod training;
 pub mod widen;
 
 #[cfg(test)]

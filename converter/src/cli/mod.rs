@@ -2,6 +2,7 @@
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
 mod convert;
+mod finetune;
 mod generate;
 mod inspect;
 mod show;
@@ -24,6 +25,7 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Generate(generate::Args),
+    Finetune(finetune::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -49,6 +51,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

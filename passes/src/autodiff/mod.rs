@@ -45,22 +45,52 @@ pub fn gradients(
     loss: ValueId,
     wrt: &[ValueId],
 ) -> Result<Vec<Option<ValueId>>, AutodiffError> {
+    check_in_graph(patch, &[loss])?;
+    check_loss(patch.graph(), loss)?;
+    let seed = seed(patch, loss);
+    gradients_from(patch, &[(loss, seed)], wrt)
+}
+
+/// The same from gradients that are there already: of each value of the base graph in `seeds`, the
+/// gradient of the loss to it, in its own shape and element type.
+pub fn gradients_from(
+    patch: &mut Patch<'_>,
+    seeds: &[(ValueId, ValueId)],
+    wrt: &[ValueId],
+) -> Result<Vec<Option<ValueId>>, AutodiffError> {
     let graph = patch.graph();
-    for value in wrt.iter().chain([&loss]) {
-        if graph.get_value(*value).is_none() {
-            return Err(AutodiffError::NotInGraph { value: patch.value(*value).name.clone() });
-        }
-    }
-    check_loss(graph, loss)?;
+    check_in_graph(patch, wrt)?;
+    check_in_graph(patch, &seeds.iter().map(|(value, _)| *value).collect::<Vec<_>>())?;
     let (dims, dependent) = (Dims::new(graph), dependent(graph, wrt));
     let mut tape = Tape { patch, dims, graph, dependent, grads: BTreeMap::new() };
-    tape.seed(loss);
+    for (value, seed) in seeds {
+        if tape.dependent.contains(value) {
+            tape.add(*value, *seed);
+        }
+    }
     for node in graph.order().into_iter().rev() {
         tape.visit(node)?;
     }
     let found = wrt.iter().map(|value| tape.finished(*value)).collect();
     tape.patch.set_scope("");
     Ok(found)
+}
+
+fn check_in_graph(patch: &Patch<'_>, values: &[ValueId]) -> Result<(), AutodiffError> {
+    let missing = values.iter().find(|v| patch.graph().get_value(**v).is_none());
+    match missing {
+        Some(value) => Err(AutodiffError::NotInGraph { value: patch.value(*value).name.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The gradient of the loss to itself.
+fn seed(patch: &mut Patch<'_>, loss: ValueId) -> ValueId {
+    let ty = &patch.graph().value(loss).ty;
+    let (dtype, rank) = (ty.dtype.unwrap_or(DType::F32), ty.rank().unwrap_or_default());
+    let one = Tensor::scalar(dtype, 1.0);
+    let one = one.with_dims(vec![1; rank]).unwrap_or(one);
+    patch.constant("one", one)
 }
 
 fn check_loss(graph: &Graph, loss: ValueId) -> Result<(), AutodiffError> {
@@ -100,18 +130,6 @@ struct Tape<'p, 'g> {
 }
 
 impl Tape<'_, '_> {
-    fn seed(&mut self, loss: ValueId) {
-        if !self.dependent.contains(&loss) {
-            return;
-        }
-        let ty = &self.graph.value(loss).ty;
-        let (dtype, rank) = (ty.dtype.unwrap_or(DType::F32), ty.rank().unwrap_or_default());
-        let one = Tensor::scalar(dtype, 1.0);
-        let one = one.with_dims(vec![1; rank]).unwrap_or(one);
-        let seed = self.patch.constant("one", one);
-        self.grads.insert(loss, seed);
-    }
-
     fn visit(&mut self, id: NodeId) -> Result<(), AutodiffError> {
         let node = self.graph.node(id);
         let grads: Vec<Option<ValueId>> = node.outputs.iter().map(|v| self.grads.get(v).copied()).collect();
