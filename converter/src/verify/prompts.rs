@@ -23,10 +23,11 @@ impl Prompts {
         let most = chunk + BEYOND;
         let long = manifest.model.positions.map_or(most, |p| most.min(p as usize)).max(1);
         let short = (long * 3 / 5).max(1);
+        let vocab = manifest.model.vocab as usize;
         // Where nothing tells how many ids there are, there is one.
-        let vocab = manifest.model.vocab.max(1) as usize;
+        let ids = vocab.max(1) as u64;
         let mut random = Random::named(seed, "prompts");
-        let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % vocab as u64) as i64).collect();
+        let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
         Self { rows: [row(long), row(short)], vocab, chunk }
     }
 

@@ -67,19 +67,33 @@ enum Kind {
     Causal,
     Padded,
     CausalPadded,
+    Counted,
+    CausalCounted,
+}
+
+/// Where a key stands.
+#[derive(Clone, Copy)]
+struct KeyPlace {
+    /// Not later than the query.
+    earlier: bool,
+    token: bool,
+    /// Among the first keys, as many as the row has tokens: where padding stands behind, the tokens.
+    counted: bool,
 }
 
 impl Kind {
     /// The plainest first.
-    const ALL: [Self; 4] = [Self::Open, Self::Causal, Self::Padded, Self::CausalPadded];
+    const ALL: [Self; 6] =
+        [Self::Open, Self::Causal, Self::Padded, Self::CausalPadded, Self::Counted, Self::CausalCounted];
 
-    /// Whether a key is seen, given that it is not later than the query, and that it is a token.
-    fn lets(self, earlier: bool, token: bool) -> bool {
+    fn lets(self, key: KeyPlace) -> bool {
         match self {
             Self::Open => true,
-            Self::Causal => earlier,
-            Self::Padded => token,
-            Self::CausalPadded => earlier && token,
+            Self::Causal => key.earlier,
+            Self::Padded => key.token,
+            Self::CausalPadded => key.earlier && key.token,
+            Self::Counted => key.counted,
+            Self::CausalCounted => key.earlier && key.counted,
         }
     }
 }
@@ -110,8 +124,9 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
     let mask = match (tally.left.first(), function.padding) {
         (Some(Kind::Open), _) => Mask::None,
         (Some(Kind::Causal), _) => Mask::Causal,
-        (Some(Kind::Padded), Some(input)) => Mask::KeyPadding(input),
-        (Some(Kind::CausalPadded), Some(input)) => Mask::CausalKeyPadding(input),
+        // A count says less than the tokens it counts.
+        (Some(Kind::Padded | Kind::Counted), Some(input)) => Mask::KeyPadding(input),
+        (Some(Kind::CausalPadded | Kind::CausalCounted), Some(input)) => Mask::CausalKeyPadding(input),
         _ => {
             let odd = tally.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
             let reason = format!("the mask is neither causal nor key padding: {odd}");
@@ -127,9 +142,13 @@ impl Tally {
             if !trial.sees_a_token(row, query) {
                 continue;
             }
-            let (earlier, token) = (key <= trial.past + query, trial.is_token(row, key));
-            self.left.retain(|kind| kind.lets(earlier, token) == *through);
-            if Kind::ALL.iter().all(|kind| kind.lets(earlier, token) != *through) || self.left.is_empty() {
+            let place = KeyPlace {
+                earlier: key <= trial.past + query,
+                token: trial.is_token(row, key),
+                counted: key < (0..trial.total()).filter(|key| trial.is_token(row, *key)).count(),
+            };
+            self.left.retain(|kind| kind.lets(place) == *through);
+            if Kind::ALL.iter().all(|kind| kind.lets(place) != *through) || self.left.is_empty() {
                 let verb = if *through { "sees" } else { "does not see" };
                 let past = trial.past;
                 let place =
@@ -328,6 +347,29 @@ mod tests {
   %bias = Unsqueeze(%flat) {axes: [0, 1]}";
         let want = "the mask is neither causal nor key padding: in head 0, query 0 does not see key 0 after 41 past tokens";
         assert_eq!(mask(window), Err(want.to_owned()));
+    }
+
+    /// Keys below the number of tokens in their row, and no later than the query.
+    const COUNTED: &str = "  %counts = ReduceSum(%attention_mask) {axes: [1], keepdims: 1}
+  %first = Less(%keys, %counts)
+  %spread = Unsqueeze(%first) {axes: [1]}
+  %open = And(%spread, %earlier)
+  %flat = Where(%open, %clear, %shut)
+  %bias = Unsqueeze(%flat) {axes: [1]}";
+
+    #[test]
+    fn a_count_of_tokens_stands_for_them() {
+        assert!(matches!(mask(COUNTED), Ok(Mask::CausalKeyPadding(_))));
+    }
+
+    #[test]
+    fn a_count_that_is_one_short_is_no_mask() {
+        let short = COUNTED.replace(
+            "%first = Less(%keys, %counts)",
+            "%less = Sub(%counts, %one)\n  %first = Less(%keys, %less)",
+        );
+        let reason = mask(&short).expect_err("it is refused");
+        assert!(reason.contains("neither causal nor key padding"), "{reason}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use std::collections::BTreeMap;
 
+mod bounded_dim;
 mod cast_cast;
 mod common_subexpression;
 mod constant_fold;
@@ -17,6 +18,7 @@ mod expand_rotary;
 mod expand_target;
 mod flat_matmul;
 mod flatten;
+mod input_dims;
 mod key_transpose;
 mod no_op;
 mod reshape_reshape;
@@ -41,6 +43,7 @@ pub trait Law: Sync {
 
 /// All laws, in the order they run.
 pub static LAWS: &[&dyn Law] = &[
+    &input_dims::InputDims,
     &expand_attention::ExpandAttention,
     &expand_grouped_attention::ExpandGroupedAttention,
     &expand_gemm::ExpandGemm,
@@ -50,6 +53,7 @@ pub static LAWS: &[&dyn Law] = &[
     &no_op::NoOp,
     &constant_fold::ConstantFold,
     &shape_values::ShapeValues,
+    &bounded_dim::BoundedDim,
     &flatten::Flatten,
     &reshape_target::ReshapeTarget,
     &expand_target::ExpandTarget,

@@ -99,6 +99,9 @@ impl Terms {
             "Add" => pairs(|a, b| arithmetic(a, b, i64::checked_add, Dim::plus)),
             "Mul" => pairs(|a, b| arithmetic(a, b, i64::checked_mul, Dim::times)),
             "Sub" => pairs(difference),
+            "Min" if node.inputs.len() == 2 => {
+                pairs(|a, b| arithmetic(a, b, |a, b| Some(a.min(b)), Dim::least))
+            }
             "Div" => pairs(quotient),
             "Equal" => pairs(equal),
             _ => None,

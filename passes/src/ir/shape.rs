@@ -104,6 +104,19 @@ impl Dim {
         }
     }
 
+    /// The smaller one; symbolic where one is a number and the other one a plain name.
+    #[must_use]
+    pub fn least(&self, other: &Self) -> Self {
+        match (self, other) {
+            (a, b) if a == b => a.clone(),
+            (Self::Known(a), Self::Known(b)) => Self::Known(*a.min(b)),
+            (Self::Known(n), Self::Sym(s)) | (Self::Sym(s), Self::Known(n)) if !s.name().contains(' ') => {
+                Self::sym(&format!("min({n}, {})", s.name()))
+            }
+            _ => Self::Unknown,
+        }
+    }
+
     /// Whether the two can be the same number.
     pub fn agrees(&self, other: &Self) -> bool {
         match (self, other) {

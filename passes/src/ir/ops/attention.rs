@@ -346,32 +346,60 @@ fn grouped_parts(ctx: &EvalContext<'_>) -> Result<[ArrayD<f64>; 3], String> {
     Ok([part(0, q_heads), part(q_heads, q_heads + kv_heads), part(q_heads + kv_heads, total)])
 }
 
-/// Rows of one batch may be shorter than others only in the prompt, where they are padded behind.
+/// How many keys of the past each row has: in a prompt none, and shorter rows are padded behind.
+fn past_of_rows(counts: &[i64], batch: usize, past: usize, time: usize) -> Result<Vec<usize>, String> {
+    let row = |count: &i64| match past {
+        0 => Some(0),
+        _ => usize::try_from(count + 1 - time as i64).ok().filter(|n| *n <= past),
+    };
+    let rows: Option<Vec<usize>> = counts.iter().map(row).collect();
+    rows.filter(|rows| rows.len() == batch).ok_or_else(|| {
+        format!("key counts {counts:?} less one do not fit {time} new keys behind {past} in {batch} rows")
+    })
+}
+
+/// The new keys of each row behind as much of the past as is its own, and zeros behind those.
+fn join_rows(past: Option<&ArrayD<f64>>, new: ArrayD<f64>, rows: &[usize]) -> ArrayD<f64> {
+    let Some(past) = past else { return new };
+    let mut shape = new.shape().to_vec();
+    let time = shape[2];
+    shape[2] += past.shape()[2];
+    let mut out = ArrayD::zeros(IxDyn(&shape));
+    for (b, len) in rows.iter().copied().enumerate() {
+        let mut row = out.index_axis_mut(Axis(0), b);
+        let old = past.index_axis(Axis(0), b);
+        row.slice_axis_mut(Axis(1), Slice::from(..len)).assign(&old.slice_axis(Axis(1), Slice::from(..len)));
+        row.slice_axis_mut(Axis(1), Slice::from(len..len + time)).assign(&new.index_axis(Axis(0), b));
+    }
+    out
+}
+
 fn eval_grouped(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     check(ctx)?;
     let [mut q, mut k, v] = grouped_parts(ctx)?;
     let past = optional(ctx, 3)?;
     let (batch, time, past_len) = (q.shape()[0], q.shape()[2], past.map_or(0, |p| p.shape()[2]));
-    let lengths = ctx.ints(5)?;
+    let counts = ctx.ints(5)?;
+    let rows = past_of_rows(&counts, batch, past_len, time)?;
     let total = past_len + time;
-    if lengths.len() != batch || (past_len > 0 && lengths.iter().any(|n| *n + 1 != total as i64)) {
-        return Err(format!("key counts {lengths:?} less one do not fit {total} keys"));
-    }
     if ctx.op.int("do_rotary") == Some(1) {
         let positions = match ctx.has(9) {
             true => ctx.i(9)?.clone(),
-            false => ArrayD::from_shape_fn(IxDyn(&[batch, time]), |at| (past_len + at[1]) as i64),
+            false => ArrayD::from_shape_fn(IxDyn(&[batch, time]), |at| (rows[at[0]] + at[1]) as i64),
         };
         let interleaved = ctx.op.int("rotary_interleaved") == Some(1);
         for x in [&mut q, &mut k] {
             *x = super::rotary::rotate_heads(x, &positions, [ctx.f(7)?, ctx.f(8)?], interleaved)?;
         }
     }
-    let (k, v) = (join(past, k)?, join(optional(ctx, 4)?, v)?);
-    let counts = ArrayD::from_shape_fn(IxDyn(&[batch]), |at| lengths[at[0]] + 1);
+    let (k, v) = (join_rows(past, k, &rows), join_rows(optional(ctx, 4)?, v, &rows));
+    let counts = ArrayD::from_shape_fn(IxDyn(&[batch]), |at| counts[at[0]] + 1);
     let mut bias = add(optional(ctx, 10)?.cloned(), key_mask(&counts, batch, total, LOWEST)?)?;
     if ctx.op.int("causal") == Some(1) {
-        bias = add(Some(bias), causal(time, total, past_len, f64::NEG_INFINITY))?;
+        let causal = ArrayD::from_shape_fn(IxDyn(&[batch, 1, time, total]), |at| {
+            if at[3] > rows[at[0]] + at[2] { f64::NEG_INFINITY } else { 0.0 }
+        });
+        bias = add(Some(bias), causal)?;
     }
     let out = attend(&q, [&k, &v], scale(ctx.op, q.shape()[3]), Some(&bias))?;
     Ok(vec![Array::F(merge(&out)?), Array::F(k), Array::F(v)])

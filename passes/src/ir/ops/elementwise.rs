@@ -89,21 +89,18 @@ fn infer_binary(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     Ok(vec![Type::maybe(dtype, shape).with_ints(int_extreme(ctx))])
 }
 
-/// `Min` and `Max` of followed integers, where all are known.
+/// `Min` and `Max` of followed integers.
 fn int_extreme(ctx: &InferContext<'_>) -> Option<Vec<Dim>> {
-    let pick = match ctx.op.name() {
-        "Min" => u64::min,
-        "Max" => u64::max,
+    let pick: fn(&Dim, &Dim) -> Dim = match ctx.op.name() {
+        "Min" => Dim::least,
+        "Max" => |a, b| match (a, b) {
+            (Dim::Known(a), Dim::Known(b)) => Dim::Known(*a.max(b)),
+            _ => Dim::Unknown,
+        },
         _ => return None,
     };
     let first = ctx.ints(0)?;
-    (1..ctx.inputs.len()).try_fold(first.clone(), |acc, i| {
-        let other = ctx.ints(i)?;
-        zip_ints(&acc, other, |a, b| match (a, b) {
-            (Dim::Known(a), Dim::Known(b)) => Dim::Known(pick(*a, *b)),
-            _ => Dim::Unknown,
-        })
-    })
+    (1..ctx.inputs.len()).try_fold(first.clone(), |acc, i| zip_ints(&acc, ctx.ints(i)?, pick))
 }
 
 fn infer_arithmetic(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
@@ -138,7 +135,22 @@ fn infer_comparison(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 fn infer_where(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let dtype = same_dtype(ctx, 1..3)?;
     let branches = broadcast_maybe(ctx.shape(1), ctx.shape(2))?;
-    Ok(vec![Type::maybe(dtype, broadcast_maybe(ctx.shape(0), branches.as_ref())?)])
+    let shape = broadcast_maybe(ctx.shape(0), branches.as_ref())?;
+    Ok(vec![Type::maybe(dtype, shape).with_ints(chosen_ints(ctx))])
+}
+
+/// Followed integers chosen by a constant condition.
+fn chosen_ints(ctx: &InferContext<'_>) -> Option<Vec<Dim>> {
+    let condition = ctx.consts.first().copied().flatten().filter(|t| t.dims().len() <= 1)?.to_i64()?;
+    let (yes, no) = (ctx.ints(1)?, ctx.ints(2)?);
+    let len = condition.len().max(yes.len()).max(no.len());
+    let place = |i: usize, of: usize| if of == 1 { 0 } else { i };
+    (0..len)
+        .map(|i| match condition.get(place(i, condition.len()))? {
+            0 => no.get(place(i, no.len())).cloned(),
+            _ => yes.get(place(i, yes.len())).cloned(),
+        })
+        .collect()
 }
 
 fn infer_cast(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {

@@ -379,19 +379,22 @@ fn infer_slice(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         out[axis] = match (bounds, &shape[axis]) {
             (Some((s, e)), Dim::Known(n)) => Dim::Known(slice_len(*s, *e, *step, *n)?),
             (Some((0, e)), d) if *step == 1 && *e == i64::MAX => d.clone(),
-            _ => computed_end(ctx, i, *step, &shape[axis]),
+            _ => computed_bounds(ctx, i, *step, &shape[axis]),
         };
     }
     one(Type::maybe(ctx.dtype(0), Some(out)).with_ints(slice_ints(ctx)))
 }
 
-/// The rows `0..n` of a table, for a symbolic n. A table with fewer rows than n gives fewer, but
-/// then the model fails where they meet the n tokens they are for.
-fn computed_end(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -> Dim {
-    let start = ctx.const_ints(1).and_then(|s| s.get(place).copied());
-    match (start, ctx.ints(2).and_then(|e| e.get(place)), dim) {
-        (Some(0), Some(end @ Dim::Sym(_)), Dim::Known(_)) if step == 1 => end.clone(),
-        (Some(0), Some(end @ Dim::Sym(_)), dim) if step == 1 && end == dim => end.clone(),
+/// The rows `0..n` of a table, for a symbolic n, and what stands behind the first n of n + m. A table
+/// with fewer rows than n gives fewer, but then the model fails where they meet the n tokens they are for.
+fn computed_bounds(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -> Dim {
+    let given = |slot: usize| ctx.const_ints(slot).and_then(|b| b.get(place).copied());
+    let followed = |slot: usize| ctx.ints(slot).and_then(|b| b.get(place));
+    match (given(1), given(2), followed(1), followed(2), dim) {
+        _ if step != 1 => Dim::Unknown,
+        (Some(0), _, _, Some(end @ Dim::Sym(_)), Dim::Known(_)) => end.clone(),
+        (Some(0), _, _, Some(end @ Dim::Sym(_)), dim) if end == dim => end.clone(),
+        (_, Some(i64::MAX), Some(start @ Dim::Sym(_)), _, dim) => dim.minus(start),
         _ => Dim::Unknown,
     }
 }

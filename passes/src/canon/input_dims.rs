@@ -1,0 +1,154 @@
+//! Matches: a dim of a graph input that has no number, where a `Concat` or the other inputs say what it is
+//! Becomes: the number that a `Concat` along another axis demands; the batch of `input_ids`, in a mask and
+//! in a cache; the past of the first cache, in the others; past + sequence, under the mask
+//! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
+//! Declines when: the past of another sequence is cached
+
+use super::Law;
+use crate::ir::graph::{Graph, Use, ValueId};
+use crate::ir::patch::{Applied, Patch, PatchError};
+use crate::ir::shape::{Dim, Shape};
+
+pub(super) struct InputDims;
+
+impl Law for InputDims {
+    fn name(&self) -> &'static str {
+        "input_dims"
+    }
+
+    fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
+        let lengths = Lengths::of(graph);
+        let told = graph.inputs().iter().filter_map(|input| {
+            let old = graph.value(*input).ty.shape.as_ref()?;
+            let joined = joined(graph, *input, old);
+            let new = lengths.as_ref().map_or_else(|| joined.clone(), |l| l.told(graph, *input, &joined));
+            (new != *old).then_some((*input, new))
+        });
+        let told: Vec<(ValueId, Shape)> = told.collect();
+        if told.is_empty() {
+            return Ok(None);
+        }
+        let mut patch = Patch::new(graph, self.name());
+        for (input, shape) in told {
+            let mut ty = graph.value(input).ty.clone();
+            ty.shape = Some(shape);
+            patch.set_input_type(input, ty);
+        }
+        let change = patch.finish();
+        graph.apply(change).map(Some)
+    }
+}
+
+/// The numbers that a `Concat` demands of an input.
+fn joined(graph: &Graph, input: ValueId, shape: &Shape) -> Shape {
+    let mut shape = shape.clone();
+    for user in &graph.value(input).uses {
+        let Use::Node { node, .. } = user else { continue };
+        let node = graph.node(*node);
+        let Some(axis) = node.op.int("axis").filter(|_| node.op.is("Concat")) else { continue };
+        let axis = if axis < 0 { axis + shape.len() as i64 } else { axis };
+        for other in node.inputs.iter().flatten().filter_map(|v| graph.value(*v).ty.shape.as_ref()) {
+            for (i, (dim, other)) in (0..).zip(shape.iter_mut().zip(other)) {
+                if i != axis && dim.known().is_none() && other.known().is_some() {
+                    *dim = other.clone();
+                }
+            }
+        }
+    }
+    shape
+}
+
+/// What the sizes of a decoder's inputs go by.
+struct Lengths {
+    batch: Dim,
+    sequence: Dim,
+    /// None where there is no cache.
+    past: Option<Dim>,
+}
+
+impl Lengths {
+    fn of(graph: &Graph) -> Option<Self> {
+        let ids = graph.value(graph.input("input_ids")?);
+        let [batch, sequence] = ids.ty.shape.as_deref()? else { return None };
+        let cache = graph.inputs().iter().find(|v| is_cache(graph, **v));
+        let past = cache.and_then(|v| graph.value(*v).ty.shape.as_ref()?.get(2).cloned());
+        Some(Self { batch: batch.clone(), sequence: sequence.clone(), past })
+    }
+
+    fn told(&self, graph: &Graph, input: ValueId, shape: &Shape) -> Shape {
+        let total = self.past.as_ref().map_or_else(|| self.sequence.clone(), |p| p.plus(&self.sequence));
+        let meant = match shape.len() {
+            2 if graph.value(input).name == "attention_mask" => vec![Some(&self.batch), Some(&total)],
+            4 if is_cache(graph, input) => vec![Some(&self.batch), None, self.past.as_ref(), None],
+            _ => return shape.clone(),
+        };
+        shape.iter().zip(meant).map(|(dim, meant)| named(dim, meant)).collect()
+    }
+}
+
+/// `meant`, unless nothing is known of it or `dim` is a number already.
+fn named(dim: &Dim, meant: Option<&Dim>) -> Dim {
+    match (dim, meant) {
+        (Dim::Sym(_) | Dim::Unknown, Some(meant @ Dim::Sym(_))) => meant.clone(),
+        _ => dim.clone(),
+    }
+}
+
+/// Whether an input is a cache that grows by the new tokens.
+fn is_cache(graph: &Graph, input: ValueId) -> bool {
+    let value = graph.value(input);
+    let grows = |user: &Use| match user {
+        Use::Node { node, slot: 0 } => {
+            let node = graph.node(*node);
+            node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2))
+        }
+        _ => false,
+    };
+    value.name.contains("past") && value.ty.rank() == Some(4) && value.uses.iter().any(grows)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::canon::tests::after;
+
+    #[test]
+    fn lengths_of_the_same_tokens_have_one_name() {
+        insta::assert_snapshot!(after(
+            r#"graph "g" {
+  input %input_ids: i64[batch, time]
+  input %attention_mask: i64[b, total]
+  input %past_0: f32[c, 2, past, width]
+  input %past_1: f32[d, 2, other, 4]
+  input %past_cross: f32[batch, 2, source, 4]
+  input %new: f32[batch, 2, time, 4]
+  const %ends: i64[1] = [9223372036854775807]
+  const %one: i64[1] = [1]
+  %p = Concat(%past_0, %new) {axis: 2}
+  %q = Concat(%past_1, %new) {axis: -2}
+  %r = Exp(%past_cross)
+  %s = Shape(%past_0) {start: 2, end: 3}
+  %m = Slice(%attention_mask, %s, %ends, %one)
+  %e = Add(%m, %input_ids)
+  output "p" %p
+  output "q" %q
+  output "another sequence" %r
+  output "as long as the tokens" %e
+}"#
+        ));
+    }
+
+    #[test]
+    fn a_mask_without_a_cache_is_as_long_as_the_tokens() {
+        insta::assert_snapshot!(after(
+            r#"graph "g" {
+  input %input_ids: i64[batch, time]
+  input %attention_mask: i64[b, total]
+  input %position_ids: i64[p, t]
+  %e = Add(%attention_mask, %input_ids)
+  %f = Add(%position_ids, %input_ids)
+  output "e" %e
+  output "positions may be of one row for all" %f
+}"#
+        ));
+    }
+}
