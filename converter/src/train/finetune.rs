@@ -6,7 +6,7 @@ use super::data::{self, Texts, Windows};
 use super::metrics::{Line, Metrics};
 use super::plot;
 use super::schedule::Schedule;
-use super::trainer::{CARRIED, Graphs, Trainer, TrainerOptions};
+use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
 use crate::bundle::layout;
 use crate::bundle::manifest::Manifest;
@@ -14,6 +14,7 @@ use crate::onnx::import;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::parameters::{Layout, Selection};
+use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,12 +34,20 @@ pub enum Scope {
     Dijiang,
 }
 
-/// A run.
+/// What a run reads.
 #[derive(Debug, Clone)]
-pub struct FinetuneOptions {
+pub struct Sources {
     pub data: Vec<PathBuf>,
     /// Without it, the end of the data is held out.
     pub valid: Vec<PathBuf>,
+    /// Windows to validate on, at most.
+    pub validation_windows: usize,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct FinetuneOptions {
+    pub sources: Sources,
     pub scope: Scope,
     pub trainer: TrainerOptions,
     pub schedule: Schedule,
@@ -46,8 +55,6 @@ pub struct FinetuneOptions {
     /// Steps between checkpoints, and between validations.
     pub checkpoint_every: usize,
     pub validate_every: usize,
-    /// Windows to validate on, at most.
-    pub validation_windows: usize,
     pub resume: bool,
 }
 
@@ -73,12 +80,18 @@ pub fn finetune(
 ) -> Result<Finetuned, TrainError> {
     let started = Instant::now();
     let manifest = Manifest::read(bundle)?;
-    let (mut windows, held_out) = read_data(bundle, &manifest, options)?;
-    let model = model_graph(bundle, &manifest, options.trainer.size.sequence)?;
+    let context = options.trainer.size.sequence;
+    let (mut windows, held_out) =
+        read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
+    let model = model_graph(bundle, &manifest, context)?;
     let layout = Layout::of(&model, &selection(options.scope, &manifest))?;
     let weights = Weights::open(bundle, &layout)?;
     let dir = bundle.join(DIR);
-    let graphs = Graphs::write(&dir, &model, &layout, &options.trainer)?;
+    let TrainerOptions { size, precision, .. } = options.trainer;
+    let evaluation = evaluation(&model, &layout, size, precision)?;
+    let step = |how: &StepOptions| training_step(&model, &layout, how);
+    let graphs =
+        RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
     let mut trainer = Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone())?;
     let mut run = Run { dir, options, trainer: &mut trainer, held_out };
     let (first, before) = run.begin()?;
@@ -118,7 +131,7 @@ fn selection(scope: Scope, manifest: &Manifest) -> Selection {
 }
 
 /// The form of the model that training computes: chunks for sequences of several, which keeps memory linear.
-fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
+pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
     let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64);
     let file = if manifest.sites.iter().all(|site| !site.lowered) {
         layout::SOFTMAX
@@ -133,12 +146,13 @@ fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Grap
 }
 
 /// Training windows, and those to validate on.
-fn read_data(
+pub(super) fn read_data(
     bundle: &Path,
     manifest: &Manifest,
-    options: &FinetuneOptions,
+    sources: &Sources,
+    context: usize,
+    seed: u64,
 ) -> Result<(Windows, Vec<Vec<i64>>), TrainError> {
-    let context = options.trainer.size.sequence as usize;
     if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
         return Err(TrainError::Positions { positions, context });
     }
@@ -148,18 +162,18 @@ fn read_data(
         end: manifest.model.eos.first().copied(),
         vocab: manifest.model.vocab,
     };
-    let mut stream = data::read(&options.data, &texts)?;
-    let held_out = if options.valid.is_empty() {
+    let mut stream = data::read(&sources.data, &texts)?;
+    let held_out = if sources.valid.is_empty() {
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
     } else {
-        data::read(&options.valid, &texts)?
+        data::read(&sources.valid, &texts)?
     };
-    let held_out = Windows::new(held_out, context, options.seed)?.in_order(options.validation_windows);
-    Ok((Windows::new(stream, context, options.seed)?, held_out))
+    let held_out = Windows::new(held_out, context, seed)?.in_order(sources.validation_windows);
+    Ok((Windows::new(stream, context, seed)?, held_out))
 }
 
-fn put_back(trainer: &Trainer, weights: &Weights) -> Result<(), TrainError> {
+pub(super) fn put_back(trainer: &Trainer, weights: &Weights) -> Result<(), TrainError> {
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector("parameters"))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
@@ -196,7 +210,7 @@ impl Run<'_> {
         let o = self.options;
         format!(
             "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {}",
-            o.data,
+            o.sources.data,
             o.scope,
             o.trainer.size,
             o.schedule,

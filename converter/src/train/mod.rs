@@ -4,11 +4,13 @@
 use crate::bundle::manifest::ManifestError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
 use dijiang_passes::training::TrainingError;
 use dijiang_runtime::{RuntimeError, TensorError};
 use std::path::PathBuf;
 
+pub mod calibrate;
 pub mod checkpoint;
 pub mod data;
 pub mod finetune;
@@ -41,6 +43,10 @@ pub enum TrainError {
     Weights(#[from] weights::WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    #[error("{}: the recipe in it is not one: {reason}", path.display())]
+    Recipe { path: PathBuf, reason: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(

@@ -5,6 +5,7 @@ use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
 use crate::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::optimizer::{self, AdamW};
 use dijiang_passes::training::parameters::{Layout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 /// The graph files of a run, in the bundle's directory `train`.
 const GRADIENTS: &str = "gradients.onnx";
+const GRADIENTS_ADDED: &str = "gradients_added.onnx";
 const ADAMW: &str = "adamw.onnx";
 const EVALUATION: &str = "evaluation.onnx";
 
@@ -74,37 +76,53 @@ struct Small {
 
 /// The graph files of a run.
 #[derive(Debug)]
-pub struct Graphs {
+pub struct GraphFiles {
     pub first: PathBuf,
     pub later: Option<PathBuf>,
     pub adamw: PathBuf,
     pub evaluation: PathBuf,
 }
 
-impl Graphs {
-    /// Writes the graphs that train `model` into `dir`.
+/// The graphs that are a run's own: the optimiser's is made for every run alike.
+#[derive(Debug)]
+pub struct RunGraphs {
+    /// Loss and gradients of one batch.
+    pub first: Graph,
+    /// The same with the gradients so far added, where there are several batches per step.
+    pub later: Option<Graph>,
+    /// What is measured in between.
+    pub evaluation: Graph,
+}
+
+impl RunGraphs {
+    /// The graphs that `step` makes, for gradients on their own and added to those so far.
+    pub fn new(
+        options: &TrainerOptions,
+        step: impl Fn(&StepOptions) -> Result<Graph, TrainingError>,
+        evaluation: Graph,
+    ) -> Result<Self, TrainError> {
+        let with =
+            |accumulate| step(&StepOptions { size: options.size, precision: options.precision, accumulate });
+        let later = (options.accumulate > 1).then(|| with(true)).transpose()?;
+        Ok(Self { first: with(false)?, later, evaluation })
+    }
+
+    /// Writes them, and the optimiser's, into `dir`.
     pub fn write(
+        &self,
         dir: &Path,
-        model: &Graph,
         layout: &Layout,
         options: &TrainerOptions,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<GraphFiles, TrainError> {
         std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.to_owned(), source })?;
-        let step = |accumulate| StepOptions { size: options.size, precision: options.precision, accumulate };
-        let first = write(dir, GRADIENTS, &step::training_step(model, layout, &step(false))?)?;
-        let later = match options.accumulate {
-            0 | 1 => None,
-            _ => Some(write(dir, "gradients_added.onnx", &step::training_step(model, layout, &step(true))?)?),
-        };
-        let adamw = write(
-            dir,
-            ADAMW,
-            &optimizer::adamw(layout, &options.optimizer)
-                .map_err(dijiang_passes::training::TrainingError::from)?,
-        )?;
-        let evaluation =
-            write(dir, EVALUATION, &step::evaluation(model, layout, options.size, options.precision)?)?;
-        Ok(Self { first, later, adamw, evaluation })
+        let adamw = optimizer::adamw(layout, &options.optimizer).map_err(TrainingError::from)?;
+        let later = self.later.as_ref().map(|graph| write(dir, GRADIENTS_ADDED, graph));
+        Ok(GraphFiles {
+            first: write(dir, GRADIENTS, &self.first)?,
+            later: later.transpose()?,
+            adamw: write(dir, ADAMW, &adamw)?,
+            evaluation: write(dir, EVALUATION, &self.evaluation)?,
+        })
     }
 }
 
@@ -119,7 +137,7 @@ impl Trainer {
     /// Loads the graphs, with the parameters of the bundle and moments of zero.
     pub fn new(
         runtime: &OrtRuntime,
-        graphs: &Graphs,
+        graphs: &GraphFiles,
         layout: Layout,
         weights: &Weights,
         options: TrainerOptions,
@@ -140,7 +158,7 @@ impl Trainer {
         let scalar = || first.allocate(Dtype::F32, &[]);
         let small = Small {
             tokens: first.allocate_like(TOKENS)?,
-            labels: first.allocate_like(step::LABELS)?,
+            labels: evaluation.allocate_like(step::LABELS)?,
             loss: scalar()?,
             loss_sum: scalar()?,
             count: scalar()?,

@@ -10,6 +10,7 @@ pub mod optimizer;
 pub mod parameters;
 pub mod specialize;
 pub mod step;
+pub mod transfer;
 
 use crate::autodiff::AutodiffError;
 use crate::canon::CanonError;
@@ -30,6 +31,8 @@ pub enum TrainingError {
     Input { name: String, ty: String },
     #[error("nothing is left to train: no parameter of the graph is {wanted}")]
     NoParameters { wanted: String },
+    #[error("no layer has a linear attention to train")]
+    NoLinear,
     #[error("the loss does not depend on `{name}` (hint: it is selected for training, but nothing reads it)")]
     Unused { name: String },
 }

@@ -44,11 +44,7 @@ pub fn training_step(model: &Graph, layout: &Layout, how: &StepOptions) -> Resul
         let seed = loss.gradient.ok_or(TrainingError::NoLogits)?;
         p.set_scope("backward");
         let found = gradients_from(p, &[(logits, seed)], &special.pieces())?;
-        let named = layout.parameters().zip(found).map(|(parameter, gradient)| {
-            gradient.ok_or_else(|| TrainingError::Unused { name: parameter.name.clone() })
-        });
-        let named: Vec<ValueId> = named.collect::<Result<_, _>>()?;
-        write_gradients(p, layout, &named, how.accumulate);
+        write_gradients(p, layout, found, how.accumulate)?;
         p.drop_output("logits");
         special.drop_pieces(p);
         patch.finish()
@@ -85,12 +81,17 @@ fn forward(
     layout: &Layout,
     how: &StepOptions,
 ) -> Result<(Specialized, ValueId), TrainingError> {
-    let mut special = specialize(model, layout, how.size, how.precision, &|name| name == "logits")?;
-    if how.precision == Precision::Bf16 {
-        special = mix(&special)?;
-    }
+    let special = specialize(model, layout, how.size, how.precision, &|name| name == "logits")?;
+    let special = in_precision(special, how.precision)?;
     let logits = special.graph.output("logits").ok_or(TrainingError::NoLogits)?;
     Ok((special, logits))
+}
+
+pub(super) fn in_precision(model: Specialized, precision: Precision) -> Result<Specialized, TrainingError> {
+    match precision {
+        Precision::F32 => Ok(model),
+        Precision::Bf16 => mix(&model),
+    }
 }
 
 fn write_loss(p: &mut Patch<'_>, logits: ValueId, size: Size, with_gradient: bool) -> Loss {
@@ -103,8 +104,17 @@ fn write_loss(p: &mut Patch<'_>, logits: ValueId, size: Size, with_gradient: boo
 }
 
 /// One flat vector of gradients for each group, and their norm.
-fn write_gradients(p: &mut Patch<'_>, layout: &Layout, found: &[ValueId], accumulate: bool) {
-    let mut rest = found;
+pub(super) fn write_gradients(
+    p: &mut Patch<'_>,
+    layout: &Layout,
+    found: Vec<Option<ValueId>>,
+    accumulate: bool,
+) -> Result<(), TrainingError> {
+    let named = layout.parameters().zip(found).map(|(parameter, gradient)| {
+        gradient.ok_or_else(|| TrainingError::Unused { name: parameter.name.clone() })
+    });
+    let named = named.collect::<Result<Vec<_>, _>>()?;
+    let mut rest = named.as_slice();
     let mut squares = Vec::new();
     for group in &layout.groups {
         p.set_scope(&format!("gradients/{}", group.name));
@@ -127,6 +137,7 @@ fn write_gradients(p: &mut Patch<'_>, layout: &Layout, found: &[ValueId], accumu
         let norm = p.sqrt(sum);
         p.output(NORM, norm);
     }
+    Ok(())
 }
 
 fn flat(p: &mut Patch<'_>, group: &Group, gradients: &[ValueId]) -> ValueId {
