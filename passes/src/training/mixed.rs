@@ -39,6 +39,8 @@ struct Mix;
 
 impl Rebuild for Mix {
     fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        // Casts are named apart from what they stand before.
+        p.set_scope("mixed");
         let value = graph.value(id);
         p.input(&value.name, value.ty.dtype.unwrap_or(DType::F32), value.ty.shape.clone().unwrap_or_default())
     }

@@ -192,6 +192,7 @@ impl Specialize<'_> {
 
 impl Rebuild for Specialize<'_> {
     fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        p.set_scope("training");
         let value = graph.value(id);
         let Size { batch, sequence } = self.size;
         match kind(&value.name) {
