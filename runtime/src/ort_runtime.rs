@@ -109,6 +109,9 @@ fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBu
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
     }
+    if let Some(path) = &options.profile {
+        builder = builder.with_profiling(path).map_err(one_line)?;
+    }
     Ok(builder)
 }
 

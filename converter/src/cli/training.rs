@@ -42,6 +42,9 @@ pub(super) struct Common {
     /// Threads of an operator
     #[arg(long)]
     threads: Option<usize>,
+    /// A directory for ONNX Runtime's profiles of the graphs
+    #[arg(long)]
+    profile: Option<PathBuf>,
     /// Order of the data
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
@@ -75,6 +78,7 @@ impl Common {
             },
             device: self.device,
             threads: self.threads,
+            profile: self.profile.clone(),
             optimizer: AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay, new_rate },
             clip_norm: self.clip,
             accumulate: self.accumulate as usize,

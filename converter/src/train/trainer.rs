@@ -30,6 +30,8 @@ pub struct TrainerOptions {
     pub precision: Precision,
     pub device: Device,
     pub threads: Option<usize>,
+    /// Where ONNX Runtime's profiles of the graphs go.
+    pub profile: Option<PathBuf>,
     pub optimizer: AdamW,
     /// Gradients above this norm are scaled down to it.
     pub clip_norm: f64,
@@ -142,8 +144,11 @@ impl Trainer {
         weights: &Weights,
         options: TrainerOptions,
     ) -> Result<Self, TrainError> {
-        let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
-        let open = |path: &Path| Program::load(runtime, path, &load);
+        let open = |path: &Path| {
+            let profile = options.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem));
+            let (threads, device) = (options.threads, options.device);
+            Program::load(runtime, path, &LoadOptions { threads, device, profile, ..LoadOptions::default() })
+        };
         let (first, adamw, evaluation) =
             (open(&graphs.first)?, open(&graphs.adamw)?, open(&graphs.evaluation)?);
         let later = graphs.later.as_deref().map(open).transpose()?;

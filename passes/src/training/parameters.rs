@@ -1,7 +1,7 @@
 //! Which weights are trained, and where each lies in the flat vectors that hold them.
 
 use crate::ir::dtype::DType;
-use crate::ir::graph::Graph;
+use crate::ir::graph::{Graph, Use, ValueId};
 use std::collections::BTreeMap;
 
 /// What a recipe draws or computes once and never learns: the DCT, its lengths, random frequencies, their
@@ -109,8 +109,9 @@ pub struct Layout {
     pub groups: Vec<Group>,
 }
 
-/// The groups: matrices decay, vectors do not, and new parameters have a learning rate of their own.
-const GROUPS: [&str; 3] = ["matrices", "vectors", "new"];
+/// The groups: tables and matrices decay, vectors do not, and new parameters have a learning rate of their own.
+/// Tables are picked from row by row, which is not worth a copy in another element type.
+const GROUPS: [&str; 4] = ["tables", "matrices", "vectors", "new"];
 
 impl Layout {
     /// The floating-point weights of `graph` that `selection` takes; `None` where there are none.
@@ -120,7 +121,7 @@ impl Layout {
             let trained = graph.value(id).is_weight && tensor.dtype().is_float() && !tensor.is_empty();
             if trained && selection.takes(name) {
                 let dims = tensor.dims().to_vec();
-                by_group.entry(group_of(name, &dims)).or_default().insert(name, dims);
+                by_group.entry(group_of(graph, id, &dims)).or_default().insert(name, dims);
             }
         }
         let groups: Vec<Group> = GROUPS
@@ -131,7 +132,7 @@ impl Layout {
                 Some(Group {
                     name,
                     parameters: parameters.collect(),
-                    decays: *name == "matrices",
+                    decays: matches!(*name, "tables" | "matrices"),
                     is_new: *name == "new",
                 })
             })
@@ -156,14 +157,27 @@ impl Layout {
     }
 }
 
-fn group_of(name: &str, dims: &[u64]) -> &'static str {
-    if name.contains(NEW) {
+fn group_of(graph: &Graph, id: ValueId, dims: &[u64]) -> &'static str {
+    if graph.value(id).name.contains(NEW) {
         "new"
+    } else if is_table(graph, id) {
+        "tables"
     } else if dims.len() >= 2 {
         "matrices"
     } else {
         "vectors"
     }
+}
+
+/// Whether rows are picked from a value, as it is or cast.
+fn is_table(graph: &Graph, id: ValueId) -> bool {
+    graph.value(id).uses.iter().any(|user| match user {
+        Use::Node { node, slot: 0 } => match graph.node(*node) {
+            node if node.op.is("Gather") => true,
+            node => node.op.is("Cast") && is_table(graph, node.outputs[0]),
+        },
+        Use::Node { .. } | Use::GraphOutput(_) => false,
+    })
 }
 
 /// How a training graph computes.
@@ -179,7 +193,7 @@ impl Precision {
     /// The element type in which the graph reads a group.
     pub fn of_group(self, group: &Group) -> DType {
         match self {
-            Self::Bf16 if group.decays => DType::BF16,
+            Self::Bf16 if group.name == "matrices" => DType::BF16,
             Self::F32 | Self::Bf16 => DType::F32,
         }
     }
