@@ -14,4 +14,5 @@ pub mod recipes;
 pub mod source;
 pub mod stop_after;
 pub mod target;
+pub mod train;
 pub mod verify;

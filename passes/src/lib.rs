@@ -2,6 +2,7 @@
 //! frequency-domain kernel attention. No files, no protobuf, no runtime.
 
 pub mod attention;
+pub mod autodiff;
 pub mod canon;
 pub mod feature_map;
 pub mod ir;
@@ -9,7 +10,9 @@ pub mod nnls;
 pub mod pattern;
 pub mod quantile;
 pub mod random;
+pub mod rebuild;
 pub mod recipe;
+pub mod training;
 pub mod widen;
 
 #[cfg(test)]

@@ -5,49 +5,50 @@
 //! rounding of its activations; a constant that was rounded when the model was written stays so. Runtimes without half-precision arithmetic can run it.
 
 use crate::ir::dtype::DType;
-use crate::ir::graph::{Def, Graph, ValueId};
+use crate::ir::graph::{Def, Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
-use std::collections::BTreeMap;
+use crate::rebuild::{Rebuild, copy_constant, rebuild};
 
 /// Rewrites f16 and bf16 arithmetic to f32.
 pub fn widen(graph: &Graph) -> Result<Graph, PatchError> {
-    let mut wide = Graph::new(&graph.name);
-    let change = {
-        let mut patch = Patch::new(&wide, "widen");
-        let mut new: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-        for input in graph.inputs() {
-            let value = graph.value(*input);
-            let dtype = value.ty.dtype.map_or(DType::F32, wider);
-            let shape = value.ty.shape.clone().unwrap_or_default();
-            new.insert(*input, patch.input(&value.name, dtype, shape));
-        }
-        for node in graph.order().into_iter().map(|id| graph.node(id)) {
-            for value in node.inputs.iter().flatten() {
-                if !new.contains_key(value) {
-                    new.insert(*value, constant(graph, *value, &mut patch));
-                }
+    rebuild(graph, "widen", &mut Widen)
+}
+
+struct Widen;
+
+impl Rebuild for Widen {
+    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        let value = graph.value(id);
+        let dtype = value.ty.dtype.map_or(DType::F32, wider);
+        p.input(&value.name, dtype, value.ty.shape.clone().unwrap_or_default())
+    }
+
+    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        let value = graph.value(id);
+        match &value.def {
+            Def::Const(tensor) if value.is_weight => {
+                let weight = p.weight(&value.name, tensor.clone());
+                p.cast(weight, wider(tensor.dtype()))
             }
-            let inputs: Vec<Option<ValueId>> = node.inputs.iter().map(|v| v.map(|v| new[&v])).collect();
-            if let Some(same) = cast_to_same(&mut patch, &node.op, &inputs) {
-                new.insert(node.outputs[0], same);
-                continue;
-            }
-            let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
-            let outputs = patch.named_node(&node.name, wider_op(&node.op), &inputs, names);
-            new.extend(node.outputs.iter().copied().zip(outputs));
+            Def::Const(tensor) => p.named_constant(&value.name, tensor.cast(wider(tensor.dtype()))),
+            Def::Input | Def::Output { .. } => copy_constant(p, graph, id),
         }
-        for (name, value) in graph.outputs() {
-            let value = match new.get(value) {
-                Some(value) => *value,
-                None => constant(graph, *value, &mut patch),
-            };
-            patch.output(name, value);
+    }
+
+    fn node(
+        &mut self,
+        p: &mut Patch<'_>,
+        graph: &Graph,
+        node: &Node,
+        inputs: &[Option<ValueId>],
+    ) -> Vec<ValueId> {
+        if let Some(same) = cast_to_same(p, &node.op, inputs) {
+            return vec![same];
         }
-        patch.finish()
-    };
-    wide.apply(change)?;
-    Ok(wide)
+        let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
+        p.named_node(&node.name, wider_op(&node.op), inputs, names)
+    }
 }
 
 fn wider(dtype: DType) -> DType {
@@ -55,19 +56,6 @@ fn wider(dtype: DType) -> DType {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,
     }
-}
-
-fn constant(graph: &Graph, id: ValueId, patch: &mut Patch<'_>) -> ValueId {
-    let value = graph.value(id);
-    let Def::Const(tensor) = &value.def else {
-        patch.fail(format!("`{}` is used before it is made", value.name));
-        return id;
-    };
-    if value.is_weight {
-        let weight = patch.weight(&value.name, tensor.clone());
-        return patch.cast(weight, wider(tensor.dtype()));
-    }
-    patch.named_constant(&value.name, tensor.cast(wider(tensor.dtype())))
 }
 
 /// Whether a product with quantised weights may round its other factor to less than f32.

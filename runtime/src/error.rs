@@ -73,6 +73,12 @@ pub enum RuntimeError {
         /// What the runtime said.
         reason: String,
     },
+    /// Numbers could not be brought to a device or back.
+    #[error("a tensor could not be copied between host and device: {reason}")]
+    Copy {
+        /// What the runtime said, or what does not fit.
+        reason: String,
+    },
     /// The caller left out an input that the model declares.
     #[error("input `{name}` is missing; the model takes {known}")]
     MissingInput {

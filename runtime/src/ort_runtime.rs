@@ -48,14 +48,8 @@ impl Runtime for OrtRuntime {
     }
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
-        let failed =
-            |reason: String| RuntimeError::Load { runtime: NAME, model: model.to_path_buf(), reason };
-        let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
-        let builder = configure(builder, options).map_err(failed)?;
-        let mut builder = self.place(builder, options.device)?;
-        let permission = permit(!options.released_opsets_only);
-        let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
-        drop(permission);
+        let failed = |reason: String| load_failed(model, reason);
+        let session = self.session(model, options)?;
         let inputs = declared(session.inputs()).map_err(failed)?;
         let outputs = declared(session.outputs()).map_err(failed)?;
         Ok(Box::new(OrtSession {
@@ -70,7 +64,30 @@ impl Runtime for OrtRuntime {
     }
 }
 
+pub(crate) fn load_failed(model: &Path, reason: String) -> RuntimeError {
+    RuntimeError::Load { runtime: NAME, model: model.to_path_buf(), reason }
+}
+
+pub(crate) fn run_failed(model: &Path, reason: String) -> RuntimeError {
+    RuntimeError::Run { runtime: NAME, model: model.to_path_buf(), reason }
+}
+
 impl OrtRuntime {
+    pub(crate) fn session(
+        &self,
+        model: &Path,
+        options: &LoadOptions,
+    ) -> Result<ort::session::Session, RuntimeError> {
+        let failed = |reason: String| load_failed(model, reason);
+        let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
+        let builder = configure(builder, options).map_err(failed)?;
+        let mut builder = self.place(builder, options.device)?;
+        let permission = permit(!options.released_opsets_only);
+        let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
+        drop(permission);
+        Ok(session)
+    }
+
     fn place(&self, builder: SessionBuilder, device: Device) -> Result<SessionBuilder, RuntimeError> {
         let Device::Cuda(index) = device else {
             return Ok(builder);
@@ -91,6 +108,9 @@ fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBu
     let mut builder = builder.with_optimization_level(level).map_err(one_line)?;
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
+    }
+    if let Some(path) = &options.profile {
+        builder = builder.with_profiling(path).map_err(one_line)?;
     }
     Ok(builder)
 }
@@ -141,7 +161,7 @@ impl Session for OrtSession {
 
 impl OrtSession {
     fn failed(&self, reason: String) -> RuntimeError {
-        RuntimeError::Run { runtime: NAME, model: self.model.clone(), reason }
+        run_failed(&self.model, reason)
     }
 
     fn run_checked(&mut self, tensors: &[&HostTensor]) -> Result<Vec<HostTensor>, String> {
@@ -173,7 +193,7 @@ impl OrtSession {
     }
 }
 
-fn memory(device: Device) -> Result<MemoryInfo<'static>, String> {
+pub(crate) fn memory(device: Device) -> Result<MemoryInfo<'static>, String> {
     let (name, index) = match device {
         Device::Cpu => (AllocationDevice::CPU, 0),
         Device::Cuda(index) => (AllocationDevice::CUDA, index as i32),
@@ -182,7 +202,7 @@ fn memory(device: Device) -> Result<MemoryInfo<'static>, String> {
         .map_err(|e| one_line(e.message()))
 }
 
-fn to_ort(tensor: &HostTensor) -> Result<DynTensor, String> {
+pub(crate) fn to_ort(tensor: &HostTensor) -> Result<DynTensor, String> {
     let mut value = DynTensor::new(&Allocator::default(), element_type(tensor.dtype()), tensor.shape())
         .map_err(|e| one_line(e.message()))?;
     if !tensor.is_empty() {
@@ -207,8 +227,17 @@ fn from_ort(value: &DynValue) -> Result<HostTensor, String> {
         dtype_of(*ty).ok_or_else(|| format!("an output holds {ty} elements, which are not supported"))?;
     let shape: Vec<usize> = shape.iter().map(|&dim| dim as usize).collect();
     let tensor = value.view().downcast::<DynTensorValueType>().map_err(|e| one_line(e.message()))?;
+    tensor_from_ort(&tensor, dtype, shape)
+}
+
+/// The numbers of a tensor, wherever it lies.
+pub(crate) fn tensor_from_ort(
+    tensor: &DynTensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+) -> Result<HostTensor, String> {
     if tensor.memory_info().is_cpu_accessible() {
-        return copied(dtype, shape, &tensor);
+        return copied(dtype, shape, tensor);
     }
     let tensor = tensor.to(AllocationDevice::CPU, 0).map_err(|e| one_line(e.message()))?;
     copied(dtype, shape, &tensor)
@@ -225,7 +254,7 @@ fn copied(dtype: Dtype, shape: Vec<usize>, tensor: &DynTensor) -> Result<HostTen
     HostTensor::new(dtype, shape, data).map_err(one_line)
 }
 
-fn declared(outlets: &[Outlet]) -> Result<Vec<Io>, String> {
+pub(crate) fn declared(outlets: &[Outlet]) -> Result<Vec<Io>, String> {
     outlets.iter().map(declared_one).collect()
 }
 
@@ -243,7 +272,7 @@ fn declared_one(outlet: &Outlet) -> Result<Io, String> {
     Ok(Io { name, dtype, shape: shape.iter().zip(dimension_symbols.iter()).map(dim).collect() })
 }
 
-fn element_type(dtype: Dtype) -> TensorElementType {
+pub(crate) fn element_type(dtype: Dtype) -> TensorElementType {
     match dtype {
         Dtype::F64 => TensorElementType::Float64,
         Dtype::F32 => TensorElementType::Float32,

@@ -92,11 +92,13 @@ pub struct LoadOptions {
     pub optimize: bool,
     /// Whether to refuse opsets that the runtime does not call released yet.
     pub released_opsets_only: bool,
+    /// Where ONNX Runtime writes how long each node took: a file whose name begins so.
+    pub profile: Option<std::path::PathBuf>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true }
+        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true, profile: None }
     }
 }
 

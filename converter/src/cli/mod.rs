@@ -1,10 +1,13 @@
 //! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
+mod calibrate;
 mod convert;
+mod finetune;
 mod generate;
 mod inspect;
 mod show;
+mod training;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +27,8 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Generate(generate::Args),
+    Calibrate(calibrate::Args),
+    Finetune(finetune::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -49,6 +54,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Finetune(args) => finetune::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

@@ -10,4 +10,4 @@ mod softmaxes;
 mod trial;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! The pass: every attention site becomes a recurrence over φ(k) ⊗ v, and its growing cache a state
 //! of fixed size.
 
-use super::lower::{Dims, Form, Layout, Recurrence, State, Sums, bidirectional};
+use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State, Sums, bidirectional};
 use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
@@ -233,6 +233,38 @@ fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError> {
     Ok(names)
 }
 
+/// Names of the outputs of [`write_beside`], with the layer behind them.
+pub const SOFTMAX_OUTPUT: &str = "attention.softmax.";
+pub const LINEAR_OUTPUT: &str = "attention.linear.";
+
+/// Writes the linear attention of each site beside the softmax attention, which goes on driving the model:
+/// both are outputs of the graph. Returns the layers that have one.
+pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usize>, RewriteError> {
+    options.recipe.check()?;
+    let sites = find_sites(graph).sites;
+    let mut layers = Vec::new();
+    for (layer, site) in sites.iter().enumerate() {
+        if reason_to_keep(site, layer, options).is_some() {
+            continue;
+        }
+        let change = {
+            let mut patch = Patch::new(graph, "linear_attention");
+            let mut writer = Writer { p: &mut patch, site, layer, options };
+            let (out, state) = writer.attention();
+            if let Some(state) = state {
+                writer.output_state(state);
+            }
+            patch.output(&format!("{SOFTMAX_OUTPUT}{layer}"), site.out);
+            patch.output(&format!("{LINEAR_OUTPUT}{layer}"), out);
+            patch.finish()
+        };
+        let applied = graph.apply(change).map(|_| ());
+        applied.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
 /// Writes the patch of one site.
 struct Writer<'p, 'g, 'o> {
     p: &'p mut Patch<'g>,
@@ -243,6 +275,16 @@ struct Writer<'p, 'g, 'o> {
 
 impl Writer<'_, '_, '_> {
     fn write(mut self) {
+        let (out, state) = self.attention();
+        if let Some(state) = state {
+            self.drop_cache();
+            self.output_state(state);
+        }
+        self.p.replace(self.site.out, out);
+    }
+
+    /// What stands for the site's output, and the state after it.
+    fn attention(&mut self) -> (ValueId, Option<State>) {
         self.p.set_scope(&format!("{}/dijiang", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let (q, mut k) = self.features();
@@ -252,9 +294,12 @@ impl Writer<'_, '_, '_> {
         }
         let v = self.p.cast(self.site.v, DType::F32);
         let dims = self.dims(q);
-        let sums = match self.site.mask.is_causal() {
-            true => self.recurrence(q, k, v, valid, dims),
-            false => bidirectional::lower(self.p, self.options.form, [q, k, v], dims),
+        let (sums, state) = match self.site.mask.is_causal() {
+            true => {
+                let lowered = self.recurrence(q, k, v, valid, dims);
+                (lowered.sums, Some(lowered.state))
+            }
+            false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
         };
         let read = match self.options.recipe.readout {
             Readout::Sum => self.read_sum(&sums),
@@ -266,7 +311,7 @@ impl Writer<'_, '_, '_> {
             Layout::HeadMajor => narrow,
             Layout::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
         };
-        self.p.replace(self.site.out, out);
+        (out, state)
     }
 
     fn dims(&mut self, q: ValueId) -> Dims {
@@ -299,16 +344,21 @@ impl Writer<'_, '_, '_> {
     }
 
     /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
-    fn recurrence(&mut self, q: ValueId, k: ValueId, v: ValueId, valid: Option<ValueId>, dims: Dims) -> Sums {
+    fn recurrence(
+        &mut self,
+        q: ValueId,
+        k: ValueId,
+        v: ValueId,
+        valid: Option<ValueId>,
+        dims: Dims,
+    ) -> Lowered {
         let mut log_decay = self.log_decay();
         if let Some((valid, log)) = valid.zip(log_decay) {
             let tokens = self.p.unsqueeze(valid, &[1]);
             log_decay = Some(self.p.mul(log, tokens));
         }
         let state = self.past_state(dims);
-        let lowered = self.options.form.lower(self.p, &Recurrence { q, k, v, log_decay, state, dims });
-        self.exchange_outputs(lowered.state);
-        lowered.sums
+        self.options.form.lower(self.p, &Recurrence { q, k, v, log_decay, state, dims })
     }
 
     /// φ of queries and keys, each scaled by √scale.
@@ -413,11 +463,14 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn exchange_outputs(&mut self, state: State) {
+    fn drop_cache(&mut self) {
         if let Some(cache) = &self.site.cache {
             self.p.drop_output(&cache.present_key);
             self.p.drop_output(&cache.present_value);
         }
+    }
+
+    fn output_state(&mut self, state: State) {
         let (s, z) =
             (self.state_name("present", "recurrent_state"), self.state_name("present", "conv_state"));
         self.p.output(&s, state.s);

@@ -32,7 +32,7 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     }
 }
 
-fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
+pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
     lowered_from(testing::decoder(), recipe, form)
 }
 
@@ -46,7 +46,7 @@ fn lowered_from(mut graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report
 }
 
 /// Inputs of `time` tokens for two rows; `pads` of row 0 are padding at the left.
-fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
+pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
     let m = recipe.map.features * HEAD_DIM as usize;
     let mask = (0..2 * time).map(|i| i64::from(i >= pads)).collect();
     vec![
@@ -64,7 +64,7 @@ fn zeros(dims: &[usize]) -> Array {
 const FORMS: [Form; 4] =
     [Form::Parallel, Form::Chunked(4), Form::Chunked(64), Form::Operator("com.microsoft")];
 
-fn every_recipe() -> Vec<Recipe> {
+pub(crate) fn every_recipe() -> Vec<Recipe> {
     let maps = feature_map::MAPS.iter().map(|m| recipe(m.name(), Decay::None, Readout::Sum));
     let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
     let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));

@@ -134,6 +134,12 @@ impl<'g> Patch<'g> {
         self.change.values.get(&id).unwrap_or_else(|| self.base.value(id))
     }
 
+    /// The node that makes a value, of the graph or of the patch itself.
+    pub fn producer(&self, id: ValueId) -> Option<&Node> {
+        let Def::Output { node, .. } = self.value(id).def else { return None };
+        self.change.nodes.get(&node).or_else(|| self.base.get_node(node))
+    }
+
     pub fn ty(&self, id: ValueId) -> &Type {
         &self.value(id).ty
     }

@@ -220,6 +220,13 @@ past = [f(1, 1, 3, 16), f(1, 1, 3, 16)]
 case("GroupQueryAttention", [f(1, 1, 64), None, None, *past, i([3], np.int32), i(4, np.int32), *rope], 3, do_rotary=1, scale=0.25, **grouped)
 case("GroupQueryAttention", [f(1, 2, 64), None, None, *past, i([4], np.int32), i(5, np.int32), *rope, None, f(1, 1, 2, 5)], 3, do_rotary=1, rotary_interleaved=1, **grouped)
 
+case("ScatterND", [f(4, 2), i([[3], [1], [-1]]), f(3, 2)], reduction="add")
+case("ScatterND", [f(2, 2), i([[[0, 1]], [[0, 1]]]), f(2, 1)], reduction="add")
+case("ScatterElements", [f(2, 3), i([[0, 2], [-1, 1]]), f(2, 2)], axis=1)
+case("ScatterElements", [f(3, 2), i([[0, 2], [-3, 1]]), f(2, 2)])
+case("ScatterElements", [f(2, 3), i([[0, 0, 2], [-1, 2, 2]]), f(2, 3)], axis=-1, reduction="add")
+case("ReduceLogSumExp", [f(2, 3)], keepdims=0)
+case("ReduceLogSumExp", [f(2, 3, 2)], axes_input=[0, -1])
 # Rows that have less of the past than others write over the rest of it.
 shorter = [f(2, 1, 3, 16), f(2, 1, 3, 16), i([3, 1], np.int32), i(4, np.int32)]
 case("GroupQueryAttention", [f(2, 1, 64), None, None, *shorter, *rope], 3, do_rotary=1, **grouped)

@@ -5,7 +5,7 @@ use super::layout::each;
 use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type, resolve_axis};
-use crate::ir::op::{AttrSpec, OpSpec};
+use crate::ir::op::{AttrSpec, Op, OpSpec};
 use crate::ir::shape::Dim;
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
@@ -40,6 +40,14 @@ pub(super) const OPS: &[OpSpec] = &[
         attrs: &[("reduction", AttrSpec::Str("none"))],
         infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
         eval: eval_scatter_nd,
+        ..ROW
+    },
+    OpSpec {
+        name: "ScatterElements",
+        inputs: 3..=3,
+        attrs: &[("axis", AttrSpec::Int(0)), ("reduction", AttrSpec::Str("none"))],
+        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        eval: eval_scatter_elements,
         ..ROW
     },
     extreme("ArgMax", |c| arg_extreme(c, |new, best| new > best)),
@@ -194,15 +202,23 @@ fn gather_nd<T: Clone>(data: &ArrayD<T>, indices: &ArrayD<i64>, batch: usize) ->
     ArrayD::from_shape_vec(IxDyn(&shape), out).map_err(|e| e.to_string())
 }
 
-fn eval_scatter_nd(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
-    if ctx.op.str("reduction") != Some("none") {
-        return Err("only plain replacement is known".to_owned());
+/// Whether updates are added to what is there, rather than put in its place.
+fn adds(op: &Op) -> Result<bool, String> {
+    match op.str("reduction") {
+        Some("none") => Ok(false),
+        Some("add") => Ok(true),
+        other => Err(format!("reduction {other:?} is not known")),
     }
-    let indices = ctx.i(1)?;
+}
+
+fn eval_scatter_nd(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let (indices, adds) = (ctx.i(1)?, adds(ctx.op)?);
     Ok(vec![match (ctx.input(0)?, ctx.input(2)?) {
-        (Array::F(a), Array::F(u)) => Array::F(scatter_nd(a, indices, u)?),
-        (Array::I(a), Array::I(u)) => Array::I(scatter_nd(a, indices, u)?),
-        (Array::B(a), Array::B(u)) => Array::B(scatter_nd(a, indices, u)?),
+        (Array::F(a), Array::F(u)) if adds => Array::F(scatter_nd(a, indices, u, |old, new| old + new)?),
+        (Array::I(a), Array::I(u)) if adds => Array::I(scatter_nd(a, indices, u, |old, new| old + new)?),
+        (Array::F(a), Array::F(u)) => Array::F(scatter_nd(a, indices, u, |_, new| *new)?),
+        (Array::I(a), Array::I(u)) => Array::I(scatter_nd(a, indices, u, |_, new| *new)?),
+        (Array::B(a), Array::B(u)) if !adds => Array::B(scatter_nd(a, indices, u, |_, new| *new)?),
         _ => return Err("data and updates are of different kinds".to_owned()),
     }])
 }
@@ -211,6 +227,7 @@ fn scatter_nd<T: Clone>(
     data: &ArrayD<T>,
     indices: &ArrayD<i64>,
     updates: &ArrayD<T>,
+    join: fn(&T, &T) -> T,
 ) -> Result<ArrayD<T>, String> {
     let mut out = data.clone();
     let mut new = updates.iter();
@@ -220,8 +237,45 @@ fn scatter_nd<T: Clone>(
             part = part.index_axis_move(Axis(0), *i);
         }
         for x in &mut part {
-            *x = new.next().ok_or("there are too few updates")?.clone();
+            *x = join(x, new.next().ok_or("there are too few updates")?);
         }
+    }
+    Ok(out)
+}
+
+fn eval_scatter_elements(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let (data, indices, adds) = (ctx.input(0)?, ctx.i(1)?, adds(ctx.op)?);
+    let axis = resolve_axis(ctx.int_attr("axis")?, data.shape().len())?;
+    Ok(vec![match (data, ctx.input(2)?) {
+        (Array::F(a), Array::F(u)) if adds => {
+            Array::F(scatter_elements(a, indices, u, axis, |old, new| old + new)?)
+        }
+        (Array::I(a), Array::I(u)) if adds => {
+            Array::I(scatter_elements(a, indices, u, axis, |old, new| old + new)?)
+        }
+        (Array::F(a), Array::F(u)) => Array::F(scatter_elements(a, indices, u, axis, |_, new| *new)?),
+        (Array::I(a), Array::I(u)) => Array::I(scatter_elements(a, indices, u, axis, |_, new| *new)?),
+        _ => return Err("data and updates are of different kinds, or booleans".to_owned()),
+    }])
+}
+
+fn scatter_elements<T: Clone>(
+    data: &ArrayD<T>,
+    indices: &ArrayD<i64>,
+    updates: &ArrayD<T>,
+    axis: usize,
+    join: fn(&T, &T) -> T,
+) -> Result<ArrayD<T>, String> {
+    let (n, mut out) = (data.shape()[axis], data.clone());
+    if indices.shape() != updates.shape() {
+        return Err(format!("indices are {:?}, updates {:?}", indices.shape(), updates.shape()));
+    }
+    for ((place, i), new) in indices.indexed_iter().zip(updates) {
+        let mut place: Vec<usize> = place.slice().to_vec();
+        place[axis] = resolve_axis(*i, n).map_err(|_| format!("index {i} is outside {n}"))?;
+        let old =
+            out.get_mut(IxDyn(&place)).ok_or_else(|| format!("{place:?} is outside {:?}", data.shape()))?;
+        *old = join(old, new);
     }
     Ok(out)
 }

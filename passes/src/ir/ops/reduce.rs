@@ -15,6 +15,7 @@ pub(super) const OPS: &[OpSpec] = &[
     reduction("ReduceProd", |c| reduce(c, |row| row.iter().product())),
     reduction("ReduceL1", |c| reduce(c, |row| row.iter().map(|x| x.abs()).sum())),
     reduction("ReduceL2", |c| reduce(c, |row| row.iter().map(|x| x * x).sum::<f64>().sqrt())),
+    reduction("ReduceLogSumExp", |c| reduce(c, log_sum_exp)),
     reduction("ReduceSumSquare", squares_then_sum),
     OpSpec {
         name: "CumSum",
@@ -67,7 +68,8 @@ fn reduce(ctx: &EvalContext<'_>, f: fn(&[f64]) -> f64) -> Result<Vec<Array>, Str
         Array::I(a) => a.mapv(|x| x as f64),
         Array::B(_) => return Err("booleans do not reduce".to_owned()),
     };
-    // A mean of means over equal counts is the mean; sums, products, norms and extremes nest as well.
+    // A mean of means over equal counts is the mean; sums, products, norms, extremes and logarithms of
+    // sums of exponentials nest as well.
     for axis in axes(ctx.op, out.ndim())? {
         out = out.map_axis(Axis(axis), |row| f(&row.to_vec()));
         if ctx.op.int("keepdims") == Some(1) {
@@ -78,6 +80,14 @@ fn reduce(ctx: &EvalContext<'_>, f: fn(&[f64]) -> f64) -> Result<Vec<Array>, Str
         Array::I(_) => Array::I(out.mapv(|x| x as i64)),
         _ => Array::F(out),
     }])
+}
+
+fn log_sum_exp(row: &[f64]) -> f64 {
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max.is_infinite() {
+        return max;
+    }
+    row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max
 }
 
 /// Squares are taken once, before the first axis is summed.

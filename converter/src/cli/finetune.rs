@@ -1,0 +1,81 @@
+//! `dijiang finetune BUNDLE --data PATH…`
+
+use super::training::{Common, progress};
+use super::{Failure, Outcome, show};
+use crate::train::finetune::{FinetuneOptions, Scope, finetune};
+use crate::train::schedule::{Schedule, Shape};
+use std::path::PathBuf;
+
+/// Train a bundle on text until it has recovered from the conversion.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    bundle: PathBuf,
+    #[command(flatten)]
+    common: Common,
+    /// Updates of the weights
+    #[arg(long, default_value_t = 250)]
+    steps: usize,
+    /// Tokens to train on, in place of --steps
+    #[arg(long, conflicts_with = "steps")]
+    tokens: Option<usize>,
+    /// Learning rate
+    #[arg(long, default_value_t = 6e-4)]
+    lr: f64,
+    /// Learning rate of what the conversion added, as a multiple
+    #[arg(long, default_value_t = 5.0)]
+    new_lr: f64,
+    #[arg(long, default_value = "cosine")]
+    schedule: Shape,
+    /// Steps in which the learning rate rises
+    #[arg(long, default_value_t = 10)]
+    warm_up: usize,
+    #[arg(long, default_value_t = 0.1)]
+    weight_decay: f64,
+    /// Which weights to train
+    #[arg(long, default_value = "all")]
+    train: Scope,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: u64,
+    /// Steps between validations
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    validate_every: u64,
+    /// Go on from the last checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let steps = args.tokens.map_or(args.steps, |tokens| tokens.div_ceil(args.common.tokens_per_step()));
+    let options = FinetuneOptions {
+        sources: args.common.sources(),
+        scope: args.train,
+        trainer: args.common.trainer(args.weight_decay, args.new_lr),
+        schedule: Schedule { shape: args.schedule, rate: args.lr, warm_up: args.warm_up.min(steps), steps },
+        seed: args.common.seed,
+        checkpoint_every: args.checkpoint_every as usize,
+        validate_every: args.validate_every as usize,
+        resume: args.resume,
+    };
+    let (bar, mut tell) = progress(steps);
+    let done = finetune(&args.bundle, &options, &mut tell);
+    bar.finish_and_clear();
+    let done = done?;
+    if args.json {
+        show::object(&serde_json::to_value(&done)?);
+        return Ok(Outcome::Fine);
+    }
+    show::line(&format!(
+        "{} steps, {} tokens, {} parameters in {:.0} s; validation perplexity {:.2}, before {:.2}",
+        done.steps,
+        done.tokens,
+        done.trained_parameters,
+        done.seconds,
+        done.valid_perplexity,
+        done.valid_perplexity_before
+    ));
+    Ok(Outcome::Fine)
+}

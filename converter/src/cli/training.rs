@@ -1,0 +1,104 @@
+//! What the training subcommands share.
+
+use crate::train::finetune::Sources;
+use crate::train::metrics::Line;
+use crate::train::trainer::TrainerOptions;
+use dijiang_passes::training::optimizer::AdamW;
+use dijiang_passes::training::parameters::Precision;
+use dijiang_passes::training::specialize::Size;
+use dijiang_runtime::Device;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Common {
+    /// Text files, .jsonl files of {"text": …}, or .u16 and .u32 files of token ids
+    #[arg(long, required = true, num_args = 1..)]
+    data: Vec<PathBuf>,
+    /// The same to validate on; without it the last twentieth of the data is held out
+    #[arg(long, num_args = 1..)]
+    valid: Vec<PathBuf>,
+    /// Windows to validate on, at most
+    #[arg(long, default_value_t = 64)]
+    validation_windows: usize,
+    /// Rows per batch
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
+    batch: u64,
+    /// Batches per update
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    accumulate: u64,
+    /// Tokens per row
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(2..))]
+    context: u64,
+    /// Gradients of a larger norm are scaled down to it
+    #[arg(long, default_value_t = 1.0)]
+    clip: f64,
+    /// f32, or bf16 for matrix products on CUDA
+    #[arg(long, default_value = "f32")]
+    precision: Numbers,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Threads of an operator
+    #[arg(long)]
+    threads: Option<usize>,
+    /// A directory for ONNX Runtime's profiles of the graphs
+    #[arg(long)]
+    profile: Option<PathBuf>,
+    /// Order of the data
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Numbers {
+    F32,
+    Bf16,
+}
+
+impl Common {
+    pub(super) fn sources(&self) -> Sources {
+        Sources {
+            data: self.data.clone(),
+            valid: self.valid.clone(),
+            validation_windows: self.validation_windows,
+        }
+    }
+
+    pub(super) fn tokens_per_step(&self) -> usize {
+        (self.batch * self.accumulate * self.context) as usize
+    }
+
+    pub(super) fn trainer(&self, weight_decay: f64, new_rate: f64) -> TrainerOptions {
+        TrainerOptions {
+            size: Size { batch: self.batch, sequence: self.context },
+            precision: match self.precision {
+                Numbers::F32 => Precision::F32,
+                Numbers::Bf16 => Precision::Bf16,
+            },
+            device: self.device,
+            threads: self.threads,
+            profile: self.profile.clone(),
+            optimizer: AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay, new_rate },
+            clip_norm: self.clip,
+            accumulate: self.accumulate as usize,
+        }
+    }
+}
+
+/// A bar over the steps, and what moves it.
+pub(super) fn progress(steps: usize) -> (ProgressBar, impl FnMut(&Line)) {
+    let bar = ProgressBar::new(steps as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left") {
+        bar.set_style(style);
+    }
+    let shown = bar.clone();
+    let tell = move |line: &Line| {
+        shown.set_position(line.step as u64);
+        shown.set_message(format!("loss {:.3}, {:.0} tokens/s", line.loss, line.tokens_per_second));
+        if let Some(perplexity) = line.valid_perplexity {
+            shown.println(format!("step {}: validation perplexity {perplexity:.2}", line.step));
+        }
+    };
+    (bar, tell)
+}

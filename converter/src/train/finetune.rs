@@ -1,0 +1,261 @@
+//! Fine-tuning: cross-entropy over data until the steps are done, with checkpoints to go on from.
+
+use super::TrainError;
+use super::checkpoint::Checkpoint;
+use super::data::{self, Texts, Windows};
+use super::metrics::{Line, Metrics};
+use super::plot;
+use super::schedule::Schedule;
+use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
+use super::weights::Weights;
+use crate::bundle::layout;
+use crate::bundle::manifest::Manifest;
+use crate::onnx::import;
+use dijiang_passes::canon::canonicalize;
+use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::training::parameters::{Layout, Selection};
+use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
+use dijiang_runtime::OrtRuntime;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Where a run keeps its graphs, checkpoint and metrics, in the bundle.
+pub const DIR: &str = "train";
+
+/// Which weights are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Scope {
+    /// Every weight
+    All,
+    /// The attention modules
+    Attention,
+    /// What the conversion added
+    Dijiang,
+}
+
+/// What a run reads.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    pub data: Vec<PathBuf>,
+    /// Without it, the end of the data is held out.
+    pub valid: Vec<PathBuf>,
+    /// Windows to validate on, at most.
+    pub validation_windows: usize,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct FinetuneOptions {
+    pub sources: Sources,
+    pub scope: Scope,
+    pub trainer: TrainerOptions,
+    pub schedule: Schedule,
+    pub seed: u64,
+    /// Steps between checkpoints, and between validations.
+    pub checkpoint_every: usize,
+    pub validate_every: usize,
+    pub resume: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Finetuned {
+    pub steps: usize,
+    pub tokens: usize,
+    pub trained_parameters: usize,
+    pub valid_perplexity_before: f64,
+    pub valid_perplexity: f64,
+    pub seconds: f64,
+}
+
+/// Hears of every step.
+pub type OnStep<'a> = &'a mut dyn FnMut(&Line);
+
+/// Trains the bundle. Its weights are replaced when the run is over.
+pub fn finetune(
+    bundle: &Path,
+    options: &FinetuneOptions,
+    on_step: OnStep<'_>,
+) -> Result<Finetuned, TrainError> {
+    let started = Instant::now();
+    let manifest = Manifest::read(bundle)?;
+    let context = options.trainer.size.sequence;
+    let (mut windows, held_out) =
+        read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
+    let model = model_graph(bundle, &manifest, context)?;
+    let layout = Layout::of(&model, &selection(options.scope, &manifest))?;
+    let weights = Weights::open(bundle, &layout)?;
+    let dir = bundle.join(DIR);
+    let TrainerOptions { size, precision, .. } = options.trainer;
+    let evaluation = evaluation(&model, &layout, size, precision)?;
+    let step = |how: &StepOptions| training_step(&model, &layout, how);
+    let graphs =
+        RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
+    let mut trainer = Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone())?;
+    let mut run = Run { dir, options, trainer: &mut trainer, held_out };
+    let (first, before) = run.begin()?;
+    let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
+    let mut perplexity = before;
+    for step in first + 1..=options.schedule.steps {
+        let line = run.step(step, &mut windows)?;
+        perplexity = line.valid_perplexity.unwrap_or(perplexity);
+        metrics.add(line.clone()).map_err(|e| run.io(super::metrics::FILE, e))?;
+        on_step(&line);
+        if step.is_multiple_of(options.checkpoint_every) && step < options.schedule.steps {
+            run.checkpoint(step)?;
+        }
+    }
+    let path = run.dir.join(plot::FILE);
+    std::fs::write(&path, plot::loss_curve(&metrics.lines))
+        .map_err(|source| TrainError::Io { path, source })?;
+    let tokens = metrics.lines.last().map_or(0, |l| l.tokens);
+    let trained_parameters = trainer.layout.len();
+    put_back(&trainer, &weights)?;
+    Ok(Finetuned {
+        steps: options.schedule.steps,
+        tokens,
+        trained_parameters,
+        valid_perplexity_before: before,
+        valid_perplexity: perplexity,
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn selection(scope: Scope, manifest: &Manifest) -> Selection {
+    match scope {
+        Scope::All => Selection::All,
+        Scope::Attention => Selection::Attention(manifest.sites.iter().map(|s| s.name.clone()).collect()),
+        Scope::Dijiang => Selection::New,
+    }
+}
+
+/// The form of the model that training computes: chunks for sequences of several, which keeps memory linear.
+pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
+    let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64);
+    let file = if manifest.sites.iter().all(|site| !site.lowered) {
+        layout::SOFTMAX
+    } else if sequence > 2 * chunk {
+        layout::CHUNKED
+    } else {
+        layout::PARALLEL
+    };
+    let mut graph = import::import(&bundle.join(file))?;
+    canonicalize(&mut graph)?;
+    Ok(graph)
+}
+
+/// Training windows, and those to validate on.
+pub(super) fn read_data(
+    bundle: &Path,
+    manifest: &Manifest,
+    sources: &Sources,
+    context: usize,
+    seed: u64,
+) -> Result<(Windows, Vec<Vec<i64>>), TrainError> {
+    if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
+        return Err(TrainError::Positions { positions, context });
+    }
+    let tokenizer = bundle.join(layout::TOKENIZER);
+    let texts = Texts {
+        tokenizer: &tokenizer,
+        end: manifest.model.eos.first().copied(),
+        vocab: manifest.model.vocab,
+    };
+    let mut stream = data::read(&sources.data, &texts)?;
+    let held_out = if sources.valid.is_empty() {
+        let kept = stream.len() - stream.len() / 20;
+        stream.split_off(kept)
+    } else {
+        data::read(&sources.valid, &texts)?
+    };
+    let held_out = Windows::new(held_out, context, seed)?.in_order(sources.validation_windows);
+    Ok((Windows::new(stream, context, seed)?, held_out))
+}
+
+pub(super) fn put_back(trainer: &Trainer, weights: &Weights) -> Result<(), TrainError> {
+    let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector("parameters"))?)));
+    let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
+    let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
+    Ok(weights.replace(&flats)?)
+}
+
+struct Run<'a> {
+    dir: PathBuf,
+    options: &'a FinetuneOptions,
+    trainer: &'a mut Trainer,
+    held_out: Vec<Vec<i64>>,
+}
+
+impl Run<'_> {
+    fn io(&self, file: &str, source: std::io::Error) -> TrainError {
+        TrainError::Io { path: self.dir.join(file), source }
+    }
+
+    /// The last step that is done, and the perplexity before the first.
+    fn begin(&mut self) -> Result<(usize, f64), TrainError> {
+        let before = self.perplexity()?;
+        if !self.options.resume {
+            return Ok((0, before));
+        }
+        let checkpoint = Checkpoint::read(&self.dir, &self.identity())?;
+        for (name, vector) in &checkpoint.vectors {
+            self.trainer.set_vector(name, vector)?;
+        }
+        Ok((checkpoint.step, before))
+    }
+
+    /// What the steps depend on.
+    fn identity(&self) -> String {
+        let o = self.options;
+        format!(
+            "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {}",
+            o.sources.data,
+            o.scope,
+            o.trainer.size,
+            o.schedule,
+            o.trainer.optimizer,
+            o.trainer.clip_norm,
+            o.trainer.accumulate,
+            o.seed
+        )
+    }
+
+    fn perplexity(&mut self) -> Result<f64, TrainError> {
+        Ok(self.trainer.evaluate(&self.held_out)?.exp())
+    }
+
+    fn step(&mut self, step: usize, windows: &mut Windows) -> Result<Line, TrainError> {
+        let started = Instant::now();
+        let per_step = self.options.trainer.size.batch as usize * self.options.trainer.accumulate;
+        let chosen: Vec<Vec<i64>> = (0..per_step).map(|i| windows.get((step - 1) * per_step + i)).collect();
+        let rate = self.options.schedule.rate(step);
+        let done = self.trainer.step(&chosen, step, rate)?;
+        let tokens = per_step * self.options.trainer.size.sequence as usize;
+        let seconds = started.elapsed().as_secs_f64();
+        let validates =
+            step.is_multiple_of(self.options.validate_every) || step == self.options.schedule.steps;
+        let valid_perplexity = validates.then(|| self.perplexity()).transpose()?;
+        Ok(Line {
+            step,
+            tokens: tokens * step,
+            loss: done.loss,
+            grad_norm: done.gradient_norm,
+            lr: rate,
+            tokens_per_second: tokens as f64 / seconds,
+            valid_perplexity,
+        })
+    }
+
+    fn checkpoint(&self, step: usize) -> Result<(), TrainError> {
+        let mut vectors = BTreeMap::new();
+        for group in &self.trainer.layout.groups {
+            for part in CARRIED {
+                let name = group.vector(part);
+                let values = self.trainer.vector(&name)?;
+                vectors.insert(name, values);
+            }
+        }
+        Ok(Checkpoint { step, options: self.identity(), vectors }.write(&self.dir)?)
+    }
+}

@@ -1,0 +1,91 @@
+//! What a run measured, as JSON lines: one per step.
+
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+
+/// The file, in the bundle's directory `train`.
+pub const FILE: &str = "metrics.jsonl";
+
+/// A line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    pub step: usize,
+    /// Seen since the beginning.
+    pub tokens: usize,
+    pub loss: f64,
+    pub grad_norm: f64,
+    pub lr: f64,
+    pub tokens_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub valid_perplexity: Option<f64>,
+}
+
+/// The open file, and what is in it.
+#[derive(Debug)]
+pub struct Metrics {
+    file: File,
+    pub lines: Vec<Line>,
+}
+
+impl Metrics {
+    /// Opens the file in `dir`, with the lines up to `step`: those after it belong to a run that was killed.
+    pub fn open(dir: &Path, step: usize) -> std::io::Result<Self> {
+        let path = dir.join(FILE);
+        let text = if step > 0 { std::fs::read_to_string(&path)? } else { String::new() };
+        // The last line of a killed run may be cut short.
+        let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let lines = lines.into_iter().filter(|line| line.step <= step).collect::<Vec<_>>();
+        let mut metrics = Self {
+            file: OpenOptions::new().create(true).write(true).truncate(true).open(path)?,
+            lines: Vec::new(),
+        };
+        for line in lines {
+            metrics.add(line)?;
+        }
+        Ok(metrics)
+    }
+
+    pub fn add(&mut self, line: Line) -> std::io::Result<()> {
+        let text = serde_json::to_string(&line)? + "\n";
+        self.file.write_all(text.as_bytes())?;
+        self.lines.push(line);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(step: usize) -> Line {
+        Line {
+            step,
+            tokens: 8,
+            loss: 1.5,
+            grad_norm: 0.5,
+            lr: 0.1,
+            tokens_per_second: 9.0,
+            valid_perplexity: None,
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_behind_its_checkpoint() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut metrics = Metrics::open(dir.path(), 0).expect("it opens");
+        for step in 1..=3 {
+            metrics.add(line(step)).expect("it is written");
+        }
+        drop(metrics);
+        let path = dir.path().join(FILE);
+        let cut = std::fs::read_to_string(&path).expect("it is there") + "{\"step\": 4, \"tok";
+        std::fs::write(&path, cut).expect("it is written");
+        let mut metrics = Metrics::open(dir.path(), 2).expect("it opens");
+        metrics.add(line(3)).expect("it is written");
+        let steps: Vec<usize> = metrics.lines.iter().map(|l| l.step).collect();
+        assert_eq!(steps, [1, 2, 3]);
+        assert_eq!(std::fs::read_to_string(&path).expect("it is there").lines().count(), 3);
+    }
+}

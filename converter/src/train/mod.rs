@@ -1,0 +1,59 @@
+//! Training a bundle: the graphs of `dijiang_passes::training` run by ONNX Runtime over data, and the trained
+//! weights put back where the serving graphs read them.
+
+use crate::bundle::manifest::ManifestError;
+use crate::onnx::export::ExportError;
+use crate::onnx::import::ImportError;
+use dijiang_passes::attention::rewrite::RewriteError;
+use dijiang_passes::canon::CanonError;
+use dijiang_passes::training::TrainingError;
+use dijiang_runtime::{RuntimeError, TensorError};
+use std::path::PathBuf;
+
+pub mod calibrate;
+pub mod checkpoint;
+pub mod data;
+pub mod finetune;
+pub mod metrics;
+pub mod plot;
+pub mod schedule;
+pub mod trainer;
+pub mod weights;
+
+/// Training failed. The weights in the bundle are those of the last time they were written.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Canon(#[from] CanonError),
+    #[error(transparent)]
+    Graph(#[from] TrainingError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    #[error(transparent)]
+    Weights(#[from] weights::WeightsError),
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::CheckpointError),
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    #[error("{}: the recipe in it is not one: {reason}", path.display())]
+    Recipe { path: PathBuf, reason: String },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error(
+        "step {step}: the loss is {loss} and the gradients' norm {gradient_norm} (hint: a lower --lr; {kept})",
+        kept = "the weights are those before this step"
+    )]
+    NotFinite { step: usize, loss: f64, gradient_norm: f64 },
+    #[error("the model has {positions} positions, and --context asks for {context}")]
+    Positions { positions: u64, context: usize },
+}

@@ -1,0 +1,132 @@
+//! The trained weights of a bundle: read from its weight file as f32, and written back in the element types
+//! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
+
+use crate::bundle::layout;
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::training::parameters::{Group, Layout};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// The weight file does not fit what is trained.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {reason}", path.display())]
+    Format { path: PathBuf, reason: String },
+    #[error("{}: `{name}` is not there (hint: convert the model anew)", path.display())]
+    Missing { path: PathBuf, name: String },
+    #[error("{}: `{name}` is {found:?}, expected {expected:?} (hint: convert the model anew)", path.display())]
+    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<u64> },
+    #[error("{}: `{name}` holds {dtype} elements, which cannot be trained", path.display())]
+    Type { path: PathBuf, name: String, dtype: String },
+}
+
+/// Where a weight lies in the file.
+struct Place {
+    begin: usize,
+    end: usize,
+    dtype: DType,
+}
+
+/// An open weight file.
+pub struct Weights {
+    path: PathBuf,
+    map: Mmap,
+    places: BTreeMap<String, Place>,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Weights({})", self.path.display())
+    }
+}
+
+impl Weights {
+    /// Opens the weight file of a bundle and finds what is trained.
+    pub fn open(bundle: &Path, trained: &Layout) -> Result<Self, WeightsError> {
+        let path = bundle.join(layout::WEIGHTS);
+        let io = |source| WeightsError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let format = |e: safetensors::SafeTensorError| WeightsError::Format {
+            path: path.clone(),
+            reason: e.to_string(),
+        };
+        let tensors = SafeTensors::deserialize(&map).map_err(format)?;
+        let base = map.as_ptr() as usize;
+        let mut places = BTreeMap::new();
+        for parameter in trained.parameters() {
+            let name = parameter.name.clone();
+            let missing = |_| WeightsError::Missing { path: path.clone(), name: name.clone() };
+            let view = tensors.tensor(&parameter.name).map_err(missing)?;
+            if !view.shape().iter().map(|d| *d as u64).eq(parameter.dims.iter().copied()) {
+                let (found, expected) = (view.shape().to_vec(), parameter.dims.clone());
+                return Err(WeightsError::Shape { path: path.clone(), name, found, expected });
+            }
+            let Some(dtype) = float(view.dtype()) else {
+                return Err(WeightsError::Type {
+                    path: path.clone(),
+                    name,
+                    dtype: format!("{:?}", view.dtype()),
+                });
+            };
+            let begin = view.data().as_ptr() as usize - base;
+            places.insert(name, Place { begin, end: begin + view.data().len(), dtype });
+        }
+        drop(tensors);
+        Ok(Self { path, map, places })
+    }
+
+    /// The flat vector of a group.
+    pub fn flat(&self, group: &Group) -> Vec<f32> {
+        let mut flat = Vec::with_capacity(group.len());
+        for parameter in &group.parameters {
+            let place = &self.places[&parameter.name];
+            let bytes = self.map[place.begin..place.end].to_vec();
+            // The length was checked when the file was opened.
+            if let Ok(tensor) = Tensor::from_bytes(place.dtype, parameter.dims.clone(), bytes) {
+                flat.extend(tensor.to_f64().into_iter().map(|x| x as f32));
+            }
+        }
+        flat
+    }
+
+    /// Replaces the file by one with new numbers for the trained weights, whole or not at all.
+    pub fn replace(&self, groups: &[(&Group, &[f32])]) -> Result<(), WeightsError> {
+        let io = |source| WeightsError::Io { path: self.path.clone(), source };
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+        let mut bytes = self.map.to_vec();
+        for (group, flat) in groups {
+            for (at, parameter) in group.offsets() {
+                let place = &self.places[&parameter.name];
+                let tensor =
+                    Tensor::from_f32(&parameter.dims, &flat[at..at + parameter.len()]).cast(place.dtype);
+                bytes[place.begin..place.end].copy_from_slice(&tensor.bytes());
+            }
+        }
+        file.write_all(&bytes).map_err(io)?;
+        file.as_file().sync_all().map_err(io)?;
+        let permissions = std::fs::metadata(&self.path).map_err(io)?.permissions();
+        file.as_file().set_permissions(permissions).map_err(io)?;
+        file.persist(&self.path).map_err(|e| io(e.error))?;
+        File::open(dir).and_then(|d| d.sync_all()).map_err(io)
+    }
+}
+
+fn float(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F64 => Some(DType::F64),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}

@@ -1,0 +1,186 @@
+//! Calibration and fine-tuning by the command line, on a small checkpoint and made-up text.
+
+use dijiang::train::metrics::Line;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn dijiang() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_dijiang"))
+}
+
+fn run(args: &[&str]) -> Output {
+    dijiang().args(args).output().expect("it starts")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A bundle of the small LLaMA, and tokens that go round in a pattern.
+struct Setting {
+    dir: tempfile::TempDir,
+}
+
+impl Setting {
+    fn new(recipe: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setting = Self { dir };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama");
+        let source = source.display().to_string();
+        let args = ["convert", &source, "-o", &setting.bundle(), "--recipe", recipe, "--no-verify"];
+        let output = run(&args);
+        assert!(output.status.success(), "{}", said(&output));
+        let tokens: Vec<u8> = (0..4000_u16).flat_map(|i| (i * 7 % 31).to_le_bytes()).collect();
+        std::fs::write(setting.data(), tokens).expect("it is written");
+        setting
+    }
+
+    fn bundle(&self) -> String {
+        self.dir.path().join("bundle").display().to_string()
+    }
+
+    fn data(&self) -> String {
+        self.dir.path().join("text.u16").display().to_string()
+    }
+
+    fn train(&self, what: &str, more: &[&str]) -> Output {
+        let (bundle, data) = (self.bundle(), self.data());
+        let fixed = [what, &bundle, "--data", &data, "--batch", "4", "--context", "32", "--json"];
+        run(&[&fixed, more].concat())
+    }
+
+    fn weights(&self) -> Vec<u8> {
+        std::fs::read(PathBuf::from(self.bundle()).join("model.safetensors")).expect("it is there")
+    }
+
+    fn metrics(&self) -> Vec<Line> {
+        let text = std::fs::read_to_string(PathBuf::from(self.bundle()).join("train/metrics.jsonl"));
+        text.expect("it is there").lines().map(|l| serde_json::from_str(l).expect("a line")).collect()
+    }
+}
+
+fn number(output: &Output, key: &str) -> f64 {
+    let object: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(output)));
+    object[key].as_f64().unwrap_or_else(|| panic!("no {key} in {object}"))
+}
+
+/// Without ONNX Runtime there is nothing to train with; the whole suite says so once, elsewhere.
+fn can_run() -> bool {
+    dijiang_runtime::OrtRuntime::new().is_ok() || std::env::var_os("DIJIANG_REQUIRE_ORT").is_some()
+}
+
+#[test]
+fn the_loss_falls_below_half_and_the_trained_bundle_serves() {
+    if !can_run() {
+        return;
+    }
+    for recipe in ["adaptive", "paper", "released"] {
+        let setting = Setting::new(recipe);
+        let output = setting.train("finetune", &["--steps", "200", "--lr", "3e-3", "--clip", "1"]);
+        assert!(output.status.success(), "{recipe}: {}", said(&output));
+        let lines = setting.metrics();
+        let (first, last) = (lines[0].loss, lines[199].loss);
+        assert!(last < first / 2.0, "{recipe}: {first} became {last}");
+        // The graphs were not written anew, and still hold together on the new weights.
+        let output = run(&["verify", &setting.bundle(), "--json"]);
+        assert!(output.status.success(), "{recipe}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn calibration_brings_the_attentions_nearer() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let output = setting.train("calibrate", &["--steps", "60"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let (before, after) = (number(&output, "error_before"), number(&output, "error"));
+    assert!(after < before / 2.0, "{before} became {after}");
+}
+
+/// The run is killed at whatever step it happens to be at, behind its first checkpoint.
+#[test]
+fn a_killed_run_is_resumed_to_the_same_weights() {
+    if !can_run() {
+        return;
+    }
+    let (whole, killed) = (Setting::new("adaptive"), Setting::new("adaptive"));
+    // One thread: sums over several come out in one order.
+    let how = ["--steps", "40", "--checkpoint-every", "5", "--threads", "1"];
+    assert!(whole.train("finetune", &how).status.success());
+    let (bundle, data) = (killed.bundle(), killed.data());
+    let fixed = ["finetune", &bundle, "--data", &data, "--batch", "4", "--context", "32"];
+    let started = dijiang().args(fixed).args(how).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
+    let mut child = started.expect("it starts");
+    let checkpoint = Path::new(&bundle).join("train/checkpoint.safetensors");
+    let patience = Instant::now() + Duration::from_mins(2);
+    while !checkpoint.exists() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().expect("it is killed");
+    child.wait().expect("it ends");
+    assert_ne!(killed.weights(), whole.weights(), "it was over before it was killed");
+    let output = killed.train("finetune", &[&how[..], &["--resume"]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(killed.weights(), whole.weights());
+    let losses = |setting: &Setting| setting.metrics().iter().map(|l| l.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&killed), losses(&whole));
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("paper");
+    let before = setting.weights();
+    let output = setting.train("finetune", &["--steps", "50", "--lr", "1e30", "--clip", "1e30"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("the weights are those before this step"), "{}", said(&output));
+    assert_eq!(setting.weights(), before);
+}
+
+#[test]
+fn bad_data_is_refused_in_one_line() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let refused = |bytes: &[u8]| {
+        std::fs::write(setting.data(), bytes).expect("it is written");
+        let output = setting.train("finetune", &["--steps", "1"]);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        said(&output).replace(&setting.dir.path().display().to_string(), "DIR")
+    };
+    insta::assert_snapshot!([refused(b""), refused(&[5, 0]), refused(&[200, 0, 1, 0])].concat());
+}
+
+/// A limit on the size of files stands for a disk that is full.
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let short = ["--steps", "4", "--checkpoint-every", "2"];
+    assert!(setting.train("finetune", &short).status.success());
+    let checkpoint = Path::new(&setting.bundle()).join("train/checkpoint.safetensors");
+    let before = std::fs::read(&checkpoint).expect("it is there");
+    let weights = setting.weights();
+    let script = "trap '' XFSZ; ulimit -f 600; exec \"$0\" \"$@\"";
+    let (bundle, data) = (setting.bundle(), setting.data());
+    let output = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_dijiang"), "finetune", &bundle, "--data", &data])
+        .args(["--batch", "4", "--context", "32"])
+        .args(short)
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("(hint: the checkpoint before it is still there)"), "{}", said(&output));
+    assert_eq!(std::fs::read(&checkpoint).expect("it is there"), before);
+    assert_eq!(setting.weights(), weights);
+}

@@ -1,0 +1,105 @@
+//! AdamW (Loshchilov and Hutter 2019) on flat vectors, as PyTorch computes it:
+//! m ← β₁ m + (1 - β₁) g,  v ← β₂ v + (1 - β₂) g²,
+//! p ← p - lr λ p - lr (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε),
+//! with g scaled down to a norm of at most `clip_norm` first.
+//!
+//! Every reader of an old vector comes before the node that writes the new one, so that inputs and outputs
+//! may be the same memory.
+
+use super::parameters::{Group, Layout};
+use crate::ir::dtype::DType;
+use crate::ir::graph::{Graph, ValueId};
+use crate::ir::patch::{Patch, PatchError};
+use crate::ir::shape::Dim;
+
+/// What does not change from step to step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    /// The learning rate of new parameters, as a multiple of the others'.
+    pub new_rate: f64,
+}
+
+/// f32 of rank 0: the learning rate of this step.
+pub const LEARNING_RATE: &str = "learning_rate";
+/// f32 of rank 0: this step's number, from 1.
+pub const STEP: &str = "step";
+/// f32 of rank 0: what the gradients are multiplied by, for clipping and for the mean over micro-batches.
+pub const GRADIENT_SCALE: &str = "gradient_scale";
+
+/// What an updated vector is called; it is the input's own name with this in front.
+pub const UPDATED: &str = "updated.";
+
+/// Writes the graph: for each group `parameters.G`, `gradients.G`, `first_moments.G` and `second_moments.G` in,
+/// all but the gradients out.
+pub fn adamw(layout: &Layout, how: &AdamW) -> Result<Graph, PatchError> {
+    let mut graph = Graph::new("adamw");
+    let change = {
+        let mut patch = Patch::new(&graph, "adamw");
+        let p = &mut patch;
+        let scalars = [LEARNING_RATE, STEP, GRADIENT_SCALE].map(|name| p.input(name, DType::F32, vec![]));
+        let corrections = [how.beta1, how.beta2].map(|beta| correction(p, scalars[1], beta));
+        for group in &layout.groups {
+            p.set_scope(group.name);
+            update(p, group, how, scalars, corrections);
+        }
+        patch.finish()
+    };
+    graph.apply(change)?;
+    Ok(graph)
+}
+
+/// 1 - βᵗ
+fn correction(p: &mut Patch<'_>, step: ValueId, beta: f64) -> ValueId {
+    let power = p.mul_scalar(step, beta.ln());
+    let power = p.exp(power);
+    let one = p.scalar_like(power, 1.0);
+    p.sub(one, power)
+}
+
+fn update(
+    p: &mut Patch<'_>,
+    group: &Group,
+    how: &AdamW,
+    [rate, _, scale]: [ValueId; 3],
+    [first, second]: [ValueId; 2],
+) {
+    let mut vector =
+        |part: &str| p.input(&group.vector(part), DType::F32, vec![Dim::Known(group.len() as u64)]);
+    let [old, gradient, m, v] =
+        ["parameters", "gradients", "first_moments", "second_moments"].map(&mut vector);
+    let rate = if group.is_new { p.mul_scalar(rate, how.new_rate) } else { rate };
+
+    let g = p.mul(gradient, scale);
+    let m = average(p, m, g, how.beta1);
+    let square = p.mul(g, g);
+    let v = average(p, v, square, how.beta2);
+    let root = p.div(v, second);
+    let root = p.sqrt(root);
+    let root = p.add_scalar(root, how.epsilon);
+    let size = p.div(rate, first);
+    let direction = p.div(m, root);
+    let step = p.mul(direction, size);
+    let kept = match group.decays {
+        true => {
+            let shrink = p.mul_scalar(rate, -how.weight_decay);
+            let shrink = p.add_scalar(shrink, 1.0);
+            p.mul(old, shrink)
+        }
+        false => old,
+    };
+    let new = p.sub(kept, step);
+    for (part, value) in [("parameters", new), ("first_moments", m), ("second_moments", v)] {
+        p.output(&format!("{UPDATED}{}", group.vector(part)), value);
+    }
+}
+
+/// β old + (1 - β) new
+fn average(p: &mut Patch<'_>, old: ValueId, new: ValueId, beta: f64) -> ValueId {
+    let kept = p.mul_scalar(old, beta);
+    let added = p.mul_scalar(new, 1.0 - beta);
+    p.add(kept, added)
+}

@@ -1,0 +1,176 @@
+//! Graphs that work on memory of a device: every input and output is a tensor that was put there once, so that
+//! a run moves nothing between host and device.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::memory::{Allocator, MemoryInfo};
+use ort::session::IoBinding;
+use ort::value::DynTensor;
+
+use crate::error::{RuntimeError, one_line};
+use crate::ort_runtime::{self, OrtRuntime, element_type, memory};
+use crate::session::{Device, Io, LoadOptions};
+use crate::tensor::{Dtype, HostTensor};
+
+/// A tensor on a device; clones are the same memory.
+#[derive(Clone)]
+pub struct DeviceTensor {
+    value: Arc<Mutex<DynTensor>>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Whether the host can read and write it where it is.
+    is_on_host: bool,
+}
+
+impl fmt::Debug for DeviceTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceTensor({} {:?})", self.dtype, self.shape)
+    }
+}
+
+/// A loaded graph and the tensors it works on.
+#[derive(Debug)]
+pub struct Program {
+    session: ort::session::Session,
+    binding: IoBinding,
+    inputs: Vec<Io>,
+    outputs: Vec<Io>,
+    bound: Vec<(String, DeviceTensor)>,
+    device: Device,
+    model: PathBuf,
+}
+
+impl Program {
+    /// Loads a graph whose inputs and outputs all have numbers for dims. Nothing is bound yet.
+    pub fn load(runtime: &OrtRuntime, model: &Path, options: &LoadOptions) -> Result<Self, RuntimeError> {
+        let session = runtime.session(model, options)?;
+        let failed = |reason: String| ort_runtime::load_failed(model, reason);
+        let binding = session.create_binding().map_err(|e| failed(one_line(e.message())))?;
+        let inputs = ort_runtime::declared(session.inputs()).map_err(failed)?;
+        let outputs = ort_runtime::declared(session.outputs()).map_err(failed)?;
+        let device = options.device;
+        Ok(Self { session, binding, inputs, outputs, bound: Vec::new(), device, model: model.to_path_buf() })
+    }
+
+    pub fn inputs(&self) -> &[Io] {
+        &self.inputs
+    }
+
+    pub fn outputs(&self) -> &[Io] {
+        &self.outputs
+    }
+
+    /// A tensor of zeros where the program computes.
+    pub fn allocate(&self, dtype: Dtype, shape: &[usize]) -> Result<DeviceTensor, RuntimeError> {
+        let value = self.allocated(dtype, shape).map_err(|reason| self.failed(reason))?;
+        let is_on_host = value.memory_info().is_cpu_accessible();
+        let tensor =
+            DeviceTensor { value: Arc::new(Mutex::new(value)), dtype, shape: shape.to_vec(), is_on_host };
+        // `ort` clears memory of the host only.
+        if !is_on_host {
+            tensor.write(&HostTensor::zeros(dtype, shape)?)?;
+        }
+        Ok(tensor)
+    }
+
+    fn allocated(&self, dtype: Dtype, shape: &[usize]) -> Result<DynTensor, String> {
+        let said = |e: ort::Error| one_line(e.message());
+        let allocator = match self.device {
+            Device::Cpu => Allocator::default(),
+            Device::Cuda(_) => {
+                let place: MemoryInfo<'static> = memory(self.device)?;
+                Allocator::new(&self.session, place).map_err(said)?
+            }
+        };
+        DynTensor::new(&allocator, element_type(dtype), shape).map_err(said)
+    }
+
+    /// A tensor of zeros for a declared input or output.
+    pub fn allocate_like(&self, name: &str) -> Result<DeviceTensor, RuntimeError> {
+        let io = self.io(name)?;
+        let dims = io.shape.iter().map(|dim| match dim {
+            crate::session::DimSpec::Fixed(n) => Ok(*n),
+            crate::session::DimSpec::Dynamic(_) => {
+                Err(self.failed(format!("`{name}` {} must have numbers for dims", io.shape_text())))
+            }
+        });
+        let dims = dims.collect::<Result<Vec<usize>, _>>()?;
+        self.allocate(io.dtype, &dims)
+    }
+
+    fn io(&self, name: &str) -> Result<&Io, RuntimeError> {
+        let found = self.inputs.iter().chain(&self.outputs).find(|io| io.name == name);
+        found.ok_or_else(|| self.failed(format!("it has no input or output `{name}`")))
+    }
+
+    /// Reads an input from a tensor from now on.
+    pub fn bind_input(&mut self, name: &str, tensor: &DeviceTensor) -> Result<(), RuntimeError> {
+        let value = tensor.value.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = self.binding.bind_input(name, &*value);
+        drop(value);
+        bound.map_err(|e| self.failed(one_line(e.message())))?;
+        self.bound.push((name.to_owned(), tensor.clone()));
+        Ok(())
+    }
+
+    /// Writes an output to a tensor from now on. It may be that of an input, where the graph reads the old
+    /// value before it writes the new one.
+    pub fn bind_output(&mut self, name: &str, tensor: &DeviceTensor) -> Result<(), RuntimeError> {
+        let mut value = tensor.value.lock().unwrap_or_else(PoisonError::into_inner);
+        let bound = self.binding.bind_output(name, &mut *value);
+        drop(value);
+        bound.map_err(|e| self.failed(one_line(e.message())))?;
+        self.bound.push((name.to_owned(), tensor.clone()));
+        Ok(())
+    }
+
+    /// Runs the graph on what is bound.
+    pub fn run(&mut self) -> Result<(), RuntimeError> {
+        let run = self.session.run_binding(&self.binding).map(|_| ());
+        run.map_err(|e| self.failed(one_line(e.message())))
+    }
+
+    fn failed(&self, reason: String) -> RuntimeError {
+        ort_runtime::run_failed(&self.model, reason)
+    }
+}
+
+impl DeviceTensor {
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Puts numbers there.
+    pub fn write(&self, from: &HostTensor) -> Result<(), RuntimeError> {
+        if (from.dtype(), from.shape()) != (self.dtype, self.shape.as_slice()) {
+            let (found, want) = ((from.dtype(), from.shape()), (self.dtype, &self.shape));
+            return Err(copy_failed(format!("a tensor {found:?} does not fit {want:?}")));
+        }
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_on_host {
+            let target = value.data_ptr_mut().cast::<u8>();
+            // SAFETY: the tensor lies in host memory, holds as many bytes as `from` of the same dtype and shape, and
+            // the lock keeps others away; a run that reads it is not under way, as `run` returns when it is done.
+            unsafe { target.copy_from_nonoverlapping(from.bytes().as_ptr(), from.byte_len()) };
+            return Ok(());
+        }
+        let host = ort_runtime::to_ort(from).map_err(copy_failed)?;
+        host.copy_into(&mut *value).map_err(|e| copy_failed(one_line(e.message())))
+    }
+
+    /// What is there now.
+    pub fn read(&self) -> Result<HostTensor, RuntimeError> {
+        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        ort_runtime::tensor_from_ort(&value, self.dtype, self.shape.clone()).map_err(copy_failed)
+    }
+}
+
+fn copy_failed(reason: String) -> RuntimeError {
+    RuntimeError::Copy { reason }
+}
