@@ -271,6 +271,7 @@ impl Writer<'_> {
             sites: self.compiled.report.sites.iter().map(site).collect(),
             state: states(&self.compiled.model),
             checks: Vec::new(),
+            trained: None,
         })
     }
 

@@ -12,4 +12,5 @@ pub mod progress;
 pub mod recipes;
 pub mod source;
 pub mod target;
+pub mod torch;
 pub mod verify;

@@ -2,7 +2,9 @@
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
 mod convert;
+mod export_torch;
 mod generate;
+mod import_weights;
 mod inspect;
 mod show;
 mod verify;
@@ -24,6 +26,8 @@ enum Command {
     Inspect(inspect::Args),
     Verify(verify::Args),
     Generate(generate::Args),
+    ExportTorch(export_torch::Args),
+    ImportWeights(import_weights::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -49,6 +53,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::ExportTorch(args) => export_torch::run(&args),
+        Command::ImportWeights(args) => import_weights::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

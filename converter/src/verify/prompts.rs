@@ -93,6 +93,7 @@ mod tests {
             sites: Vec::new(),
             state: Vec::new(),
             checks: Vec::new(),
+            trained: None,
         };
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
