@@ -333,6 +333,7 @@ pub(crate) fn describe(
         state: Vec::new(),
         checks: Vec::new(),
         stopped_after: None,
+        trained: None,
     })
 }
 

@@ -14,5 +14,6 @@ pub mod recipes;
 pub mod source;
 pub mod stop_after;
 pub mod target;
+pub mod torch;
 pub mod train;
 pub mod verify;

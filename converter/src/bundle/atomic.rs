@@ -58,6 +58,15 @@ impl NewBundle {
         Ok(Self { target: target.clone(), temporary, force, _lock: lock, _parents: parents })
     }
 
+    /// Begins another version of the bundle at `target`: with all that is there, except the files to be written anew.
+    /// The files are linked where the file system can, so they must not be written to.
+    pub fn revise(target: &Path, anew: &[&str]) -> Result<Self, BundleError> {
+        let new = Self::begin(target, true)?;
+        let failed = |source| BundleError::Io { path: show(target), doing: "it cannot be copied", source };
+        link_all(&new.target, new.path(), anew).map_err(failed)?;
+        Ok(new)
+    }
+
     /// Where the files are written until they are committed.
     pub fn path(&self) -> &Path {
         &self.temporary
@@ -181,6 +190,24 @@ fn restore(target: &Path, parent: &Path, prefix: &OsString) -> io::Result<()> {
     }
 }
 
+/// Links all that is in `from` into `to`, except the files called `except` at its top.
+fn link_all(from: &Path, to: &Path, except: &[&str]) -> io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, link) = (entry.path(), to.join(entry.file_name()));
+        if except.iter().any(|name| entry.file_name() == *name) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&link)?;
+            link_all(&path, &link, &[])?;
+        } else if std::fs::hard_link(&path, &link).is_err() {
+            std::fs::copy(&path, &link)?;
+        }
+    }
+    Ok(())
+}
+
 /// Every file and directory below, then the directory itself.
 fn sync(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
@@ -269,6 +296,27 @@ mod tests {
         fs::write(&file, "").expect("it is written");
         assert!(matches!(write(&file, true, ""), Err(BundleError::NotABundle { .. })));
         assert!(matches!(write(&file.join("b"), true, ""), Err(BundleError::Io { .. })));
+    }
+
+    #[test]
+    fn a_revised_bundle_keeps_what_is_not_written_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let target = directory.path().join("b");
+        write(&target, false, "one").expect("it is new");
+        fs::write(target.join("train/step"), "7").expect("it is written");
+        drop(NewBundle::revise(&target, &[layout::MANIFEST]).expect("it begins"));
+        assert_eq!(
+            (read(&target), names(&target)),
+            ("one".to_owned(), vec![layout::MANIFEST.into(), "train".into()])
+        );
+        let new = NewBundle::revise(&target, &[layout::MANIFEST]).expect("it begins");
+        assert_eq!(names(new.path()), ["train"]);
+        fs::write(new.path().join(layout::MANIFEST), "two").expect("it is written");
+        new.commit().expect("it is replaced");
+        let step = fs::read_to_string(target.join("train/step")).expect("it is there");
+        assert_eq!((read(&target), step), ("two".to_owned(), "7".to_owned()));
+        assert_eq!(names(directory.path()), ["b"]);
+        assert!(matches!(NewBundle::revise(&target.join("train"), &[]), Err(BundleError::NotABundle { .. })));
     }
 
     #[test]

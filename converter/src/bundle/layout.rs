@@ -20,5 +20,7 @@ pub const CHUNKED: &str = "chunked.onnx";
 pub const CONFIG: &str = "config.json";
 /// The tokenizer, as the `tokenizers` library reads it.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// The code of the PyTorch model, where it was exported.
+pub const TORCH: &str = "modeling_dijiang.py";
 /// What onnxruntime-genai reads.
 pub const GENAI_CONFIG: &str = "genai_config.json";

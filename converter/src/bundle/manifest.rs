@@ -39,6 +39,9 @@ pub struct Manifest {
     /// There where the conversion was stopped on the way: the graph is for looking into it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stopped_after: Option<u64>,
+    /// The weight file, where it was trained since and imported.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trained: Option<SourceFile>,
 }
 
 /// What was converted.
@@ -189,16 +192,13 @@ struct Versioned {
 impl SourceFile {
     /// Describes a file; of a `.safetensors` file only the header is read.
     pub fn describe(path: &Path) -> Result<Self, ManifestError> {
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            return Self::describe_whole(path);
+        }
         let file = path.display().to_string();
         let io = |source| ManifestError::Io { file: file.clone(), source };
-        let mut open = File::open(path).map_err(io)?;
-        let bytes = open.metadata().map_err(io)?.len();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let described = Self { name, bytes, sha256: None, safetensors_header_sha256: None };
-        if path.extension().is_none_or(|e| e != "safetensors") {
-            let sha256 = Some(digest(&mut open).map_err(io)?);
-            return Ok(Self { sha256, ..described });
-        }
+        let (mut open, described) = Self::open(path).map_err(io)?;
+        let bytes = described.bytes;
         let mut length = [0; 8];
         open.read_exact(&mut length).map_err(io)?;
         let header = u64::from_le_bytes(length);
@@ -207,6 +207,21 @@ impl SourceFile {
         }
         let digest = digest(&mut open.take(header)).map_err(io)?;
         Ok(Self { safetensors_header_sha256: Some(digest), ..described })
+    }
+
+    /// Describes a file by all of it, whatever it is.
+    pub fn describe_whole(path: &Path) -> Result<Self, ManifestError> {
+        let io = |source| ManifestError::Io { file: path.display().to_string(), source };
+        let (mut open, described) = Self::open(path).map_err(io)?;
+        Ok(Self { sha256: Some(digest(&mut open).map_err(io)?), ..described })
+    }
+
+    /// The file, and what there is to say before it is read.
+    fn open(path: &Path) -> std::io::Result<(File, Self)> {
+        let open = File::open(path)?;
+        let bytes = open.metadata()?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((open, Self { name, bytes, sha256: None, safetensors_header_sha256: None }))
     }
 }
 
@@ -261,6 +276,7 @@ mod tests {
             state: vec![State { name, shape, dtype: "f32".to_owned() }],
             checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
             stopped_after: None,
+            trained: None,
         }
     }
 

@@ -93,7 +93,7 @@ impl WeightFile {
     }
 
     /// Header length and header: all of the file that is not elements.
-    fn head(&self) -> Vec<u8> {
+    pub fn head(&self) -> Vec<u8> {
         [&(self.header.len() as u64).to_le_bytes(), self.header.as_slice()].concat()
     }
 

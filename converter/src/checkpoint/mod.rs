@@ -21,6 +21,7 @@ mod weights;
 pub use config::Config;
 pub use error::CheckpointError;
 pub use weights::read_header;
+pub(crate) use weights::{Stored, Weights};
 
 use build::Builder;
 use dijiang_passes::ir::dtype::DType;
@@ -28,7 +29,6 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use families::Family;
 use std::path::{Path, PathBuf};
-use weights::Weights;
 
 /// An opened checkpoint: the config is read and understood, the weight files are mapped.
 #[derive(Debug)]

@@ -19,19 +19,20 @@ const LENGTH_BYTES: usize = 8;
 
 /// The tensors of a checkpoint by name, as views of mapped files.
 #[derive(Debug)]
-pub(super) struct Weights {
-    pub(super) dir: PathBuf,
+pub(crate) struct Weights {
+    /// The directory the files are in.
+    pub(crate) dir: PathBuf,
     pub(super) files: Vec<PathBuf>,
     tensors: BTreeMap<String, Stored>,
 }
 
 /// A tensor in its file.
 #[derive(Debug, Clone)]
-pub(super) struct Stored {
+pub(crate) struct Stored {
     /// Index into [`Weights::files`].
     pub(super) file: usize,
     /// The name of the element type where it is one that cannot be read, such as `F8_E4M3`.
-    pub(super) tensor: Result<Tensor, String>,
+    pub(crate) tensor: Result<Tensor, String>,
 }
 
 #[derive(Deserialize)]
@@ -42,7 +43,7 @@ struct Index {
 impl Weights {
     /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
-        let mut weights = Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::none(dir);
         let single = dir.join(SINGLE);
         if single.is_file() {
             weights.tensors = weights.map(&single)?;
@@ -52,6 +53,24 @@ impl Weights {
             return Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: hint(dir) });
         }
         Ok(weights)
+    }
+
+    /// The same of a directory; or maps one file, whatever it is called, or the shards that an index names.
+    pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
+        if path.is_dir() {
+            return Self::open(path);
+        }
+        let mut weights = Self::none(path.parent().unwrap_or(Path::new("")));
+        if path.extension().is_some_and(|e| e == "json") {
+            weights.open_shards(path)?;
+        } else {
+            weights.tensors = weights.map(path)?;
+        }
+        Ok(weights)
+    }
+
+    fn none(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() }
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
@@ -96,13 +115,26 @@ impl Weights {
         Ok(read_header(&owner, path)?.into_iter().map(stored).collect())
     }
 
-    pub(super) fn get_key(&self, name: &str) -> Option<(&str, &Stored)> {
+    pub(crate) fn get_key(&self, name: &str) -> Option<(&str, &Stored)> {
         self.tensors.get_key_value(name).map(|(name, stored)| (name.as_str(), stored))
     }
 
     /// The file a tensor is in.
-    pub(super) fn file_of(&self, stored: &Stored) -> &Path {
+    pub(crate) fn file_of(&self, stored: &Stored) -> &Path {
         &self.files[stored.file]
+    }
+
+    /// What to name where something is not there: the file, or the directory of several.
+    pub(crate) fn place(&self) -> &Path {
+        match self.files.as_slice() {
+            [only] => only,
+            _ => &self.dir,
+        }
+    }
+
+    /// Every tensor, in the order of their names.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Stored)> {
+        self.tensors.iter().map(|(name, stored)| (name.as_str(), stored))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
@@ -110,7 +142,7 @@ impl Weights {
     }
 
     /// The tensors that can be read, in the order of their names.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().filter_map(|(name, stored)| Some((name.as_str(), stored.tensor.as_ref().ok()?)))
     }
 

@@ -3,8 +3,10 @@
 
 mod calibrate;
 mod convert;
+mod export_torch;
 mod finetune;
 mod generate;
+mod import_weights;
 mod inspect;
 mod show;
 mod training;
@@ -29,6 +31,8 @@ enum Command {
     Generate(generate::Args),
     Calibrate(calibrate::Args),
     Finetune(finetune::Args),
+    ExportTorch(export_torch::Args),
+    ImportWeights(import_weights::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -56,6 +60,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Finetune(args) => finetune::run(&args),
+        Command::ExportTorch(args) => export_torch::run(&args),
+        Command::ImportWeights(args) => import_weights::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

@@ -96,6 +96,7 @@ mod tests {
             state: Vec::new(),
             checks: Vec::new(),
             stopped_after: None,
+            trained: None,
         };
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));

@@ -1,0 +1,30 @@
+//! `dijiang export-torch BUNDLE`
+
+use super::{Failure, Outcome, show};
+use crate::bundle::layout;
+use crate::torch::export::export_torch;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Put a PyTorch model into a bundle, to train it with transformers.
+///
+/// Writes modeling_dijiang.py and makes config.json name it. Then
+/// `AutoModelForCausalLM.from_pretrained(BUNDLE, trust_remote_code=True)` loads the bundle's weights as they are.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    bundle: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let class = export_torch(&args.bundle)?;
+    let code = args.bundle.join(layout::TORCH);
+    if args.json {
+        show::object(&json!({"bundle": args.bundle, "code": code, "class": class}));
+    } else {
+        show::line(&format!("{}: {class}, which {} names", code.display(), layout::CONFIG));
+    }
+    Ok(Outcome::Fine)
+}

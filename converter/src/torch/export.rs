@@ -1,0 +1,112 @@
+//! Puts the PyTorch model into a bundle: its code, and what `config.json` must say for transformers to find it.
+
+use super::{KEY, description};
+use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::layout;
+use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
+use crate::checkpoint::{CheckpointError, Config};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// The code of the model.
+const CODE: &str = include_str!("modeling_dijiang.py");
+/// The module that [`layout::TORCH`] is.
+const MODULE: &str = "modeling_dijiang";
+
+/// The families the code has, and their classes.
+const CLASSES: [(&str, &str); 3] = [
+    ("gpt_neox", "DijiangGptNeoxForCausalLM"),
+    ("llama", "DijiangLlamaForCausalLM"),
+    ("opt", "DijiangOptForCausalLM"),
+];
+
+/// Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportTorchError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Config(#[from] CheckpointError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(
+        "{bundle}: it was made from an ONNX graph, and there is PyTorch code for checkpoints only (hint: convert the checkpoint)"
+    )]
+    FromOnnx { bundle: String },
+    #[error("{bundle}: there is no PyTorch code for the family `{family}` (there is for: {known})")]
+    Family { bundle: String, family: String, known: String },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+}
+
+/// Writes the model into `bundle` and returns its class. Doing it again changes nothing.
+pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
+    let manifest = Manifest::read(bundle)?;
+    let class = class(bundle, &manifest)?;
+    let path = bundle.join(layout::CONFIG);
+    let config = Config::read(&path)?;
+    let text = with_class(&config, class, &description(bundle, &manifest)?);
+    let text = text.map_err(|source| ExportTorchError::Json { path, source })?;
+    let new = NewBundle::revise(bundle, &[layout::CONFIG, layout::TORCH])?;
+    for (name, text) in [(layout::CONFIG, text.as_str()), (layout::TORCH, CODE)] {
+        let path = new.path().join(name);
+        std::fs::write(&path, text).map_err(|source| ExportTorchError::Io { path, source })?;
+    }
+    new.commit()?;
+    Ok(class)
+}
+
+fn class(bundle: &Path, manifest: &Manifest) -> Result<&'static str, ExportTorchError> {
+    let bundle = bundle.display().to_string();
+    if manifest.source.kind == SourceKind::Onnx {
+        return Err(ExportTorchError::FromOnnx { bundle });
+    }
+    let family = &manifest.model.family;
+    let found = CLASSES.iter().find(|(name, _)| name == family).map(|(_, class)| *class);
+    found.ok_or_else(|| ExportTorchError::Family {
+        bundle,
+        family: family.clone(),
+        known: CLASSES.map(|(name, _)| name).join(", "),
+    })
+}
+
+/// The model's own keys stay. Its `model_type` does not: without the code, transformers would read the bundle as the
+/// model it was converted from, and leave the new parameters out.
+fn with_class(config: &Config, class: &str, description: &Value) -> serde_json::Result<String> {
+    let mut values = config.values().clone();
+    let auto_map = json!({
+        "AutoConfig": format!("{MODULE}.DijiangConfig"),
+        "AutoModelForCausalLM": format!("{MODULE}.{class}"),
+    });
+    let new = [
+        ("architectures", json!([class])),
+        ("auto_map", auto_map),
+        (KEY, description.clone()),
+        ("model_type", json!("dijiang")),
+    ];
+    values.extend(new.map(|(key, value)| (key.to_owned(), value)));
+    Ok(serde_json::to_string_pretty(&values)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_has_every_class() {
+        assert_eq!(layout::TORCH, format!("{MODULE}.py"));
+        for (family, class) in CLASSES {
+            assert!(CODE.contains(&format!("\nclass {class}(DijiangForCausalLM):\n")), "{family}");
+        }
+    }
+
+    #[test]
+    fn the_code_has_every_feature_map() {
+        let row = CODE.lines().find(|line| line.starts_with("MAPS = ")).expect("the table");
+        let named: Vec<&str> = row.split('"').skip(1).step_by(2).collect();
+        let known: Vec<&str> = dijiang_passes::feature_map::MAPS.iter().map(|m| m.name()).collect();
+        assert_eq!(named, known);
+    }
+}
