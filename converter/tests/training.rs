@@ -84,6 +84,10 @@ fn the_loss_falls_below_half_and_the_trained_bundle_serves() {
         let lines = setting.metrics();
         let (first, last) = (lines[0].loss, lines[199].loss);
         assert!(last < first / 2.0, "{recipe}: {first} became {last}");
+        let manifest = std::fs::read_to_string(PathBuf::from(setting.bundle()).join("dijiang.json"));
+        let manifest: Value = serde_json::from_str(&manifest.expect("it is there")).expect("it is JSON");
+        assert_eq!(manifest["checks"], serde_json::json!([]), "{recipe}");
+        assert_eq!(manifest["trained"]["bytes"], setting.weights().len(), "{recipe}");
         // The graphs were not written anew, and still hold together on the new weights.
         let output = run(&["verify", &setting.bundle(), "--json"]);
         assert!(output.status.success(), "{recipe}: {}", String::from_utf8_lossy(&output.stdout));

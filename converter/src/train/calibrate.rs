@@ -52,7 +52,7 @@ pub fn calibrate(
     on_step: &mut dyn FnMut(&Line),
 ) -> Result<Calibrated, TrainError> {
     let started = Instant::now();
-    let manifest = Manifest::read(bundle)?;
+    let mut manifest = Manifest::read(bundle)?;
     let size = options.trainer.size;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, size.sequence as usize, options.seed)?;
@@ -89,7 +89,7 @@ pub fn calibrate(
         on_step(&line);
     }
     let after = trainer.evaluate(&held_out)?.exp();
-    put_back(&trainer, &weights)?;
+    put_back(bundle, &mut manifest, &trainer, &weights)?;
     let error = |line: Option<&Line>| line.map_or(f64::NAN, |l| l.loss);
     Ok(Calibrated {
         steps: options.schedule.steps,

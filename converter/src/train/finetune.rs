@@ -9,7 +9,7 @@ use super::schedule::Schedule;
 use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
 use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
+use crate::bundle::manifest::{Manifest, SourceFile};
 use crate::onnx::import;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
@@ -17,6 +17,7 @@ use dijiang_passes::training::parameters::{Layout, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -79,7 +80,7 @@ pub fn finetune(
     on_step: OnStep<'_>,
 ) -> Result<Finetuned, TrainError> {
     let started = Instant::now();
-    let manifest = Manifest::read(bundle)?;
+    let mut manifest = Manifest::read(bundle)?;
     let context = options.trainer.size.sequence;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
@@ -111,7 +112,7 @@ pub fn finetune(
         .map_err(|source| TrainError::Io { path, source })?;
     let tokens = metrics.lines.last().map_or(0, |l| l.tokens);
     let trained_parameters = trainer.layout.len();
-    put_back(&trainer, &weights)?;
+    put_back(bundle, &mut manifest, &trainer, &weights)?;
     Ok(Finetuned {
         steps: options.schedule.steps,
         tokens,
@@ -173,11 +174,34 @@ pub(super) fn read_data(
     Ok((Windows::new(stream, context, seed)?, held_out))
 }
 
-pub(super) fn put_back(trainer: &Trainer, weights: &Weights) -> Result<(), TrainError> {
+/// Puts the trained weights into the bundle. The checks of the conversion were of other weights: the manifest
+/// forgets them first, so that at no time it vouches for what was not checked.
+pub(super) fn put_back(
+    bundle: &Path,
+    manifest: &mut Manifest,
+    trainer: &Trainer,
+    weights: &Weights,
+) -> Result<(), TrainError> {
+    manifest.checks.clear();
+    manifest.trained = None;
+    replace_manifest(bundle, manifest)?;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector("parameters"))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
-    Ok(weights.replace(&flats)?)
+    weights.replace(&flats)?;
+    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(layout::WEIGHTS))?);
+    replace_manifest(bundle, manifest)
+}
+
+fn replace_manifest(bundle: &Path, manifest: &Manifest) -> Result<(), TrainError> {
+    let path = bundle.join(layout::MANIFEST);
+    let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
+    let text = manifest.to_json().map_err(|e| io(e.into()))?;
+    let mut file = tempfile::NamedTempFile::new_in(bundle).map_err(io)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
+    let permissions = std::fs::metadata(&path).map_err(io)?.permissions();
+    file.as_file().set_permissions(permissions).map_err(io)?;
+    file.persist(&path).map(|_| ()).map_err(|e| io(e.error))
 }
 
 struct Run<'a> {
