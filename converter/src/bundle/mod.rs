@@ -3,4 +3,5 @@
 pub mod atomic;
 pub mod layout;
 pub mod manifest;
+pub mod replace;
 pub mod weights;

@@ -2,7 +2,7 @@
 //! the conversion added is trained.
 
 use super::TrainError;
-use super::finetune::{DIR, Sources, model_graph, put_back, read_data};
+use super::finetune::{DIR, Sources, model_graph, put_back, read_data, trains_in_chunks};
 use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
 use super::trainer::{RunGraphs, Trainer, TrainerOptions};
@@ -114,8 +114,11 @@ fn both_attentions(
         .map_err(|e| TrainError::Recipe { path, reason: e.to_string() })?;
     let mut graph = import::import(&bundle.join(layout::SOFTMAX))?;
     canonicalize(&mut graph)?;
-    let form =
-        if sequence > 2 * u64::from(recipe.chunk) { Form::Chunked(recipe.chunk) } else { Form::Parallel };
+    let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
+        Form::Chunked(recipe.chunk)
+    } else {
+        Form::Parallel
+    };
     let lowered: Vec<usize> = manifest.sites.iter().filter(|s| s.lowered).map(|s| s.layer).collect();
     let options = Options { recipe: &recipe, form, seed: manifest.seed, layers: Some(&lowered) };
     let layers = write_beside(&mut graph, &options)?;

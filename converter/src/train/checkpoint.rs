@@ -1,9 +1,9 @@
 //! What a killed run goes on from: the vectors of the optimiser and the number of the last step, in a
 //! safetensors file that is replaced whole or not at all.
 
+use crate::bundle::replace::replace_file;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// The file, in the bundle's directory `train`.
@@ -48,13 +48,8 @@ impl Checkpoint {
             ("step".to_owned(), self.step.to_string()),
             ("options".to_owned(), self.options.clone()),
         ]);
-        let file = tempfile::NamedTempFile::new_in(dir).map_err(|e| failed(e.to_string()))?;
-        // Through the handle: the crate's own writer would follow the name.
         let whole = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
-        std::io::Write::write_all(&mut file.as_file(), &whole).map_err(|e| failed(e.to_string()))?;
-        file.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
-        file.persist(&path).map_err(|e| failed(e.error.to_string()))?;
-        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| failed(e.to_string()))
+        replace_file(&path, &whole).map_err(|e| failed(e.to_string()))
     }
 
     /// Reads the file in `dir`, which must be of a run with these options.

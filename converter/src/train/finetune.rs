@@ -10,6 +10,7 @@ use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
 use crate::bundle::layout;
 use crate::bundle::manifest::{Manifest, SourceFile};
+use crate::bundle::replace::replace_file;
 use crate::onnx::import;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
@@ -17,7 +18,6 @@ use dijiang_passes::training::parameters::{Layout, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -131,12 +131,17 @@ fn selection(scope: Scope, manifest: &Manifest) -> Selection {
     }
 }
 
-/// The form of the model that training computes: chunks for sequences of several, which keeps memory linear.
+/// Sequences of several chunks are trained in chunks, which keeps memory linear; shorter ones all at once.
+pub(super) fn trains_in_chunks(sequence: u64, chunk: u64) -> bool {
+    sequence > 2 * chunk
+}
+
+/// The form of the model that training computes.
 pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
     let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64);
     let file = if manifest.sites.iter().all(|site| !site.lowered) {
         layout::SOFTMAX
-    } else if sequence > 2 * chunk {
+    } else if trains_in_chunks(sequence, chunk) {
         layout::CHUNKED
     } else {
         layout::PARALLEL
@@ -197,11 +202,7 @@ fn replace_manifest(bundle: &Path, manifest: &Manifest) -> Result<(), TrainError
     let path = bundle.join(layout::MANIFEST);
     let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
     let text = manifest.to_json().map_err(|e| io(e.into()))?;
-    let mut file = tempfile::NamedTempFile::new_in(bundle).map_err(io)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io)?;
-    let permissions = std::fs::metadata(&path).map_err(io)?.permissions();
-    file.as_file().set_permissions(permissions).map_err(io)?;
-    file.persist(&path).map(|_| ()).map_err(|e| io(e.error))
+    replace_file(&path, text.as_bytes()).map_err(io)
 }
 
 struct Run<'a> {

@@ -2,6 +2,7 @@
 //! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
 
 use crate::bundle::layout;
+use crate::bundle::replace::replace_file;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::parameters::{Group, Layout};
@@ -9,7 +10,6 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// The weight file does not fit what is trained.
@@ -101,8 +101,6 @@ impl Weights {
     /// Replaces the file by one with new numbers for the trained weights, whole or not at all.
     pub fn replace(&self, groups: &[(&Group, &[f32])]) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: self.path.clone(), source };
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
         let mut bytes = self.map.to_vec();
         for (group, flat) in groups {
             for (at, parameter) in group.offsets() {
@@ -112,12 +110,7 @@ impl Weights {
                 bytes[place.begin..place.end].copy_from_slice(&tensor.bytes());
             }
         }
-        file.write_all(&bytes).map_err(io)?;
-        file.as_file().sync_all().map_err(io)?;
-        let permissions = std::fs::metadata(&self.path).map_err(io)?.permissions();
-        file.as_file().set_permissions(permissions).map_err(io)?;
-        file.persist(&self.path).map_err(|e| io(e.error))?;
-        File::open(dir).and_then(|d| d.sync_all()).map_err(io)
+        replace_file(&self.path, &bytes).map_err(io)
     }
 }
 
