@@ -1,13 +1,16 @@
 //! Graphs that work on memory of a device: every input and output is a tensor that was put there once, so that
 //! a run moves nothing between host and device.
 
+use std::ffi::CString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::IoBinding;
 use ort::value::DynTensor;
+use ort::{AsPointer, ortsys, sys};
 
 use crate::error::{RuntimeError, one_line};
 use crate::ort_runtime::{self, OrtRuntime, element_type, memory};
@@ -30,6 +33,64 @@ impl fmt::Debug for DeviceTensor {
     }
 }
 
+/// A tensor, or a part of one, as an input or an output: numbers that lie in a row, with a shape of their own.
+struct View {
+    value: NonNull<sys::OrtValue>,
+    /// Keeps the memory.
+    of: DeviceTensor,
+}
+
+// SAFETY: the runtime's values may be used and released from any thread.
+unsafe impl Send for View {}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        ortsys![unsafe ReleaseValue(self.value.as_ptr())];
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View of {:?}", self.of)
+    }
+}
+
+impl View {
+    /// The numbers from `at` on.
+    fn new(of: &DeviceTensor, at: usize, shape: &[usize]) -> Result<Self, String> {
+        let (len, whole) = (shape.iter().product::<usize>(), of.shape.iter().product::<usize>());
+        if at + len > whole {
+            return Err(format!("{shape:?} from number {at} on does not lie in {:?}", of.shape));
+        }
+        let size = of.dtype.size();
+        let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
+        let mut value = ptr::null_mut();
+        let mut memory = of.value.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the part lies in the tensor, as was just checked.
+        let begin = unsafe { memory.data_ptr_mut().cast::<u8>().add(at * size) };
+        let info = memory.memory_info();
+        create_value(info, begin, len * size, &dims, of.dtype, &mut value)
+            .map_err(|e| one_line(e.message()))?;
+        drop(memory);
+        let value = NonNull::new(value).ok_or("the runtime made no tensor")?;
+        Ok(Self { value, of: of.clone() })
+    }
+}
+
+fn create_value(
+    info: &MemoryInfo<'_>,
+    begin: *mut u8,
+    bytes: usize,
+    dims: &[i64],
+    dtype: Dtype,
+    value: &mut *mut sys::OrtValue,
+) -> ort::Result<()> {
+    ortsys![unsafe CreateTensorWithDataAsOrtValue(
+        info.ptr(), begin.cast(), bytes, dims.as_ptr(), dims.len(), element_type(dtype).into(), value
+    )?];
+    Ok(())
+}
+
 /// A loaded graph and the tensors it works on.
 #[derive(Debug)]
 pub struct Program {
@@ -37,7 +98,8 @@ pub struct Program {
     binding: IoBinding,
     inputs: Vec<Io>,
     outputs: Vec<Io>,
-    bound: Vec<(String, DeviceTensor)>,
+    /// What the binding points to.
+    bound: Vec<View>,
     device: Device,
     model: PathBuf,
 }
@@ -84,7 +146,7 @@ impl Program {
                 Allocator::new(&self.session, place).map_err(said)?
             }
         };
-        DynTensor::new(&allocator, element_type(dtype), shape).map_err(said)
+        DynTensor::new(&allocator, element_type(copied_as(dtype)), shape).map_err(said)
     }
 
     /// A tensor of zeros for a declared input or output.
@@ -107,34 +169,77 @@ impl Program {
 
     /// Reads an input from a tensor from now on.
     pub fn bind_input(&mut self, name: &str, tensor: &DeviceTensor) -> Result<(), RuntimeError> {
-        let value = tensor.value.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = self.binding.bind_input(name, &*value);
-        drop(value);
-        bound.map_err(|e| self.failed(one_line(e.message())))?;
-        self.bound.push((name.to_owned(), tensor.clone()));
-        Ok(())
+        self.bind_input_part(name, tensor, 0, tensor.shape())
+    }
+
+    /// Reads an input from the numbers of a tensor from `at` on.
+    pub fn bind_input_part(
+        &mut self,
+        name: &str,
+        tensor: &DeviceTensor,
+        at: usize,
+        shape: &[usize],
+    ) -> Result<(), RuntimeError> {
+        self.bind(name, tensor, at, shape, |binding, name, value| {
+            ortsys![unsafe BindInput(binding, name, value)?];
+            Ok(())
+        })
     }
 
     /// Writes an output to a tensor from now on. It may be that of an input, where the graph reads the old
     /// value before it writes the new one.
     pub fn bind_output(&mut self, name: &str, tensor: &DeviceTensor) -> Result<(), RuntimeError> {
-        let mut value = tensor.value.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = self.binding.bind_output(name, &mut *value);
-        drop(value);
-        bound.map_err(|e| self.failed(one_line(e.message())))?;
-        self.bound.push((name.to_owned(), tensor.clone()));
+        self.bind_output_part(name, tensor, 0, tensor.shape())
+    }
+
+    /// Writes an output to the numbers of a tensor from `at` on.
+    pub fn bind_output_part(
+        &mut self,
+        name: &str,
+        tensor: &DeviceTensor,
+        at: usize,
+        shape: &[usize],
+    ) -> Result<(), RuntimeError> {
+        self.bind(name, tensor, at, shape, |binding, name, value| {
+            ortsys![unsafe BindOutput(binding, name, value)?];
+            Ok(())
+        })
+    }
+
+    /// `ort`'s own binding copies parts of tensors, so that is done on the runtime's interface.
+    fn bind(
+        &mut self,
+        name: &str,
+        tensor: &DeviceTensor,
+        at: usize,
+        shape: &[usize],
+        how: fn(*mut sys::OrtIoBinding, *const std::ffi::c_char, *const sys::OrtValue) -> ort::Result<()>,
+    ) -> Result<(), RuntimeError> {
+        let declared = self.io(name)?.dtype;
+        if declared != tensor.dtype {
+            return Err(self.failed(format!("`{name}` is {declared}, not {}", tensor.dtype)));
+        }
+        let view = View::new(tensor, at, shape).map_err(|reason| self.failed(format!("`{name}`: {reason}")))?;
+        let c_name = CString::new(name).map_err(|e| self.failed(e.to_string()))?;
+        how(self.binding.ptr_mut(), c_name.as_ptr(), view.value.as_ptr())
+            .map_err(|e| self.failed(one_line(e.message())))?;
+        self.bound.push(view);
         Ok(())
     }
 
     /// Runs the graph on what is bound.
     pub fn run(&mut self) -> Result<(), RuntimeError> {
-        let run = self.session.run_binding(&self.binding).map(|_| ());
-        run.map_err(|e| self.failed(one_line(e.message())))
+        run_bound(self.session.ptr_mut(), &self.binding).map_err(|e| self.failed(one_line(e.message())))
     }
 
     fn failed(&self, reason: String) -> RuntimeError {
         ort_runtime::run_failed(&self.model, reason)
     }
+}
+
+fn run_bound(session: *mut sys::OrtSession, binding: &IoBinding) -> ort::Result<()> {
+    ortsys![unsafe RunWithBinding(session, ptr::null(), binding.ptr())?];
+    Ok(())
 }
 
 impl DeviceTensor {
@@ -160,7 +265,8 @@ impl DeviceTensor {
             unsafe { target.copy_from_nonoverlapping(from.bytes().as_ptr(), from.byte_len()) };
             return Ok(());
         }
-        let host = ort_runtime::to_ort(from).map_err(copy_failed)?;
+        let bytes = HostTensor::new(copied_as(self.dtype), self.shape.clone(), from.bytes().to_vec())?;
+        let host = ort_runtime::to_ort(&bytes).map_err(copy_failed)?;
         host.copy_into(&mut *value).map_err(|e| copy_failed(one_line(e.message())))
     }
 
@@ -168,6 +274,14 @@ impl DeviceTensor {
     pub fn read(&self) -> Result<HostTensor, RuntimeError> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         ort_runtime::tensor_from_ort(&value, self.dtype, self.shape.clone()).map_err(copy_failed)
+    }
+}
+
+/// `ort` copies no bf16 between host and device, but what is as wide.
+fn copied_as(dtype: Dtype) -> Dtype {
+    match dtype {
+        Dtype::BF16 => Dtype::F16,
+        other => other,
     }
 }
 

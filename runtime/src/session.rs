@@ -94,11 +94,14 @@ pub struct LoadOptions {
     pub released_opsets_only: bool,
     /// Where ONNX Runtime writes how long each node took: a file whose name begins so.
     pub profile: Option<std::path::PathBuf>,
+    /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
+    /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
+    pub cuda_graph: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true, profile: None }
+        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true, profile: None, cuda_graph: false }
     }
 }
 

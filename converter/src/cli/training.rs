@@ -42,6 +42,9 @@ pub(super) struct Common {
     /// Threads of an operator
     #[arg(long)]
     threads: Option<usize>,
+    /// On a GPU, launch every kernel on its own instead of recording them once
+    #[arg(long)]
+    no_cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs
     #[arg(long)]
     profile: Option<PathBuf>,
@@ -78,6 +81,7 @@ impl Common {
             },
             device: self.device,
             threads: self.threads,
+            cuda_graph: !self.no_cuda_graph && self.profile.is_none(),
             profile: self.profile.clone(),
             optimizer: AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay, new_rate },
             clip_norm: self.clip,

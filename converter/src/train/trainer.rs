@@ -6,22 +6,25 @@ use crate::onnx::export::{ExportOptions, export};
 use crate::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
-use dijiang_passes::training::optimizer::{self, AdamW};
-use dijiang_passes::training::parameters::{Layout, Precision};
+use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::training::optimizer::{self, AdamW, Types};
+use dijiang_passes::training::parameters::{GRADIENTS, Group, Layout, PARAMETERS, Precision, READ};
 use dijiang_passes::training::specialize::{Size, TOKENS};
-use dijiang_passes::training::step::{self, StepOptions};
+use dijiang_passes::training::step::{self, Batches, StepOptions};
 use dijiang_runtime::{Device, DeviceTensor, Dtype, HostTensor, LoadOptions, OrtRuntime, Program};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The graph files of a run, in the bundle's directory `train`.
-const GRADIENTS: &str = "gradients.onnx";
-const GRADIENTS_ADDED: &str = "gradients_added.onnx";
+const STEP: &str = "gradients.onnx";
+const STEP_ADDED: &str = "gradients_added.onnx";
+const NORM: &str = "gradient_norm.onnx";
 const ADAMW: &str = "adamw.onnx";
 const EVALUATION: &str = "evaluation.onnx";
 
 /// The vectors of each group that a run carries from step to step.
-pub(super) const CARRIED: [&str; 3] = ["parameters", "first_moments", "second_moments"];
+pub(super) const CARRIED: [&str; 3] = [PARAMETERS, "first_moments", "second_moments"];
 
 /// How to train.
 #[derive(Debug, Clone)]
@@ -30,6 +33,8 @@ pub struct TrainerOptions {
     pub precision: Precision,
     pub device: Device,
     pub threads: Option<usize>,
+    /// On a GPU: records each graph once and launches its kernels all at once.
+    pub cuda_graph: bool,
     /// Where ONNX Runtime's profiles of the graphs go.
     pub profile: Option<PathBuf>,
     pub optimizer: AdamW,
@@ -37,6 +42,21 @@ pub struct TrainerOptions {
     pub clip_norm: f64,
     /// Micro-batches per step.
     pub accumulate: usize,
+}
+
+impl TrainerOptions {
+    fn step(&self, batches: Batches) -> StepOptions {
+        StepOptions { size: self.size, precision: self.precision, batches }
+    }
+
+    /// The first batch of an update.
+    fn first(&self) -> StepOptions {
+        self.step(if self.accumulate > 1 { Batches::First } else { Batches::One })
+    }
+
+    fn types(&self, group: &Group) -> Types {
+        Types { read: self.precision.of_group(group), gradients: self.first().gradient_type(group) }
+    }
 }
 
 /// What a step measured.
@@ -56,6 +76,7 @@ pub struct Trainer {
     /// The first micro-batch of a step, and those after it.
     first: Program,
     later: Option<Program>,
+    norm: Program,
     adamw: Program,
     evaluation: Program,
     vectors: BTreeMap<String, DeviceTensor>,
@@ -81,6 +102,7 @@ struct Small {
 pub struct GraphFiles {
     pub first: PathBuf,
     pub later: Option<PathBuf>,
+    pub norm: PathBuf,
     pub adamw: PathBuf,
     pub evaluation: PathBuf,
 }
@@ -103,10 +125,8 @@ impl RunGraphs {
         step: impl Fn(&StepOptions) -> Result<Graph, TrainingError>,
         evaluation: Graph,
     ) -> Result<Self, TrainError> {
-        let with =
-            |accumulate| step(&StepOptions { size: options.size, precision: options.precision, accumulate });
-        let later = (options.accumulate > 1).then(|| with(true)).transpose()?;
-        Ok(Self { first: with(false)?, later, evaluation })
+        let later = (options.accumulate > 1).then(|| step(&options.step(Batches::Later))).transpose()?;
+        Ok(Self { first: step(&options.first())?, later, evaluation })
     }
 
     /// Writes them, and the optimiser's, into `dir`.
@@ -117,11 +137,15 @@ impl RunGraphs {
         options: &TrainerOptions,
     ) -> Result<GraphFiles, TrainError> {
         std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.to_owned(), source })?;
-        let adamw = optimizer::adamw(layout, &options.optimizer).map_err(TrainingError::from)?;
-        let later = self.later.as_ref().map(|graph| write(dir, GRADIENTS_ADDED, graph));
+        let adamw = optimizer::adamw(layout, &options.optimizer, &|group| options.types(group))
+            .map_err(TrainingError::from)?;
+        let norm = optimizer::gradient_norm(layout, &|group| options.types(group).gradients)
+            .map_err(TrainingError::from)?;
+        let later = self.later.as_ref().map(|graph| write(dir, STEP_ADDED, graph));
         Ok(GraphFiles {
-            first: write(dir, GRADIENTS, &self.first)?,
+            first: write(dir, STEP, &self.first)?,
             later: later.transpose()?,
+            norm: write(dir, NORM, &norm)?,
             adamw: write(dir, ADAMW, &adamw)?,
             evaluation: write(dir, EVALUATION, &self.evaluation)?,
         })
@@ -147,18 +171,24 @@ impl Trainer {
         let open = |path: &Path| {
             let profile = options.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem));
             let (threads, device) = (options.threads, options.device);
-            Program::load(runtime, path, &LoadOptions { threads, device, profile, ..LoadOptions::default() })
+            let cuda_graph = options.cuda_graph;
+            let how = LoadOptions { threads, device, profile, cuda_graph, ..LoadOptions::default() };
+            Program::load(runtime, path, &how)
         };
-        let (first, adamw, evaluation) =
-            (open(&graphs.first)?, open(&graphs.adamw)?, open(&graphs.evaluation)?);
+        let first = open(&graphs.first)?;
         let later = graphs.later.as_deref().map(open).transpose()?;
+        let (norm, adamw, evaluation) =
+            (open(&graphs.norm)?, open(&graphs.adamw)?, open(&graphs.evaluation)?);
         let mut vectors = BTreeMap::new();
         for group in &layout.groups {
-            for part in CARRIED.iter().chain(&["gradients"]) {
+            let Types { read, gradients } = options.types(group);
+            for part in CARRIED {
                 vectors.insert(group.vector(part), first.allocate(Dtype::F32, &[group.len()])?);
             }
-            vectors[&group.vector("parameters")]
-                .write(&HostTensor::from_f32(&[group.len()], &weights.flat(group))?)?;
+            vectors.insert(group.vector(GRADIENTS), first.allocate(element_type(gradients), &[group.len()])?);
+            if read != DType::F32 {
+                vectors.insert(group.vector(READ), first.allocate(element_type(read), &[group.len()])?);
+            }
         }
         let scalar = || first.allocate(Dtype::F32, &[]);
         let small = Small {
@@ -172,18 +202,24 @@ impl Trainer {
             step: scalar()?,
             scale: scalar()?,
         };
-        let mut trainer = Self { layout, options, first, later, adamw, evaluation, vectors, small };
+        let mut trainer = Self { layout, options, first, later, norm, adamw, evaluation, vectors, small };
         trainer.bind()?;
+        for group in trainer.layout.groups.clone() {
+            trainer.set_vector(&group.vector(PARAMETERS), &weights.flat(&group))?;
+        }
         Ok(trainer)
     }
 
     fn bind(&mut self) -> Result<(), TrainError> {
-        let programs =
-            [Some(&mut self.first), self.later.as_mut(), Some(&mut self.adamw), Some(&mut self.evaluation)];
-        for program in programs.into_iter().flatten() {
-            bind(program, &self.vectors, &self.small)?;
-        }
-        Ok(())
+        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
+        let programs = [
+            Some(&mut self.first),
+            self.later.as_mut(),
+            Some(&mut self.norm),
+            Some(&mut self.adamw),
+            Some(&mut self.evaluation),
+        ];
+        programs.into_iter().flatten().try_for_each(|program| places.bind(program))
     }
 
     /// One step on windows for all micro-batches. Numbers that are not finite leave everything as it was.
@@ -198,6 +234,7 @@ impl Trainer {
             }
             loss += number_in(&self.small.loss)?;
         }
+        self.norm.run()?;
         let count = windows.len().div_ceil(rows) as f64;
         let step = Step { loss: loss / count, gradient_norm: number_in(&self.small.norm)? / count };
         if !(step.loss.is_finite() && step.gradient_norm.is_finite()) {
@@ -248,7 +285,14 @@ impl Trainer {
 
     /// Puts numbers into a vector.
     pub fn set_vector(&mut self, name: &str, values: &[f32]) -> Result<(), TrainError> {
-        Ok(self.vectors[name].write(&HostTensor::from_f32(&[values.len()], values)?)?)
+        self.vectors[name].write(&HostTensor::from_f32(&[values.len()], values)?)?;
+        let group = self.layout.groups.iter().find(|group| group.vector(PARAMETERS) == name);
+        if let Some((group, read)) = group.and_then(|g| Some((g, self.vectors.get(&g.vector(READ))?))) {
+            let dims = [values.len() as u64];
+            let cast = Tensor::from_f32(&dims, values).cast(self.options.types(group).read);
+            read.write(&HostTensor::new(read.dtype(), vec![values.len()], cast.bytes().to_vec())?)?;
+        }
+        Ok(())
     }
 }
 
@@ -256,35 +300,80 @@ fn step_ignore() -> i64 {
     dijiang_passes::training::loss::IGNORE
 }
 
-fn bind(
-    program: &mut Program,
-    vectors: &BTreeMap<String, DeviceTensor>,
-    small: &Small,
-) -> Result<(), TrainError> {
-    let find = |name: &str| {
+/// Where everything lies that a graph reads or writes.
+struct Places<'a> {
+    layout: &'a Layout,
+    vectors: &'a BTreeMap<String, DeviceTensor>,
+    small: &'a Small,
+}
+
+/// A tensor, or a part of one.
+#[derive(Clone)]
+struct Place<'a> {
+    tensor: &'a DeviceTensor,
+    at: usize,
+    shape: Vec<usize>,
+}
+
+impl Places<'_> {
+    fn bind(&self, program: &mut Program) -> Result<(), TrainError> {
+        let parts = self.parts();
+        let names = |ios: &[dijiang_runtime::Io]| ios.iter().map(|io| io.name.clone()).collect::<Vec<_>>();
+        let (inputs, outputs) = (names(program.inputs()), names(program.outputs()));
+        for name in inputs {
+            let place = self.find(&parts, &name);
+            program.bind_input_part(&name, place.tensor, place.at, &place.shape)?;
+        }
+        for name in outputs {
+            let place = self.find(&parts, &name);
+            program.bind_output_part(&name, place.tensor, place.at, &place.shape)?;
+        }
+        Ok(())
+    }
+
+    /// Each parameter and gradient.
+    fn parts(&self) -> BTreeMap<String, Place<'_>> {
+        let mut parts = BTreeMap::new();
+        for group in &self.layout.groups {
+            let read = self.vectors.get(&group.vector(READ));
+            let read = read.unwrap_or_else(|| &self.vectors[&group.vector(PARAMETERS)]);
+            let gradients = &self.vectors[&group.vector(GRADIENTS)];
+            for (at, parameter) in group.offsets() {
+                let shape: Vec<usize> = parameter.dims.iter().map(|d| *d as usize).collect();
+                parts.insert(parameter.input(), Place { tensor: read, at, shape: shape.clone() });
+                parts.insert(parameter.gradient(), Place { tensor: gradients, at, shape });
+            }
+        }
+        parts
+    }
+
+    fn find<'s>(&'s self, parts: &BTreeMap<String, Place<'s>>, name: &str) -> Place<'s> {
         let bare = name.trim_start_matches(optimizer::UPDATED).trim_start_matches(step::SO_FAR);
-        match bare {
+        if let Some(part) = parts.get(bare) {
+            return part.clone();
+        }
+        let small = self.small;
+        let tensor = match bare {
             TOKENS => &small.tokens,
             step::LABELS => &small.labels,
             step::LOSS => &small.loss,
             step::LOSS_SUM => &small.loss_sum,
             step::COUNT => &small.count,
-            step::NORM => &small.norm,
+            optimizer::NORM => &small.norm,
             optimizer::LEARNING_RATE => &small.rate,
             optimizer::STEP => &small.step,
             optimizer::GRADIENT_SCALE => &small.scale,
-            vector => &vectors[vector],
-        }
-    };
-    let names = |ios: &[dijiang_runtime::Io]| ios.iter().map(|io| io.name.clone()).collect::<Vec<_>>();
-    let (inputs, outputs) = (names(program.inputs()), names(program.outputs()));
-    for name in inputs {
-        program.bind_input(&name, find(&name))?;
+            vector => &self.vectors[vector],
+        };
+        Place { tensor, at: 0, shape: tensor.shape().to_vec() }
     }
-    for name in outputs {
-        program.bind_output(&name, find(&name))?;
+}
+
+fn element_type(dtype: DType) -> Dtype {
+    match dtype {
+        DType::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
     }
-    Ok(())
 }
 
 fn number_in(tensor: &DeviceTensor) -> Result<f64, TrainError> {

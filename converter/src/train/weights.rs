@@ -86,13 +86,14 @@ impl Weights {
 
     /// The flat vector of a group.
     pub fn flat(&self, group: &Group) -> Vec<f32> {
-        let mut flat = Vec::with_capacity(group.len());
-        for parameter in &group.parameters {
+        let mut flat = vec![0.0; group.len()];
+        for (at, parameter) in group.offsets() {
             let place = &self.places[&parameter.name];
             let bytes = self.map[place.begin..place.end].to_vec();
             // The length was checked when the file was opened.
             if let Ok(tensor) = Tensor::from_bytes(place.dtype, parameter.dims.clone(), bytes) {
-                flat.extend(tensor.to_f64().into_iter().map(|x| x as f32));
+                let part = &mut flat[at..at + parameter.len()];
+                part.iter_mut().zip(tensor.to_f64()).for_each(|(to, from)| *to = from as f32);
             }
         }
         flat

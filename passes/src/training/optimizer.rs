@@ -6,7 +6,7 @@
 //! Every reader of an old vector comes before the node that writes the new one, so that inputs and outputs
 //! may be the same memory.
 
-use super::parameters::{Group, Layout};
+use super::parameters::{GRADIENTS, Group, Layout, PARAMETERS, READ};
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Patch, PatchError};
@@ -33,9 +33,46 @@ pub const GRADIENT_SCALE: &str = "gradient_scale";
 /// What an updated vector is called; it is the input's own name with this in front.
 pub const UPDATED: &str = "updated.";
 
+/// f32 of rank 0: the 2-norm of all gradients, as they are.
+pub const NORM: &str = "gradient_norm";
+
+/// Writes the graph that measures the gradients: `gradients.G` in, [`NORM`] out.
+pub fn gradient_norm(layout: &Layout, types: &dyn Fn(&Group) -> DType) -> Result<Graph, PatchError> {
+    let mut graph = Graph::new("gradient_norm");
+    let change = {
+        let mut patch = Patch::new(&graph, "gradient_norm");
+        let p = &mut patch;
+        let squares = layout.groups.iter().map(|group| {
+            let gradient = flat(p, group, GRADIENTS, types(group));
+            let gradient = p.cast(gradient, DType::F32);
+            p.reduce("ReduceSumSquare", gradient, &[0], false)
+        });
+        let squares: Vec<ValueId> = squares.collect();
+        if let Some(sum) = squares.into_iter().reduce(|a, b| p.add(a, b)) {
+            let norm = p.sqrt(sum);
+            p.output(NORM, norm);
+        }
+        patch.finish()
+    };
+    graph.apply(change)?;
+    Ok(graph)
+}
+
+fn flat(p: &mut Patch<'_>, group: &Group, part: &str, dtype: DType) -> ValueId {
+    p.input(&group.vector(part), dtype, vec![Dim::Known(group.len() as u64)])
+}
+
+/// The element types of a group's vectors.
+#[derive(Debug, Clone, Copy)]
+pub struct Types {
+    /// In which the training graph reads the parameters.
+    pub read: DType,
+    pub gradients: DType,
+}
+
 /// Writes the graph: for each group `parameters.G`, `gradients.G`, `first_moments.G` and `second_moments.G` in,
-/// all but the gradients out.
-pub fn adamw(layout: &Layout, how: &AdamW) -> Result<Graph, PatchError> {
+/// all but the gradients out, and `read.G` where the parameters are read in another type than f32.
+pub fn adamw(layout: &Layout, how: &AdamW, types: &dyn Fn(&Group) -> Types) -> Result<Graph, PatchError> {
     let mut graph = Graph::new("adamw");
     let change = {
         let mut patch = Patch::new(&graph, "adamw");
@@ -44,7 +81,7 @@ pub fn adamw(layout: &Layout, how: &AdamW) -> Result<Graph, PatchError> {
         let corrections = [how.beta1, how.beta2].map(|beta| correction(p, scalars[1], beta));
         for group in &layout.groups {
             p.set_scope(group.name);
-            update(p, group, how, scalars, corrections);
+            update(p, group, how, types(group), scalars, corrections);
         }
         patch.finish()
     };
@@ -64,13 +101,14 @@ fn update(
     p: &mut Patch<'_>,
     group: &Group,
     how: &AdamW,
+    types: Types,
     [rate, _, scale]: [ValueId; 3],
     [first, second]: [ValueId; 2],
 ) {
-    let mut vector =
-        |part: &str| p.input(&group.vector(part), DType::F32, vec![Dim::Known(group.len() as u64)]);
-    let [old, gradient, m, v] =
-        ["parameters", "gradients", "first_moments", "second_moments"].map(&mut vector);
+    let [old, m, v] =
+        [PARAMETERS, "first_moments", "second_moments"].map(|part| flat(p, group, part, DType::F32));
+    let gradient = flat(p, group, GRADIENTS, types.gradients);
+    let gradient = p.cast(gradient, DType::F32);
     let rate = if group.is_new { p.mul_scalar(rate, how.new_rate) } else { rate };
 
     let g = p.mul(gradient, scale);
@@ -92,8 +130,12 @@ fn update(
         false => old,
     };
     let new = p.sub(kept, step);
-    for (part, value) in [("parameters", new), ("first_moments", m), ("second_moments", v)] {
+    for (part, value) in [(PARAMETERS, new), ("first_moments", m), ("second_moments", v)] {
         p.output(&format!("{UPDATED}{}", group.vector(part)), value);
+    }
+    if types.read != DType::F32 {
+        let read = p.cast(new, types.read);
+        p.output(&group.vector(READ), read);
     }
 }
 

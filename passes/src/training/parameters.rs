@@ -1,4 +1,7 @@
 //! Which weights are trained, and where each lies in the flat vectors that hold them.
+//!
+//! A training graph takes each weight and gives each gradient on its own; for the runtime they are parts of
+//! flat vectors, which is what the optimiser's graph works on.
 
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Use, ValueId};
@@ -51,6 +54,10 @@ fn lies_in(name: &str, module: &str) -> bool {
     name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
 }
 
+/// Each weight begins at a multiple of so many elements, where kernels can read several at a time. What lies
+/// between two weights is zero and stays so.
+const ALIGNMENT: usize = 64;
+
 /// A weight in a flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
@@ -66,6 +73,16 @@ impl Parameter {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The training graph's input.
+    pub fn input(&self) -> String {
+        format!("parameter.{}", self.name)
+    }
+
+    /// The training graph's output, of the same dims.
+    pub fn gradient(&self) -> String {
+        format!("gradient.{}", self.name)
+    }
 }
 
 /// Weights that are updated alike, one after the other in a flat f32 vector.
@@ -80,8 +97,9 @@ pub struct Group {
 }
 
 impl Group {
+    /// The length of its flat vectors.
     pub fn len(&self) -> usize {
-        self.parameters.iter().map(Parameter::len).sum()
+        self.parameters.iter().map(|p| p.len().next_multiple_of(ALIGNMENT)).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -92,16 +110,22 @@ impl Group {
     pub fn offsets(&self) -> impl Iterator<Item = (usize, &Parameter)> {
         self.parameters.iter().scan(0, |at, parameter| {
             let begin = *at;
-            *at += parameter.len();
+            *at += parameter.len().next_multiple_of(ALIGNMENT);
             Some((begin, parameter))
         })
     }
 
-    /// The name of the flat vector `part`: `parameters`, `gradients` or a moment.
+    /// The name of the flat vector `part`: [`PARAMETERS`], [`READ`], [`GRADIENTS`] or a moment.
     pub fn vector(&self, part: &str) -> String {
         format!("{part}.{}", self.name)
     }
 }
+
+/// The parts of a group: the weights in f32, the weights as the training graph reads them where that is
+/// another element type, and the gradients.
+pub const PARAMETERS: &str = "parameters";
+pub const READ: &str = "read";
+pub const GRADIENTS: &str = "gradients";
 
 /// All trained weights, by group and name.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,7 +169,7 @@ impl Layout {
 
     /// The number of trained weights' elements.
     pub fn len(&self) -> usize {
-        self.groups.iter().map(Group::len).sum()
+        self.parameters().map(Parameter::len).sum()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,9 +1,9 @@
-//! A model for training: so many rows of so many tokens, no past, no padding, its parameters in flat vectors.
+//! A model for training: so many rows of so many tokens, no past, no padding, its parameters as inputs.
 //!
 //! What begins with an empty past is left out by carrying along which values are all zeros or all ones.
 
 use super::TrainingError;
-use super::parameters::{Group, Layout, Precision};
+use super::parameters::{Group, Layout, Parameter, Precision};
 use crate::canon::canonicalize;
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
@@ -23,13 +23,12 @@ pub struct Size {
     pub sequence: u64,
 }
 
-/// A model with its parameters in flat vectors.
+/// A model with its parameters as inputs.
 #[derive(Debug, Clone)]
 pub struct Specialized {
-    /// Inputs [`TOKENS`] and a vector for each group; the model's own outputs that were asked for, and the
-    /// pieces of the vectors.
+    /// Inputs [`TOKENS`] and the parameters; the model's own outputs that were asked for.
     pub graph: Graph,
-    /// Names of the parameters, in the order of the layout.
+    /// Names of the parameters' inputs, in the order of the layout.
     pub parameters: Vec<String>,
 }
 
@@ -58,18 +57,15 @@ pub fn specialize(
     };
     let mut graph = rebuild(model, "specialize", &mut how)?;
     canonicalize(&mut graph)?;
-    Ok(Specialized { graph, parameters: layout.parameters().map(|p| p.name.clone()).collect() })
+    Ok(Specialized { graph, parameters: layout.parameters().map(Parameter::input).collect() })
 }
 
 impl Specialized {
-    /// The parameters as the graph reads them, flat, in the order of the layout; gradients are taken to these.
-    pub fn pieces(&self) -> Vec<ValueId> {
-        self.parameters.iter().filter_map(|name| self.graph.output(&piece_name(name))).collect()
-    }
-
-    /// Takes the pieces away from the outputs.
-    pub fn drop_pieces(&self, p: &mut Patch<'_>) {
-        self.parameters.iter().for_each(|name| p.drop_output(&piece_name(name)));
+    /// The parameters, in the order of the layout; gradients are taken to these.
+    pub fn inputs(&self) -> Vec<ValueId> {
+        let by_name: BTreeMap<&str, ValueId> =
+            self.graph.inputs().iter().map(|id| (self.graph.value(*id).name.as_str(), *id)).collect();
+        self.parameters.iter().filter_map(|name| by_name.get(name.as_str()).copied()).collect()
     }
 }
 
@@ -93,36 +89,23 @@ fn kind(name: &str) -> Option<Kind> {
     }
 }
 
-/// An output, so that the clean-ups leave it there.
-fn piece_name(parameter: &str) -> String {
-    format!("piece.{parameter}")
-}
-
 struct Specialize<'a> {
     layout: &'a Layout,
     size: Size,
     precision: Precision,
     keeps: &'a dyn Fn(&str) -> bool,
-    /// Each parameter as f32, once the flat vectors are there.
+    /// Each parameter as f32.
     pieces: BTreeMap<String, ValueId>,
     zeros: BTreeSet<ValueId>,
     ones: BTreeSet<ValueId>,
 }
 
 impl Specialize<'_> {
-    fn take_apart(&mut self, p: &mut Patch<'_>, group: &Group) {
-        let flat = p.input(&group.vector("parameters"), DType::F32, vec![Dim::Known(group.len() as u64)]);
-        let read = p.cast(flat, self.precision.of_group(group));
-        let sizes: Vec<i64> = group.parameters.iter().map(|q| q.len() as i64).collect();
-        let parts = match sizes.len() {
-            1 => vec![read],
-            _ => p.split(read, 0, &sizes),
-        };
-        for (parameter, part) in group.parameters.iter().zip(parts) {
-            p.output(&piece_name(&parameter.name), part);
-            let dims: Vec<i64> = parameter.dims.iter().map(|d| *d as i64).collect();
-            let piece = p.reshape(part, &dims);
-            let wide = p.cast(piece, DType::F32);
+    fn read(&mut self, p: &mut Patch<'_>, group: &Group) {
+        for parameter in &group.parameters {
+            let dims: Vec<Dim> = parameter.dims.iter().map(|d| Dim::Known(*d)).collect();
+            let read = p.input(&parameter.input(), self.precision.of_group(group), dims);
+            let wide = p.cast(read, DType::F32);
             self.pieces.insert(parameter.name.clone(), wide);
         }
     }
@@ -223,7 +206,7 @@ impl Rebuild for Specialize<'_> {
                 let tokens = p.input(TOKENS, DType::I64, vec![Dim::Known(batch), Dim::Known(sequence)]);
                 let dtype = value.ty.dtype.unwrap_or(DType::I64);
                 for group in self.layout.groups.clone() {
-                    self.take_apart(p, &group);
+                    self.read(p, &group);
                 }
                 p.cast(tokens, dtype)
             }

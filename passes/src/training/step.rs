@@ -20,8 +20,6 @@ pub const LOSS: &str = "loss";
 pub const LOSS_SUM: &str = "loss_sum";
 /// f32 of rank 0: how many tokens count.
 pub const COUNT: &str = "count";
-/// f32 of rank 0: the 2-norm of all gradients, of those that were added up where they are.
-pub const NORM: &str = "gradient_norm";
 /// What gradients so far are called: the gradients' own name with this in front.
 pub const SO_FAR: &str = "so_far.";
 
@@ -30,8 +28,28 @@ pub const SO_FAR: &str = "so_far.";
 pub struct StepOptions {
     pub size: Size,
     pub precision: Precision,
-    /// Whether gradients so far are inputs that this step's are added to.
-    pub accumulate: bool,
+    pub batches: Batches,
+}
+
+/// Which of the batches of an update a step works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batches {
+    /// The only one.
+    One,
+    /// The first of several; gradients are f32 in any precision.
+    First,
+    /// One after that: gradients so far are inputs that this step's are added to.
+    Later,
+}
+
+impl StepOptions {
+    /// The element type of a group's gradients.
+    pub fn gradient_type(&self, group: &Group) -> DType {
+        match self.batches {
+            Batches::One => self.precision.of_group(group),
+            Batches::First | Batches::Later => DType::F32,
+        }
+    }
 }
 
 /// Loss and gradients of a model with the output `logits`.
@@ -43,10 +61,9 @@ pub fn training_step(model: &Graph, layout: &Layout, how: &StepOptions) -> Resul
         let loss = write_loss(p, logits, how.size, true);
         let seed = loss.gradient.ok_or(TrainingError::NoLogits)?;
         p.set_scope("backward");
-        let found = gradients_from(p, &[(logits, seed)], &special.pieces())?;
-        write_gradients(p, layout, found, how.accumulate)?;
+        let found = gradients_from(p, &[(logits, seed)], &special.inputs())?;
+        write_gradients(p, layout, found, how)?;
         p.drop_output("logits");
-        special.drop_pieces(p);
         patch.finish()
     };
     let mut graph = special.graph;
@@ -62,13 +79,12 @@ pub fn evaluation(
     size: Size,
     precision: Precision,
 ) -> Result<Graph, TrainingError> {
-    let how = StepOptions { size, precision, accumulate: false };
+    let how = StepOptions { size, precision, batches: Batches::One };
     let (special, logits) = forward(model, layout, &how)?;
     let change = {
         let mut patch = Patch::new(&special.graph, "evaluation");
         write_loss(&mut patch, logits, size, false);
         patch.drop_output("logits");
-        special.drop_pieces(&mut patch);
         patch.finish()
     };
     let mut graph = special.graph;
@@ -103,48 +119,27 @@ fn write_loss(p: &mut Patch<'_>, logits: ValueId, size: Size, with_gradient: boo
     loss
 }
 
-/// One flat vector of gradients for each group, and their norm.
+/// Each parameter's gradient.
 pub(super) fn write_gradients(
     p: &mut Patch<'_>,
     layout: &Layout,
     found: Vec<Option<ValueId>>,
-    accumulate: bool,
+    how: &StepOptions,
 ) -> Result<(), TrainingError> {
-    let named = layout.parameters().zip(found).map(|(parameter, gradient)| {
-        gradient.ok_or_else(|| TrainingError::Unused { name: parameter.name.clone() })
-    });
-    let named = named.collect::<Result<Vec<_>, _>>()?;
-    let mut rest = named.as_slice();
-    let mut squares = Vec::new();
-    for group in &layout.groups {
-        p.set_scope(&format!("gradients/{}", group.name));
-        let (own, others) = rest.split_at(group.parameters.len());
-        rest = others;
-        let flat = flat(p, group, own);
-        let total = match accumulate {
-            true => {
-                let name = format!("{SO_FAR}{}", group.vector("gradients"));
-                let so_far = p.input(&name, DType::F32, vec![Dim::Known(group.len() as u64)]);
-                p.add(so_far, flat)
+    let groups = layout.groups.iter().flat_map(|g| g.parameters.iter().map(move |q| (g, q)));
+    for ((group, parameter), gradient) in groups.zip(found) {
+        let gradient = gradient.ok_or_else(|| TrainingError::Unused { name: parameter.name.clone() })?;
+        p.set_scope(&format!("gradients/{}", parameter.name));
+        let gradient = p.cast(gradient, how.gradient_type(group));
+        let total = match how.batches {
+            Batches::Later => {
+                let dims: Vec<Dim> = parameter.dims.iter().map(|d| Dim::Known(*d)).collect();
+                let so_far = p.input(&format!("{SO_FAR}{}", parameter.gradient()), DType::F32, dims);
+                p.add(so_far, gradient)
             }
-            false => flat,
+            Batches::One | Batches::First => gradient,
         };
-        p.output(&group.vector("gradients"), total);
-        squares.push(p.reduce("ReduceSumSquare", total, &[0], false));
-    }
-    let sum = squares.into_iter().reduce(|a, b| p.add(a, b));
-    if let Some(sum) = sum {
-        let norm = p.sqrt(sum);
-        p.output(NORM, norm);
+        p.output(&parameter.gradient(), total);
     }
     Ok(())
-}
-
-fn flat(p: &mut Patch<'_>, group: &Group, gradients: &[ValueId]) -> ValueId {
-    let joined = match gradients {
-        [only] => *only,
-        several => p.concat(several, 0),
-    };
-    debug_assert_eq!(p.dim(joined, 0), Dim::Known(group.len() as u64));
-    p.cast(joined, DType::F32)
 }

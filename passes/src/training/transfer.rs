@@ -40,9 +40,8 @@ pub fn transfer_step(
     let change = {
         let mut patch = Patch::new(&special.graph, "training_step");
         patch.set_scope("backward");
-        let found = gradients(&mut patch, loss, &special.pieces())?;
-        write_gradients(&mut patch, layout, found, how.accumulate)?;
-        special.drop_pieces(&mut patch);
+        let found = gradients(&mut patch, loss, &special.inputs())?;
+        write_gradients(&mut patch, layout, found, how)?;
         patch.finish()
     };
     let mut graph = special.graph;
