@@ -1,6 +1,6 @@
 //! A graph written anew, node by node, with some of its values replaced on the way.
 
-use crate::ir::graph::{Def, Graph, Node, ValueId};
+use crate::ir::graph::{Def, Graph, Node, NodeId, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use std::collections::BTreeMap;
 
@@ -50,6 +50,16 @@ pub fn copy_constant(p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
 
 /// Writes `graph` anew by `how`; `rule` names what writes it. Constants come when the first node reads them.
 pub fn rebuild(graph: &Graph, rule: &'static str, how: &mut dyn Rebuild) -> Result<Graph, PatchError> {
+    rebuild_in_order(graph, &graph.order(), rule, how)
+}
+
+/// The same with the nodes in this order, producers before their users.
+pub fn rebuild_in_order(
+    graph: &Graph,
+    order: &[NodeId],
+    rule: &'static str,
+    how: &mut dyn Rebuild,
+) -> Result<Graph, PatchError> {
     let mut rebuilt = Graph::new(&graph.name);
     let change = {
         let mut patch = Patch::new(&rebuilt, rule);
@@ -57,7 +67,7 @@ pub fn rebuild(graph: &Graph, rule: &'static str, how: &mut dyn Rebuild) -> Resu
         for input in graph.inputs() {
             new.insert(*input, how.input(&mut patch, graph, *input));
         }
-        for node in graph.order().into_iter().map(|id| graph.node(id)) {
+        for node in order.iter().map(|id| graph.node(*id)) {
             for value in node.inputs.iter().flatten() {
                 if !new.contains_key(value) {
                     new.insert(*value, how.constant(&mut patch, graph, *value));

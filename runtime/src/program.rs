@@ -1,6 +1,7 @@
 //! Graphs that work on memory of a device: every input and output is a tensor that was put there once, so that
 //! a run moves nothing between host and device.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::memory::{Allocator, MemoryInfo};
-use ort::session::IoBinding;
+use ort::session::{IoBinding, RunOptions};
 use ort::value::DynTensor;
 use ort::{AsPointer, ortsys, sys};
 
@@ -99,7 +100,7 @@ pub struct Program {
     inputs: Vec<Io>,
     outputs: Vec<Io>,
     /// What the binding points to.
-    bound: Vec<View>,
+    bound: BTreeMap<String, View>,
     device: Device,
     model: PathBuf,
 }
@@ -113,7 +114,15 @@ impl Program {
         let inputs = ort_runtime::declared(session.inputs()).map_err(failed)?;
         let outputs = ort_runtime::declared(session.outputs()).map_err(failed)?;
         let device = options.device;
-        Ok(Self { session, binding, inputs, outputs, bound: Vec::new(), device, model: model.to_path_buf() })
+        Ok(Self {
+            session,
+            binding,
+            inputs,
+            outputs,
+            bound: BTreeMap::new(),
+            device,
+            model: model.to_path_buf(),
+        })
     }
 
     pub fn inputs(&self) -> &[Io] {
@@ -219,17 +228,32 @@ impl Program {
         if declared != tensor.dtype {
             return Err(self.failed(format!("`{name}` is {declared}, not {}", tensor.dtype)));
         }
-        let view = View::new(tensor, at, shape).map_err(|reason| self.failed(format!("`{name}`: {reason}")))?;
+        let view =
+            View::new(tensor, at, shape).map_err(|reason| self.failed(format!("`{name}`: {reason}")))?;
         let c_name = CString::new(name).map_err(|e| self.failed(e.to_string()))?;
         how(self.binding.ptr_mut(), c_name.as_ptr(), view.value.as_ptr())
             .map_err(|e| self.failed(one_line(e.message())))?;
-        self.bound.push(view);
+        self.bound.insert(name.to_owned(), view);
         Ok(())
     }
 
     /// Runs the graph on what is bound.
     pub fn run(&mut self) -> Result<(), RuntimeError> {
-        run_bound(self.session.ptr_mut(), &self.binding).map_err(|e| self.failed(one_line(e.message())))
+        run_bound(self.session.ptr_mut(), &self.binding, ptr::null())
+            .map_err(|e| self.failed(one_line(e.message())))
+    }
+
+    /// Runs the graph on what is bound, and gives the memory back that the run took for itself.
+    pub fn run_and_release(&mut self) -> Result<(), RuntimeError> {
+        let place = match self.device {
+            Device::Cpu => "cpu:0".to_owned(),
+            Device::Cuda(index) => format!("gpu:{index}"),
+        };
+        let run = RunOptions::new().and_then(|mut options| {
+            options.set("memory.enable_memory_arena_shrinkage", place)?;
+            run_bound(self.session.ptr_mut(), &self.binding, options.ptr())
+        });
+        run.map_err(|e| self.failed(one_line(e.message())))
     }
 
     fn failed(&self, reason: String) -> RuntimeError {
@@ -237,8 +261,12 @@ impl Program {
     }
 }
 
-fn run_bound(session: *mut sys::OrtSession, binding: &IoBinding) -> ort::Result<()> {
-    ortsys![unsafe RunWithBinding(session, ptr::null(), binding.ptr())?];
+fn run_bound(
+    session: *mut sys::OrtSession,
+    binding: &IoBinding,
+    options: *const sys::OrtRunOptions,
+) -> ort::Result<()> {
+    ortsys![unsafe RunWithBinding(session, options, binding.ptr())?];
     Ok(())
 }
 

@@ -97,11 +97,22 @@ pub struct LoadOptions {
     /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
     /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
     pub cuda_graph: bool,
+    /// Whether the runtime plans a run's memory as one block once it has seen a run. That block comes on top of what
+    /// the first run took, so graphs that fill a device are better off without.
+    pub memory_pattern: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true, profile: None, cuda_graph: false }
+        Self {
+            threads: None,
+            device: Device::Cpu,
+            optimize: true,
+            released_opsets_only: true,
+            profile: None,
+            cuda_graph: false,
+            memory_pattern: true,
+        }
     }
 }
 

@@ -4,27 +4,31 @@ use super::TrainError;
 use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
 use crate::target::PORTABLE_OPSET;
-use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::training::TrainingError;
 use dijiang_passes::ir::dtype::DType;
+use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::optimizer::{self, AdamW, Types};
-use dijiang_passes::training::parameters::{GRADIENTS, Group, Layout, PARAMETERS, Precision, READ};
+use dijiang_passes::training::parameters::{
+    FIRST_MOMENTS, GRADIENTS, Group, Layout, PARAMETERS, Precision, READ, SECOND_MOMENTS,
+};
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{self, Batches, StepOptions};
-use dijiang_runtime::{Device, DeviceTensor, Dtype, HostTensor, LoadOptions, OrtRuntime, Program};
+use dijiang_runtime::{
+    Device, DeviceTensor, DimSpec, Dtype, HostTensor, Io, LoadOptions, OrtRuntime, Program,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The graph files of a run, in the bundle's directory `train`.
 const STEP: &str = "gradients.onnx";
 const STEP_ADDED: &str = "gradients_added.onnx";
-const NORM: &str = "gradient_norm.onnx";
-const ADAMW: &str = "adamw.onnx";
+const SQUARES: &str = "squares";
+const ADAMW: &str = "adamw";
 const EVALUATION: &str = "evaluation.onnx";
 
 /// The vectors of each group that a run carries from step to step.
-pub(super) const CARRIED: [&str; 3] = [PARAMETERS, "first_moments", "second_moments"];
+pub(super) const CARRIED: [&str; 3] = [PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS];
 
 /// How to train.
 #[derive(Debug, Clone)]
@@ -33,7 +37,7 @@ pub struct TrainerOptions {
     pub precision: Precision,
     pub device: Device,
     pub threads: Option<usize>,
-    /// On a GPU: records each graph once and launches its kernels all at once.
+    /// On a GPU: records the graphs of gradients once and launches their kernels all at once.
     pub cuda_graph: bool,
     /// Where ONNX Runtime's profiles of the graphs go.
     pub profile: Option<PathBuf>,
@@ -45,6 +49,10 @@ pub struct TrainerOptions {
 }
 
 impl TrainerOptions {
+    fn records(&self) -> bool {
+        self.cuda_graph && self.device != Device::Cpu
+    }
+
     fn step(&self, batches: Batches) -> StepOptions {
         StepOptions { size: self.size, precision: self.precision, batches }
     }
@@ -76,8 +84,9 @@ pub struct Trainer {
     /// The first micro-batch of a step, and those after it.
     first: Program,
     later: Option<Program>,
-    norm: Program,
-    adamw: Program,
+    /// One for each group, and so with `adamw`.
+    squares: Vec<Program>,
+    adamw: Vec<Program>,
     evaluation: Program,
     vectors: BTreeMap<String, DeviceTensor>,
     small: Small,
@@ -91,7 +100,7 @@ struct Small {
     loss: DeviceTensor,
     loss_sum: DeviceTensor,
     count: DeviceTensor,
-    norm: DeviceTensor,
+    squares: DeviceTensor,
     rate: DeviceTensor,
     step: DeviceTensor,
     scale: DeviceTensor,
@@ -102,8 +111,9 @@ struct Small {
 pub struct GraphFiles {
     pub first: PathBuf,
     pub later: Option<PathBuf>,
-    pub norm: PathBuf,
-    pub adamw: PathBuf,
+    /// One for each group, and so with `adamw`.
+    pub squares: Vec<PathBuf>,
+    pub adamw: Vec<PathBuf>,
     pub evaluation: PathBuf,
 }
 
@@ -137,16 +147,20 @@ impl RunGraphs {
         options: &TrainerOptions,
     ) -> Result<GraphFiles, TrainError> {
         std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.to_owned(), source })?;
-        let adamw = optimizer::adamw(layout, &options.optimizer, &|group| options.types(group))
-            .map_err(TrainingError::from)?;
-        let norm = optimizer::gradient_norm(layout, &|group| options.types(group).gradients)
-            .map_err(TrainingError::from)?;
+        let squares = layout.groups.iter().map(|group| {
+            let graph = optimizer::squares(group, options.types(group));
+            write(dir, &format!("{SQUARES}.{}.onnx", group.name), &graph.map_err(TrainingError::from)?)
+        });
+        let adamw = layout.groups.iter().map(|group| {
+            let graph = optimizer::adamw(group, &options.optimizer, options.types(group));
+            write(dir, &format!("{ADAMW}.{}.onnx", group.name), &graph.map_err(TrainingError::from)?)
+        });
         let later = self.later.as_ref().map(|graph| write(dir, STEP_ADDED, graph));
         Ok(GraphFiles {
             first: write(dir, STEP, &self.first)?,
             later: later.transpose()?,
-            norm: write(dir, NORM, &norm)?,
-            adamw: write(dir, ADAMW, &adamw)?,
+            squares: squares.collect::<Result<_, _>>()?,
+            adamw: adamw.collect::<Result<_, _>>()?,
             evaluation: write(dir, EVALUATION, &self.evaluation)?,
         })
     }
@@ -168,17 +182,28 @@ impl Trainer {
         weights: &Weights,
         options: TrainerOptions,
     ) -> Result<Self, TrainError> {
-        let open = |path: &Path| {
+        let open = |path: &Path, cuda_graph: bool| {
             let profile = options.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem));
             let (threads, device) = (options.threads, options.device);
-            let cuda_graph = options.cuda_graph;
-            let how = LoadOptions { threads, device, profile, cuda_graph, ..LoadOptions::default() };
+            // The graphs say themselves what is computed when, see `training::finish`.
+            let (optimize, memory_pattern) = (false, false);
+            let how = LoadOptions {
+                threads,
+                device,
+                profile,
+                cuda_graph,
+                optimize,
+                memory_pattern,
+                ..LoadOptions::default()
+            };
             Program::load(runtime, path, &how)
         };
-        let first = open(&graphs.first)?;
-        let later = graphs.later.as_deref().map(open).transpose()?;
-        let (norm, adamw, evaluation) =
-            (open(&graphs.norm)?, open(&graphs.adamw)?, open(&graphs.evaluation)?);
+        let records = options.records();
+        let first = open(&graphs.first, records)?;
+        let later = graphs.later.as_deref().map(|path| open(path, records)).transpose()?;
+        let all = |paths: &[PathBuf]| paths.iter().map(|path| open(path, false)).collect::<Result<_, _>>();
+        let (squares, adamw) = (all(&graphs.squares)?, all(&graphs.adamw)?);
+        let evaluation = open(&graphs.evaluation, false)?;
         let mut vectors = BTreeMap::new();
         for group in &layout.groups {
             let Types { read, gradients } = options.types(group);
@@ -197,29 +222,40 @@ impl Trainer {
             loss: scalar()?,
             loss_sum: scalar()?,
             count: scalar()?,
-            norm: scalar()?,
+            squares: scalar()?,
             rate: scalar()?,
             step: scalar()?,
             scale: scalar()?,
         };
-        let mut trainer = Self { layout, options, first, later, norm, adamw, evaluation, vectors, small };
+        let mut trainer = Self { layout, options, first, later, squares, adamw, evaluation, vectors, small };
         trainer.bind()?;
+        trainer.record()?;
         for group in trainer.layout.groups.clone() {
             trainer.set_vector(&group.vector(PARAMETERS), &weights.flat(&group))?;
         }
         Ok(trainer)
     }
 
+    /// A graph that is recorded runs several times when it runs first, which those that add up must not do on
+    /// numbers that count: so they run once on zeros, and what comes of it is cleared.
+    fn record(&mut self) -> Result<(), TrainError> {
+        if !self.options.records() {
+            return Ok(());
+        }
+        self.first.run()?;
+        if let Some(later) = &mut self.later {
+            later.run()?;
+        }
+        for tensor in self.vectors.values() {
+            tensor.write(&HostTensor::zeros(tensor.dtype(), tensor.shape())?)?;
+        }
+        Ok(())
+    }
+
     fn bind(&mut self) -> Result<(), TrainError> {
         let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
-        let programs = [
-            Some(&mut self.first),
-            self.later.as_mut(),
-            Some(&mut self.norm),
-            Some(&mut self.adamw),
-            Some(&mut self.evaluation),
-        ];
-        programs.into_iter().flatten().try_for_each(|program| places.bind(program))
+        let programs = [Some(&mut self.first), self.later.as_mut(), Some(&mut self.evaluation)];
+        programs.into_iter().flatten().try_for_each(|program| places.bind(program, 0))
     }
 
     /// One step on windows for all micro-batches. Numbers that are not finite leave everything as it was.
@@ -234,9 +270,8 @@ impl Trainer {
             }
             loss += number_in(&self.small.loss)?;
         }
-        self.norm.run()?;
         let count = windows.len().div_ceil(rows) as f64;
-        let step = Step { loss: loss / count, gradient_norm: number_in(&self.small.norm)? / count };
+        let step = Step { loss: loss / count, gradient_norm: self.gradient_norm()? / count };
         if !(step.loss.is_finite() && step.gradient_norm.is_finite()) {
             return Err(TrainError::NotFinite {
                 step: number,
@@ -249,18 +284,47 @@ impl Trainer {
         put(&self.small.rate, rate)?;
         put(&self.small.step, number as f64)?;
         put(&self.small.scale, clip / count)?;
-        self.adamw.run()?;
+        self.update()?;
         Ok(step)
+    }
+
+    fn gradient_norm(&mut self) -> Result<f64, TrainError> {
+        let mut sum = 0.0;
+        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
+        for (group, program) in self.layout.groups.iter().zip(&mut self.squares) {
+            for slice in 0..group.slices() {
+                places.bind(program, slice * group.slice_len())?;
+                program.run()?;
+                sum += number_in(&self.small.squares)?;
+            }
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// A step of the optimiser, slice by slice.
+    fn update(&mut self) -> Result<(), TrainError> {
+        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
+        for (group, program) in self.layout.groups.iter().zip(&mut self.adamw) {
+            for slice in 0..group.slices() {
+                places.bind(program, slice * group.slice_len())?;
+                program.run()?;
+            }
+        }
+        Ok(())
     }
 
     /// The mean loss over windows.
     pub fn evaluate(&mut self, windows: &[Vec<i64>]) -> Result<f64, TrainError> {
         let rows = self.options.size.batch as usize;
         let (mut sum, mut count) = (0.0, 0.0);
-        for batch in windows.chunks(rows) {
+        let batches = windows.len().div_ceil(rows);
+        for (i, batch) in windows.chunks(rows).enumerate() {
             let missing = vec![vec![step_ignore(); self.options.size.sequence as usize]; rows - batch.len()];
             self.feed(batch, &missing)?;
-            self.evaluation.run()?;
+            match i + 1 == batches {
+                true => self.evaluation.run_and_release()?,
+                false => self.evaluation.run()?,
+            }
             sum += number_in(&self.small.loss_sum)?;
             count += number_in(&self.small.count)?;
         }
@@ -316,17 +380,16 @@ struct Place<'a> {
 }
 
 impl Places<'_> {
-    fn bind(&self, program: &mut Program) -> Result<(), TrainError> {
+    /// Binds all inputs and outputs, those that are flat vectors from number `at` on.
+    fn bind(&self, program: &mut Program, at: usize) -> Result<(), TrainError> {
         let parts = self.parts();
-        let names = |ios: &[dijiang_runtime::Io]| ios.iter().map(|io| io.name.clone()).collect::<Vec<_>>();
-        let (inputs, outputs) = (names(program.inputs()), names(program.outputs()));
-        for name in inputs {
-            let place = self.find(&parts, &name);
-            program.bind_input_part(&name, place.tensor, place.at, &place.shape)?;
+        for io in program.inputs().to_vec() {
+            let place = self.find(&parts, &io, at);
+            program.bind_input_part(&io.name, place.tensor, place.at, &place.shape)?;
         }
-        for name in outputs {
-            let place = self.find(&parts, &name);
-            program.bind_output_part(&name, place.tensor, place.at, &place.shape)?;
+        for io in program.outputs().to_vec() {
+            let place = self.find(&parts, &io, at);
+            program.bind_output_part(&io.name, place.tensor, place.at, &place.shape)?;
         }
         Ok(())
     }
@@ -347,8 +410,8 @@ impl Places<'_> {
         parts
     }
 
-    fn find<'s>(&'s self, parts: &BTreeMap<String, Place<'s>>, name: &str) -> Place<'s> {
-        let bare = name.trim_start_matches(optimizer::UPDATED).trim_start_matches(step::SO_FAR);
+    fn find<'s>(&'s self, parts: &BTreeMap<String, Place<'s>>, io: &Io, at: usize) -> Place<'s> {
+        let bare = io.name.trim_start_matches(optimizer::UPDATED).trim_start_matches(step::SO_FAR);
         if let Some(part) = parts.get(bare) {
             return part.clone();
         }
@@ -359,14 +422,23 @@ impl Places<'_> {
             step::LOSS => &small.loss,
             step::LOSS_SUM => &small.loss_sum,
             step::COUNT => &small.count,
-            optimizer::NORM => &small.norm,
+            optimizer::SQUARES => &small.squares,
             optimizer::LEARNING_RATE => &small.rate,
             optimizer::STEP => &small.step,
             optimizer::GRADIENT_SCALE => &small.scale,
-            vector => &self.vectors[vector],
+            vector => return Place { tensor: &self.vectors[vector], at, shape: numbers(io) },
         };
         Place { tensor, at: 0, shape: tensor.shape().to_vec() }
     }
+}
+
+/// The dims of a graph in which all of them are numbers.
+fn numbers(io: &Io) -> Vec<usize> {
+    let fixed = io.shape.iter().filter_map(|dim| match dim {
+        DimSpec::Fixed(n) => Some(*n),
+        DimSpec::Dynamic(_) => None,
+    });
+    fixed.collect()
 }
 
 fn element_type(dtype: DType) -> Dtype {

@@ -1,5 +1,5 @@
 //! Matches: operators that give what they are given: `Identity`, `Dropout` outside training, `Cast` to
-//! the same type, `Transpose` that moves nothing, `Concat` of one part, `Slice` of everything,
+//! the same type, `Transpose` that moves nothing, `Concat` of one part, `Slice` of everything, `Pad` by nothing,
 //! `Expand` to the same shape, `Mul` and `Div` by 1, `And` with true
 //! Becomes: their input
 //! Exact: yes
@@ -37,6 +37,7 @@ fn passed_through(graph: &Graph, node: &Node) -> Option<ValueId> {
         "Transpose" => node.op.ints("perm").is_some_and(|p| (0..).zip(p).all(|(i, axis)| i == *axis)),
         "Concat" => node.inputs.len() == 1,
         "Slice" => is_whole(graph, node),
+        "Pad" => node.input(1).is_some_and(|v| all_zero(graph, v)),
         "Expand" => same_shape(graph, x, node.outputs[0]),
         "Mul" | "And" => return neutral(graph, node, &[0, 1]),
         "Div" => return neutral(graph, node, &[1]),
@@ -56,6 +57,10 @@ fn is_whole(graph: &Graph, node: &Node) -> bool {
     let (Some(starts), Some(ends)) = (ints(1), ints(2)) else { return false };
     let one_by_one = node.input(4).is_none() || ints(4).is_some_and(|s| s.iter().all(|s| *s == 1));
     one_by_one && starts.iter().all(|s| *s == 0) && ends.iter().all(|e| *e == i64::MAX)
+}
+
+fn all_zero(graph: &Graph, ints: ValueId) -> bool {
+    graph.as_const(ints).and_then(|t| t.to_i64()).is_some_and(|pads| pads.iter().all(|n| *n == 0))
 }
 
 fn same_shape(graph: &Graph, a: ValueId, b: ValueId) -> bool {
@@ -91,6 +96,8 @@ mod tests {
   const %near_end: i64[1] = [-1]
   const %sizes: i64[2] = [1, 3]
   const %ones: i64[2] = [1, 1]
+  const %none: i64[4] = [0, 0, 0, 0]
+  const %some: i64[4] = [0, 0, 0, 1]
   %a = Identity(%x)
   %b = Dropout(%a)
   %c = Cast(%b) {to: "f32"}
@@ -98,7 +105,8 @@ mod tests {
   %e = Concat(%d) {axis: 0}
   %f = Slice(%e, %from, %end)
   %g = Expand(%f, %ones)
-  %h = Mul(%one, %g)
+  %g2 = Pad(%g, %none)
+  %h = Mul(%one, %g2)
   output "gone" %h
   %i = Mul(%x, %row)
   output "rank grows" %i
@@ -108,6 +116,8 @@ mod tests {
   output "part" %k
   %l = Expand(%x, %sizes)
   output "wider" %l
+  %n = Pad(%x, %some)
+  output "longer" %n
   %m = Dropout(%x, _, %on)
   output "training may be on" %m
 }"#

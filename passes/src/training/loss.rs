@@ -11,7 +11,7 @@ use crate::ir::tensor::Tensor;
 pub const IGNORE: i64 = -100;
 
 /// A loss in a graph.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Loss {
     /// The mean over the tokens that count, f32 of rank 0; zero where none does.
     pub mean: ValueId,
@@ -19,15 +19,17 @@ pub struct Loss {
     pub sum: ValueId,
     /// How many count, f32 of rank 0.
     pub count: ValueId,
-    /// d mean / d logits, in the element type of the logits; where it was asked for.
-    pub gradient: Option<ValueId>,
+    /// d mean / d logits of each chunk, in the element type of the logits; where it was asked for.
+    pub gradients: Vec<ValueId>,
 }
 
-/// Writes the loss of `logits` `[batch, sequence, vocab]` against `labels` `[batch, sequence]`, i64: the logits
-/// of token t predict label t + 1, as in Hugging Face models.
-pub fn cross_entropy(p: &mut Patch<'_>, logits: ValueId, labels: ValueId, with_gradient: bool) -> Loss {
+/// Writes the loss of logits against `labels` `[batch, sequence]`, i64: the logits of token t predict label
+/// t + 1, as in Hugging Face models. `logits` are chunks of `[rows, vocab]`, all tokens of all rows of the
+/// batch in order: what is computed in f32 is as large as one chunk.
+pub fn cross_entropy(p: &mut Patch<'_>, logits: &[ValueId], labels: ValueId, with_gradient: bool) -> Loss {
     p.set_scope("loss");
     let next = next_labels(p, labels);
+    let next = p.reshape(next, &[-1]);
     let ignore = p.constant("ignore", Tensor::scalar(DType::I64, IGNORE as f64));
     let ignored = p.equal(next, ignore);
     let (zero, one) = (
@@ -36,31 +38,52 @@ pub fn cross_entropy(p: &mut Patch<'_>, logits: ValueId, labels: ValueId, with_g
     );
     let counts = p.select(ignored, zero, one);
     let first = p.constant("first", Tensor::scalar(DType::I64, 0.0));
-    let target = p.select(ignored, first, next);
-    let target = p.unsqueeze(target, &[2]);
-
-    let wide = p.cast(logits, DType::F32);
-    let probabilities = p.softmax(wide, -1);
-    // log Σ exp x = max x - log max p, without another tensor as large as the logits.
-    let (most, likeliest) =
-        (p.reduce("ReduceMax", wide, &[-1], true), p.reduce("ReduceMax", probabilities, &[-1], true));
-    let log = p.log(likeliest);
-    let log_sum = p.sub(most, log);
-    let chosen = p.node(Op::new("GatherElements").with("axis", 2), &[wide, target]);
-    let nll = p.sub(log_sum, chosen);
-    let nll = p.squeeze(nll, &[2]);
-    let counted = p.mul(nll, counts);
-    let sum = p.reduce("ReduceSum", counted, &[0, 1], false);
-    let count = p.reduce("ReduceSum", counts, &[0, 1], false);
+    let targets = p.select(ignored, first, next);
+    let count = p.reduce("ReduceSum", counts, &[0], false);
     let at_least_one = p.max(count, one);
+    let weights = p.div(counts, at_least_one);
+
+    let rows: Vec<i64> = logits.iter().map(|chunk| p.known_dim(*chunk, 0) as i64).collect();
+    let [targets, counts, weights] = [targets, counts, weights].map(|x| split_rows(p, x, &rows));
+    let mut sums = Vec::new();
+    let mut gradients = Vec::new();
+    for (i, chunk) in logits.iter().enumerate() {
+        p.set_scope(&format!("loss.{i}"));
+        let target = p.unsqueeze(targets[i], &[1]);
+        let wide = p.cast(*chunk, DType::F32);
+        let probabilities = p.softmax(wide, -1);
+        // log Σ exp x = max x - log max p, without another tensor as large as the logits.
+        let (most, likeliest) =
+            (p.reduce("ReduceMax", wide, &[-1], true), p.reduce("ReduceMax", probabilities, &[-1], true));
+        let log = p.log(likeliest);
+        let log_sum = p.sub(most, log);
+        let chosen = p.node(Op::new("GatherElements").with("axis", 1), &[wide, target]);
+        let nll = p.sub(log_sum, chosen);
+        let nll = p.squeeze(nll, &[1]);
+        let counted = p.mul(nll, counts[i]);
+        sums.push(p.reduce("ReduceSum", counted, &[0], false));
+        if with_gradient {
+            // The weight as it is, once the loss is there: a runtime that works back from the gradients is then
+            // done with a chunk before it goes on to the next.
+            let is_done = p.equal(nll, nll);
+            let weight = p.select(is_done, weights[i], weights[i]);
+            let gradient = gradient(p, probabilities, target, weight);
+            let dtype = p.dtype(*chunk);
+            gradients.push(p.cast(gradient, dtype));
+        }
+    }
+    p.set_scope("loss");
+    let sum = sums.into_iter().reduce(|a, b| p.add(a, b)).unwrap_or(zero);
     let mean = p.div(sum, at_least_one);
-    let gradient = with_gradient.then(|| {
-        let weight = p.div(counts, at_least_one);
-        let gradient = gradient(p, probabilities, target, weight);
-        let dtype = p.dtype(logits);
-        p.cast(gradient, dtype)
-    });
-    Loss { mean, sum, count, gradient }
+    Loss { mean, sum, count, gradients }
+}
+
+/// Pieces of so many rows each.
+pub(super) fn split_rows(p: &mut Patch<'_>, x: ValueId, rows: &[i64]) -> Vec<ValueId> {
+    match rows {
+        [_] => vec![x],
+        several => p.split(x, 0, several),
+    }
 }
 
 /// Row by row one to the left, with nothing to predict after the last token.
@@ -73,15 +96,13 @@ fn next_labels(p: &mut Patch<'_>, labels: ValueId) -> ValueId {
 
 /// (p - onehot(target)) · weight
 fn gradient(p: &mut Patch<'_>, probabilities: ValueId, target: ValueId, weight: ValueId) -> ValueId {
-    let (rows, tokens) = (p.known_dim(target, 0), p.known_dim(target, 1));
-    // Where in [batch, sequence, vocab] each target lies.
-    let place: Vec<i64> =
-        (0..rows as i64).flat_map(|r| (0..tokens as i64).flat_map(move |t| [r, t])).collect();
-    let place = p.constant("place", Tensor::from_i64(&[rows, tokens, 2], &place));
-    let index = p.concat(&[place, target], 2);
-    let minus = vec![-1.0; (rows * tokens) as usize];
-    let minus = p.constant("minus_one", Tensor::from_f32(&[rows, tokens], &minus));
+    let rows = p.known_dim(target, 0);
+    // Where in [rows, vocab] each target lies.
+    let place: Vec<i64> = (0..rows as i64).collect();
+    let place = p.constant("place", Tensor::from_i64(&[rows, 1], &place));
+    let index = p.concat(&[place, target], 1);
+    let minus = p.constant("minus_one", Tensor::from_f32(&[rows], &vec![-1.0; rows as usize]));
     let off = p.node(Op::new("ScatterND").with("reduction", "add"), &[probabilities, index, minus]);
-    let weight = p.unsqueeze(weight, &[2]);
+    let weight = p.unsqueeze(weight, &[1]);
     p.mul(off, weight)
 }

@@ -1,5 +1,6 @@
 //! Mixed precision: matrix products in bf16, and what lies between them too where it only moves, adds or
-//! multiplies; sums over many terms, norms, exponentials and the residual stream stay f32.
+//! multiplies; sums over many terms, norms, exponentials and the residual stream stay f32. Weights that sum to
+//! one are rounded to bf16, and so is what is multiplied with bf16, such as decays.
 
 use super::TrainingError;
 use super::specialize::Specialized;
@@ -60,6 +61,8 @@ impl Rebuild for Mix {
             // Decides its own type: from the flat parameters, and of masks.
             "Cast" => return cast_node(p, graph, node, inputs),
             "MatMul" => Some(DType::BF16),
+            "Mul" if computes_in(p, inputs, DType::BF16) => Some(DType::BF16),
+            "Softmax" => return rounded(p, graph, node, inputs),
             name if FREE.contains(&name) => common_type(p, inputs),
             _ => Some(DType::F32),
         };
@@ -77,6 +80,18 @@ fn common_type(p: &Patch<'_>, inputs: &[Option<ValueId>]) -> Option<DType> {
         return Some(DType::F32);
     }
     types.contains(&DType::BF16).then_some(DType::BF16)
+}
+
+fn computes_in(p: &Patch<'_>, inputs: &[Option<ValueId>], dtype: DType) -> bool {
+    let computed = inputs.iter().flatten().filter(|v| matches!(p.value(**v).def, Def::Output { .. }));
+    computed.into_iter().any(|v| p.ty(*v).dtype == Some(dtype))
+}
+
+/// In f32, and its outputs in bf16.
+fn rounded(p: &mut Patch<'_>, graph: &Graph, node: &Node, inputs: &[Option<ValueId>]) -> Vec<ValueId> {
+    let inputs: Vec<Option<ValueId>> = inputs.iter().map(|v| v.map(|v| in_type(p, v, DType::F32))).collect();
+    let outputs = copy_node(p, graph, node, &inputs);
+    outputs.into_iter().map(|v| p.cast(v, DType::BF16)).collect()
 }
 
 fn cast_node(p: &mut Patch<'_>, graph: &Graph, node: &Node, inputs: &[Option<ValueId>]) -> Vec<ValueId> {

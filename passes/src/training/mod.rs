@@ -4,6 +4,7 @@
 //! that they and the optimiser's moments can stay on a device and an update is a dozen operators whatever
 //! the number of weights. Batch size and sequence length are numbers, so that shape arithmetic folds away.
 
+mod finish;
 pub mod loss;
 pub mod mixed;
 pub mod optimizer;

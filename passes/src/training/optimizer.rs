@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov and Hutter 2019) on flat vectors, as PyTorch computes it:
+//! AdamW (Loshchilov and Hutter 2019) on slices of flat vectors, as PyTorch computes it:
 //! m ← β₁ m + (1 - β₁) g,  v ← β₂ v + (1 - β₂) g²,
 //! p ← p - lr λ p - lr (m / (1 - β₁ᵗ)) / (√(v / (1 - β₂ᵗ)) + ε),
 //! with g scaled down to a norm of at most `clip_norm` first.
@@ -6,7 +6,7 @@
 //! Every reader of an old vector comes before the node that writes the new one, so that inputs and outputs
 //! may be the same memory.
 
-use super::parameters::{GRADIENTS, Group, Layout, PARAMETERS, READ};
+use super::parameters::{FIRST_MOMENTS, GRADIENTS, Group, PARAMETERS, READ, SECOND_MOMENTS};
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Patch, PatchError};
@@ -33,33 +33,26 @@ pub const GRADIENT_SCALE: &str = "gradient_scale";
 /// What an updated vector is called; it is the input's own name with this in front.
 pub const UPDATED: &str = "updated.";
 
-/// f32 of rank 0: the 2-norm of all gradients, as they are.
-pub const NORM: &str = "gradient_norm";
+/// f32 of rank 0: the sum of the squares of a slice of gradients.
+pub const SQUARES: &str = "squares";
 
-/// Writes the graph that measures the gradients: `gradients.G` in, [`NORM`] out.
-pub fn gradient_norm(layout: &Layout, types: &dyn Fn(&Group) -> DType) -> Result<Graph, PatchError> {
-    let mut graph = Graph::new("gradient_norm");
+/// Writes the graph that measures a slice of a group: `gradients.G` in, [`SQUARES`] out.
+pub fn squares(group: &Group, types: Types) -> Result<Graph, PatchError> {
+    let mut graph = Graph::new("squares");
     let change = {
-        let mut patch = Patch::new(&graph, "gradient_norm");
-        let p = &mut patch;
-        let squares = layout.groups.iter().map(|group| {
-            let gradient = flat(p, group, GRADIENTS, types(group));
-            let gradient = p.cast(gradient, DType::F32);
-            p.reduce("ReduceSumSquare", gradient, &[0], false)
-        });
-        let squares: Vec<ValueId> = squares.collect();
-        if let Some(sum) = squares.into_iter().reduce(|a, b| p.add(a, b)) {
-            let norm = p.sqrt(sum);
-            p.output(NORM, norm);
-        }
+        let mut patch = Patch::new(&graph, "squares");
+        let gradient = slice(&mut patch, group, GRADIENTS, types.gradients);
+        let gradient = patch.cast(gradient, DType::F32);
+        let sum = patch.reduce("ReduceSumSquare", gradient, &[0], false);
+        patch.output(SQUARES, sum);
         patch.finish()
     };
     graph.apply(change)?;
     Ok(graph)
 }
 
-fn flat(p: &mut Patch<'_>, group: &Group, part: &str, dtype: DType) -> ValueId {
-    p.input(&group.vector(part), dtype, vec![Dim::Known(group.len() as u64)])
+fn slice(p: &mut Patch<'_>, group: &Group, part: &str, dtype: DType) -> ValueId {
+    p.input(&group.vector(part), dtype, vec![Dim::Known(group.slice_len() as u64)])
 }
 
 /// The element types of a group's vectors.
@@ -70,19 +63,14 @@ pub struct Types {
     pub gradients: DType,
 }
 
-/// Writes the graph: for each group `parameters.G`, `gradients.G`, `first_moments.G` and `second_moments.G` in,
-/// all but the gradients out, and `read.G` where the parameters are read in another type than f32.
-pub fn adamw(layout: &Layout, how: &AdamW, types: &dyn Fn(&Group) -> Types) -> Result<Graph, PatchError> {
+/// Writes the graph that updates a slice of a group: `parameters.G`, `gradients.G`, `first_moments.G` and
+/// `second_moments.G` in, all but the gradients out, and `read.G` where the parameters are read in another
+/// type than f32.
+pub fn adamw(group: &Group, how: &AdamW, types: Types) -> Result<Graph, PatchError> {
     let mut graph = Graph::new("adamw");
     let change = {
         let mut patch = Patch::new(&graph, "adamw");
-        let p = &mut patch;
-        let scalars = [LEARNING_RATE, STEP, GRADIENT_SCALE].map(|name| p.input(name, DType::F32, vec![]));
-        let corrections = [how.beta1, how.beta2].map(|beta| correction(p, scalars[1], beta));
-        for group in &layout.groups {
-            p.set_scope(group.name);
-            update(p, group, how, types(group), scalars, corrections);
-        }
+        update(&mut patch, group, how, types);
         patch.finish()
     };
     graph.apply(change)?;
@@ -97,17 +85,14 @@ fn correction(p: &mut Patch<'_>, step: ValueId, beta: f64) -> ValueId {
     p.sub(one, power)
 }
 
-fn update(
-    p: &mut Patch<'_>,
-    group: &Group,
-    how: &AdamW,
-    types: Types,
-    [rate, _, scale]: [ValueId; 3],
-    [first, second]: [ValueId; 2],
-) {
-    let [old, m, v] =
-        [PARAMETERS, "first_moments", "second_moments"].map(|part| flat(p, group, part, DType::F32));
-    let gradient = flat(p, group, GRADIENTS, types.gradients);
+fn update(p: &mut Patch<'_>, group: &Group, how: &AdamW, types: Types) {
+    let [rate, step, scale] =
+        [LEARNING_RATE, STEP, GRADIENT_SCALE].map(|name| p.input(name, DType::F32, vec![]));
+    let [first, second] = [how.beta1, how.beta2].map(|beta| correction(p, step, beta));
+    let mut slice =
+        |part: &str, dtype| p.input(&group.vector(part), dtype, vec![Dim::Known(group.slice_len() as u64)]);
+    let [old, m, v] = [PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS].map(|part| slice(part, DType::F32));
+    let gradient = slice(GRADIENTS, types.gradients);
     let gradient = p.cast(gradient, DType::F32);
     let rate = if group.is_new { p.mul_scalar(rate, how.new_rate) } else { rate };
 
@@ -130,7 +115,7 @@ fn update(
         false => old,
     };
     let new = p.sub(kept, step);
-    for (part, value) in [(PARAMETERS, new), ("first_moments", m), ("second_moments", v)] {
+    for (part, value) in [(PARAMETERS, new), (FIRST_MOMENTS, m), (SECOND_MOMENTS, v)] {
         p.output(&format!("{UPDATED}{}", group.vector(part)), value);
     }
     if types.read != DType::F32 {

@@ -58,6 +58,9 @@ fn lies_in(name: &str, module: &str) -> bool {
 /// between two weights is zero and stays so.
 const ALIGNMENT: usize = 64;
 
+/// Elements that are updated at once, at most: what an update needs besides is a few times as large.
+const SLICE: usize = 1 << 24;
+
 /// A weight in a flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
@@ -97,9 +100,23 @@ pub struct Group {
 }
 
 impl Group {
-    /// The length of its flat vectors.
+    /// The length of its flat vectors, a multiple of [`Self::slice_len`].
     pub fn len(&self) -> usize {
+        self.slices() * self.slice_len()
+    }
+
+    fn used(&self) -> usize {
         self.parameters.iter().map(|p| p.len().next_multiple_of(ALIGNMENT)).sum()
+    }
+
+    /// How many equal slices its vectors have.
+    pub fn slices(&self) -> usize {
+        self.used().div_ceil(SLICE).max(1)
+    }
+
+    /// The length of a slice.
+    pub fn slice_len(&self) -> usize {
+        self.used().div_ceil(self.slices()).next_multiple_of(ALIGNMENT)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -122,10 +139,12 @@ impl Group {
 }
 
 /// The parts of a group: the weights in f32, the weights as the training graph reads them where that is
-/// another element type, and the gradients.
+/// another element type, the gradients, and their moments.
 pub const PARAMETERS: &str = "parameters";
 pub const READ: &str = "read";
 pub const GRADIENTS: &str = "gradients";
+pub const FIRST_MOMENTS: &str = "first_moments";
+pub const SECOND_MOMENTS: &str = "second_moments";
 
 /// All trained weights, by group and name.
 #[derive(Debug, Clone, PartialEq)]
@@ -278,7 +297,15 @@ mod tests {
         let layout = Layout::of(&graph(), &Selection::Everything).expect("there are some");
         let new = &layout.groups[2];
         let offsets: Vec<(usize, &str)> = new.offsets().map(|(at, p)| (at, p.name.as_str())).collect();
-        assert_eq!(offsets, [(0, "h.0.attn.dijiang.q.log_d"), (2, "h.0.attn.dijiang.t")]);
-        assert_eq!((new.len(), new.vector("gradients")), (4, "gradients.new".to_owned()));
+        assert_eq!(offsets, [(0, "h.0.attn.dijiang.q.log_d"), (64, "h.0.attn.dijiang.t")]);
+        assert_eq!((new.len(), new.slices(), new.vector(GRADIENTS)), (128, 1, "gradients.new".to_owned()));
+    }
+
+    #[test]
+    fn large_groups_have_equal_slices() {
+        let parameters = vec![Parameter { name: "w".to_owned(), dims: vec![3, SLICE as u64 / 2 + 1] }];
+        let group = Group { name: "matrices", parameters, decays: true, is_new: false };
+        assert_eq!((group.slices(), group.slice_len()), (2, SLICE / 4 * 3 + 64));
+        assert_eq!(group.len(), 2 * group.slice_len());
     }
 }

@@ -3,6 +3,7 @@
 //! error relative to the squared size of what is to be given; the loss is the mean over layers.
 
 use super::TrainingError;
+use super::finish::finish;
 use super::parameters::Layout;
 use super::specialize::specialize;
 use super::step::{LOSS, StepOptions, in_precision, write_gradients};
@@ -47,7 +48,7 @@ pub fn transfer_step(
     let mut graph = special.graph;
     graph.apply(change)?;
     canonicalize(&mut graph)?;
-    Ok(graph)
+    Ok(finish(&graph)?)
 }
 
 fn layer_loss(p: &mut Patch<'_>, graph: &Graph, layer: usize) -> Result<ValueId, TrainingError> {
