@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::{IoBinding, RunOptions};
@@ -95,7 +95,7 @@ fn create_value(
 /// A loaded graph and the tensors it works on.
 #[derive(Debug)]
 pub struct Program {
-    session: ort::session::Session,
+    session: Arc<Mutex<ort::session::Session>>,
     binding: IoBinding,
     inputs: Vec<Io>,
     outputs: Vec<Io>,
@@ -115,7 +115,7 @@ impl Program {
         let outputs = ort_runtime::declared(session.outputs()).map_err(failed)?;
         let device = options.device;
         Ok(Self {
-            session,
+            session: Arc::new(Mutex::new(session)),
             binding,
             inputs,
             outputs,
@@ -123,6 +123,24 @@ impl Program {
             device,
             model: model.to_path_buf(),
         })
+    }
+
+    /// The same graph for other tensors: loaded once, and nothing is bound.
+    pub fn again(&self) -> Result<Self, RuntimeError> {
+        let binding = self.session().create_binding().map_err(|e| self.failed(one_line(e.message())))?;
+        Ok(Self {
+            session: Arc::clone(&self.session),
+            binding,
+            inputs: self.inputs.clone(),
+            outputs: self.outputs.clone(),
+            bound: BTreeMap::new(),
+            device: self.device,
+            model: self.model.clone(),
+        })
+    }
+
+    fn session(&self) -> MutexGuard<'_, ort::session::Session> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn inputs(&self) -> &[Io] {
@@ -152,7 +170,7 @@ impl Program {
             Device::Cpu => Allocator::default(),
             Device::Cuda(_) => {
                 let place: MemoryInfo<'static> = memory(self.device)?;
-                Allocator::new(&self.session, place).map_err(said)?
+                Allocator::new(&self.session(), place).map_err(said)?
             }
         };
         DynTensor::new(&allocator, element_type(copied_as(dtype)), shape).map_err(said)
@@ -239,7 +257,7 @@ impl Program {
 
     /// Runs the graph on what is bound.
     pub fn run(&mut self) -> Result<(), RuntimeError> {
-        run_bound(self.session.ptr_mut(), &self.binding, ptr::null())
+        run_bound(self.session().ptr_mut(), &self.binding, ptr::null())
             .map_err(|e| self.failed(one_line(e.message())))
     }
 
@@ -251,7 +269,7 @@ impl Program {
         };
         let run = RunOptions::new().and_then(|mut options| {
             options.set("memory.enable_memory_arena_shrinkage", place)?;
-            run_bound(self.session.ptr_mut(), &self.binding, options.ptr())
+            run_bound(self.session().ptr_mut(), &self.binding, options.ptr())
         });
         run.map_err(|e| self.failed(one_line(e.message())))
     }

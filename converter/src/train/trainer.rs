@@ -15,10 +15,11 @@ use dijiang_passes::training::parameters::{
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{self, Batches, StepOptions};
 use dijiang_runtime::{
-    Device, DeviceTensor, DimSpec, Dtype, HostTensor, Io, LoadOptions, OrtRuntime, Program,
+    Device, DeviceTensor, DimSpec, Dtype, HostTensor, Io, LoadOptions, OrtRuntime, Program, RuntimeError,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// The graph files of a run, in the bundle's directory `train`.
 const STEP: &str = "gradients.onnx";
@@ -84,7 +85,7 @@ pub struct Trainer {
     /// The first micro-batch of a step, and those after it.
     first: Program,
     later: Option<Program>,
-    /// One for each group, and so with `adamw`.
+    /// One for each slice of each group, and so with `adamw`.
     squares: Vec<Program>,
     adamw: Vec<Program>,
     evaluation: Program,
@@ -100,6 +101,7 @@ struct Small {
     loss: DeviceTensor,
     loss_sum: DeviceTensor,
     count: DeviceTensor,
+    /// A number for each slice, [`SPACE`] apart.
     squares: DeviceTensor,
     rate: DeviceTensor,
     step: DeviceTensor,
@@ -201,8 +203,18 @@ impl Trainer {
         let records = options.records();
         let first = open(&graphs.first, records)?;
         let later = graphs.later.as_deref().map(|path| open(path, records)).transpose()?;
-        let all = |paths: &[PathBuf]| paths.iter().map(|path| open(path, false)).collect::<Result<_, _>>();
-        let (squares, adamw) = (all(&graphs.squares)?, all(&graphs.adamw)?);
+        let slices = |paths: &[PathBuf]| {
+            let mut programs = Vec::new();
+            for (group, path) in layout.groups.iter().zip(paths) {
+                let program = open(path, false)?;
+                for _ in 1..group.slices() {
+                    programs.push(program.again()?);
+                }
+                programs.push(program);
+            }
+            Ok::<_, RuntimeError>(programs)
+        };
+        let (squares, adamw) = (slices(&graphs.squares)?, slices(&graphs.adamw)?);
         let evaluation = open(&graphs.evaluation, false)?;
         let mut vectors = BTreeMap::new();
         for group in &layout.groups {
@@ -222,7 +234,7 @@ impl Trainer {
             loss: scalar()?,
             loss_sum: scalar()?,
             count: scalar()?,
-            squares: scalar()?,
+            squares: first.allocate(Dtype::F32, &[squares.len() * SPACE])?,
             rate: scalar()?,
             step: scalar()?,
             scale: scalar()?,
@@ -255,11 +267,24 @@ impl Trainer {
     fn bind(&mut self) -> Result<(), TrainError> {
         let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
         let programs = [Some(&mut self.first), self.later.as_mut(), Some(&mut self.evaluation)];
-        programs.into_iter().flatten().try_for_each(|program| places.bind(program, 0))
+        let parts = places.parts();
+        programs
+            .into_iter()
+            .flatten()
+            .try_for_each(|program| places.bind(program, &parts, Slice::default()))?;
+        let groups = self.layout.groups.iter();
+        let slices = groups.flat_map(|g| (0..g.slices()).map(|i| i * g.slice_len())).enumerate();
+        let slices = slices.map(|(number, at)| Slice { number, at });
+        for (slice, (squares, adamw)) in slices.zip(self.squares.iter_mut().zip(&mut self.adamw)) {
+            places.bind(squares, &BTreeMap::new(), slice)?;
+            places.bind(adamw, &BTreeMap::new(), slice)?;
+        }
+        Ok(())
     }
 
     /// One step on windows for all micro-batches. Numbers that are not finite leave everything as it was.
     pub fn step(&mut self, windows: &[Vec<i64>], number: usize, rate: f64) -> Result<Step, TrainError> {
+        let begun = Instant::now();
         let rows = self.options.size.batch as usize;
         let mut loss = 0.0;
         for (i, batch) in windows.chunks(rows).enumerate() {
@@ -271,7 +296,9 @@ impl Trainer {
             loss += number_in(&self.small.loss)?;
         }
         let count = windows.len().div_ceil(rows) as f64;
+        let gradients = begun.elapsed();
         let step = Step { loss: loss / count, gradient_norm: self.gradient_norm()? / count };
+        let norm = begun.elapsed();
         if !(step.loss.is_finite() && step.gradient_norm.is_finite()) {
             return Err(TrainError::NotFinite {
                 step: number,
@@ -284,33 +311,15 @@ impl Trainer {
         put(&self.small.rate, rate)?;
         put(&self.small.step, number as f64)?;
         put(&self.small.scale, clip / count)?;
-        self.update()?;
+        self.adamw.iter_mut().try_for_each(Program::run)?;
+        tracing::debug!(number, ?gradients, norm = ?norm - gradients, update = ?begun.elapsed() - norm, "step");
         Ok(step)
     }
 
     fn gradient_norm(&mut self) -> Result<f64, TrainError> {
-        let mut sum = 0.0;
-        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
-        for (group, program) in self.layout.groups.iter().zip(&mut self.squares) {
-            for slice in 0..group.slices() {
-                places.bind(program, slice * group.slice_len())?;
-                program.run()?;
-                sum += number_in(&self.small.squares)?;
-            }
-        }
-        Ok(sum.sqrt())
-    }
-
-    /// A step of the optimiser, slice by slice.
-    fn update(&mut self) -> Result<(), TrainError> {
-        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
-        for (group, program) in self.layout.groups.iter().zip(&mut self.adamw) {
-            for slice in 0..group.slices() {
-                places.bind(program, slice * group.slice_len())?;
-                program.run()?;
-            }
-        }
-        Ok(())
+        self.squares.iter_mut().try_for_each(Program::run)?;
+        let squares = self.small.squares.read()?.to_f32()?;
+        Ok(squares.into_iter().map(f64::from).sum::<f64>().sqrt())
     }
 
     /// The mean loss over windows.
@@ -371,6 +380,16 @@ struct Places<'a> {
     small: &'a Small,
 }
 
+/// A slice of a group's flat vectors: which of all groups' slices, and where it begins.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slice {
+    number: usize,
+    at: usize,
+}
+
+/// Elements between single numbers, so that each lies where a kernel may expect it.
+const SPACE: usize = 64;
+
 /// A tensor, or a part of one.
 #[derive(Clone)]
 struct Place<'a> {
@@ -380,15 +399,19 @@ struct Place<'a> {
 }
 
 impl Places<'_> {
-    /// Binds all inputs and outputs, those that are flat vectors from number `at` on.
-    fn bind(&self, program: &mut Program, at: usize) -> Result<(), TrainError> {
-        let parts = self.parts();
+    /// Binds all inputs and outputs: the parts to their places, flat vectors to a slice.
+    fn bind(
+        &self,
+        program: &mut Program,
+        parts: &BTreeMap<String, Place<'_>>,
+        slice: Slice,
+    ) -> Result<(), TrainError> {
         for io in program.inputs().to_vec() {
-            let place = self.find(&parts, &io, at);
+            let place = self.find(parts, &io, slice);
             program.bind_input_part(&io.name, place.tensor, place.at, &place.shape)?;
         }
         for io in program.outputs().to_vec() {
-            let place = self.find(&parts, &io, at);
+            let place = self.find(parts, &io, slice);
             program.bind_output_part(&io.name, place.tensor, place.at, &place.shape)?;
         }
         Ok(())
@@ -410,7 +433,7 @@ impl Places<'_> {
         parts
     }
 
-    fn find<'s>(&'s self, parts: &BTreeMap<String, Place<'s>>, io: &Io, at: usize) -> Place<'s> {
+    fn find<'s>(&'s self, parts: &'s BTreeMap<String, Place<'_>>, io: &Io, slice: Slice) -> Place<'s> {
         let bare = io.name.trim_start_matches(optimizer::UPDATED).trim_start_matches(step::SO_FAR);
         if let Some(part) = parts.get(bare) {
             return part.clone();
@@ -422,11 +445,13 @@ impl Places<'_> {
             step::LOSS => &small.loss,
             step::LOSS_SUM => &small.loss_sum,
             step::COUNT => &small.count,
-            optimizer::SQUARES => &small.squares,
+            optimizer::SQUARES => {
+                return Place { tensor: &small.squares, at: slice.number * SPACE, shape: Vec::new() };
+            }
             optimizer::LEARNING_RATE => &small.rate,
             optimizer::STEP => &small.step,
             optimizer::GRADIENT_SCALE => &small.scale,
-            vector => return Place { tensor: &self.vectors[vector], at, shape: numbers(io) },
+            vector => return Place { tensor: &self.vectors[vector], at: slice.at, shape: numbers(io) },
         };
         Place { tensor, at: 0, shape: tensor.shape().to_vec() }
     }

@@ -10,6 +10,10 @@ use crate::ir::tensor::Tensor;
 /// The label of a token that does not count, as in PyTorch.
 pub const IGNORE: i64 = -100;
 
+/// A label is at least this likely, about e⁻⁸⁷, or its loss would be infinite. Only the loss as a number knows
+/// of it, not the gradient.
+const LEAST: f64 = 1.2e-38;
+
 /// A loss in a graph.
 #[derive(Debug, Clone)]
 pub struct Loss {
@@ -43,6 +47,8 @@ pub fn cross_entropy(p: &mut Patch<'_>, logits: &[ValueId], labels: ValueId, wit
     let at_least_one = p.max(count, one);
     let weights = p.div(counts, at_least_one);
 
+    let least = p.constant("least", Tensor::scalar(DType::F32, LEAST));
+
     let rows: Vec<i64> = logits.iter().map(|chunk| p.known_dim(*chunk, 0) as i64).collect();
     let [targets, counts, weights] = [targets, counts, weights].map(|x| split_rows(p, x, &rows));
     let mut sums = Vec::new();
@@ -52,13 +58,10 @@ pub fn cross_entropy(p: &mut Patch<'_>, logits: &[ValueId], labels: ValueId, wit
         let target = p.unsqueeze(targets[i], &[1]);
         let wide = p.cast(*chunk, DType::F32);
         let probabilities = p.softmax(wide, -1);
-        // log Σ exp x = max x - log max p, without another tensor as large as the logits.
-        let (most, likeliest) =
-            (p.reduce("ReduceMax", wide, &[-1], true), p.reduce("ReduceMax", probabilities, &[-1], true));
-        let log = p.log(likeliest);
-        let log_sum = p.sub(most, log);
-        let chosen = p.node(Op::new("GatherElements").with("axis", 1), &[wide, target]);
-        let nll = p.sub(log_sum, chosen);
+        let chosen = p.node(Op::new("GatherElements").with("axis", 1), &[probabilities, target]);
+        let chosen = p.max(chosen, least);
+        let log = p.log(chosen);
+        let nll = p.neg(log);
         let nll = p.squeeze(nll, &[1]);
         let counted = p.mul(nll, counts[i]);
         sums.push(p.reduce("ReduceSum", counted, &[0], false));
