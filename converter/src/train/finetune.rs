@@ -169,6 +169,8 @@ pub(super) fn read_data(
         vocab: manifest.model.vocab,
     };
     let mut stream = data::read(&sources.data, &texts)?;
+    // Before a part is held out: it is the data that is too short then.
+    data::check_length(stream.len(), context)?;
     let held_out = if sources.valid.is_empty() {
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
