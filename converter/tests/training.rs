@@ -100,10 +100,50 @@ fn calibration_brings_the_attentions_nearer() {
         return;
     }
     let setting = Setting::new("adaptive");
-    let output = setting.train("calibrate", &["--steps", "60"]);
+    let output = setting.train("calibrate", &["--steps", "60", "--no-fit"]);
     assert!(output.status.success(), "{}", said(&output));
     let (before, after) = (number(&output, "error_before"), number(&output, "error"));
     assert!(after < before / 2.0, "{before} became {after}");
+}
+
+/// On real text: the small checkpoint attends to next to nothing that a fit could find.
+#[test]
+fn fitted_features_lower_the_perplexity_without_a_step() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare");
+    let path = |name: &str| fixture.join(name).display().to_string();
+    let bundle = dir.path().join("bundle").display().to_string();
+    let calibrate = || {
+        let data = ["--data", &path("train.txt"), "--valid", &path("valid.txt")];
+        let size = ["--batch", "4", "--context", "128", "--steps", "0", "--json"];
+        let output = run(&[&["calibrate", &bundle][..], &data, &size].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        output
+    };
+    let convert = |recipe: &str| {
+        let source = fixture.display().to_string();
+        let output = run(&["convert", &source, "-o", &bundle, "--recipe", recipe, "--no-verify", "--force"]);
+        assert!(output.status.success(), "{recipe}: {}", said(&output));
+        std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there")
+    };
+    for recipe in ["adaptive", "retnet"] {
+        let weights = convert(recipe);
+        let fitted = calibrate();
+        let object: Value = serde_json::from_slice(&fitted.stdout).expect("it is JSON");
+        let kept = object["fit"]["kept"].as_bool().expect("there was a fit");
+        let (before, after) =
+            (number(&fitted, "valid_perplexity_before"), number(&fitted, "valid_perplexity"));
+        let now = std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there");
+        assert_eq!(kept, now != weights, "{recipe}");
+        assert_eq!(kept, after < before, "{recipe}: {before} became {after}");
+        assert!(recipe != "adaptive" || kept);
+        // What was measured is what was written.
+        let again = number(&calibrate(), "valid_perplexity_before");
+        assert!((again - after).abs() < 1e-3 * after, "{recipe}: {after} became {again}");
+    }
 }
 
 /// The run is killed at whatever step it happens to be at, behind its first checkpoint.

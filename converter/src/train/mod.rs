@@ -14,6 +14,7 @@ pub mod calibrate;
 pub mod checkpoint;
 pub mod data;
 pub mod finetune;
+pub mod fit;
 pub mod metrics;
 pub mod plot;
 pub mod schedule;

@@ -128,7 +128,7 @@ impl RunGraphs {
     }
 }
 
-fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, TrainError> {
+pub(super) fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, TrainError> {
     let path = dir.join(name);
     let bytes = export(graph, &ExportOptions { opset: PORTABLE_OPSET.max(18), weights: None })?;
     std::fs::write(&path, bytes).map_err(|source| TrainError::Io { path: path.clone(), source })?;
@@ -175,6 +175,10 @@ impl Trainer {
         let mut trainer = Self { layout, options, first, later, adamw, evaluation, vectors, small };
         trainer.bind()?;
         Ok(trainer)
+    }
+
+    pub fn options(&self) -> &TrainerOptions {
+        &self.options
     }
 
     fn bind(&mut self) -> Result<(), TrainError> {
