@@ -13,6 +13,7 @@ use std::path::PathBuf;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod data;
+pub mod evaluate;
 pub mod finetune;
 pub mod fit;
 pub mod metrics;

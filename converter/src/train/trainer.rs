@@ -291,7 +291,7 @@ fn bind(
     Ok(())
 }
 
-fn number_in(tensor: &DeviceTensor) -> Result<f64, TrainError> {
+pub(super) fn number_in(tensor: &DeviceTensor) -> Result<f64, TrainError> {
     Ok(tensor.read()?.to_f32()?.first().copied().map_or(f64::NAN, f64::from))
 }
 
