@@ -100,10 +100,50 @@ fn calibration_brings_the_attentions_nearer() {
         return;
     }
     let setting = Setting::new("adaptive");
-    let output = setting.train("calibrate", &["--steps", "60"]);
+    let output = setting.train("calibrate", &["--steps", "60", "--no-fit"]);
     assert!(output.status.success(), "{}", said(&output));
     let (before, after) = (number(&output, "error_before"), number(&output, "error"));
     assert!(after < before / 2.0, "{before} became {after}");
+}
+
+/// On real text: the small checkpoint attends to next to nothing that a fit could find.
+#[test]
+fn fitted_features_lower_the_perplexity_without_a_step() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare");
+    let path = |name: &str| fixture.join(name).display().to_string();
+    let bundle = dir.path().join("bundle").display().to_string();
+    let calibrate = || {
+        let data = ["--data", &path("train.txt"), "--valid", &path("valid.txt")];
+        let size = ["--batch", "4", "--context", "128", "--steps", "0", "--json"];
+        let output = run(&[&["calibrate", &bundle][..], &data, &size].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        output
+    };
+    let convert = |recipe: &str| {
+        let source = fixture.display().to_string();
+        let output = run(&["convert", &source, "-o", &bundle, "--recipe", recipe, "--no-verify", "--force"]);
+        assert!(output.status.success(), "{recipe}: {}", said(&output));
+        std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there")
+    };
+    for recipe in ["adaptive", "retnet"] {
+        let weights = convert(recipe);
+        let fitted = calibrate();
+        let object: Value = serde_json::from_slice(&fitted.stdout).expect("it is JSON");
+        let kept = object["fit"]["kept"].as_bool().expect("there was a fit");
+        let (before, after) =
+            (number(&fitted, "valid_perplexity_before"), number(&fitted, "valid_perplexity"));
+        let now = std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there");
+        assert_eq!(kept, now != weights, "{recipe}");
+        assert_eq!(kept, after < before, "{recipe}: {before} became {after}");
+        assert!(recipe != "adaptive" || kept);
+        // What was measured is what was written.
+        let again = number(&calibrate(), "valid_perplexity_before");
+        assert!((again - after).abs() < 1e-3 * after, "{recipe}: {after} became {again}");
+    }
 }
 
 /// The run is killed at whatever step it happens to be at, behind its first checkpoint.
@@ -161,6 +201,52 @@ fn bad_data_is_refused_in_one_line() {
         said(&output).replace(&setting.dir.path().display().to_string(), "DIR")
     };
     insta::assert_snapshot!([refused(b""), refused(&[5, 0]), refused(&[200, 0, 1, 0])].concat());
+}
+
+#[test]
+fn evaluation_gives_the_perplexity_of_validation_and_answers_questions() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare");
+    let path = |name: &str| fixture.join(name).display().to_string();
+    let bundle = dir.path().join("bundle").display().to_string();
+    let source = fixture.display().to_string();
+    let output = run(&["convert", &source, "-o", &bundle, "--recipe", "softmax", "--no-verify"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let valid = path("valid.txt");
+    let data = ["--data", &path("train.txt"), "--valid", &valid, "--validation-windows", "6"];
+    let size = ["--batch", "4", "--context", "128", "--steps", "1", "--lr", "0", "--json"];
+    let tuned = run(&[&["finetune", &bundle][..], &data, &size].concat());
+    let expected = number(&tuned, "valid_perplexity_before");
+    let eval = |more: &[&str]| run(&[&["eval", &bundle, "--context", "128", "--json"][..], more].concat());
+    let value = |output: &Output| -> Value {
+        let object: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(output)));
+        object["results"][0].clone()
+    };
+    let found = value(&eval(&["--perplexity", &valid, "--max-tokens", "800"]));
+    let perplexity = found["value"].as_f64().expect("a number");
+    // Six whole windows of 127 predictions; sums in f32 differ with the batch.
+    assert!((perplexity - expected).abs() < 1e-4 * expected, "{perplexity} {expected}");
+    assert_eq!(found["n"], 6 * 127);
+    // Choices that the model knows well from ones that are no English; the last is answered wrongly.
+    let questions = dir.path().join("questions.jsonl");
+    let lines = [
+        r#"{"context": "KING RICHARD III:\nWhat is thy", "choices": [" name", " xqzv"], "answer": 0}"#,
+        r#"{"context": "Good morrow, my", "choices": ["zzkq", " lord"], "answer": 1}"#,
+        r#"{"context": "I pray", "choices": [" you", "&%$"], "answer": 1}"#,
+    ];
+    let task = format!("words={}", questions.display());
+    std::fs::write(&questions, lines.join("\n")).expect("it is written");
+    let found = value(&eval(&["--task", &task]));
+    assert_eq!((found["task"].as_str(), found["metric"].as_str()), (Some("words"), Some("accuracy")));
+    assert!((found["value"].as_f64().expect("a number") - 2.0 / 3.0).abs() < 1e-9, "{found}");
+    std::fs::write(&questions, r#"{"context": "I", "choices": ["a"], "answer": 1}"#).expect("it is written");
+    let refused = eval(&["--task", &task]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said(&refused).contains("line 1: answer 1 of 1 choices"), "{}", said(&refused));
 }
 
 /// A limit on the size of files stands for a disk that is full.

@@ -7,6 +7,12 @@ const SWEEPS: usize = 400;
 /// descent on the normal equations (Franc, Hlaváč and Navara 2005).
 pub fn solve(a: &[f64], columns: usize, b: &[f64], ridge: f64) -> Vec<f64> {
     let (gram, right) = normal_equations(a, columns, b, ridge);
+    descend(&gram, &right)
+}
+
+/// w ≥ 0 that minimises wᵀGw - 2 rᵀw, for a symmetric G with no negative eigenvalue.
+pub fn descend(gram: &[f64], right: &[f64]) -> Vec<f64> {
+    let columns = right.len();
     let mut w = vec![0.0; columns];
     // The gradient G w - r at w = 0.
     let mut gradient: Vec<f64> = right.iter().map(|r| -r).collect();

@@ -76,34 +76,10 @@ class Training(unittest.TestCase):
         """The loss and the gradients that the graph gives, by name."""
         session = ort.InferenceSession(bundle / "train/gradients.onnx", providers=["CPUExecutionProvider"])
         trained = dict(model.named_parameters())
-        groups = self.groups(session, trained)
-        values = {n: p.detach().numpy().ravel() for n, p in trained.items()}
-        feeds = {f"parameters.{g}": np.concatenate([values[n] for n in names]) for g, names in groups.items()}
+        feeds = {f"parameter.{n}": p.detach().numpy() for n, p in trained.items()}
         outputs = [output.name for output in session.get_outputs()]
         got = dict(zip(outputs, session.run(None, {"input_ids": rows, "labels": rows, **feeds})))
-        found = {}
-        for group, names in groups.items():
-            cuts = np.cumsum([values[n].size for n in names])[:-1]
-            for name, part in zip(names, np.split(got[f"gradients.{group}"], cuts)):
-                found[name] = part.reshape(trained[name].shape)
-        return float(got["loss"]), found
-
-    def groups(self, session, trained):
-        """The names in each flat vector: new ones, vectors, tables that rows are picked from, and matrices."""
-        def group(name):
-            if ".dijiang." in name:
-                return "new"
-            if trained[name].ndim < 2:
-                return "vectors"
-            return "tables" if "embed" in name and "embed_out" not in name else "matrices"
-
-        groups = {}
-        for name in sorted(trained):
-            groups.setdefault(group(name), []).append(name)
-        sizes = {i.name: i.shape for i in session.get_inputs()}
-        for name, names in groups.items():
-            self.assertEqual(sizes[f"parameters.{name}"], [sum(trained[n].numel() for n in names)], name)
-        return groups
+        return float(got["loss"]), {name: got[f"gradient.{name}"] for name in trained}
 
     def test_steps(self):
         for bundle in self.bundles():

@@ -15,6 +15,9 @@ pub(super) struct Args {
     /// Updates of what the conversion added
     #[arg(long, default_value_t = 150)]
     steps: usize,
+    /// Leave out the fit of feature weights that comes before the updates
+    #[arg(long)]
+    no_fit: bool,
     /// Learning rate
     #[arg(long, default_value_t = 1e-2)]
     lr: f64,
@@ -31,6 +34,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         trainer: args.common.trainer(0.0, 1.0),
         schedule: Schedule { shape: args.schedule, rate: args.lr, warm_up: 0, steps: args.steps },
         seed: args.common.seed,
+        fit: !args.no_fit,
     };
     let (bar, mut tell) = progress(args.steps);
     let done = calibrate(&args.bundle, &options, &mut tell);
@@ -40,14 +44,26 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::object(&serde_json::to_value(&done)?);
         return Ok(Outcome::Fine);
     }
+    match &done.fit {
+        Some(fit) => show::line(&format!(
+            "features of {} heads fitted{}; attention weight error {:.4}, before {:.4}",
+            fit.heads,
+            if fit.kept { "" } else { ", and taken back as the loss rose" },
+            fit.error,
+            fit.error_before
+        )),
+        None if args.no_fit => {}
+        None => show::line("the recipe's feature map has no weights to fit"),
+    }
+    if let Some((before, error)) = done.error_before.zip(done.error) {
+        show::line(&format!("attention error {error:.4}, before {before:.4}"));
+    }
     show::line(&format!(
-        "{} steps, {} tokens, {} parameters in {:.0} s; attention error {:.4}, before {:.4}; validation perplexity {:.2}, before {:.2}",
+        "{} steps, {} tokens, {} parameters in {:.0} s; validation perplexity {:.2}, before {:.2}",
         done.steps,
         done.tokens,
         done.trained_parameters,
         done.seconds,
-        done.error,
-        done.error_before,
         done.valid_perplexity,
         done.valid_perplexity_before
     ));

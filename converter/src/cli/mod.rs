@@ -3,6 +3,7 @@
 
 mod calibrate;
 mod convert;
+mod eval;
 mod export_torch;
 mod finetune;
 mod generate;
@@ -31,6 +32,7 @@ enum Command {
     Generate(generate::Args),
     Calibrate(calibrate::Args),
     Finetune(finetune::Args),
+    Eval(eval::Args),
     ExportTorch(export_torch::Args),
     ImportWeights(import_weights::Args),
 }
@@ -60,6 +62,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Finetune(args) => finetune::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::ExportTorch(args) => export_torch::run(&args),
         Command::ImportWeights(args) => import_weights::run(&args),
     };

@@ -1,8 +1,11 @@
-//! Calibration: attention transfer from the softmax model in the bundle to its linear attentions. Only what
+//! Calibration: feature weights fitted without gradients, then attention transfer from the softmax model in the bundle to its linear attentions. Only what
 //! the conversion added is trained.
 
 use super::TrainError;
-use super::finetune::{DIR, Sources, model_graph, put_back, read_data, trains_in_chunks};
+use super::finetune::{
+    DIR, Sources, model_graph, put_back, read_data, trains_in_chunks, vouch_for_nothing, vouch_for_weights,
+};
+use super::fit::{self, Fitted, Values, fit_features};
 use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
 use super::trainer::{RunGraphs, Trainer, TrainerOptions};
@@ -15,10 +18,11 @@ use dijiang_passes::attention::rewrite::{Options, write_beside};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::recipe::Recipe;
-use dijiang_passes::training::parameters::{Layout, Selection};
+use dijiang_passes::training::parameters::{Layout, NEW, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
 use dijiang_runtime::OrtRuntime;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -29,6 +33,8 @@ pub struct CalibrateOptions {
     pub trainer: TrainerOptions,
     pub schedule: Schedule,
     pub seed: u64,
+    /// Whether to fit feature weights before the steps.
+    pub fit: bool,
 }
 
 /// What came of it.
@@ -37,9 +43,11 @@ pub struct Calibrated {
     pub steps: usize,
     pub tokens: usize,
     pub trained_parameters: usize,
-    /// Relative squared error of the attentions, at the first step and the last.
-    pub error_before: f64,
-    pub error: f64,
+    /// The fit before the steps, where there was one.
+    pub fit: Option<Fitted>,
+    /// Relative squared error of the attentions, at the first step and the last, where there were steps.
+    pub error_before: Option<f64>,
+    pub error: Option<f64>,
     pub valid_perplexity_before: f64,
     pub valid_perplexity: f64,
     pub seconds: f64,
@@ -59,7 +67,9 @@ pub fn calibrate(
     let linear = model_graph(bundle, &manifest, size.sequence)?;
     let layout = Layout::of(&linear, &Selection::New)?;
     let weights = Weights::open(bundle, &layout)?;
-    let (both, layers) = both_attentions(bundle, &manifest, size.sequence)?;
+    let softmax = Softmax::of(bundle, &manifest, size.sequence)?;
+    let mut both = softmax.graph.clone();
+    let layers = write_beside(&mut both, &softmax.options())?;
     let evaluation = evaluation(&linear, &layout, size, options.trainer.precision)?;
     let step = |how: &StepOptions| transfer_step(&both, &layers, &layout, how);
     let dir = bundle.join(DIR);
@@ -67,6 +77,15 @@ pub fn calibrate(
         RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
     let mut trainer = Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone())?;
     let before = trainer.evaluate(&held_out)?.exp();
+    let fitted = match options.fit {
+        true => {
+            let sampled: Vec<Vec<i64>> =
+                (0..fit::WINDOWS.min(windows.len())).map(|i| windows.get(i)).collect();
+            fit_weights(bundle, &mut manifest, (&softmax, &linear), &sampled, &mut trainer, &weights)?
+        }
+        false => None,
+    };
+    let weights = Weights::open(bundle, &trainer.layout)?;
     let io = |source| TrainError::Io { path: dir.join(metrics::FILE), source };
     let mut metrics = Metrics::open(&dir, 0).map_err(io)?;
     let rows = size.batch as usize * options.trainer.accumulate;
@@ -90,11 +109,12 @@ pub fn calibrate(
     }
     let after = trainer.evaluate(&held_out)?.exp();
     put_back(bundle, &mut manifest, &trainer, &weights)?;
-    let error = |line: Option<&Line>| line.map_or(f64::NAN, |l| l.loss);
+    let error = |line: Option<&Line>| line.map(|l| l.loss);
     Ok(Calibrated {
         steps: options.schedule.steps,
         tokens: metrics.lines.last().map_or(0, |l| l.tokens),
         trained_parameters: trainer.layout.len(),
+        fit: fitted,
         error_before: error(metrics.lines.first()),
         error: error(metrics.lines.last()),
         valid_perplexity_before: before,
@@ -103,24 +123,68 @@ pub fn calibrate(
     })
 }
 
-/// The softmax model with the linear attentions beside its own.
-fn both_attentions(
+/// Fits feature weights into the bundle and the trainer, and takes them back if the model's loss rises.
+fn fit_weights(
     bundle: &Path,
-    manifest: &Manifest,
-    sequence: u64,
-) -> Result<(Graph, Vec<usize>), TrainError> {
-    let path = bundle.join(layout::MANIFEST);
-    let recipe: Recipe = serde_json::from_value(manifest.recipe.clone())
-        .map_err(|e| TrainError::Recipe { path, reason: e.to_string() })?;
-    let mut graph = import::import(&bundle.join(layout::SOFTMAX))?;
-    canonicalize(&mut graph)?;
-    let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
-        Form::Chunked(recipe.chunk)
-    } else {
-        Form::Parallel
+    manifest: &mut Manifest,
+    (softmax, linear): (&Softmax, &Graph),
+    sampled: &[Vec<i64>],
+    trainer: &mut Trainer,
+    weights: &Weights,
+) -> Result<Option<Fitted>, TrainError> {
+    let new = linear.consts().filter(|(_, name, _)| name.contains(NEW));
+    let current: Values = new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    let how = trainer.options().clone();
+    let graph = (softmax.graph.clone(), &softmax.options());
+    let Some((fitted, values)) = fit_features(bundle, graph, &current, sampled, &how)? else {
+        return Ok(None);
     };
-    let lowered: Vec<usize> = manifest.sites.iter().filter(|s| s.lowered).map(|s| s.layer).collect();
-    let options = Options { recipe: &recipe, form, seed: manifest.seed, layers: Some(&lowered) };
-    let layers = write_beside(&mut graph, &options)?;
-    Ok((graph, layers))
+    let before = trainer.evaluate(sampled)?;
+    let learned: BTreeSet<String> = trainer.layout.parameters().map(|p| p.name.clone()).collect();
+    let mut put = |trainer: &mut Trainer, values: &Values| {
+        vouch_for_nothing(bundle, manifest)?;
+        weights.replace_some(values.iter().filter(|(name, _)| learned.contains(*name)))?;
+        let weights = Weights::open(bundle, &trainer.layout)?;
+        for group in trainer.layout.groups.clone() {
+            trainer.set_vector(&group.vector("parameters"), &weights.flat(&group))?;
+        }
+        vouch_for_weights(bundle, manifest)
+    };
+    put(trainer, &values)?;
+    let kept = trainer.evaluate(sampled)? < before;
+    if !kept {
+        put(trainer, &current)?;
+    }
+    Ok(Some(Fitted { kept, ..fitted }))
+}
+
+/// The softmax model of the bundle, and how its attentions were replaced.
+struct Softmax {
+    graph: Graph,
+    recipe: Recipe,
+    form: Form,
+    seed: u64,
+    lowered: Vec<usize>,
+}
+
+impl Softmax {
+    fn of(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Self, TrainError> {
+        let path = bundle.join(layout::MANIFEST);
+        let recipe: Recipe = serde_json::from_value(manifest.recipe.clone())
+            .map_err(|e| TrainError::Recipe { path, reason: e.to_string() })?;
+        let mut graph = import::import(&bundle.join(layout::SOFTMAX))?;
+        canonicalize(&mut graph)?;
+        let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
+            Form::Chunked(recipe.chunk)
+        } else {
+            Form::Parallel
+        };
+        let lowered = manifest.sites.iter().filter(|s| s.lowered).map(|s| s.layer).collect();
+        Ok(Self { graph, recipe, form, seed: manifest.seed, lowered })
+    }
+
+    fn options(&self) -> Options<'_> {
+        let layers = Some(self.lowered.as_slice());
+        Options { recipe: &self.recipe, form: self.form, seed: self.seed, layers }
+    }
 }

@@ -12,13 +12,16 @@ pub enum DataError {
     #[error("{}: it holds no tokens", path.display())]
     Empty { path: PathBuf },
     #[error(
-        "the data holds {found} tokens, expected at least {needed}: a window of --context {context} (hint: more data, or a smaller --context)"
+        "the data holds {found} {}, expected at least {needed}: a window of --context {context} (hint: more data, or a smaller --context)",
+        if *found == 1 { "token" } else { "tokens" }
     )]
     Short { found: usize, needed: usize, context: usize },
     #[error("{}: token {id} at {at} is not one of the model's {vocab} (hint: was it tokenised for another model?)", path.display())]
     Vocabulary { path: PathBuf, id: u64, at: usize, vocab: u64 },
     #[error("{}: line {line}: {reason} (hint: expected {{\"text\": \"…\"}} on each line)", path.display())]
     Json { path: PathBuf, line: usize, reason: String },
+    #[error("{}: line {line}: {reason} (hint: expected {{\"context\": \"…\", \"choices\": [\"…\"], \"answer\": 0}} on each line)", path.display())]
+    Question { path: PathBuf, line: usize, reason: String },
     #[error("{}: {bytes} bytes are no whole number of {width}-byte tokens", path.display())]
     Width { path: PathBuf, bytes: usize, width: usize },
     #[error("{}: it is not UTF-8 text (hint: .u16 and .u32 files hold tokens, .jsonl texts)", path.display())]
@@ -123,12 +126,15 @@ pub struct Windows {
     order: Vec<usize>,
 }
 
+/// Whether so many tokens hold a window, one of more than one token: that predicts nothing.
+pub fn check_length(found: usize, context: usize) -> Result<(), DataError> {
+    let needed = context.max(2);
+    if found < needed { Err(DataError::Short { found, needed, context }) } else { Ok(()) }
+}
+
 impl Windows {
     pub fn new(stream: Vec<u32>, context: usize, seed: u64) -> Result<Self, DataError> {
-        // A window of one token predicts nothing.
-        if stream.len() < context || stream.len() < 2 {
-            return Err(DataError::Short { found: stream.len(), needed: context.max(2), context });
-        }
+        check_length(stream.len(), context)?;
         let mut windows = Self { stream, context, seed, epoch: 0, order: Vec::new() };
         windows.shuffle(0);
         Ok(windows)
@@ -200,7 +206,7 @@ mod tests {
     #[test]
     fn a_stream_must_hold_a_window() {
         let error = Windows::new(vec![1], 8, 0).expect_err("it is short").to_string();
-        assert!(error.starts_with("the data holds 1 tokens, expected at least 8"), "{error}");
+        assert!(error.starts_with("the data holds 1 token, expected at least 8"), "{error}");
         assert!(Windows::new(vec![1; 8], 8, 0).is_ok());
         assert!(Windows::new(vec![1], 1, 0).is_err());
     }

@@ -169,6 +169,8 @@ pub(super) fn read_data(
         vocab: manifest.model.vocab,
     };
     let mut stream = data::read(&sources.data, &texts)?;
+    // Before a part is held out: it is the data that is too short then.
+    data::check_length(stream.len(), context)?;
     let held_out = if sources.valid.is_empty() {
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
@@ -187,13 +189,23 @@ pub(super) fn put_back(
     trainer: &Trainer,
     weights: &Weights,
 ) -> Result<(), TrainError> {
-    manifest.checks.clear();
-    manifest.trained = None;
-    replace_manifest(bundle, manifest)?;
+    vouch_for_nothing(bundle, manifest)?;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector("parameters"))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
     weights.replace(&flats)?;
+    vouch_for_weights(bundle, manifest)
+}
+
+/// Forgets the checks and the digest, before weights change.
+pub(super) fn vouch_for_nothing(bundle: &Path, manifest: &mut Manifest) -> Result<(), TrainError> {
+    manifest.checks.clear();
+    manifest.trained = None;
+    replace_manifest(bundle, manifest)
+}
+
+/// Takes the digest of the weights as they are now.
+pub(super) fn vouch_for_weights(bundle: &Path, manifest: &mut Manifest) -> Result<(), TrainError> {
     manifest.trained = Some(SourceFile::describe_whole(&bundle.join(layout::WEIGHTS))?);
     replace_manifest(bundle, manifest)
 }

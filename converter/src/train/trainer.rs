@@ -168,7 +168,7 @@ impl RunGraphs {
     }
 }
 
-fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, TrainError> {
+pub(super) fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, TrainError> {
     let path = dir.join(name);
     let bytes = export(graph, &ExportOptions { opset: PORTABLE_OPSET.max(18), weights: None })?;
     std::fs::write(&path, bytes).map_err(|source| TrainError::Io { path: path.clone(), source })?;
@@ -262,6 +262,10 @@ impl Trainer {
             tensor.write(&HostTensor::zeros(tensor.dtype(), tensor.shape())?)?;
         }
         Ok(())
+    }
+
+    pub fn options(&self) -> &TrainerOptions {
+        &self.options
     }
 
     fn bind(&mut self) -> Result<(), TrainError> {
@@ -473,7 +477,7 @@ fn element_type(dtype: DType) -> Dtype {
     }
 }
 
-fn number_in(tensor: &DeviceTensor) -> Result<f64, TrainError> {
+pub(super) fn number_in(tensor: &DeviceTensor) -> Result<f64, TrainError> {
     Ok(tensor.read()?.to_f32()?.first().copied().map_or(f64::NAN, f64::from))
 }
 

@@ -115,6 +115,23 @@ impl Weights {
     }
 }
 
+impl Weights {
+    /// Replaces the file by one with new numbers for some of the trained weights, whole or not at all.
+    pub fn replace_some<'a>(
+        &self,
+        values: impl Iterator<Item = (&'a String, &'a Tensor)>,
+    ) -> Result<(), WeightsError> {
+        let mut bytes = self.map.to_vec();
+        for (name, tensor) in values {
+            let missing = || WeightsError::Missing { path: self.path.clone(), name: name.clone() };
+            let place = self.places.get(name).ok_or_else(missing)?;
+            bytes[place.begin..place.end].copy_from_slice(&tensor.cast(place.dtype).bytes());
+        }
+        replace_file(&self.path, &bytes)
+            .map_err(|source| WeightsError::Io { path: self.path.clone(), source })
+    }
+}
+
 fn float(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F64 => Some(DType::F64),

@@ -1,5 +1,6 @@
 //! Softmax attention: found, put into one canonical form, and replaced by a linear recurrence.
 
+pub mod fit;
 pub mod lower;
 pub mod mask;
 pub mod patterns;

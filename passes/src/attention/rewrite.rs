@@ -265,6 +265,40 @@ pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usiz
     Ok(layers)
 }
 
+/// Names of the outputs of [`write_samples`], with the layer behind them.
+pub const SAMPLES: [&str; 3] = ["sample.q.", "sample.k.", "sample.log_decay."];
+
+/// A site whose queries and keys are outputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampledSite {
+    pub name: String,
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+}
+
+/// Makes the scaled queries and keys of each site outputs of the graph, with their log decay.
+pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<SampledSite>, RewriteError> {
+    options.recipe.check()?;
+    let sites = find_sites(graph).sites;
+    let mut sampled = Vec::new();
+    for (layer, site) in sites.iter().enumerate() {
+        if reason_to_keep(site, layer, options).is_some() {
+            continue;
+        }
+        let change = {
+            let mut patch = Patch::new(graph, "sampled_attention");
+            Writer { p: &mut patch, site, layer, options }.output_samples();
+            patch.finish()
+        };
+        let applied = graph.apply(change).map(|_| ());
+        applied.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
+        let (heads, kv_heads) = (site.heads as usize, site.kv_heads as usize);
+        sampled.push(SampledSite { name: site.name.clone(), layer, heads, kv_heads });
+    }
+    Ok(sampled)
+}
+
 /// Writes the patch of one site.
 struct Writer<'p, 'g, 'o> {
     p: &'p mut Patch<'g>,
@@ -281,6 +315,17 @@ impl Writer<'_, '_, '_> {
             self.output_state(state);
         }
         self.p.replace(self.site.out, out);
+    }
+
+    fn output_samples(mut self) {
+        self.p.set_scope(&format!("{}/dijiang", self.site.name));
+        let [q, k] = [self.site.q, self.site.k].map(|x| self.scaled(x));
+        let log_decay = self.log_decay();
+        for (name, value) in SAMPLES.iter().zip([Some(q), Some(k), log_decay]) {
+            if let Some(value) = value {
+                self.p.output(&format!("{name}{}", self.layer), value);
+            }
+        }
     }
 
     /// What stands for the site's output, and the state after it.
@@ -401,9 +446,13 @@ impl Writer<'_, '_, '_> {
                 shared.insert(parameter.name, value);
             }
         }
-        let wide = self.p.cast(x, DType::F32);
-        let scaled = self.p.mul_scalar(wide, self.site.scale.sqrt());
+        let scaled = self.scaled(x);
         map.emit(self.p, scaled, &emitted, role)
+    }
+
+    fn scaled(&mut self, x: ValueId) -> ValueId {
+        let wide = self.p.cast(x, DType::F32);
+        self.p.mul_scalar(wide, self.site.scale.sqrt())
     }
 
     /// log a_t, `[batch, kv_heads, sequence]`.

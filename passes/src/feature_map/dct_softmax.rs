@@ -18,6 +18,19 @@ impl FeatureMap for DctSoftmax {
         &["features", "signs", "lengths", "radial"]
     }
 
+    /// Those of a query: what they change of the sum over features is a factor per query.
+    fn log_weights(&self) -> Option<&'static str> {
+        Some("log_d")
+    }
+
+    fn frequencies(&self) -> Option<&'static str> {
+        Some("w")
+    }
+
+    fn parameter_names(&self) -> &'static [&'static str] {
+        &["w", "log_d"]
+    }
+
     fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
         let m = self.features(spec, d);
         let drawn = if spec.signs { m.div_ceil(2) } else { m };

@@ -66,6 +66,20 @@ pub trait FeatureMap: Sync {
         spec.features * head_dim
     }
 
+    /// The parameter `[heads, m]` whose exponential weighs each feature of a query, up to a factor per query;
+    /// `None` where the map has no such weights, which then cannot be fitted.
+    fn log_weights(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The names of its parameters.
+    fn parameter_names(&self) -> &'static [&'static str];
+
+    /// The learned parameter `[heads, m, head_dim]` that holds the frequencies T C, which may then be scaled.
+    fn frequencies(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The initial parameters of one attention site, for `heads` heads of one role. Shared ones
     /// must come out equal for both roles: draw them first.
     fn parameters(

@@ -21,6 +21,10 @@ impl FeatureMap for Pff {
         "pff"
     }
 
+    fn parameter_names(&self) -> &'static [&'static str] {
+        &["omega", "norm"]
+    }
+
     fn parameters(&self, spec: &MapSpec, _heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
         shared_parameters(spec, d, self.features(spec, d), random)
     }
@@ -38,6 +42,14 @@ impl FeatureMap for Pff {
 impl FeatureMap for Wpff {
     fn name(&self) -> &'static str {
         "wpff"
+    }
+
+    fn log_weights(&self) -> Option<&'static str> {
+        Some("log_d")
+    }
+
+    fn parameter_names(&self) -> &'static [&'static str] {
+        &["omega", "norm", "log_d"]
     }
 
     fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {

@@ -20,6 +20,10 @@ impl FeatureMap for Prf {
         &["features"]
     }
 
+    fn parameter_names(&self) -> &'static [&'static str] {
+        &["omega"]
+    }
+
     fn parameters(&self, spec: &MapSpec, _heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
         let m = self.features(spec, d);
         let omega: Vec<f64> = (0..m * d).map(|_| random.normal()).collect();

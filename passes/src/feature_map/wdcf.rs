@@ -17,6 +17,14 @@ impl FeatureMap for Wdcf {
         "wdcf"
     }
 
+    fn log_weights(&self) -> Option<&'static str> {
+        Some("log_d")
+    }
+
+    fn parameter_names(&self) -> &'static [&'static str] {
+        &["t", "c", "log_d"]
+    }
+
     fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
         let m = self.features(spec, d);
         let t = frequency::lengths(spec, d, m, random);

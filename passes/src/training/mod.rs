@@ -9,6 +9,7 @@ pub mod loss;
 pub mod mixed;
 pub mod optimizer;
 pub mod parameters;
+pub mod samples;
 pub mod specialize;
 pub mod step;
 pub mod transfer;

@@ -1,0 +1,71 @@
+//! `dijiang eval BUNDLE… --perplexity FILE`
+
+use super::{Failure, Outcome, show};
+use crate::train::evaluate::{EvalOptions, Evaluator};
+use dijiang_runtime::Device;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Measure bundles on text or on questions.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[arg(required = true)]
+    bundles: Vec<PathBuf>,
+    /// Text, .jsonl, .u16 or .u32, as training reads them
+    #[arg(long, required_unless_present = "task")]
+    perplexity: Option<PathBuf>,
+    /// NAME=FILE: a line per question, {"context": …, "choices": […], "answer": 0}
+    #[arg(long, value_parser = task)]
+    task: Vec<(String, PathBuf)>,
+    /// Tokens per row
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(2..))]
+    context: u64,
+    /// Tokens of the text, at most
+    #[arg(long)]
+    max_tokens: Option<usize>,
+    /// Questions of each task, at most
+    #[arg(long)]
+    limit: Option<usize>,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Threads of an operator
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn task(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, file) = text.split_once('=').ok_or("expected NAME=FILE")?;
+    Ok((name.to_owned(), file.into()))
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let options = EvalOptions { context: args.context, device: args.device, threads: args.threads };
+    let mut results = Vec::new();
+    for bundle in &args.bundles {
+        let mut evaluator = Evaluator::new(bundle, &options)?;
+        let mut add = |task: &str, metric: &str, value: f64, n: usize| {
+            if !args.json {
+                show::line(&format!("{}: {task}: {metric} {value:.4} (n = {n})", bundle.display()));
+            }
+            results.push(
+                json!({"bundle": bundle.display().to_string(), "task": task, "metric": metric, "value": value, "n": n}),
+            );
+        };
+        if let Some(file) = &args.perplexity {
+            let found = evaluator.perplexity(file, args.max_tokens)?;
+            add(&file.display().to_string(), "perplexity", found.value, found.n);
+        }
+        for (name, file) in &args.task {
+            let found = evaluator.accuracy(file, args.limit)?;
+            add(name, "accuracy", found.value, found.n);
+        }
+    }
+    if args.json {
+        show::object(&json!({"results": results}));
+    }
+    Ok(Outcome::Fine)
+}
