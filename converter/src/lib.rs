@@ -13,6 +13,7 @@ pub mod progress;
 pub mod recipes;
 pub mod source;
 pub mod stop_after;
+pub mod synth;
 pub mod target;
 pub mod torch;
 pub mod train;

@@ -9,6 +9,7 @@ mod generate;
 mod import_weights;
 mod inspect;
 mod show;
+mod synth;
 mod training;
 mod verify;
 
@@ -33,6 +34,7 @@ enum Command {
     Finetune(finetune::Args),
     ExportTorch(export_torch::Args),
     ImportWeights(import_weights::Args),
+    Synth(synth::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -62,6 +64,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Finetune(args) => finetune::run(&args),
         Command::ExportTorch(args) => export_torch::run(&args),
         Command::ImportWeights(args) => import_weights::run(&args),
+        Command::Synth(args) => synth::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
