@@ -3,12 +3,13 @@
 
 use crate::target::Target;
 use dijiang_passes::attention::lower::Form;
-use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, rewrite};
+use dijiang_passes::attention::lower::grouped::group;
+use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, drop_unused_inputs, rewrite};
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
-use dijiang_passes::recipe::Recipe;
+use dijiang_passes::recipe::{Attention, Recipe};
 use dijiang_passes::widen::widen;
 
 /// How to compile.
@@ -66,7 +67,8 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     check(&source, "reading the source")?;
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
-    let (model, report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    serve_softmax(&mut model, &mut report, options)?;
     Ok(Compiled { source, model, report })
 }
 
@@ -128,6 +130,23 @@ fn lower_here(graph: &mut Graph, options: &CompileOptions<'_>, form: Form) -> Re
     let report = rewrite(graph, &passes)?;
     canonicalize(graph)?;
     Ok(report)
+}
+
+/// A model that stays softmax altogether is served as the runtime serves it best. Where linear layers stand between,
+/// their batches are padded at either side, which the runtime's operator does not allow.
+fn serve_softmax(
+    model: &mut Graph,
+    report: &mut Report,
+    options: &CompileOptions<'_>,
+) -> Result<(), CompileError> {
+    if options.recipe.attention != Attention::Softmax || !options.target.groups_softmax() {
+        return Ok(());
+    }
+    match group(model)? {
+        Some(reason) => report.notes.push(format!("softmax attention stays in plain operators: {reason}")),
+        None => report.dropped_inputs.extend(drop_unused_inputs(model)?),
+    }
+    check(model, "grouping the attention")
 }
 
 fn check(graph: &Graph, stage: &'static str) -> Result<(), CompileError> {
