@@ -7,9 +7,11 @@
 mod cuda_libraries;
 mod decoder;
 mod decoder_layout;
+mod device_memory;
 mod discover;
 mod error;
 mod generate;
+mod growing;
 mod ort_library;
 mod ort_runtime;
 mod program;
@@ -23,8 +25,10 @@ mod unreleased_opsets;
 mod wiring;
 
 pub use decoder::{Decoder, DecoderState, History};
+pub use device_memory::memory_in_use;
 pub use error::RuntimeError;
 pub use generate::{GenerateOptions, Generated, generate};
+pub use growing::{GrowingDecoder, GrowingOptions, NEXT};
 pub use ort_runtime::OrtRuntime;
 pub use program::{DeviceTensor, Program};
 pub use sample::{Sampler, greedy};

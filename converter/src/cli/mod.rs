@@ -1,6 +1,7 @@
 //! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
+mod bench;
 mod calibrate;
 mod convert;
 mod export_torch;
@@ -34,6 +35,7 @@ enum Command {
     Finetune(finetune::Args),
     ExportTorch(export_torch::Args),
     ImportWeights(import_weights::Args),
+    Bench(bench::Args),
     Synth(synth::Args),
 }
 
@@ -64,6 +66,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Finetune(args) => finetune::run(&args),
         Command::ExportTorch(args) => export_torch::run(&args),
         Command::ImportWeights(args) => import_weights::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args),
     };
     match outcome {
