@@ -80,6 +80,11 @@ impl Decoder {
         self.history.seen.len()
     }
 
+    /// What was fed since the last reset.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// Whether the state grows with the number of tokens.
     pub fn grows(&self) -> bool {
         self.layout.grows()
