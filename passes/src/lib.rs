@@ -12,6 +12,7 @@ pub mod quantile;
 pub mod random;
 pub mod rebuild;
 pub mod recipe;
+pub mod serving;
 pub mod training;
 pub mod widen;
 

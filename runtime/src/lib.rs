@@ -4,6 +4,7 @@
 //! A [`Decoder`] drives a session as a causal language model, and [`generate`] continues a text with it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bound;
 mod cuda_libraries;
 mod decoder;
 mod decoder_layout;
@@ -23,6 +24,7 @@ mod text;
 mod tract_runtime;
 mod tract_types;
 mod unreleased_opsets;
+mod weight_file;
 mod wiring;
 
 pub use decoder::{Decoder, DecoderState, History};

@@ -81,19 +81,21 @@ impl OrtRuntime {
         let failed = |reason: String| load_failed(model, reason);
         let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
         let builder = configure(builder, options).map_err(failed)?;
-        let mut builder = self.place(builder, options.device)?;
+        let mut builder = self.place(builder, options)?;
         let permission = permit(!options.released_opsets_only);
         let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
         drop(permission);
         Ok(session)
     }
 
-    fn place(&self, builder: SessionBuilder, device: Device) -> Result<SessionBuilder, RuntimeError> {
+    fn place(&self, builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, RuntimeError> {
+        let device = options.device;
         let Device::Cuda(index) = device else {
             return Ok(builder);
         };
         cuda_libraries::preload(&self.library.path);
-        let provider = ep::CUDA::default().with_device_id(index as i32).build().error_on_failure();
+        let provider = ep::CUDA::default().with_device_id(index as i32).with_cuda_graph(options.cuda_graph);
+        let provider = provider.build().error_on_failure();
         builder.with_execution_providers([provider]).map_err(|error| RuntimeError::Device {
             runtime: NAME,
             device,
@@ -108,6 +110,9 @@ fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBu
     let mut builder = builder.with_optimization_level(level).map_err(one_line)?;
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
+    }
+    for (name, size) in &options.dims {
+        builder = builder.with_dimension_override(name, *size as i64).map_err(one_line)?;
     }
     if let Some(path) = &options.profile {
         builder = builder.with_profiling(path).map_err(one_line)?;

@@ -40,7 +40,7 @@ impl ServedBundle {
     pub(crate) fn graph(&self, engine: Engine, device: Device) -> &'static str {
         let without_bf16 = self.dtype == "bf16" && device == Device::Cpu;
         match engine {
-            Engine::Ort if !without_bf16 => "model.onnx",
+            Engine::Ort | Engine::OrtBound if !without_bf16 => "model.onnx",
             _ if self.sites.iter().any(|site| site.lowered) => "chunked.onnx",
             _ => "softmax.onnx",
         }

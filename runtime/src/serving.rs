@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::bound::{Bound, DECODE};
 use crate::decoder::Decoder;
 use crate::error::RuntimeError;
 use crate::ort_runtime::OrtRuntime;
@@ -49,6 +50,9 @@ pub enum Engine {
     /// ONNX Runtime.
     #[default]
     Ort,
+    /// ONNX Runtime over `prefill.onnx` and `decode.onnx`, with weights and state bound once; what a GPU gets
+    /// where the bundle has these graphs.
+    OrtBound,
     /// tract, on the CPU only.
     Tract,
 }
@@ -56,6 +60,19 @@ pub enum Engine {
 /// A loaded bundle with the state of some sequences.
 #[derive(Debug)]
 pub struct Serving {
+    way: Way,
+}
+
+/// The two ways to serve.
+#[derive(Debug)]
+enum Way {
+    Bound(Box<Bound>),
+    Driven(Driven),
+}
+
+/// One graph for prompts and tokens, whose logits come to the host.
+#[derive(Debug)]
+struct Driven {
     decoder: Decoder,
     segment: usize,
     /// Tokens that the state may come to hold.
@@ -74,19 +91,34 @@ impl Serving {
             released_opsets_only: described.released_opsets_only(),
             ..LoadOptions::default()
         };
+        let on_gpu = options.device != Device::Cpu && bundle.join(DECODE).exists();
+        if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
+            let load = LoadOptions { cuda_graph: options.cuda_graph, ..load };
+            return Ok(Self { way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment)?)) });
+        }
         let runtime: Box<dyn Runtime> = match options.engine {
-            Engine::Ort => Box::new(OrtRuntime::new()?),
             Engine::Tract => Box::new(TractRuntime),
+            _ => Box::new(OrtRuntime::new()?),
         };
         let file = bundle.join(described.graph(options.engine, options.device));
-        let decoder = Decoder::new(runtime.load(&file, &load)?)?;
-        Ok(Self { decoder, segment: options.segment, max_tokens: options.max_tokens, logits: None })
+        let mut serving = Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment);
+        if let Way::Driven(driven) = &mut serving.way {
+            driven.max_tokens = options.max_tokens;
+        }
+        Ok(serving)
+    }
+
+    /// Serves a graph that is loaded already, prompts so many tokens at a time.
+    pub fn over(decoder: Decoder, segment: usize) -> Self {
+        Self { way: Way::Driven(Driven { decoder, segment, max_tokens: None, logits: None }) }
     }
 
     /// Forgets everything, and serves this many sequences from here on.
     pub fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
-        self.logits = None;
-        self.decoder.reset(batch)
+        match &mut self.way {
+            Way::Bound(bound) => bound.start(batch),
+            Way::Driven(driven) => driven.start(batch),
+        }
     }
 
     /// Feeds one prompt per row, as long as each may be, behind what was fed before; gives the likeliest next
@@ -95,6 +127,79 @@ impl Serving {
         if prompts.iter().any(Vec::is_empty) {
             return Err(bad("prompt", "it has no tokens, expected at least one"));
         }
+        match &mut self.way {
+            Way::Bound(bound) => bound.prefill(prompts),
+            Way::Driven(driven) => driven.prefill(prompts),
+        }
+    }
+
+    /// Feeds one token per row; gives the likeliest next ones.
+    pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+        match &mut self.way {
+            Way::Bound(bound) => bound.decode(tokens),
+            Way::Driven(driven) => driven.decode(tokens),
+        }
+    }
+
+    /// The logits after each row's last token, f32 `[batch, vocabulary]`.
+    pub fn logits(&mut self) -> Result<HostTensor, RuntimeError> {
+        match &self.way {
+            Way::Bound(bound) => bound.logits(),
+            Way::Driven(driven) => driven.logits.clone().ok_or_else(|| bad("logits", "no token was fed yet")),
+        }
+    }
+
+    /// Writes what was fed so far, as the state that it left, to a file from which [`Serving::load_state`]
+    /// goes on with the same numbers.
+    pub fn save_state(&self, path: &Path) -> Result<(), RuntimeError> {
+        match &self.way {
+            Way::Bound(bound) => state_file::write(path, &bound.state()?, bound.logits().ok().as_ref()),
+            Way::Driven(driven) => state_file::write(path, &driven.decoder.state()?, driven.logits.as_ref()),
+        }
+    }
+
+    /// Goes on from a file. Its rows become the sequences that are served. An error leaves the state as it was.
+    pub fn load_state(&mut self, path: &Path) -> Result<(), RuntimeError> {
+        let (state, logits) = state_file::read(path)?;
+        let loaded = match &mut self.way {
+            Way::Bound(bound) => bound.set_state(&state, logits),
+            Way::Driven(driven) => driven.decoder.set_state(state).map(|()| driven.logits = logits),
+        };
+        loaded.map_err(|error| RuntimeError::State { path: path.to_path_buf(), reason: error.to_string() })
+    }
+
+    /// Bytes of state held now.
+    pub fn state_bytes(&self) -> usize {
+        match &self.way {
+            Way::Bound(bound) => bound.state_bytes(),
+            Way::Driven(driven) => driven.decoder.state_bytes(),
+        }
+    }
+
+    /// Tokens of the longest row so far, padding included.
+    pub fn seen(&self) -> usize {
+        match &self.way {
+            Way::Bound(bound) => bound.columns(),
+            Way::Driven(driven) => driven.decoder.history().columns,
+        }
+    }
+
+    /// Sequences served side by side.
+    pub fn batch(&self) -> usize {
+        match &self.way {
+            Way::Bound(bound) => bound.batch(),
+            Way::Driven(driven) => driven.decoder.batch(),
+        }
+    }
+}
+
+impl Driven {
+    fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
+        self.logits = None;
+        self.decoder.reset(batch)
+    }
+
+    fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         self.check_room(width)?;
         let even = prompts.iter().all(|row| row.len() == width);
@@ -111,8 +216,7 @@ impl Serving {
         self.keep(logits)
     }
 
-    /// Feeds one token per row; gives the likeliest next ones.
-    pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+    fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
         self.check_room(1)?;
         let ids: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
         let logits = self.decoder.feed(&ids, None)?;
@@ -121,42 +225,6 @@ impl Serving {
         };
         let last = HostTensor::from_f32(&[rows, vocabulary], &logits.to_f32()?)?;
         self.keep(last)
-    }
-
-    /// The logits after each row's last token, f32 `[batch, vocabulary]`.
-    pub fn logits(&mut self) -> Result<HostTensor, RuntimeError> {
-        self.logits.clone().ok_or_else(|| bad("logits", "no token was fed yet"))
-    }
-
-    /// Writes what was fed so far, as the state that it left, to a file from which [`Serving::load_state`]
-    /// goes on with the same numbers.
-    pub fn save_state(&self, path: &Path) -> Result<(), RuntimeError> {
-        state_file::write(path, &self.decoder.state()?, self.logits.as_ref())
-    }
-
-    /// Goes on from a file. Its rows become the sequences that are served. An error leaves the state as it was.
-    pub fn load_state(&mut self, path: &Path) -> Result<(), RuntimeError> {
-        let (state, logits) = state_file::read(path)?;
-        self.decoder
-            .set_state(state)
-            .map_err(|error| RuntimeError::State { path: path.to_path_buf(), reason: error.to_string() })?;
-        self.logits = logits;
-        Ok(())
-    }
-
-    /// Bytes of state held now.
-    pub fn state_bytes(&self) -> usize {
-        self.decoder.state_bytes()
-    }
-
-    /// Tokens of the longest row so far, padding included.
-    pub fn seen(&self) -> usize {
-        self.decoder.history().columns
-    }
-
-    /// Sequences served side by side.
-    pub fn batch(&self) -> usize {
-        self.decoder.batch()
     }
 
     fn keep(&mut self, logits: HostTensor) -> Result<Vec<i64>, RuntimeError> {
@@ -168,7 +236,7 @@ impl Serving {
 
     fn check_room(&self, tokens: usize) -> Result<(), RuntimeError> {
         let Some(most) = self.max_tokens.filter(|_| self.decoder.grows()) else { return Ok(()) };
-        let needed = self.seen() + tokens;
+        let needed = self.decoder.history().columns + tokens;
         if needed > most {
             let reason = format!("{needed} tokens do not fit the cache of {most} that was asked for");
             return Err(bad("max_tokens", reason));
