@@ -5,6 +5,7 @@ use crate::target::Target;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, rewrite};
 use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
@@ -117,7 +118,9 @@ impl Compiled {
             return Ok(None);
         }
         let form = |form, last| {
-            let graph = bind(lower(&self.source, options, form)?.0, last)?;
+            let mut graph = lower(&self.source, options, form)?.0;
+            fuse(&mut graph)?;
+            let graph = bind(graph, last)?;
             check(&graph, "binding the weights")?;
             Ok::<_, CompileError>(graph)
         };

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod autodiff;
 pub mod canon;
 pub mod feature_map;
+pub mod fuse;
 pub mod ir;
 pub mod nnls;
 pub mod pattern;
