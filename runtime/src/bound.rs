@@ -97,7 +97,10 @@ impl Bound {
         if batch == 0 {
             return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
         }
-        self.run = Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        if batch != self.batch() || self.columns() > 0 {
+            self.run =
+                Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        }
         Ok(())
     }
 

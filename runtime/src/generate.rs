@@ -65,8 +65,8 @@ pub struct Generated {
 
 /// Continues `options.prompt`, handing out text as it becomes whole characters.
 ///
-/// Starts one sequence first, unless it goes on from what was fed. An error when the prompt has no tokens, an option is out of range, the
-/// graph fails, or its logits are no numbers.
+/// Starts one sequence first, unless it goes on from what was fed. An error when the prompt has no tokens, an option is
+/// out of range, the graph fails, or its logits come to the host and are no numbers.
 pub fn generate(
     serving: &mut Serving,
     tokenizer: &Tokenizer,
@@ -79,17 +79,14 @@ pub fn generate(
         serving.start(1)?;
     }
     let started = Instant::now();
-    match options.prompt.as_slice() {
+    let mut likeliest = match options.prompt.as_slice() {
         _ if serving.batch() != 1 => {
             return Err(bad("state", format!("it holds {} sequences, expected one", serving.batch())));
         }
-        [] if options.resume => {}
+        [] if options.resume => None,
         [] => return Err(bad("prompt", "it has no tokens, expected at least one".to_owned())),
-        prompt => {
-            serving.prefill(&[prompt.to_vec()])?;
-        }
-    }
-    let mut logits = serving.logits()?.to_f32()?;
+        prompt => Some(serving.prefill(&[prompt.to_vec()])?[0]),
+    };
     let prefill_seconds = started.elapsed().as_secs_f64();
 
     let started = Instant::now();
@@ -102,15 +99,18 @@ pub fn generate(
         }
     };
     while tokens.len() < options.max_new_tokens {
-        let token = sampler.pick(&logits)? as i64;
+        // The logits stay on the device where the likeliest token is all that is asked for.
+        let token = match likeliest.filter(|_| options.temperature == 0.0) {
+            Some(token) => token,
+            None => sampler.pick(&serving.logits()?.to_f32()?)? as i64,
+        };
         if options.stop_ids.contains(&token) {
             break;
         }
         tokens.push(token);
         emit(stream.push(token)?);
         if tokens.len() < options.max_new_tokens || options.feed_last {
-            serving.decode(&[token])?;
-            logits = serving.logits()?.to_f32()?;
+            likeliest = Some(serving.decode(&[token])?[0]);
         }
     }
     emit(stream.finish()?);
