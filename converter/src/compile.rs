@@ -6,10 +6,12 @@ use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::lower::grouped::group;
 use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, drop_unused_inputs, rewrite};
 use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::{Attention, Recipe};
+use dijiang_passes::serving::bind;
 use dijiang_passes::widen::widen;
 
 /// How to compile.
@@ -40,6 +42,13 @@ pub struct Forms {
     pub softmax: Graph,
     /// None where nothing was rewritten.
     pub linear: Option<LinearForms>,
+}
+
+/// The serving graph as two, over one copy of the weights that the caller binds.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    pub prefill: Graph,
+    pub decode: Graph,
 }
 
 /// What the serving graph computes.
@@ -104,6 +113,23 @@ pub fn compile_first(
 }
 
 impl Compiled {
+    /// The graphs for bound memory, where the model has a state and all of it keeps its size.
+    pub fn bound(&self, options: &CompileOptions<'_>) -> Result<Option<Bound>, CompileError> {
+        let kept = self.report.sites.iter().any(|site| site.kept.is_some() || !site.cache);
+        if options.target != Target::Ort || kept || self.report.missed().next().is_some() {
+            return Ok(None);
+        }
+        let form = |form, last| {
+            let mut graph = lower(&self.source, options, form)?.0;
+            fuse(&mut graph)?;
+            let graph = bind(graph, last)?;
+            check(&graph, "binding the weights")?;
+            Ok::<_, CompileError>(graph)
+        };
+        let prefill = form(Form::Chunked(options.recipe.chunk), true)?;
+        Ok(Some(Bound { prefill, decode: form(options.target.form(options.recipe.chunk), false)? }))
+    }
+
     /// Writes the same model in its other forms.
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, CompileError> {
         let softmax = widen(&self.source)?;

@@ -9,8 +9,8 @@ pub(crate) const IDS: &str = "input_ids";
 pub(crate) const MASK: &str = "attention_mask";
 pub(crate) const POSITIONS: &str = "position_ids";
 pub(crate) const LOGITS: &str = "logits";
-const PAST: &str = "past_key_values.";
-const PRESENT: &str = "present.";
+pub(crate) const PAST: &str = "past_key_values.";
+pub(crate) const PRESENT: &str = "present.";
 
 /// One state: an input of the graph and the output that replaces it.
 #[derive(Clone, Debug)]

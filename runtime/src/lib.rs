@@ -4,6 +4,7 @@
 //! A [`Decoder`] drives a session as a causal language model, and [`generate`] continues a text with it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bound;
 mod cuda_libraries;
 mod decoder;
 mod decoder_layout;
@@ -16,12 +17,16 @@ mod ort_library;
 mod ort_runtime;
 mod program;
 mod sample;
+mod served_bundle;
+mod serving;
 mod session;
+mod state_file;
 mod tensor;
 mod text;
 mod tract_runtime;
 mod tract_types;
 mod unreleased_opsets;
+mod weight_file;
 mod wiring;
 
 pub use decoder::{Decoder, DecoderState, History};
@@ -32,6 +37,7 @@ pub use growing::{GrowingDecoder, GrowingOptions, NEXT};
 pub use ort_runtime::OrtRuntime;
 pub use program::{DeviceTensor, Program};
 pub use sample::{Sampler, greedy};
+pub use serving::{Engine, Serving, ServingOptions};
 pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
 pub use tensor::{Dtype, HostTensor, TensorError};
 pub use text::{TextStream, Tokenizer};

@@ -83,14 +83,15 @@ impl OrtRuntime {
         let failed = |reason: String| load_failed(model, reason);
         let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
         let builder = configure(builder, options).map_err(failed)?;
-        let mut builder = self.place(builder, options.device)?;
+        let mut builder = self.place(builder, options)?;
         let permission = permit(!options.released_opsets_only);
         let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
         drop(permission);
         Ok(session)
     }
 
-    fn place(&self, builder: SessionBuilder, device: Device) -> Result<SessionBuilder, RuntimeError> {
+    fn place(&self, builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, RuntimeError> {
+        let device = options.device;
         let Device::Cuda(index) = device else {
             return Ok(builder);
         };
@@ -100,6 +101,7 @@ impl OrtRuntime {
         let provider = ep::CUDA::default()
             .with_device_id(index as i32)
             .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
+            .with_cuda_graph(options.cuda_graph)
             .build()
             .error_on_failure();
         builder.with_execution_providers([provider]).map_err(|error| RuntimeError::Device {
@@ -116,6 +118,9 @@ fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBu
     let mut builder = builder.with_optimization_level(level).map_err(one_line)?;
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
+    }
+    for (name, size) in &options.dims {
+        builder = builder.with_dimension_override(name, *size as i64).map_err(one_line)?;
     }
     if let Some(path) = &options.profile {
         builder = builder.with_profiling(path).map_err(one_line)?;

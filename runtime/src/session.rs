@@ -94,11 +94,23 @@ pub struct LoadOptions {
     pub released_opsets_only: bool,
     /// Where ONNX Runtime writes how long each node took: a file whose name begins so.
     pub profile: Option<std::path::PathBuf>,
+    /// Numbers for open dimensions by their names: ONNX Runtime then computes shapes at load.
+    pub dims: Vec<(String, usize)>,
+    /// Whether runs on a GPU replay the first one, which needs all inputs and outputs bound there once.
+    pub cuda_graph: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { threads: None, device: Device::Cpu, optimize: true, released_opsets_only: true, profile: None }
+        Self {
+            threads: None,
+            device: Device::Cpu,
+            optimize: true,
+            released_opsets_only: true,
+            profile: None,
+            dims: Vec::new(),
+            cuda_graph: false,
+        }
     }
 }
 

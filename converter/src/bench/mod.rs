@@ -2,17 +2,22 @@
 //! bandwidth that decoding reaches.
 
 mod copy;
+mod engine;
 mod greedy;
 pub mod picture;
 pub mod table1;
 
+use crate::bundle::layout;
 use crate::bundle::manifest::ManifestError;
 use crate::bundle::weights::LayoutError;
 use crate::checkpoint::CheckpointError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
 use crate::progress::Progress;
-use dijiang_runtime::{Device, GrowingDecoder, GrowingOptions, OrtRuntime, RuntimeError, memory_in_use};
+use dijiang_runtime::{
+    Device, GrowingDecoder, GrowingOptions, OrtRuntime, RuntimeError, Serving, ServingOptions, memory_in_use,
+};
+use engine::Engine;
 use greedy::Greedy;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -31,6 +36,8 @@ pub struct BenchOptions {
     pub steps: usize,
     /// Prompt tokens fed at a time, where one row is.
     pub segment: usize,
+    /// Whether a linear model's steps on a GPU replay one recorded run.
+    pub cuda_graph: bool,
     pub phases: Vec<Phase>,
 }
 
@@ -107,6 +114,7 @@ pub fn bench(
     let prepared = bundles.iter().map(|bundle| {
         Ok(Bench {
             name: bundle.display().to_string(),
+            bundle: bundle.clone(),
             greedy: Greedy::of(bundle)?,
             runtime: &runtime,
             options,
@@ -138,6 +146,7 @@ fn batches(phase: Phase, options: &BenchOptions) -> Vec<usize> {
 
 struct Bench<'a> {
     name: String,
+    bundle: PathBuf,
     greedy: Greedy,
     runtime: &'a OrtRuntime,
     options: &'a BenchOptions,
@@ -173,9 +182,16 @@ impl Bench<'_> {
     }
 
     /// A model anew for each figure, as what one leaves in a runtime's memory pool would count for the next.
-    fn open(&self, capacity: usize) -> Result<GrowingDecoder, RuntimeError> {
-        let BenchOptions { device, threads, .. } = *self.options;
-        GrowingDecoder::open(self.runtime, &self.greedy.model(), GrowingOptions { device, threads, capacity })
+    fn open(&self, capacity: usize) -> Result<Engine, RuntimeError> {
+        let BenchOptions { device, threads, segment, cuda_graph, .. } = *self.options;
+        if device != Device::Cpu && self.bundle.join(layout::DECODE).exists() {
+            let options =
+                ServingOptions { device, threads, segment, cuda_graph, ..ServingOptions::default() };
+            return Ok(Engine::Served(Box::new(Serving::open(&self.bundle, &options)?)));
+        }
+        let options = GrowingOptions { device, threads, capacity };
+        let decoder = GrowingDecoder::open(self.runtime, &self.greedy.model(), options)?;
+        Ok(Engine::Bound(Box::new(decoder)))
     }
 
     fn memory(&self) -> Option<u64> {
@@ -191,7 +207,7 @@ impl Bench<'_> {
         for run in 0..=self.options.runs {
             decoder.start(row.batch)?;
             let started = Instant::now();
-            decoder.prefill(&prompt, self.options.segment)?;
+            decoder.prefill(&prompt, self.options)?;
             if run > 0 {
                 times.push(started.elapsed().as_secs_f64());
             }
@@ -209,7 +225,8 @@ impl Bench<'_> {
 
     fn decode(&self, row: Row) -> Result<Row, RuntimeError> {
         let before = self.memory();
-        let mut decoder = self.open(row.context + self.options.steps.max(WARM_UP))?;
+        let capacity = row.context + self.options.steps.max(WARM_UP);
+        let mut decoder = self.open(capacity)?;
         decoder.start(row.batch)?;
         let mut tokens = vec![1; row.batch];
         let mut times = Vec::new();
@@ -225,17 +242,13 @@ impl Bench<'_> {
             }
         }
         let (seconds, state) = (median(times), decoder.state_bytes() as u64);
-        // A cache is read as far as it is filled; of a state's two buffers one is read.
-        let read = match decoder.grows() {
-            true => state as f64 * row.context as f64 / (row.context + self.options.steps) as f64,
-            false => state as f64 / 2.0,
-        };
+        let read = self.greedy.weight_bytes as f64 + decoder.read_bytes(row.context, capacity);
         Ok(Row {
             tokens_per_second: Some(row.batch as f64 / seconds),
             ms_per_token: Some(seconds * 1e3),
             memory_bytes: since(before, self.memory()),
             state_bytes: Some(state),
-            bandwidth: Some((self.greedy.weight_bytes as f64 + read) / seconds / self.copy_bandwidth),
+            bandwidth: Some(read / seconds / self.copy_bandwidth),
             ..row
         })
     }
@@ -301,7 +314,6 @@ pub fn counterpart<'a>(rows: &'a [Row], row: &Row, against: &Path) -> Option<&'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::layout;
     use crate::convert::{ConvertOptions, convert};
     use crate::progress::Silent;
     use crate::target::Target;

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 ///
 /// Prefill feeds a prompt of each context and takes the time to the first new token. Decode declares that so many
 /// tokens came before and takes the time of a step: the cache has the room and is read as far, whatever numbers are in
-/// it; a linear model's state is as large at any context. Every graph is made to give the likeliest next token, which
+/// it; a linear model's state is as large at any context. On a GPU a bundle with graphs for bound memory is
+/// served by them, as `generate` does; otherwise by its one graph, with everything bound. Every graph is made to give the likeliest next token, which
 /// comes to the host at each step. Figures are medians of runs. A model is loaded anew for each figure.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub(super) struct Args {
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
@@ -42,6 +44,9 @@ pub(super) struct Args {
     /// Prompt tokens fed at a time
     #[arg(long, default_value = "4096", value_parser = positive)]
     segment: usize,
+    /// Let a linear model's steps on a GPU replay one recorded run
+    #[arg(long)]
+    cuda_graph: bool,
     /// Leave out prefill, or decode
     #[arg(long, value_delimiter = ',')]
     skip: Vec<Skip>,
@@ -87,6 +92,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         runs: args.runs,
         steps: args.steps,
         segment: args.segment,
+        cuda_graph: args.cuda_graph,
         phases: phases.iter().filter(|(_, wanted)| *wanted).map(|(phase, _)| *phase).collect(),
     };
     let mut bundles = args.bundles.clone();
