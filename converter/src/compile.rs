@@ -3,12 +3,15 @@
 
 use crate::target::Target;
 use dijiang_passes::attention::lower::Form;
-use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, rewrite};
+use dijiang_passes::attention::lower::grouped::group;
+use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, drop_unused_inputs, rewrite};
 use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
-use dijiang_passes::recipe::Recipe;
+use dijiang_passes::recipe::{Attention, Recipe};
+use dijiang_passes::serving::bind;
 use dijiang_passes::widen::widen;
 
 /// How to compile.
@@ -41,6 +44,13 @@ pub struct Forms {
     pub linear: Option<LinearForms>,
 }
 
+/// The serving graph as two, over one copy of the weights that the caller binds.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    pub prefill: Graph,
+    pub decode: Graph,
+}
+
 /// What the serving graph computes.
 #[derive(Debug, Clone)]
 pub struct LinearForms {
@@ -66,7 +76,8 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     check(&source, "reading the source")?;
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
-    let (model, report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    serve_softmax(&mut model, &mut report, options)?;
     Ok(Compiled { source, model, report })
 }
 
@@ -102,6 +113,23 @@ pub fn compile_first(
 }
 
 impl Compiled {
+    /// The graphs for bound memory, where the model has a state and all of it keeps its size.
+    pub fn bound(&self, options: &CompileOptions<'_>) -> Result<Option<Bound>, CompileError> {
+        let kept = self.report.sites.iter().any(|site| site.kept.is_some() || !site.cache);
+        if options.target != Target::Ort || kept || self.report.missed().next().is_some() {
+            return Ok(None);
+        }
+        let form = |form, last| {
+            let mut graph = lower(&self.source, options, form)?.0;
+            fuse(&mut graph)?;
+            let graph = bind(graph, last)?;
+            check(&graph, "binding the weights")?;
+            Ok::<_, CompileError>(graph)
+        };
+        let prefill = form(Form::Chunked(options.recipe.chunk), true)?;
+        Ok(Some(Bound { prefill, decode: form(options.target.form(options.recipe.chunk), false)? }))
+    }
+
     /// Writes the same model in its other forms.
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, CompileError> {
         let softmax = widen(&self.source)?;
@@ -128,6 +156,23 @@ fn lower_here(graph: &mut Graph, options: &CompileOptions<'_>, form: Form) -> Re
     let report = rewrite(graph, &passes)?;
     canonicalize(graph)?;
     Ok(report)
+}
+
+/// A model that stays softmax altogether is served as the runtime serves it best. Where linear layers stand between,
+/// their batches are padded at either side, which the runtime's operator does not allow.
+fn serve_softmax(
+    model: &mut Graph,
+    report: &mut Report,
+    options: &CompileOptions<'_>,
+) -> Result<(), CompileError> {
+    if options.recipe.attention != Attention::Softmax || !options.target.groups_softmax() {
+        return Ok(());
+    }
+    match group(model)? {
+        Some(reason) => report.notes.push(format!("softmax attention stays in plain operators: {reason}")),
+        None => report.dropped_inputs.extend(drop_unused_inputs(model)?),
+    }
+    check(model, "grouping the attention")
 }
 
 fn check(graph: &Graph, stage: &'static str) -> Result<(), CompileError> {

@@ -5,7 +5,7 @@ use crate::bundle::layout;
 use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
-use crate::compile::{CompileError, CompileOptions, Compiled, Forms, compile};
+use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile};
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
@@ -191,15 +191,21 @@ impl Writer<'_> {
         let weights = plan_weights(&[&self.compiled.source, &self.compiled.model])?;
         let (written, forms) = rayon::join(
             || write_weights(self.dir, &weights, progress),
-            || self.compiled.forms(how).map_err(ConvertError::from),
+            || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
         );
         let warnings = written?;
         progress.stage("writing the graphs");
-        Ok((weights.size() + self.write_graphs(&forms?, &weights)?, warnings))
+        let (forms, bound) = forms?;
+        Ok((weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?, warnings))
     }
 
     /// Returns the bytes written.
-    fn write_graphs(&self, forms: &Forms, weights: &WeightFile) -> Result<u64, ConvertError> {
+    fn write_graphs(
+        &self,
+        forms: &Forms,
+        bound: Option<&Bound>,
+        weights: &WeightFile,
+    ) -> Result<u64, ConvertError> {
         let mut graphs = vec![
             (layout::MODEL, self.options.target.opset(), &self.compiled.model),
             (layout::SOFTMAX, PORTABLE_OPSET, &forms.softmax),
@@ -207,6 +213,11 @@ impl Writer<'_> {
         if let Some(linear) = &forms.linear {
             graphs.push((layout::PARALLEL, PORTABLE_OPSET, &linear.parallel));
             graphs.push((layout::CHUNKED, PORTABLE_OPSET, &linear.chunked));
+        }
+        if let Some(bound) = bound {
+            let opset = self.options.target.opset();
+            graphs.push((layout::PREFILL, opset, &bound.prefill));
+            graphs.push((layout::DECODE, opset, &bound.decode));
         }
         let write =
             |(name, opset, graph): &(&str, i64, &Graph)| write_graph(self.dir, name, *opset, graph, weights);

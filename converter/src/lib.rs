@@ -1,6 +1,7 @@
 //! Bytes to graphs and back: checkpoints, ONNX files and bundles, the conversion and its proof, and
 //! the command line.
 
+pub mod bench;
 pub mod bundle;
 pub mod checkpoint;
 pub mod cli;
@@ -9,10 +10,12 @@ pub mod convert;
 mod finite;
 pub mod genai;
 pub mod onnx;
+mod plot;
 pub mod progress;
 pub mod recipes;
 pub mod source;
 pub mod stop_after;
+pub mod synth;
 pub mod target;
 pub mod torch;
 pub mod train;

@@ -47,6 +47,11 @@ impl Target {
             Self::Onnx27 => Form::Operator(""),
         }
     }
+
+    /// Whether softmax attention is written as ONNX Runtime's own operator.
+    pub fn groups_softmax(self) -> bool {
+        self == Self::Ort
+    }
 }
 
 impl fmt::Display for Target {

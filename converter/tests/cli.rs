@@ -404,6 +404,23 @@ fn prompts_that_the_model_cannot_take_are_refused() {
     insta::assert_snapshot!(with("positions", json!(4), "--prompt ROMEO: -n 0"), @"error: prompt: 6 tokens and 0 new ones, but the model has 4 positions (hint: shorten it)");
 }
 
+#[test]
+fn a_saved_state_goes_on_with_the_text() {
+    let home = Home::with("shakespeare");
+    home.dijiang(CONVERT).fine();
+    let tokens = |arguments: &str| {
+        let found =
+            home.dijiang(&format!("generate bundle --runtime tract --json {arguments}")).fine().object();
+        found["tokens"].as_array().expect("tokens").clone()
+    };
+    let whole = tokens("--prompt ROMEO: -n 9");
+    let mut parts = tokens("--prompt ROMEO: -n 4 --save-state s");
+    parts.extend(tokens("--load-state s -n 5 --save-state s"));
+    assert_eq!(parts, whole);
+    assert_eq!(tokens("--load-state s --prompt x -n 2").len(), 2);
+    insta::assert_snapshot!(refused(&home, "generate bundle --load-state none --runtime tract"), @"error: state none: No such file or directory (os error 2) (hint: a state fits the model that wrote it)");
+}
+
 /// As `dijiang inspect model --text | head -1` does it.
 #[test]
 fn a_reader_that_goes_away_ends_the_program_quietly() {

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod autodiff;
 pub mod canon;
 pub mod feature_map;
+pub mod fuse;
 pub mod ir;
 pub mod nnls;
 pub mod pattern;
@@ -12,6 +13,7 @@ pub mod quantile;
 pub mod random;
 pub mod rebuild;
 pub mod recipe;
+pub mod serving;
 pub mod training;
 pub mod widen;
 

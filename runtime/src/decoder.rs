@@ -80,6 +80,11 @@ impl Decoder {
         self.history.seen.len()
     }
 
+    /// What was fed since the last reset.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// Whether the state grows with the number of tokens.
     pub fn grows(&self) -> bool {
         self.layout.grows()
@@ -279,7 +284,7 @@ fn joined(left: &[Vec<i64>], right: &[Vec<i64>]) -> Vec<Vec<i64>> {
 }
 
 /// Positions that count only real tokens; padding before the first one sits at 0.
-fn positions(seen: &[i64], mask: &[Vec<i64>]) -> Vec<Vec<i64>> {
+pub(crate) fn positions(seen: &[i64], mask: &[Vec<i64>]) -> Vec<Vec<i64>> {
     let row = |(&seen, mask): (&i64, &Vec<i64>)| {
         let mut count = seen;
         let place = |m: &i64| {

@@ -9,8 +9,8 @@ pub(crate) const IDS: &str = "input_ids";
 pub(crate) const MASK: &str = "attention_mask";
 pub(crate) const POSITIONS: &str = "position_ids";
 pub(crate) const LOGITS: &str = "logits";
-const PAST: &str = "past_key_values.";
-const PRESENT: &str = "present.";
+pub(crate) const PAST: &str = "past_key_values.";
+pub(crate) const PRESENT: &str = "present.";
 
 /// One state: an input of the graph and the output that replaces it.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct StateIo {
     pub(crate) position: usize,
     /// Position of the replacing output.
     pub(crate) output: usize,
+    /// Its name.
+    pub(crate) present: String,
     /// Whether it grows along one axis from length 0, as a cache of keys or values does, or keeps its shape.
     pub(crate) grows: bool,
 }
@@ -55,9 +57,7 @@ impl Layout {
         let ids = integers(inputs, IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
         let mask = integers(inputs, MASK)?;
         let positions = integers(inputs, POSITIONS)?;
-        let known = |io: &Io| [IDS, MASK, POSITIONS].contains(&io.name.as_str());
-        let rest = inputs.iter().enumerate().filter(|(_, io)| !known(io));
-        let states = rest.map(|(position, io)| state(position, io, outputs)).collect::<Result<_, _>>()?;
+        let states = states(inputs, outputs)?;
         let first = inputs.iter().find(|io| io.name == IDS).and_then(|io| io.shape.first());
         let fixed_batch = match first {
             Some(DimSpec::Fixed(size)) => Some(*size),
@@ -78,6 +78,13 @@ impl Layout {
     pub(crate) fn grows(&self) -> bool {
         self.states.iter().any(|state| state.grows)
     }
+}
+
+/// Every input that is no token, mask or position, as a state.
+pub(crate) fn states(inputs: &[Io], outputs: &[Io]) -> Result<Vec<StateIo>, RuntimeError> {
+    let known = |io: &Io| [IDS, MASK, POSITIONS].contains(&io.name.as_str());
+    let rest = inputs.iter().enumerate().filter(|(_, io)| !known(io));
+    rest.map(|(position, io)| state(position, io, outputs)).collect()
 }
 
 fn misfit(place: &str, reason: &str) -> RuntimeError {
@@ -122,7 +129,7 @@ fn state(position: usize, input: &Io, outputs: &[Io]) -> Result<StateIo, Runtime
         let found = format!("it is {}, but `{present}` is {}", input.dtype, outputs[output].dtype);
         return Err(misfit(&input.name, &found));
     }
-    Ok(StateIo { input: input.clone(), position, output, grows: grows(input)? })
+    Ok(StateIo { input: input.clone(), position, output, present, grows: grows(input)? })
 }
 
 /// Tells the two kinds of state apart by their open dimensions besides the batch.

@@ -150,6 +150,22 @@ pub enum RuntimeError {
         /// NaN, or infinity where every candidate is lost.
         value: f32,
     },
+    /// A directory is no bundle that can be served.
+    #[error("{}: {reason} (hint: serve a directory that `dijiang convert` wrote)", path.display())]
+    Bundle {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A saved state cannot be written, read or taken by this model.
+    #[error("state {}: {reason} (hint: a state fits the model that wrote it)", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// A tokenizer file cannot be read, or cannot code a text.
     #[error("tokenizer {}: {reason}", path.display())]
     Tokenizer {

@@ -4,16 +4,20 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::decoder::Decoder;
 use crate::error::RuntimeError;
 use crate::sample::Sampler;
+use crate::serving::Serving;
 use crate::text::Tokenizer;
 
 /// What to generate and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
-    /// The text to continue.
-    pub prompt: String,
+    /// The text to continue, as tokens; behind what the model has seen before, where it goes on from there.
+    pub prompt: Vec<i64>,
+    /// Whether to go on from what was fed before; an empty prompt then goes on at once.
+    pub resume: bool,
+    /// Whether the last new token is fed too, so that a state saved afterwards holds all of the text.
+    pub feed_last: bool,
     /// At most this many new tokens.
     pub max_new_tokens: usize,
     /// 0 takes the likeliest token each time; see [`Sampler::new`].
@@ -24,21 +28,20 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// Token ids that end the text; they are not part of it.
     pub stop_ids: Vec<i64>,
-    /// Prompt tokens fed at a time.
-    pub segment: usize,
 }
 
 impl Default for GenerateOptions {
-    /// Greedy, up to 128 tokens, segments of 512.
+    /// Greedy, up to 128 tokens.
     fn default() -> Self {
         Self {
-            prompt: String::new(),
+            prompt: Vec::new(),
+            resume: false,
+            feed_last: false,
             max_new_tokens: 128,
             temperature: 0.0,
             top_p: 1.0,
             seed: 0,
             stop_ids: Vec::new(),
-            segment: 512,
         }
     }
 }
@@ -62,24 +65,28 @@ pub struct Generated {
 
 /// Continues `options.prompt`, handing out text as it becomes whole characters.
 ///
-/// Resets the decoder to one sequence first. An error when the prompt has no tokens, an option is out of range, the
-/// graph fails, or its logits are no numbers.
+/// Starts one sequence first, unless it goes on from what was fed. An error when the prompt has no tokens, an option is
+/// out of range, the graph fails, or its logits come to the host and are no numbers.
 pub fn generate(
-    decoder: &mut Decoder,
+    serving: &mut Serving,
     tokenizer: &Tokenizer,
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Generated, RuntimeError> {
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.seed)?;
-    let prompt = tokenizer.encode(&options.prompt)?;
-    if prompt.is_empty() {
-        let reason = "it has no tokens, expected at least one".to_owned();
-        return Err(RuntimeError::BadCall { place: "prompt", reason });
+    let prompt_tokens = options.prompt.len();
+    if !options.resume {
+        serving.start(1)?;
     }
-    let prompt_tokens = prompt.len();
-    decoder.reset(1)?;
     let started = Instant::now();
-    let mut logits = decoder.prefill(&[prompt], None, options.segment)?.to_f32()?;
+    let mut likeliest = match options.prompt.as_slice() {
+        _ if serving.batch() != 1 => {
+            return Err(bad("state", format!("it holds {} sequences, expected one", serving.batch())));
+        }
+        [] if options.resume => None,
+        [] => return Err(bad("prompt", "it has no tokens, expected at least one".to_owned())),
+        prompt => Some(serving.prefill(&[prompt.to_vec()])?[0]),
+    };
     let prefill_seconds = started.elapsed().as_secs_f64();
 
     let started = Instant::now();
@@ -92,18 +99,26 @@ pub fn generate(
         }
     };
     while tokens.len() < options.max_new_tokens {
-        let token = sampler.pick(&logits)? as i64;
+        // The logits stay on the device where the likeliest token is all that is asked for.
+        let token = match likeliest.filter(|_| options.temperature == 0.0) {
+            Some(token) => token,
+            None => sampler.pick(&serving.logits()?.to_f32()?)? as i64,
+        };
         if options.stop_ids.contains(&token) {
             break;
         }
         tokens.push(token);
         emit(stream.push(token)?);
-        if tokens.len() < options.max_new_tokens {
-            logits = decoder.feed(&[vec![token]], None)?.to_f32()?;
+        if tokens.len() < options.max_new_tokens || options.feed_last {
+            likeliest = Some(serving.decode(&[token])?[0]);
         }
     }
     emit(stream.finish()?);
     let decode_seconds = started.elapsed().as_secs_f64();
-    let state_bytes = decoder.state_bytes();
+    let state_bytes = serving.state_bytes();
     Ok(Generated { text, tokens, prompt_tokens, prefill_seconds, decode_seconds, state_bytes })
+}
+
+fn bad(place: &'static str, reason: String) -> RuntimeError {
+    RuntimeError::BadCall { place, reason }
 }

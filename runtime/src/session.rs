@@ -94,6 +94,8 @@ pub struct LoadOptions {
     pub released_opsets_only: bool,
     /// Where ONNX Runtime writes how long each node took: a file whose name begins so.
     pub profile: Option<std::path::PathBuf>,
+    /// Numbers for open dimensions by their names: ONNX Runtime then computes shapes at load.
+    pub dims: Vec<(String, usize)>,
     /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
     /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
     pub cuda_graph: bool,
@@ -110,6 +112,7 @@ impl Default for LoadOptions {
             optimize: true,
             released_opsets_only: true,
             profile: None,
+            dims: Vec::new(),
             cuda_graph: false,
             memory_pattern: true,
         }

@@ -24,7 +24,16 @@ impl Tokenizer {
 
     /// Token ids of a text, with the special tokens that the tokenizer adds itself.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>, RuntimeError> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|e| self.failed(one_line(e)))?;
+        self.ids(text, true)
+    }
+
+    /// Token ids of a text that goes on behind another: nothing is added at its ends.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<i64>, RuntimeError> {
+        self.ids(text, false)
+    }
+
+    fn ids(&self, text: &str, add_special: bool) -> Result<Vec<i64>, RuntimeError> {
+        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| self.failed(one_line(e)))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 

@@ -10,6 +10,10 @@ pub const MANIFEST: &str = "dijiang.json";
 pub const WEIGHTS: &str = "model.safetensors";
 /// The serving graph.
 pub const MODEL: &str = "model.onnx";
+/// Serves prompts from bound memory, a segment at a time.
+pub const PREFILL: &str = "prefill.onnx";
+/// Serves one token per row from bound memory.
+pub const DECODE: &str = "decode.onnx";
 /// The unconverted model, which verification compares with.
 pub const SOFTMAX: &str = "softmax.onnx";
 /// The converted model with every position at once.

@@ -9,6 +9,7 @@ use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::patch::{Change, Patch};
 use dijiang_passes::ir::shape::Dim;
+use dijiang_passes::ir::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) struct Builder<'a> {
@@ -94,6 +95,13 @@ impl<'a> Builder<'a> {
         if let Some(value) = self.made.get(name) {
             return Ok(*value);
         }
+        if let Some(made) = self.weights.made(shape) {
+            let tensor = made.map_err(|e| CheckpointError::Header {
+                path: self.weights.dir.clone(),
+                reason: format!("tensor `{name}`: {e}"),
+            })?;
+            return Ok(self.add(name, tensor));
+        }
         let Some((stored, found)) = self.find(name) else {
             return Err(CheckpointError::MissingTensor {
                 dir: self.weights.dir.clone(),
@@ -118,9 +126,13 @@ impl<'a> Builder<'a> {
             });
         }
         self.asked.insert(stored);
-        let value = self.p.weight(name, tensor.cast(self.dtype));
+        Ok(self.add(name, tensor.cast(self.dtype)))
+    }
+
+    fn add(&mut self, name: &str, tensor: Tensor) -> ValueId {
+        let value = self.p.weight(name, tensor);
         self.made.insert(name.to_owned(), value);
-        Ok(value)
+        value
     }
 
     /// The name in the file, and what is there.

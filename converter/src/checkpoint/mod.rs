@@ -88,6 +88,18 @@ pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
     Ok(Checkpoint { config, weights, family, meta, dtype })
 }
 
+/// The names and shapes of the weights that a `config.json` asks for, whether or not they are anywhere.
+pub fn weights_of(config: &Path, dtype: DType) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
+    let config = Config::read(config)?;
+    let family = families::find(&config)?;
+    let meta = (family.meta)(&config)?;
+    let weights = Weights::blank(config.path(), dtype)?;
+    let checkpoint = Checkpoint { config, weights, family, meta, dtype };
+    let graph = checkpoint.build(None)?.graph;
+    let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
+    Ok(weights.map(|(_, name, tensor)| (name.to_owned(), tensor.dims().to_vec())).collect())
+}
+
 impl Checkpoint {
     /// The directory that was read: the snapshot, where a cache folder was given.
     pub fn dir(&self) -> &Path {

@@ -3,11 +3,12 @@
 
 use super::error::CheckpointError;
 use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
-use memmap2::Mmap;
+use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
+use memmap2::{Mmap, MmapOptions};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +25,24 @@ pub(crate) struct Weights {
     pub(crate) dir: PathBuf,
     pub(super) files: Vec<PathBuf>,
     tensors: BTreeMap<String, Stored>,
+    blank: Option<Blank>,
 }
+
+/// Tensors of any name and shape, all zeros that are never read.
+#[derive(Clone)]
+struct Blank {
+    zeros: SharedBytes,
+    dtype: DType,
+}
+
+impl fmt::Debug for Blank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blank({})", self.dtype)
+    }
+}
+
+/// The largest tensor there can be where none was stored. Memory of that size is reserved, not used.
+const BLANK_BYTES: usize = 1 << 36;
 
 /// A tensor in its file.
 #[derive(Debug, Clone)]
@@ -70,7 +88,21 @@ impl Weights {
     }
 
     fn none(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new() }
+        Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new(), blank: None }
+    }
+
+    /// Holds whatever is asked for; `place` is what errors name.
+    pub(super) fn blank(place: &Path, dtype: DType) -> Result<Self, CheckpointError> {
+        let zeros = MmapOptions::new().len(BLANK_BYTES).no_reserve_swap().map_anon();
+        let zeros = zeros.map_err(|source| CheckpointError::Io { path: place.to_owned(), source })?;
+        Ok(Self { blank: Some(Blank { zeros: Arc::new(zeros), dtype }), ..Self::none(place) })
+    }
+
+    /// Where any tensor can be had, one of this shape.
+    pub(super) fn made(&self, dims: &[u64]) -> Option<Result<Tensor, TensorSizeError>> {
+        let Blank { zeros, dtype } = self.blank.as_ref()?;
+        let bytes = dims.iter().product::<u64>() as usize * dtype.size();
+        Some(Tensor::view(*dtype, dims.to_vec(), zeros.clone(), 0, bytes))
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {

@@ -3,17 +3,15 @@
 use super::{Failure, Outcome, show};
 use crate::bundle::layout;
 use crate::bundle::manifest::{Manifest, Model};
-use dijiang_runtime::{
-    Decoder, GenerateOptions, LoadOptions, OrtRuntime, Runtime, Tokenizer, TractRuntime, generate,
-};
+use dijiang_runtime::{Device, Engine, GenerateOptions, Serving, ServingOptions, Tokenizer, generate};
 use std::path::PathBuf;
 
 /// Continue a text.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     bundle: PathBuf,
-    /// The text to continue
-    #[arg(long, required_unless_present = "prompt_file")]
+    /// The text to continue; with --load-state, what comes behind the text before
+    #[arg(long, required_unless_present_any = ["prompt_file", "load_state"])]
     prompt: Option<String>,
     /// A file with the text to continue
     #[arg(long, conflicts_with = "prompt")]
@@ -32,7 +30,22 @@ pub(super) struct Args {
     seed: u64,
     /// ort or tract
     #[arg(long, default_value = "ort")]
-    runtime: Engine,
+    runtime: Runs,
+    /// cpu or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Record the work of one token on a GPU, and replay it for the others
+    #[arg(long)]
+    cuda_graph: bool,
+    /// Threads inside one operator
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Go on from a state that --save-state wrote
+    #[arg(long, value_name = "FILE")]
+    load_state: Option<PathBuf>,
+    /// Write what the model keeps of the text, to go on from another time
+    #[arg(long, value_name = "FILE")]
+    save_state: Option<PathBuf>,
     /// Prompt tokens fed at a time
     #[arg(long, default_value_t = 512)]
     segment: usize,
@@ -42,7 +55,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Engine {
+enum Runs {
     Ort,
     Tract,
 }
@@ -51,24 +64,35 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
     let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
     let prompt = prompt(args)?;
-    check_prompt(&tokenizer.encode(&prompt)?, args.tokens, &manifest.model)?;
-    let mut decoder = load(args, &manifest)?;
+    let ids = match args.load_state {
+        Some(_) => tokenizer.encode_more(&prompt)?,
+        None => tokenizer.encode(&prompt)?,
+    };
+    check_prompt(&ids, 0, args.tokens, &manifest.model)?;
+    let mut serving = Serving::open(&args.bundle, &serving(args))?;
+    if let Some(state) = &args.load_state {
+        serving.load_state(state)?;
+        check_prompt(&ids, serving.seen(), args.tokens, &manifest.model)?;
+    }
     let options = GenerateOptions {
-        prompt: prompt.clone(),
+        prompt: ids,
+        resume: args.load_state.is_some(),
+        feed_last: args.save_state.is_some(),
         max_new_tokens: args.tokens,
         temperature: args.temperature,
         top_p: args.top_p,
         seed: args.seed,
         stop_ids: manifest.model.eos.iter().map(|id| *id as i64).collect(),
-        segment: args.segment,
     };
     if args.json {
-        let generated = generate(&mut decoder, &tokenizer, &options, &mut |_| {})?;
+        let generated = generate(&mut serving, &tokenizer, &options, &mut |_| {})?;
+        save(args, &serving)?;
         show::object(&serde_json::to_value(&generated)?);
         return Ok(Outcome::Fine);
     }
     show::stream(&prompt);
-    let generated = generate(&mut decoder, &tokenizer, &options, &mut show::stream)?;
+    let generated = generate(&mut serving, &tokenizer, &options, &mut show::stream)?;
+    save(args, &serving)?;
     show::line("");
     let rate = generated.tokens.len() as f64 / generated.decode_seconds.max(1e-9);
     show::note(&format!(
@@ -87,7 +111,7 @@ fn prompt(args: &Args) -> Result<String, Failure> {
 }
 
 /// Refuses what the model has no row for in its tables, which a runtime would only find while it runs.
-fn check_prompt(ids: &[i64], new_tokens: usize, model: &Model) -> Result<(), Failure> {
+fn check_prompt(ids: &[i64], seen: usize, new_tokens: usize, model: &Model) -> Result<(), Failure> {
     // An ONNX source may not say how many tokens it knows.
     let outside = |id: &&i64| model.vocab > 0 && !(0..model.vocab as i64).contains(*id);
     if let Some(id) = ids.iter().find(outside) {
@@ -99,31 +123,34 @@ fn check_prompt(ids: &[i64], new_tokens: usize, model: &Model) -> Result<(), Fai
         .into());
     }
     let Some(positions) = model.positions.map(|n| n as usize) else { return Ok(()) };
-    if ids.len().saturating_add(new_tokens) > positions {
-        let hint = match positions.saturating_sub(ids.len()) {
+    let held = seen + ids.len();
+    if held.saturating_add(new_tokens) > positions {
+        let hint = match positions.saturating_sub(held) {
             0 => "shorten it".to_owned(),
             left => format!("-n {left} at most"),
         };
         return Err(format!(
-            "prompt: {} tokens and {new_tokens} new ones, but the model has {positions} positions (hint: {hint})",
-            ids.len()
+            "prompt: {held} tokens and {new_tokens} new ones, but the model has {positions} positions (hint: {hint})"
         )
         .into());
     }
     Ok(())
 }
 
-fn load(args: &Args, manifest: &Manifest) -> Result<Decoder, Failure> {
-    // tract has no LinearAttention, and the CPU no bf16 arithmetic: this is the same model in standard
-    // operators and f32.
-    let is_softmax = manifest.sites.iter().all(|site| !site.lowered);
-    let portable = if is_softmax { layout::SOFTMAX } else { layout::CHUNKED };
-    let (runtime, file): (Box<dyn Runtime>, PathBuf) = match args.runtime {
-        Engine::Ort if manifest.dtype == "bf16" => (Box::new(OrtRuntime::new()?), args.bundle.join(portable)),
-        Engine::Ort => (Box::new(OrtRuntime::new()?), args.bundle.join(layout::MODEL)),
-        Engine::Tract => (Box::new(TractRuntime), args.bundle.join(portable)),
-    };
-    let released_opsets_only = manifest.target != "onnx27";
-    let session = runtime.load(&file, &LoadOptions { released_opsets_only, ..LoadOptions::default() })?;
-    Ok(Decoder::new(session)?)
+fn serving(args: &Args) -> ServingOptions {
+    ServingOptions {
+        device: args.device,
+        threads: args.threads,
+        segment: args.segment,
+        cuda_graph: args.cuda_graph,
+        engine: match args.runtime {
+            Runs::Ort => Engine::Ort,
+            Runs::Tract => Engine::Tract,
+        },
+        ..ServingOptions::default()
+    }
+}
+
+fn save(args: &Args, serving: &Serving) -> Result<(), Failure> {
+    Ok(args.save_state.as_ref().map_or(Ok(()), |path| serving.save_state(path))?)
 }

@@ -1,6 +1,7 @@
 //! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
+mod bench;
 mod calibrate;
 mod convert;
 mod eval;
@@ -10,6 +11,7 @@ mod generate;
 mod import_weights;
 mod inspect;
 mod show;
+mod synth;
 mod training;
 mod verify;
 
@@ -35,6 +37,8 @@ enum Command {
     Eval(eval::Args),
     ExportTorch(export_torch::Args),
     ImportWeights(import_weights::Args),
+    Bench(bench::Args),
+    Synth(synth::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -65,6 +69,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::ExportTorch(args) => export_torch::run(&args),
         Command::ImportWeights(args) => import_weights::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Synth(args) => synth::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

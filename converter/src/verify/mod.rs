@@ -133,6 +133,8 @@ struct Verifier<'a> {
     dtype: DType,
     /// Whether products of the serving graph round their activations.
     rounds: bool,
+    /// Whether the serving graph counts the tokens of a row from its beginning, so that rows are padded behind.
+    counts: bool,
     runtimes: Vec<Box<dyn Runtime>>,
     prompts: Prompts,
     progress: &'a mut dyn Progress,
@@ -177,7 +179,7 @@ impl<'a> Verifier<'a> {
             _ => runtimes.push(Box::new(TractRuntime)),
         }
         let prompts = Prompts::new(manifest, options.seed);
-        Ok(Self { bundle, manifest, dtype, rounds: false, runtimes, prompts, progress, found })
+        Ok(Self { bundle, manifest, dtype, rounds: false, counts: false, runtimes, prompts, progress, found })
     }
 
     fn finish(mut self) -> Verification {
@@ -217,6 +219,7 @@ impl<'a> Verifier<'a> {
                 let graph = import(&path)?;
                 let found = violations(&graph).len() as f64;
                 self.rounds |= graph.nodes().any(|(_, node)| rounds_activations(&node.op));
+                self.counts |= graph.nodes().any(|(_, node)| node.op.name() == "GroupQueryAttention");
                 self.found.checks.push(Check::within(
                     format!("{file} is well-formed: violations"),
                     found,
@@ -248,6 +251,7 @@ impl<'a> Verifier<'a> {
             runtime,
             &self.bundle.join(file),
             self.manifest.target == "onnx27" && file == layout::MODEL,
+            self.counts && file == layout::MODEL,
         )
     }
 
@@ -289,6 +293,7 @@ impl<'a> Verifier<'a> {
         match self.dtype {
             DType::BF16 => Err("the CPU has no bf16 arithmetic"),
             DType::F16 if !onnxruntime => Err("it sums half precision in half precision"),
+            _ if self.counts && !onnxruntime => Err("it has no GroupQueryAttention"),
             // What has no state has no LinearAttention either.
             _ if onnxruntime
                 || self.is_softmax()
@@ -379,7 +384,7 @@ impl<'a> Verifier<'a> {
             self.compare(format!("{name}: split at {cut} = whole"), limit, &parts, &whole);
         }
         let alone = self.prompts.rows().iter().map(|r| model.row(r)).collect::<Result<Vec<_>, _>>()?.concat();
-        for left in [true, false] {
+        for &left in model.sides() {
             let padded = model.padded(&self.prompts.rows(), left)?;
             let side = if left { "left" } else { "right" };
             self.compare(format!("{name}: padded {side} = alone"), limit, &padded, &alone);

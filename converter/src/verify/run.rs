@@ -11,21 +11,33 @@ use std::path::Path;
 pub(super) struct Model {
     decoder: Decoder,
     file: String,
+    counts: bool,
 }
 
 impl Model {
-    pub(super) fn load(runtime: &dyn Runtime, path: &Path, unreleased: bool) -> Result<Self, VerifyError> {
+    /// `counts` tells that the graph counts the tokens of a row from its beginning: rows are padded behind.
+    pub(super) fn load(
+        runtime: &dyn Runtime,
+        path: &Path,
+        unreleased: bool,
+        counts: bool,
+    ) -> Result<Self, VerifyError> {
         let options = LoadOptions { released_opsets_only: !unreleased, ..LoadOptions::default() };
         let session = runtime.load(path, &options)?;
-        Ok(Self { decoder: Decoder::new(session)?, file: path.display().to_string() })
+        Ok(Self { decoder: Decoder::new(session)?, file: path.display().to_string(), counts })
     }
 
-    /// All prompts as one batch, the short row padded at the left.
+    /// Where rows may be padded: left, and not.
+    pub(super) fn sides(&self) -> &'static [bool] {
+        if self.counts { &[false] } else { &[true, false] }
+    }
+
+    /// All prompts as one batch, the short row padded at the left where the graph allows it.
     pub(super) fn whole(&mut self, prompts: &Prompts) -> Result<Vec<f32>, VerifyError> {
         // Before feeding, as a runtime would fail on ids that are not in its table in words of its own.
         self.check_width(self.declared_width().unwrap_or(prompts.vocab()), prompts)?;
         let rows = prompts.rows();
-        let logits = self.padded(&rows, true)?;
+        let logits = self.padded(&rows, !self.counts)?;
         self.check_width(logits.len() / rows.iter().map(Vec::len).sum::<usize>(), prompts)?;
         Ok(logits)
     }

@@ -219,7 +219,7 @@ fn remaining_caches(graph: &Graph) -> Vec<ValueId> {
 }
 
 /// Takes away the inputs that nothing reads, such as the past of rewritten sites.
-fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError> {
+pub fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError> {
     let unused: Vec<ValueId> =
         graph.inputs().iter().copied().filter(|v| graph.value(*v).uses.is_empty()).collect();
     let names = unused.iter().map(|v| graph.value(*v).name.clone()).collect();

@@ -71,26 +71,32 @@ pub static LAWS: &[&dyn Law] = &[
 ];
 
 /// One sweep of a law that rewrites single nodes, producers before their users.
-struct Writer<'g> {
-    patch: Patch<'g>,
-    graph: &'g Graph,
+pub(crate) struct Writer<'g> {
+    pub(crate) patch: Patch<'g>,
+    pub(crate) graph: &'g Graph,
     /// What stands for the outputs rewritten so far.
     new: BTreeMap<ValueId, ValueId>,
 }
 
 impl Writer<'_> {
     /// An input as it will be read after the sweep.
-    fn input(&self, node: &Node, slot: usize) -> Option<ValueId> {
+    pub(crate) fn input(&self, node: &Node, slot: usize) -> Option<ValueId> {
         node.input(slot).map(|v| self.current(v))
     }
 
-    fn current(&self, value: ValueId) -> ValueId {
+    pub(crate) fn current(&self, value: ValueId) -> ValueId {
         self.new.get(&value).copied().unwrap_or(value)
     }
 
     /// Whether this sweep has left a value of the graph alone, so that what makes it can be looked at.
-    fn is_untouched(&self, value: ValueId) -> bool {
+    pub(crate) fn is_untouched(&self, value: ValueId) -> bool {
         !self.new.contains_key(&value)
+    }
+
+    /// Lets a new value stand for one that another node made.
+    pub(crate) fn stand_for(&mut self, old: ValueId, new: ValueId) {
+        self.patch.replace(old, new);
+        self.new.insert(old, new);
     }
 }
 
@@ -102,7 +108,7 @@ fn scope(node: &Node) -> &str {
 
 /// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; it what it
 /// wrote is dropped where it returns `None`.
-fn rewrite_nodes(
+pub(crate) fn rewrite_nodes(
     graph: &mut Graph,
     rule: &'static str,
     mut rewrite: impl FnMut(&mut Writer<'_>, &Node) -> Option<Vec<ValueId>>,
@@ -113,8 +119,7 @@ fn rewrite_nodes(
         writer.patch.set_scope(scope(node));
         let Some(outputs) = rewrite(&mut writer, node) else { continue };
         for (old, new) in node.outputs.iter().zip(outputs).filter(|(old, new)| *old != new) {
-            writer.patch.replace(*old, new);
-            writer.new.insert(*old, new);
+            writer.stand_for(*old, new);
         }
     }
     if writer.new.is_empty() {

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use dijiang_runtime::{Decoder, GenerateOptions, LoadOptions, Tokenizer, generate};
+use dijiang_runtime::{Decoder, GenerateOptions, LoadOptions, Serving, Tokenizer, generate};
 
 use crate::models::{self, ALL, LINEAR};
 use crate::runtimes;
@@ -64,32 +64,31 @@ fn a_bad_tokenizer_file_is_named() {
     }
 }
 
-fn open(dir: &Path, runtime: &dyn dijiang_runtime::Runtime, parts: models::Parts) -> Decoder {
+fn open(dir: &Path, runtime: &dyn dijiang_runtime::Runtime, parts: models::Parts, segment: usize) -> Serving {
     let path = models::decoder(parts).write(dir);
-    Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap()
+    let decoder = Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap();
+    Serving::over(decoder, segment)
 }
 
 #[test]
 fn generation_is_the_argmax_of_the_whole_each_time() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
     for runtime in runtimes() {
-        let mut decoder = open(dir.path(), runtime.as_ref(), ALL);
+        let mut serving = open(dir.path(), runtime.as_ref(), ALL, 2);
         let options = GenerateOptions {
-            prompt: "ab b".to_owned(),
+            prompt: tokenizer.encode("ab b").unwrap(),
             max_new_tokens: 6,
-            segment: 2,
             ..Default::default()
         };
         let mut shown = String::new();
-        let found = generate(&mut decoder, &tokenizer, &options, &mut |piece| shown.push_str(piece)).unwrap();
+        let found = generate(&mut serving, &tokenizer, &options, &mut |piece| shown.push_str(piece)).unwrap();
         let mut ids = tokenizer.encode("ab b").unwrap();
         assert_eq!((found.prompt_tokens, found.tokens.len()), (ids.len(), 6));
         assert_eq!(found.text, shown);
-        assert_eq!(found.state_bytes, decoder.state_bytes());
+        assert_eq!(found.state_bytes, serving.state_bytes());
         for &token in &found.tokens {
-            decoder.reset(1).unwrap();
-            let logits = decoder.prefill(&[ids.clone()], None, 100).unwrap().to_f32().unwrap();
-            assert_eq!(dijiang_runtime::greedy(&logits).unwrap() as i64, token);
+            serving.start(1).unwrap();
+            assert_eq!(serving.prefill(&[ids.clone()]).unwrap(), [token]);
             ids.push(token);
         }
     }
@@ -98,24 +97,43 @@ fn generation_is_the_argmax_of_the_whole_each_time() {
 #[test]
 fn generation_ends_at_a_stop_token_and_at_once_for_zero_tokens() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
-    let mut decoder = open(dir.path(), runtimes()[0].as_ref(), LINEAR);
-    let mut run = |options: &GenerateOptions| generate(&mut decoder, &tokenizer, options, &mut |_| ());
-    let free = GenerateOptions { prompt: "ab".to_owned(), max_new_tokens: 5, ..Default::default() };
+    let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 512);
+    let mut run = |options: &GenerateOptions| generate(&mut serving, &tokenizer, options, &mut |_| ());
+    let prompt = tokenizer.encode("ab").unwrap();
+    let free = GenerateOptions { prompt, max_new_tokens: 5, ..Default::default() };
     let tokens = run(&free).unwrap().tokens;
     let stopped = GenerateOptions { stop_ids: vec![tokens[0]], ..free.clone() };
     assert!(run(&stopped).unwrap().tokens.is_empty());
     let none = GenerateOptions { max_new_tokens: 0, ..free.clone() };
     assert!(run(&none).unwrap().tokens.is_empty());
-    assert!(run(&GenerateOptions { prompt: String::new(), ..free.clone() }).is_err());
-    assert!(run(&GenerateOptions { segment: 0, ..free }).is_err());
+    assert!(run(&GenerateOptions { prompt: Vec::new(), ..free.clone() }).is_err());
+    let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 0);
+    assert!(generate(&mut serving, &tokenizer, &free, &mut |_| ()).is_err());
+}
+
+#[test]
+fn a_text_in_two_parts_is_the_text_in_one() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
+    for parts in [ALL, LINEAR] {
+        let mut serving = open(dir.path(), runtimes()[0].as_ref(), parts, 512);
+        let mut run =
+            |options: &GenerateOptions| generate(&mut serving, &tokenizer, options, &mut |_| ()).unwrap();
+        let prompt = tokenizer.encode("ab b").unwrap();
+        let whole = GenerateOptions { prompt, max_new_tokens: 7, ..Default::default() };
+        let expected = run(&whole).tokens;
+        let mut found = run(&GenerateOptions { max_new_tokens: 3, feed_last: true, ..whole }).tokens;
+        let rest = GenerateOptions { resume: true, max_new_tokens: 4, ..Default::default() };
+        found.extend(run(&rest).tokens);
+        assert_eq!(found, expected);
+    }
 }
 
 #[test]
 fn the_seed_decides_what_is_sampled() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
-    let mut decoder = open(dir.path(), runtimes()[0].as_ref(), LINEAR);
+    let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 512);
     let mut run = |seed| {
-        let prompt = "a".to_owned();
+        let prompt = tokenizer.encode("a").unwrap();
         let options = GenerateOptions {
             prompt,
             seed,
@@ -123,7 +141,7 @@ fn the_seed_decides_what_is_sampled() {
             temperature: 50.0,
             ..GenerateOptions::default()
         };
-        generate(&mut decoder, &tokenizer, &options, &mut |_| ()).unwrap().tokens
+        generate(&mut serving, &tokenizer, &options, &mut |_| ()).unwrap().tokens
     };
     let first = run(1);
     assert_eq!(run(1), first);

@@ -5,6 +5,7 @@ mod decoding;
 mod generation;
 mod models;
 mod runtimes;
+mod serving;
 
 use dijiang_runtime::{OrtRuntime, Runtime, TractRuntime};
 

@@ -10,6 +10,7 @@ use crate::ir::patch::Patch;
 
 pub(crate) mod bidirectional;
 mod chunked;
+pub mod grouped;
 mod parallel;
 mod recurrent;
 

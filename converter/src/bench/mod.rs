@@ -1,0 +1,386 @@
+//! How fast bundles are: prefill and decode over context and batch, memory, and the share of the device's
+//! bandwidth that decoding reaches.
+
+mod copy;
+mod engine;
+mod greedy;
+pub mod picture;
+pub mod table1;
+
+use crate::bundle::layout;
+use crate::bundle::manifest::ManifestError;
+use crate::bundle::weights::LayoutError;
+use crate::checkpoint::CheckpointError;
+use crate::onnx::export::ExportError;
+use crate::onnx::import::ImportError;
+use crate::progress::Progress;
+use dijiang_runtime::{
+    Device, GrowingDecoder, GrowingOptions, OrtRuntime, RuntimeError, Serving, ServingOptions, memory_in_use,
+};
+use engine::Engine;
+use greedy::Greedy;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    pub contexts: Vec<usize>,
+    pub batches: Vec<usize>,
+    pub device: Device,
+    pub threads: Option<usize>,
+    /// Each figure is the median of so many.
+    pub runs: usize,
+    /// Tokens decoded in a run.
+    pub steps: usize,
+    /// Prompt tokens fed at a time, where one row is.
+    pub segment: usize,
+    /// Whether a linear model's steps on a GPU replay one recorded run.
+    pub cuda_graph: bool,
+    pub phases: Vec<Phase>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    Prefill,
+    Decode,
+    /// The largest batch that decodes at a context.
+    Largest,
+}
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    pub bundle: String,
+    pub phase: Phase,
+    pub batch: usize,
+    pub context: usize,
+    /// Of all rows of the batch together; absent, with the other times, where it did not fit.
+    pub tokens_per_second: Option<f64>,
+    /// Of a row: in decoding the time between two of its tokens.
+    pub ms_per_token: Option<f64>,
+    /// Until the first new token: prefill only.
+    pub first_token_ms: Option<f64>,
+    /// More than before the model was loaded.
+    pub memory_bytes: Option<u64>,
+    pub state_bytes: Option<u64>,
+    /// Bytes that a step reads over its time, as a share of what a copy on the device moves: decode only.
+    pub bandwidth: Option<f64>,
+    /// Why there is no figure.
+    pub failed: Option<String>,
+}
+
+/// Nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("{}: {reason}", path.display())]
+    Model { path: PathBuf, reason: String },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// What one machine gave.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// Bytes per second that a copy on the device reads and writes.
+    pub copy_bandwidth: f64,
+    pub rows: Vec<Row>,
+}
+
+/// Measures bundles on one device, all of them at one point before the next, so that what else the machine does
+/// in the meantime falls on all alike.
+pub fn bench(
+    bundles: &[PathBuf],
+    options: &BenchOptions,
+    progress: &mut dyn Progress,
+) -> Result<Measured, BenchError> {
+    let runtime = OrtRuntime::new()?;
+    progress.stage("measuring a copy");
+    let copy_bandwidth = copy::bandwidth(&runtime, options.device)?;
+    let prepared = bundles.iter().map(|bundle| {
+        Ok(Bench {
+            name: bundle.display().to_string(),
+            bundle: bundle.clone(),
+            greedy: Greedy::of(bundle)?,
+            runtime: &runtime,
+            options,
+            copy_bandwidth,
+        })
+    });
+    let prepared = prepared.collect::<Result<Vec<_>, BenchError>>()?;
+    let mut rows = Vec::new();
+    for phase in &options.phases {
+        for context in &options.contexts {
+            for batch in batches(*phase, options) {
+                for bench in &prepared {
+                    progress.stage(&format!("{}: {phase:?}, {batch} × {context}", bench.name));
+                    rows.push(bench.row(*phase, batch, *context));
+                }
+            }
+        }
+    }
+    progress.done();
+    Ok(Measured { copy_bandwidth, rows })
+}
+
+fn batches(phase: Phase, options: &BenchOptions) -> Vec<usize> {
+    match phase {
+        Phase::Prefill | Phase::Largest => vec![1],
+        Phase::Decode => options.batches.clone(),
+    }
+}
+
+struct Bench<'a> {
+    name: String,
+    bundle: PathBuf,
+    greedy: Greedy,
+    runtime: &'a OrtRuntime,
+    options: &'a BenchOptions,
+    copy_bandwidth: f64,
+}
+
+/// Steps before the clock runs, in which memory is taken and kernels are chosen.
+const WARM_UP: usize = 3;
+/// The largest batch that is tried.
+const MOST: usize = 1 << 16;
+
+impl Bench<'_> {
+    fn row(&self, phase: Phase, batch: usize, context: usize) -> Row {
+        let empty = Row {
+            bundle: self.name.clone(),
+            phase,
+            batch,
+            context,
+            tokens_per_second: None,
+            ms_per_token: None,
+            first_token_ms: None,
+            memory_bytes: None,
+            state_bytes: None,
+            bandwidth: None,
+            failed: None,
+        };
+        let measured = match phase {
+            Phase::Prefill => self.prefill(empty.clone()),
+            Phase::Decode => self.decode(empty.clone()),
+            Phase::Largest => self.largest(empty.clone()),
+        };
+        measured.unwrap_or_else(|e| Row { failed: Some(e.to_string()), ..empty })
+    }
+
+    /// A model anew for each figure, as what one leaves in a runtime's memory pool would count for the next.
+    fn open(&self, capacity: usize) -> Result<Engine, RuntimeError> {
+        let BenchOptions { device, threads, segment, cuda_graph, .. } = *self.options;
+        if device != Device::Cpu && self.bundle.join(layout::DECODE).exists() {
+            let options =
+                ServingOptions { device, threads, segment, cuda_graph, ..ServingOptions::default() };
+            return Ok(Engine::Served(Box::new(Serving::open(&self.bundle, &options)?)));
+        }
+        let options = GrowingOptions { device, threads, capacity };
+        let decoder = GrowingDecoder::open(self.runtime, &self.greedy.model(), options)?;
+        Ok(Engine::Bound(Box::new(decoder)))
+    }
+
+    fn memory(&self) -> Option<u64> {
+        memory_in_use(self.options.device)
+    }
+
+    fn prefill(&self, row: Row) -> Result<Row, RuntimeError> {
+        let before = self.memory();
+        let mut decoder = self.open(row.context)?;
+        // Any ids will do, and every model has these.
+        let prompt = vec![(0..row.context).map(|i| (i % 97) as i64).collect()];
+        let mut times = Vec::new();
+        for run in 0..=self.options.runs {
+            decoder.start(row.batch)?;
+            let started = Instant::now();
+            decoder.prefill(&prompt, self.options)?;
+            if run > 0 {
+                times.push(started.elapsed().as_secs_f64());
+            }
+        }
+        let seconds = median(times);
+        Ok(Row {
+            tokens_per_second: Some(row.context as f64 / seconds),
+            ms_per_token: Some(seconds * 1e3 / row.context as f64),
+            first_token_ms: Some(seconds * 1e3),
+            memory_bytes: since(before, self.memory()),
+            state_bytes: Some(decoder.state_bytes() as u64),
+            ..row
+        })
+    }
+
+    fn decode(&self, row: Row) -> Result<Row, RuntimeError> {
+        let before = self.memory();
+        let capacity = row.context + self.options.steps.max(WARM_UP);
+        let mut decoder = self.open(capacity)?;
+        decoder.start(row.batch)?;
+        let mut tokens = vec![1; row.batch];
+        let mut times = Vec::new();
+        for run in 0..=self.options.runs {
+            decoder.skip_to(row.context)?;
+            let steps = if run == 0 { WARM_UP } else { self.options.steps };
+            let started = Instant::now();
+            for _ in 0..steps {
+                tokens = decoder.decode(&tokens)?;
+            }
+            if run > 0 {
+                times.push(started.elapsed().as_secs_f64() / steps as f64);
+            }
+        }
+        let (seconds, state) = (median(times), decoder.state_bytes() as u64);
+        let read = self.greedy.weight_bytes as f64 + decoder.read_bytes(row.context, capacity);
+        Ok(Row {
+            tokens_per_second: Some(row.batch as f64 / seconds),
+            ms_per_token: Some(seconds * 1e3),
+            memory_bytes: since(before, self.memory()),
+            state_bytes: Some(state),
+            bandwidth: Some(read / seconds / self.copy_bandwidth),
+            ..row
+        })
+    }
+
+    /// Doubles the batch until it does not fit, then halves the gap down to a sixteenth.
+    fn largest(&self, row: Row) -> Result<Row, RuntimeError> {
+        let (mut fits, mut fails) = (0, MOST + 1);
+        let mut best = None;
+        let mut failed = None;
+        let mut batch = 1;
+        while batch > fits && batch < fails {
+            match self.decode(Row { batch, ..row.clone() }) {
+                Ok(found) => {
+                    fits = batch;
+                    best = Some(found);
+                }
+                Err(e) => {
+                    fails = batch;
+                    failed = Some(e);
+                }
+            }
+            batch = match fails > MOST {
+                true => fits * 2,
+                false if (fails - fits) * 16 > fails => usize::midpoint(fits, fails),
+                false => fits,
+            };
+        }
+        match (best, failed) {
+            (Some(best), _) => Ok(best),
+            (None, Some(e)) => Err(e),
+            (None, None) => Ok(row),
+        }
+    }
+}
+
+fn since(before: Option<u64>, after: Option<u64>) -> Option<u64> {
+    before.zip(after).map(|(before, after)| after.saturating_sub(before))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    match times.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => times[middle],
+        _ => f64::midpoint(times[middle - 1], times[middle]),
+    }
+}
+
+/// The row of another bundle that a row is compared with: of the same phase and context, and of the same batch
+/// unless the batch is what was looked for.
+pub fn counterpart<'a>(rows: &'a [Row], row: &Row, against: &Path) -> Option<&'a Row> {
+    let against = against.display().to_string();
+    let alike = |other: &&Row| {
+        other.bundle == against
+            && other.phase == row.phase
+            && other.context == row.context
+            && (other.batch == row.batch || row.phase == Phase::Largest)
+    };
+    rows.iter().find(alike)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::{ConvertOptions, convert};
+    use crate::progress::Silent;
+    use crate::target::Target;
+    use dijiang_passes::ir::dtype::DType;
+    use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime as _};
+
+    /// What is measured generates what the bundle generates: rows side by side, segment by segment, step by step.
+    #[test]
+    fn the_measured_graph_gives_the_tokens_of_the_bundle() {
+        let runtime = match OrtRuntime::new() {
+            Ok(runtime) => runtime,
+            Err(e) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(_) => return,
+        };
+        let directory = tempfile::tempdir().expect("a directory");
+        for (recipe, fixture) in [("softmax", "llama"), ("softmax", "neox"), ("adaptive", "llama")] {
+            let bundle = directory.path().join(format!("{fixture}-{recipe}"));
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
+            let options = ConvertOptions {
+                recipe: crate::recipes::load(recipe).expect("a preset"),
+                target: Target::Ort,
+                dtype: Some(DType::F32),
+                layers: None,
+                seed: 0,
+                force: false,
+                verify: None,
+            };
+            convert(&source, &bundle, &options, &mut Silent).expect("it converts");
+            let prompts = [vec![5, 9, 3, 30, 7, 1, 2], vec![8, 8, 20, 4, 6, 11, 12]];
+
+            let session =
+                runtime.load(&bundle.join(layout::MODEL), &LoadOptions::default()).expect("it loads");
+            let mut plain = Decoder::new(session).expect("a decoder");
+            plain.reset(2).expect("two rows");
+            let logits = plain.prefill(&prompts, None, 7).expect("it runs");
+            let mut expected = vec![likeliest(&logits)];
+            for _ in 0..4 {
+                let rows: Vec<Vec<i64>> = expected.last().expect("tokens").iter().map(|t| vec![*t]).collect();
+                expected.push(likeliest(&plain.feed(&rows, None).expect("it runs")));
+            }
+
+            let greedy = Greedy::of(&bundle).expect("the graph");
+            let options = GrowingOptions { device: Device::Cpu, threads: None, capacity: 11 };
+            let mut bound = GrowingDecoder::open(&runtime, &greedy.model(), options).expect("it opens");
+            bound.start(2).expect("two rows");
+            // The grouped operator takes a segment behind a past from one row only.
+            let segment = if bound.grows() { 7 } else { 3 };
+            let mut found = vec![bound.prefill(&prompts, segment).expect("it runs")];
+            for _ in 0..4 {
+                let next = bound.decode(found.last().expect("tokens")).expect("it runs");
+                found.push(next);
+            }
+            assert_eq!(found, expected, "{fixture}, {recipe}");
+            assert_eq!(bound.decode(&found[4]).is_err(), bound.grows(), "a full cache is an error");
+        }
+    }
+
+    fn likeliest(logits: &HostTensor) -> Vec<i64> {
+        let width = *logits.shape().last().expect("a shape");
+        let numbers = logits.to_f32().expect("floats");
+        let largest = |row: &[f32]| (0..width).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("a token");
+        numbers.chunks(width).map(|row| largest(row) as i64).collect()
+    }
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_two() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

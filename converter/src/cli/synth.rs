@@ -1,0 +1,66 @@
+//! `dijiang synth SHAPE -o DIR`
+
+use super::{Failure, Outcome, show};
+use crate::synth::shapes::{self, SHAPES, Shape};
+use crate::synth::{SynthOptions, synth};
+use dijiang_passes::ir::dtype::DType;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Write a random checkpoint of a published shape, to measure speed with.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// pythia-70m, -160m, -410m, -1b, -1.4b or -2.8b, opt-350m, tinyllama-1.1b, llama2-7b
+    #[arg(value_parser = shape)]
+    shape: &'static Shape,
+    /// The directory to write
+    #[arg(short, long)]
+    output: PathBuf,
+    /// f32, f16 or bf16
+    #[arg(long, default_value = "f16", value_parser = float)]
+    dtype: DType,
+    /// Seed of the numbers
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Layers, instead of the shape's own
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    layers: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn shape(name: &str) -> Result<&'static Shape, String> {
+    shapes::find(name).ok_or_else(|| {
+        let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
+        format!("no shape is called `{name}` (expected one of {})", known.join(", "))
+    })
+}
+
+fn float(name: &str) -> Result<DType, String> {
+    match name.parse() {
+        Ok(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => Ok(dtype),
+        _ => Err(format!("`{name}` is not one of f32, f16, bf16")),
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let options = SynthOptions { dtype: args.dtype, seed: args.seed, layers: args.layers };
+    let written = synth(args.shape, &args.output, &options, &mut show::Bar::new())?;
+    if args.json {
+        show::object(&json!({
+            "shape": args.shape.name, "output": args.output, "tensors": written.tensors,
+            "parameters": written.parameters, "bytes": written.bytes,
+        }));
+    } else {
+        show::line(&format!(
+            "{}: {}, {} parameters in {} tensors, {} bytes",
+            args.output.display(),
+            args.shape.name,
+            written.parameters,
+            written.tensors,
+            written.bytes
+        ));
+    }
+    Ok(Outcome::Fine)
+}

@@ -1,0 +1,107 @@
+//! The graphs that serve from bound memory against the serving graph, on the CPU, which runs both.
+#![allow(clippy::print_stderr)]
+
+use dijiang_runtime::{Engine, Serving, ServingOptions};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Logits of f32 graphs in two orders of summation, relative to the largest.
+const SAME: f32 = 2e-5;
+
+fn convert(fixture: &str, recipe: &str, into: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
+    let bundle = into.join(format!("{fixture}-{recipe}"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+    command.arg("convert").arg(source).arg("-o").arg(&bundle);
+    let output =
+        command.args(["--recipe", recipe, "--dtype", "f32", "--no-verify"]).output().expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bundle
+}
+
+fn open(bundle: &Path, engine: Engine, segment: usize) -> Option<Serving> {
+    let options = ServingOptions { engine, segment, threads: Some(1), ..ServingOptions::default() };
+    match Serving::open(bundle, &options) {
+        Ok(serving) => Some(serving),
+        Err(error) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|value| value == "1") => {
+            panic!("{error}")
+        }
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+fn prompts() -> Vec<Vec<i64>> {
+    [9, 1, 4].iter().map(|n| (0..*n).map(|i| (i * 7 + n) % 31).collect()).collect()
+}
+
+fn logits(serving: &mut Serving) -> Vec<f32> {
+    serving.logits().expect("logits").to_f32().expect("floats")
+}
+
+#[track_caller]
+fn assert_same(found: &[f32], expected: &[f32]) {
+    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+    assert!(largest > 0.0 && found.len() == expected.len());
+    let error = found.iter().zip(expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
+    assert!(error <= SAME * largest, "{error:e} of {largest:e}");
+}
+
+#[test]
+fn bound_memory_serves_the_numbers_of_the_serving_graph() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (fixture, recipe) in
+        [("llama", "adaptive"), ("neox", "adaptive"), ("opt", "adaptive"), ("llama", "paper")]
+    {
+        let bundle = convert(fixture, recipe, dir.path());
+        let Some(mut plain) = open(&bundle, Engine::Ort, 512) else { return };
+        // Segments to and fro once, an odd number of times, an even number of times, one token each.
+        for segment in [16, 3, 5, 1] {
+            let mut bound = open(&bundle, Engine::OrtBound, segment).expect("it opens");
+            for serving in [&mut plain, &mut bound] {
+                serving.start(3).expect("it starts");
+            }
+            assert_eq!(bound.state_bytes(), plain.state_bytes());
+            // The second prompts go on behind the first.
+            for _ in 0..2 {
+                let expected = plain.prefill(&prompts()).expect("it runs");
+                let mut next = bound.prefill(&prompts()).expect("it runs");
+                assert_same(&logits(&mut bound), &logits(&mut plain));
+                assert_eq!(next, expected);
+                for _ in 0..4 {
+                    let expected = plain.decode(&next).expect("it runs");
+                    let found = bound.decode(&next).expect("it runs");
+                    assert_same(&logits(&mut bound), &logits(&mut plain));
+                    assert_eq!(found, expected);
+                    next = found;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn states_move_between_the_ways_to_serve() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bundle = convert("llama", "adaptive", dir.path());
+    let Some(mut plain) = open(&bundle, Engine::Ort, 512) else { return };
+    let mut bound = open(&bundle, Engine::OrtBound, 4).expect("it opens");
+    let file = dir.path().join("state");
+    bound.start(3).expect("it starts");
+    let next = bound.prefill(&prompts()).expect("it runs");
+    bound.save_state(&file).expect("it is saved");
+    bound.decode(&next).expect("it runs");
+    let expected = logits(&mut bound);
+
+    plain.load_state(&file).expect("it loads");
+    plain.decode(&next).expect("it runs");
+    assert_same(&logits(&mut plain), &expected);
+
+    let mut again = open(&bundle, Engine::OrtBound, 4).expect("it opens");
+    again.load_state(&file).expect("it loads");
+    assert_eq!((again.batch(), again.seen()), (3, 9));
+    again.decode(&next).expect("it runs");
+    assert_eq!(logits(&mut again), expected);
+}

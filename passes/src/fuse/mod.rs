@@ -1,0 +1,60 @@
+//! Operators that ONNX Runtime computes in one kernel, in place of the plain ones that they were taken apart into:
+//! the clean-ups' laws the other way round. For serving graphs of ONNX Runtime alone, and last: nothing else here
+//! looks through them.
+
+use crate::canon::Law;
+use crate::ir::graph::Graph;
+use crate::ir::patch::PatchError;
+
+mod rms_norm;
+mod skip_norm;
+
+/// All fusions, in the order they run, once each.
+pub static FUSIONS: &[&dyn Law] = &[&rms_norm::RmsNorm, &skip_norm::SkipNorm];
+
+/// Fuses what can be fused. Returns the number of patches.
+pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {
+    let mut patches = 0;
+    for law in FUSIONS {
+        patches += usize::from(law.sweep(graph)?.is_some());
+    }
+    graph.refresh_types()?;
+    Ok(patches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text::{parse, print};
+    use crate::testing::{noise, relative_error, run};
+
+    /// The text after one fusion, which must compute the same.
+    pub(super) fn after(law: &dyn Law, text: &str, inputs: &[(&str, &[usize])]) -> String {
+        let before = parse(text).expect("a graph");
+        let mut graph = parse(text).expect("a graph");
+        law.sweep(&mut graph).expect("a patch");
+        let seeded = inputs.iter().zip(1..);
+        let inputs: Vec<_> = seeded.map(|((name, dims), seed)| (*name, noise(dims, seed))).collect();
+        let (found, expected) = (run(&graph, &inputs), run(&before, &inputs));
+        for (name, value) in &expected {
+            let error = relative_error(&found[name], value);
+            // Both in f64; the attribute ε is an f32.
+            assert!(error < 1e-7, "{name}: {error:e}");
+        }
+        print(&graph)
+    }
+
+    #[test]
+    fn every_file_is_in_the_table() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fuse");
+        let files = std::fs::read_dir(dir).expect("the directory").map(|e| e.expect("a file").path());
+        let files = files.filter(|f| f.extension().is_some_and(|e| e == "rs"));
+        let mut files: Vec<String> =
+            files.map(|f| f.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+        files.retain(|name| name != "mod");
+        files.sort();
+        let mut names: Vec<&str> = FUSIONS.iter().map(|law| law.name()).collect();
+        names.sort_unstable();
+        assert_eq!(files, names);
+    }
+}

@@ -1,0 +1,112 @@
+//! A serving graph for memory that is bound once: its weights are inputs, so that several graphs share one copy on
+//! a device, and it gives the likeliest next token, so that a few bytes come back instead of all logits.
+//!
+//! *Exact:* the logits of the last token of each row are those of the graph before.
+
+use crate::ir::dtype::DType;
+use crate::ir::graph::{Def, Graph, ValueId};
+use crate::ir::op::Op;
+use crate::ir::patch::{Patch, PatchError};
+use crate::rebuild::{Rebuild, copy_constant, rebuild};
+
+const LOGITS: &str = "logits";
+const MASK: &str = "attention_mask";
+/// The output that holds the likeliest next token, i64 `[batch, sequence]`.
+pub const NEXT: &str = "next";
+
+/// Adds [`NEXT`] and makes inputs of the weights. With `last`, logits and next tokens are those behind the last
+/// token of each row alone, `[batch, 1, ·]`; rows are then padded behind.
+pub fn bind(mut graph: Graph, last: bool) -> Result<Graph, PatchError> {
+    if last {
+        keep_last(&mut graph)?;
+    }
+    name_next(&mut graph)?;
+    rebuild(&graph, "weights_as_inputs", &mut WeightsAsInputs)
+}
+
+fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
+    let (Some(logits), Some(mask)) = (graph.output(LOGITS), graph.input(MASK)) else { return Ok(()) };
+    let head = graph
+        .made_by(logits, "MatMul")
+        .cloned()
+        .filter(|head| head.input(1).is_some_and(|weight| is_fixed(graph, weight)));
+    let change = {
+        let mut p = Patch::new(graph, "keep_last");
+        p.set_scope("last");
+        match head.as_ref().and_then(|head| Some((head.input(0)?, head.input(1)?))) {
+            Some((hidden, weight)) => {
+                let hidden = at_last(&mut p, hidden, mask);
+                let kept = p.matmul(hidden, weight);
+                p.drop_output(LOGITS);
+                p.output(LOGITS, kept);
+            }
+            None => {
+                let kept = at_last(&mut p, logits, mask);
+                p.drop_output(LOGITS);
+                p.output(LOGITS, kept);
+            }
+        }
+        p.finish()
+    };
+    graph.apply(change).map(|_| ())
+}
+
+/// Whether a value is made of constants alone.
+fn is_fixed(graph: &Graph, value: ValueId) -> bool {
+    match graph.value(value).def {
+        Def::Const(_) => true,
+        Def::Input => false,
+        Def::Output { node, .. } => {
+            graph.node(node).inputs.iter().flatten().all(|input| is_fixed(graph, *input))
+        }
+    }
+}
+
+/// `[batch, sequence, ·]` → `[batch, 1, ·]`: a product with a row of zeros and a one, which any device has.
+fn at_last(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
+    let tokens = p.cast(mask, DType::I64);
+    let count = p.reduce("ReduceSum", tokens, &[1], true);
+    let last = p.add_scalar(count, -1.0);
+    let length = p.shape_of(x, 1, 2);
+    let length = p.squeeze(length, &[0]);
+    let places = p.range(length);
+    let chosen = p.node(Op::new("Equal"), &[places, last]);
+    let dtype = p.dtype(x);
+    let chosen = p.cast(chosen, dtype);
+    let chosen = p.unsqueeze(chosen, &[1]);
+    p.matmul(chosen, x)
+}
+
+fn name_next(graph: &mut Graph) -> Result<(), PatchError> {
+    let Some(logits) = graph.output(LOGITS) else { return Ok(()) };
+    let change = {
+        let mut p = Patch::new(graph, "name_next");
+        p.set_scope(NEXT);
+        // No device compares bf16.
+        let wide = p.cast(logits, DType::F32);
+        let best = p.node(Op::new("ArgMax").with("axis", -1i64).with("keepdims", 0i64), &[wide]);
+        p.output(NEXT, best);
+        p.finish()
+    };
+    graph.apply(change).map(|_| ())
+}
+
+struct WeightsAsInputs;
+
+impl Rebuild for WeightsAsInputs {
+    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        let value = graph.value(id);
+        let Some(dtype) = value.ty.dtype else {
+            p.fail(format!("the element type of `{}` is not known", value.name));
+            return id;
+        };
+        p.input(&value.name, dtype, value.ty.shape.clone().unwrap_or_default())
+    }
+
+    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        match graph.value(id).is_weight {
+            true => self.input(p, graph, id),
+            false => copy_constant(p, graph, id),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! A bundle being served: prompts in, tokens out, the state between kept where it is computed.
+
+use std::path::Path;
+
+use crate::bound::{Bound, DECODE};
+use crate::decoder::Decoder;
+use crate::error::RuntimeError;
+use crate::ort_runtime::OrtRuntime;
+use crate::sample::greedy;
+use crate::served_bundle::ServedBundle;
+use crate::session::{Device, LoadOptions, Runtime};
+use crate::state_file;
+use crate::tensor::HostTensor;
+use crate::tract_runtime::TractRuntime;
+
+/// How to serve a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServingOptions {
+    /// Where to compute.
+    pub device: Device,
+    /// Threads inside one operator; the runtime's own choice when absent.
+    pub threads: Option<usize>,
+    /// Tokens that a growing cache holds at most; a state of fixed size needs none.
+    pub max_tokens: Option<usize>,
+    /// Whether decoding on a GPU replays one recorded run.
+    pub cuda_graph: bool,
+    /// Prompt tokens fed at a time.
+    pub segment: usize,
+    /// The runtime that computes.
+    pub engine: Engine,
+}
+
+impl Default for ServingOptions {
+    /// ONNX Runtime on the CPU, segments of 512.
+    fn default() -> Self {
+        Self {
+            device: Device::Cpu,
+            threads: None,
+            max_tokens: None,
+            cuda_graph: false,
+            segment: 512,
+            engine: Engine::Ort,
+        }
+    }
+}
+
+/// What runs the graphs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// ONNX Runtime.
+    #[default]
+    Ort,
+    /// ONNX Runtime over `prefill.onnx` and `decode.onnx`, with weights and state bound once; what a GPU gets
+    /// where the bundle has these graphs.
+    OrtBound,
+    /// tract, on the CPU only.
+    Tract,
+}
+
+/// A loaded bundle with the state of some sequences.
+#[derive(Debug)]
+pub struct Serving {
+    way: Way,
+}
+
+/// The two ways to serve.
+#[derive(Debug)]
+enum Way {
+    Bound(Box<Bound>),
+    Driven(Driven),
+}
+
+/// One graph for prompts and tokens, whose logits come to the host.
+#[derive(Debug)]
+struct Driven {
+    decoder: Decoder,
+    segment: usize,
+    /// Tokens that the state may come to hold.
+    max_tokens: Option<usize>,
+    /// After each row's last token, f32 `[batch, vocabulary]`; none before the first.
+    logits: Option<HostTensor>,
+}
+
+impl Serving {
+    /// Loads a bundle, with an empty state for one sequence.
+    pub fn open(bundle: &Path, options: &ServingOptions) -> Result<Self, RuntimeError> {
+        let described = ServedBundle::read(bundle)?;
+        let load = LoadOptions {
+            threads: options.threads,
+            device: options.device,
+            released_opsets_only: described.released_opsets_only(),
+            ..LoadOptions::default()
+        };
+        let on_gpu = options.device != Device::Cpu && bundle.join(DECODE).exists();
+        if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
+            let load = LoadOptions { cuda_graph: options.cuda_graph, ..load };
+            return Ok(Self { way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment)?)) });
+        }
+        let runtime: Box<dyn Runtime> = match options.engine {
+            Engine::Tract => Box::new(TractRuntime),
+            _ => Box::new(OrtRuntime::new()?),
+        };
+        let file = bundle.join(described.graph(options.engine, options.device));
+        let mut serving = Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment);
+        if let Way::Driven(driven) = &mut serving.way {
+            driven.max_tokens = options.max_tokens;
+        }
+        Ok(serving)
+    }
+
+    /// Serves a graph that is loaded already, prompts so many tokens at a time.
+    pub fn over(decoder: Decoder, segment: usize) -> Self {
+        Self { way: Way::Driven(Driven { decoder, segment, max_tokens: None, logits: None }) }
+    }
+
+    /// Forgets everything, and serves this many sequences from here on.
+    pub fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
+        match &mut self.way {
+            Way::Bound(bound) => bound.start(batch),
+            Way::Driven(driven) => driven.start(batch),
+        }
+    }
+
+    /// Feeds one prompt per row, as long as each may be, behind what was fed before; gives the likeliest next
+    /// tokens.
+    pub fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
+        if prompts.iter().any(Vec::is_empty) {
+            return Err(bad("prompt", "it has no tokens, expected at least one"));
+        }
+        match &mut self.way {
+            Way::Bound(bound) => bound.prefill(prompts),
+            Way::Driven(driven) => driven.prefill(prompts),
+        }
+    }
+
+    /// Feeds one token per row; gives the likeliest next ones.
+    pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+        match &mut self.way {
+            Way::Bound(bound) => bound.decode(tokens),
+            Way::Driven(driven) => driven.decode(tokens),
+        }
+    }
+
+    /// The logits after each row's last token, f32 `[batch, vocabulary]`.
+    pub fn logits(&mut self) -> Result<HostTensor, RuntimeError> {
+        match &self.way {
+            Way::Bound(bound) => bound.logits(),
+            Way::Driven(driven) => driven.logits.clone().ok_or_else(|| bad("logits", "no token was fed yet")),
+        }
+    }
+
+    /// Writes what was fed so far, as the state that it left, to a file from which [`Serving::load_state`]
+    /// goes on with the same numbers.
+    pub fn save_state(&self, path: &Path) -> Result<(), RuntimeError> {
+        match &self.way {
+            Way::Bound(bound) => state_file::write(path, &bound.state()?, bound.logits().ok().as_ref()),
+            Way::Driven(driven) => state_file::write(path, &driven.decoder.state()?, driven.logits.as_ref()),
+        }
+    }
+
+    /// Goes on from a file. Its rows become the sequences that are served. An error leaves the state as it was.
+    pub fn load_state(&mut self, path: &Path) -> Result<(), RuntimeError> {
+        let (state, logits) = state_file::read(path)?;
+        let loaded = match &mut self.way {
+            Way::Bound(bound) => bound.set_state(&state, logits),
+            Way::Driven(driven) => driven.decoder.set_state(state).map(|()| driven.logits = logits),
+        };
+        loaded.map_err(|error| RuntimeError::State { path: path.to_path_buf(), reason: error.to_string() })
+    }
+
+    /// Bytes of state held now.
+    pub fn state_bytes(&self) -> usize {
+        match &self.way {
+            Way::Bound(bound) => bound.state_bytes(),
+            Way::Driven(driven) => driven.decoder.state_bytes(),
+        }
+    }
+
+    /// Tokens of the longest row so far, padding included.
+    pub fn seen(&self) -> usize {
+        match &self.way {
+            Way::Bound(bound) => bound.columns(),
+            Way::Driven(driven) => driven.decoder.history().columns,
+        }
+    }
+
+    /// Sequences served side by side.
+    pub fn batch(&self) -> usize {
+        match &self.way {
+            Way::Bound(bound) => bound.batch(),
+            Way::Driven(driven) => driven.decoder.batch(),
+        }
+    }
+}
+
+impl Driven {
+    fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
+        self.logits = None;
+        self.decoder.reset(batch)
+    }
+
+    fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        self.check_room(width)?;
+        let even = prompts.iter().all(|row| row.len() == width);
+        let filled = |row: &Vec<i64>, with: i64| {
+            let mut row = row.clone();
+            row.resize(width, with);
+            row
+        };
+        // Padding is behind, where operators that count the tokens of a row allow it.
+        let ids: Vec<Vec<i64>> = prompts.iter().map(|row| filled(row, 0)).collect();
+        let mask: Vec<Vec<i64>> = prompts.iter().map(|row| filled(&vec![1; row.len()], 0)).collect();
+        let mask = (!even).then_some(mask.as_slice());
+        let logits = self.decoder.prefill(&ids, mask, self.segment)?;
+        self.keep(logits)
+    }
+
+    fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+        self.check_room(1)?;
+        let ids: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
+        let logits = self.decoder.feed(&ids, None)?;
+        let [rows, _, vocabulary] = *logits.shape() else {
+            return Err(bad("logits", "they are no [batch, tokens, vocabulary]"));
+        };
+        let last = HostTensor::from_f32(&[rows, vocabulary], &logits.to_f32()?)?;
+        self.keep(last)
+    }
+
+    fn keep(&mut self, logits: HostTensor) -> Result<Vec<i64>, RuntimeError> {
+        let width = logits.shape()[1].max(1);
+        let best = logits.to_f32()?.chunks(width).map(|row| greedy(row).map(|id| id as i64)).collect();
+        self.logits = Some(logits);
+        best
+    }
+
+    fn check_room(&self, tokens: usize) -> Result<(), RuntimeError> {
+        let Some(most) = self.max_tokens.filter(|_| self.decoder.grows()) else { return Ok(()) };
+        let needed = self.decoder.history().columns + tokens;
+        if needed > most {
+            let reason = format!("{needed} tokens do not fit the cache of {most} that was asked for");
+            return Err(bad("max_tokens", reason));
+        }
+        Ok(())
+    }
+}
+
+fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::BadCall { place, reason: reason.into() }
+}

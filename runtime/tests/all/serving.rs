@@ -1,0 +1,139 @@
+use dijiang_runtime::{Decoder, Engine, HostTensor, LoadOptions, Serving, ServingOptions, TractRuntime};
+use dijiang_runtime::{Runtime, greedy};
+use std::path::Path;
+
+use crate::assert_close;
+use crate::models::{self, ALL, CACHED, LINEAR, Parts};
+
+const PROMPTS: [&[i64]; 3] = [&[1, 2, 6, 0, 3, 5, 4], &[3, 3], &[5, 0, 6, 2, 1]];
+const KINDS: [Parts; 3] = [ALL, LINEAR, CACHED];
+
+/// A bundle of a test model, under the name by which tract finds it.
+fn bundle(dir: &Path, parts: Parts) {
+    let path = models::decoder(parts).write(dir);
+    std::fs::rename(path, dir.join("chunked.onnx")).unwrap();
+    let manifest = r#"{"dtype": "f32", "target": "ort", "sites": [{"lowered": true}]}"#;
+    std::fs::write(dir.join("dijiang.json"), manifest).unwrap();
+}
+
+fn open(dir: &Path, segment: usize) -> Serving {
+    let options = ServingOptions { engine: Engine::Tract, segment, ..ServingOptions::default() };
+    Serving::open(dir, &options).unwrap()
+}
+
+fn prompts() -> Vec<Vec<i64>> {
+    PROMPTS.iter().map(|row| row.to_vec()).collect()
+}
+
+fn logits(serving: &mut Serving) -> Vec<f32> {
+    serving.logits().unwrap().to_f32().unwrap()
+}
+
+/// The logits behind all of a row's tokens, fed in one call to a graph driven by hand.
+fn whole(dir: &Path, row: &[i64]) -> Vec<f32> {
+    let session = TractRuntime.load(&dir.join("chunked.onnx"), &LoadOptions::default()).unwrap();
+    let mut decoder = Decoder::new(session).unwrap();
+    let all: HostTensor = decoder.feed(&[row.to_vec()], None).unwrap();
+    all.slice(1, row.len() - 1, row.len()).unwrap().to_f32().unwrap()
+}
+
+#[test]
+fn unequal_prompts_in_any_segments_are_served_as_if_alone() {
+    for parts in KINDS {
+        let dir = tempfile::tempdir().unwrap();
+        bundle(dir.path(), parts);
+        for segment in [1, 3, 512] {
+            let mut serving = open(dir.path(), segment);
+            serving.start(3).unwrap();
+            let mut rows = prompts();
+            let mut next = serving.prefill(&rows).unwrap();
+            for _ in 0..3 {
+                let expected: Vec<Vec<f32>> = rows.iter().map(|row| whole(dir.path(), row)).collect();
+                // Sums of at most ten products, in another order.
+                assert_close(&logits(&mut serving), &expected.concat(), 1e-5);
+                let best: Vec<i64> = expected.iter().map(|row| greedy(row).unwrap() as i64).collect();
+                assert_eq!(next, best);
+                rows.iter_mut().zip(&next).for_each(|(row, token)| row.push(*token));
+                next = serving.decode(&next).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_saved_state_goes_on_with_the_same_bits() {
+    for parts in KINDS {
+        let dir = tempfile::tempdir().unwrap();
+        bundle(dir.path(), parts);
+        let file = dir.path().join("state.safetensors");
+        let mut serving = open(dir.path(), 3);
+        serving.start(3).unwrap();
+        let next = serving.prefill(&prompts()).unwrap();
+        serving.save_state(&file).unwrap();
+        let (before, seen) = (logits(&mut serving), serving.seen());
+        serving.decode(&next).unwrap();
+        let expected = logits(&mut serving);
+
+        let mut other = open(dir.path(), 3);
+        other.load_state(&file).unwrap();
+        assert_eq!((logits(&mut other), other.seen(), other.batch()), (before, seen, 3));
+        other.decode(&next).unwrap();
+        assert_eq!(logits(&mut other), expected);
+    }
+}
+
+#[test]
+fn a_state_file_of_fixed_size_whatever_was_fed() {
+    let dir = tempfile::tempdir().unwrap();
+    bundle(dir.path(), LINEAR);
+    let size = |tokens: usize| {
+        let file = dir.path().join(format!("{tokens}.safetensors"));
+        let mut serving = open(dir.path(), 64);
+        serving.prefill(&[vec![1; tokens]]).unwrap();
+        serving.save_state(&file).unwrap();
+        std::fs::metadata(file).unwrap().len()
+    };
+    assert_eq!(size(2), size(500));
+}
+
+#[test]
+fn states_that_do_not_fit_are_refused_and_change_nothing() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    bundle(dir.path(), LINEAR);
+    bundle(other.path(), CACHED);
+    let (file, broken) = (dir.path().join("state"), dir.path().join("broken"));
+    let mut serving = open(dir.path(), 3);
+    serving.prefill(&[vec![1, 2]]).unwrap();
+    serving.save_state(&file).unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&broken, &whole[..whole.len() - 1]).unwrap();
+
+    let mut other = open(other.path(), 3);
+    other.prefill(&[vec![5, 6, 1]]).unwrap();
+    let before = logits(&mut other);
+    for path in [&file, &broken, &dir.path().join("none")] {
+        let message = other.load_state(path).unwrap_err().to_string();
+        assert!(message.starts_with("state ") && message.contains("(hint: "), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+    assert_eq!((logits(&mut other), other.seen()), (before, 3));
+}
+
+#[test]
+fn a_cache_takes_no_more_than_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    bundle(dir.path(), CACHED);
+    let options = ServingOptions { engine: Engine::Tract, max_tokens: Some(3), ..ServingOptions::default() };
+    let mut serving = Serving::open(dir.path(), &options).unwrap();
+    let next = serving.prefill(&[vec![1, 2]]).unwrap();
+    let next = serving.decode(&next).unwrap();
+    let message = serving.decode(&next).unwrap_err().to_string();
+    assert_eq!(message, "max_tokens: 4 tokens do not fit the cache of 3 that was asked for");
+}
+
+#[test]
+fn what_is_no_bundle_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = Serving::open(dir.path(), &ServingOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("dijiang.json") && message.contains("`dijiang convert`"), "{message}");
+}
