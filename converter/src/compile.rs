@@ -11,7 +11,7 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::{Attention, Recipe};
-use dijiang_passes::serving::bind;
+use dijiang_passes::serving::{bind, one_token};
 use dijiang_passes::widen::widen;
 
 /// How to compile.
@@ -119,8 +119,12 @@ impl Compiled {
         if options.target != Target::Ort || kept || self.report.missed().next().is_some() {
             return Ok(None);
         }
-        let form = |form, last| {
+        let form = |form, last: bool| {
             let mut graph = lower(&self.source, options, form)?.0;
+            if !last {
+                one_token(&mut graph)?;
+                canonicalize(&mut graph)?;
+            }
             fuse(&mut graph)?;
             let graph = bind(graph, last)?;
             check(&graph, "binding the weights")?;

@@ -5,12 +5,16 @@
 
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Def, Graph, ValueId};
+use crate::ir::infer::Type;
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
+use crate::ir::shape::Dim;
 use crate::rebuild::{Rebuild, copy_constant, rebuild};
 
 const LOGITS: &str = "logits";
+const IDS: &str = "input_ids";
 const MASK: &str = "attention_mask";
+const POSITIONS: &str = "position_ids";
 /// The output that holds the likeliest next token, i64 `[batch, sequence]`.
 pub const NEXT: &str = "next";
 
@@ -22,6 +26,25 @@ pub fn bind(mut graph: Graph, last: bool) -> Result<Graph, PatchError> {
     }
     name_next(&mut graph)?;
     rebuild(&graph, "weights_as_inputs", &mut WeightsAsInputs)
+}
+
+/// States that each call brings one token per row.
+pub fn one_token(graph: &mut Graph) -> Result<(), PatchError> {
+    let change = {
+        let mut p = Patch::new(graph, "one_token");
+        for input in graph.inputs() {
+            let value = graph.value(*input);
+            let (Some(dtype), Some([batch, _])) = (value.ty.dtype, value.ty.shape.as_deref()) else {
+                continue;
+            };
+            if [IDS, MASK, POSITIONS].contains(&value.name.as_str()) {
+                p.set_input_type(*input, Type::new(dtype, vec![batch.clone(), Dim::Known(1)]));
+            }
+        }
+        p.finish()
+    };
+    graph.apply(change)?;
+    graph.refresh_types()
 }
 
 fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {

@@ -7,10 +7,13 @@ use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
 
 mod rms_norm;
+mod rotary;
 mod skip_norm;
+mod unit_transpose;
 
 /// All fusions, in the order they run, once each.
-pub static FUSIONS: &[&dyn Law] = &[&rms_norm::RmsNorm, &skip_norm::SkipNorm];
+pub static FUSIONS: &[&dyn Law] =
+    &[&unit_transpose::UnitTranspose, &rms_norm::RmsNorm, &rotary::Rotary, &skip_norm::SkipNorm];
 
 /// Fuses what can be fused. Returns the number of patches.
 pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {

@@ -1,0 +1,137 @@
+//! Matches: x · cos + (−x₂, x₁) · sin over `[batch, heads, sequence, dim]`, cosines and sines
+//! `[batch, 1, sequence, dim]` made of two equal halves
+//! Becomes: `RotaryEmbedding`, whose tables hold the rows of these very tokens, counted from the first
+//! Exact: yes, up to rounding
+//! Declines when: the halves are not one value twice, or x has another element type than they have
+
+use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::op::Op;
+use crate::ir::patch::{Applied, PatchError};
+use std::collections::BTreeMap;
+
+pub(super) struct Rotary;
+
+impl Law for Rotary {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
+        let mut tables = BTreeMap::new();
+        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Add") {
+            true => fused(w, node, &mut tables),
+            false => None,
+        })
+    }
+}
+
+/// The tables made so far, and the row of each token, by cosines and sines.
+type Tables = BTreeMap<(ValueId, ValueId), [ValueId; 3]>;
+
+fn fused(w: &mut Writer<'_>, node: &Node, tables: &mut Tables) -> Option<Vec<ValueId>> {
+    let (x, cos, sin) = rotation(w.graph, node)?;
+    let shape = |value: ValueId| w.graph.value(value).ty.shape.clone();
+    let (dims, table) = (shape(x)?, shape(cos)?);
+    let dim = dims.get(3)?.known().filter(|dim| dim % 2 == 0)?;
+    let fits = dims.len() == 4
+        && table.len() == 4
+        && table[1].known() == Some(1)
+        && table[3].known() == Some(dim)
+        && shape(sin)? == table
+        && (&table[0], &table[2]) == (&dims[0], &dims[2])
+        && w.graph.value(x).ty.dtype == w.graph.value(cos).ty.dtype
+        && is_twice(w.graph, cos)
+        && is_twice(w.graph, sin);
+    if !fits {
+        return None;
+    }
+    let [cos, sin, rows] =
+        *tables.entry((cos, sin)).or_insert_with(|| write_tables(w, [cos, sin], dim as i64));
+    let op = Op::in_domain("com.microsoft", "RotaryEmbedding");
+    let x = w.current(x);
+    Some(vec![w.patch.node(op, &[x, rows, cos, sin])])
+}
+
+fn write_tables(w: &mut Writer<'_>, tables: [ValueId; 2], dim: i64) -> [ValueId; 3] {
+    let p = &mut w.patch;
+    let [cos, sin] = tables.map(|table| {
+        let half = p.slice(table, 3, 0, dim / 2);
+        p.reshape(half, &[-1, dim / 2])
+    });
+    let count = p.shape_of(cos, 0, 1);
+    let count = p.squeeze(count, &[0]);
+    let rows = p.range(count);
+    let (batch, time) = (p.shape_of(tables[0], 0, 1), p.shape_of(tables[0], 2, 3));
+    let shape = p.concat(&[batch, time], 0);
+    [cos, sin, p.reshape_to(rows, shape)]
+}
+
+fn rotation(graph: &Graph, sum: &Node) -> Option<(ValueId, ValueId, ValueId)> {
+    let straight = graph.made_by(sum.input(0)?, "Mul")?;
+    let across = graph.made_by(sum.input(1)?, "Mul")?;
+    let x = straight.input(0)?;
+    let halves = graph.made_by(across.input(0)?, "Concat")?;
+    let negated = graph.made_by(halves.input(0)?, "Neg")?.input(0)?;
+    let (split, second) = graph.producer(negated)?;
+    let parts = graph.node(split);
+    let turns = parts.op.is("Split")
+        && parts.input(0) == Some(x)
+        && matches!(parts.op.int("axis"), Some(-1 | 3))
+        && matches!(halves.op.int("axis"), Some(-1 | 3))
+        && parts.outputs.len() == 2
+        && halves.inputs.len() == 2
+        && second == 1
+        && graph.producer(halves.input(1)?) == Some((split, 0));
+    turns.then_some((x, straight.input(1)?, across.input(1)?))
+}
+
+/// Whether the last axis holds one value twice.
+fn is_twice(graph: &Graph, table: ValueId) -> bool {
+    let mut value = table;
+    for op in ["Cast", "Cos", "Sin", "Unsqueeze"] {
+        value = graph.made_by(value, op).and_then(|node| node.input(0)).unwrap_or(value);
+    }
+    graph
+        .made_by(value, "Concat")
+        .is_some_and(|node| node.inputs.len() == 2 && node.input(0) == node.input(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rotary;
+    use crate::fuse::tests::after;
+
+    fn text(second: &str) -> String {
+        r#"graph "g" {
+  input %x: f32[batch, 3, time, 4]
+  input %a: f32[batch, time, 2]
+  input %b: f32[batch, time, 2]
+  %t = Concat(%a, %second) {axis: -1}
+  %u = Unsqueeze(%t) {axes: [1]}
+  %cos = Cos(%u)
+  %sin = Sin(%u)
+  const %sizes: i64[2] = [2, 2]
+  %p, %q = Split(%x, %sizes) {axis: -1}
+  %n = Neg(%q)
+  %r = Concat(%n, %p) {axis: -1}
+  %s = Mul(%x, %cos)
+  %c = Mul(%r, %sin)
+  %y = Add(%s, %c)
+  output "y" %y
+}"#
+        .replace("%second", second)
+    }
+
+    const INPUTS: [(&str, &[usize]); 3] = [("x", &[2, 3, 5, 4]), ("a", &[2, 5, 2]), ("b", &[2, 5, 2])];
+
+    #[test]
+    fn a_rotation_is_one_node() {
+        insta::assert_snapshot!(after(&Rotary, &text("%a"), &INPUTS));
+    }
+
+    #[test]
+    fn unequal_halves_stay() {
+        insta::assert_snapshot!(after(&Rotary, &text("%b"), &INPUTS));
+    }
+}
