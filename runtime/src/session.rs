@@ -88,7 +88,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Where to compute.
     pub device: Device,
-    /// Whether the runtime may rewrite the graph; off, it runs the graph as written.
+    /// Whether the runtime may rewrite the graph and plan a run's memory as one block once it has seen a run; off, it
+    /// runs the graph as written and takes memory as it goes. The block comes on top of what the first run took, so
+    /// graphs that fill a device are better off without.
     pub optimize: bool,
     /// Whether to refuse opsets that the runtime does not call released yet.
     pub released_opsets_only: bool,
@@ -99,9 +101,6 @@ pub struct LoadOptions {
     /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
     /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
     pub cuda_graph: bool,
-    /// Whether the runtime plans a run's memory as one block once it has seen a run. That block comes on top of what
-    /// the first run took, so graphs that fill a device are better off without.
-    pub memory_pattern: bool,
 }
 
 impl Default for LoadOptions {
@@ -114,7 +113,6 @@ impl Default for LoadOptions {
             profile: None,
             dims: Vec::new(),
             cuda_graph: false,
-            memory_pattern: true,
         }
     }
 }

@@ -188,14 +188,12 @@ impl Trainer {
             let profile = options.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem));
             let (threads, device) = (options.threads, options.device);
             // The graphs say themselves what is computed when, see `training::finish`.
-            let (optimize, memory_pattern) = (false, false);
             let how = LoadOptions {
                 threads,
                 device,
                 profile,
                 cuda_graph,
-                optimize,
-                memory_pattern,
+                optimize: false,
                 ..LoadOptions::default()
             };
             Program::load(runtime, path, &how)
@@ -316,7 +314,8 @@ impl Trainer {
         put(&self.small.step, number as f64)?;
         put(&self.small.scale, clip / count)?;
         self.adamw.iter_mut().try_for_each(Program::run)?;
-        tracing::debug!(number, ?gradients, norm = ?norm - gradients, update = ?begun.elapsed() - norm, "step");
+        let update = begun.elapsed();
+        tracing::debug!(number, ?gradients, ?norm, ?update, "step, seconds since its begin");
         Ok(step)
     }
 
