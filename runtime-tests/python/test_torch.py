@@ -174,7 +174,8 @@ class Torch(unittest.TestCase):
                 labels = ids.masked_fill(mask == 0, -100)
                 _, gradients = torch_gradients.loss_and_gradients(model, ids, labels, mask)
                 named = torch_gradients.weights(model)
-                self.assertEqual(set(gradients), set(load_file(bundle / "model.safetensors")))
+                stored = {n for n in load_file(bundle / "model.safetensors") if not n.startswith("grouped_attention.")}
+                self.assertEqual(set(gradients), stored)
                 generator = torch.Generator().manual_seed(0)
                 direction = {n: torch.randn(w.shape, generator=generator, dtype=w.dtype) for n, w in named.items()}
                 slope = sum((gradients[n] * direction[n]).sum() for n in named)

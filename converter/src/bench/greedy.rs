@@ -9,6 +9,7 @@ use crate::checkpoint::Weights;
 use crate::onnx::export::{ExportOptions, ExternalWeights, export};
 use crate::onnx::import::import;
 use crate::target::Target;
+use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
@@ -95,7 +96,7 @@ fn weight_bytes(graph: &Graph) -> u64 {
             Use::GraphOutput(_) => false,
         })
     };
-    let is_rotary = |name: &str| name.starts_with("grouped_attention.");
+    let is_rotary = |name: &str| name.starts_with(TABLES);
     let weights = graph
         .consts()
         .filter(|(id, name, _)| graph.value(*id).is_weight && !is_table(*id) && !is_rotary(name));

@@ -385,6 +385,8 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
     # In f16 and bf16 too, as the bundle has them.
     _keep_in_fp32_modules = ["dijiang"]
     _keep_in_fp32_modules_strict = ["dijiang"]
+    # Rotary tables of a serving graph, which are computed here.
+    _keys_to_ignore_on_load_unexpected = [r"^grouped_attention\."]
 
     def __init__(self, config):
         super().__init__(config)

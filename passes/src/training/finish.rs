@@ -1,6 +1,7 @@
 //! The last touch to a training graph. ONNX Runtime runs it as it is written, without clean-ups of its own,
 //! which would put back together what is computed twice on purpose and change the order.
 
+use super::parameters::GRADIENT;
 use super::step::LABELS;
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
@@ -9,10 +10,10 @@ use crate::ir::shape::Dim;
 use crate::rebuild::{Rebuild, copy_constant, copy_node, rebuild, rebuild_in_order};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Products read transposed factors where they lie, cheap values of the forward pass are computed once more
+/// Products read transposed factors where they lie and are scaled as they are made, cheap values of the forward pass are computed once more
 /// for the backward pass instead of kept, and gradients are made as soon as they can be.
 pub(super) fn finish(graph: &Graph) -> Result<Graph, PatchError> {
-    let fused = rebuild(graph, "transposed_factors", &mut TransposedFactors)?;
+    let fused = rebuild(graph, "products", &mut Products)?;
     let lean = Recompute::of(&fused).rebuild(&fused)?;
     rebuild_in_order(&lean, &gradients_first(&lean), "gradients_first", &mut Copy)
 }
@@ -40,10 +41,11 @@ fn copy_input(p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
     }
 }
 
-/// `MatMul` of what a `Transpose` turned in its last two axes, cast or not, as `FusedMatMul`.
-struct TransposedFactors;
+/// `MatMul` of what a `Transpose` turned in its last two axes, cast or not, and a product times a number, as
+/// `FusedMatMul`.
+struct Products;
 
-impl Rebuild for TransposedFactors {
+impl Rebuild for Products {
     fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
         copy_input(p, graph, id)
     }
@@ -60,20 +62,50 @@ impl Rebuild for TransposedFactors {
         inputs: &[Option<ValueId>],
     ) -> Vec<ValueId> {
         let [Some(a), Some(b)] = inputs else { return copy_node(p, graph, node, inputs) };
-        if !node.op.is("MatMul") {
-            return copy_node(p, graph, node, inputs);
-        }
         p.set_scope(&node.name);
-        let [(a, turned_a), (b, turned_b)] = [*a, *b].map(|factor| before_transpose(p, factor));
-        if !turned_a && !turned_b {
-            return copy_node(p, graph, node, inputs);
-        }
-        let op = Op::in_domain("com.microsoft", "FusedMatMul")
-            .with("transA", i64::from(turned_a))
-            .with("transB", i64::from(turned_b));
+        let product = match node.op.name() {
+            "MatMul" if node.op.is("MatMul") => turned_product(p, *a, *b),
+            "Mul" if node.op.is("Mul") => scaled_product(p, graph, node, *a, *b),
+            _ => None,
+        };
+        let Some((op, factors)) = product else { return copy_node(p, graph, node, inputs) };
         let name = graph.value(node.outputs[0]).name.clone();
-        p.named_node(&node.name, op, &[Some(a), Some(b)], vec![name])
+        p.named_node(&node.name, op, &factors.map(Some), vec![name])
     }
+}
+
+const FUSED: (&str, &str) = ("com.microsoft", "FusedMatMul");
+
+fn turned_product(p: &mut Patch<'_>, a: ValueId, b: ValueId) -> Option<(Op, [ValueId; 2])> {
+    let [(a, turned_a), (b, turned_b)] = [a, b].map(|factor| before_transpose(p, factor));
+    let turns = [("transA", turned_a), ("transB", turned_b)];
+    let op = turns
+        .into_iter()
+        .fold(Op::in_domain(FUSED.0, FUSED.1), |op, (name, is)| op.with(name, i64::from(is)));
+    (turned_a || turned_b).then_some((op, [a, b]))
+}
+
+/// A product that is read only to be multiplied by a number.
+fn scaled_product(
+    p: &Patch<'_>,
+    graph: &Graph,
+    node: &Node,
+    a: ValueId,
+    b: ValueId,
+) -> Option<(Op, [ValueId; 2])> {
+    let slot = usize::from(graph.as_scalar(node.input(0)?).is_some());
+    let number = node.input(1 - slot)?;
+    let scale = graph.as_scalar(number).filter(|_| graph.value(number).ty.rank() <= Some(2))?;
+    let is_read_once = graph.value(node.input(slot)?).uses.len() == 1;
+    let product = p.producer([a, b][slot]).filter(|_| is_read_once)?;
+    let factors = [product.input(0)?, product.input(1)?];
+    let is_fused = product.op.domain() == FUSED.0 && product.op.name() == FUSED.1;
+    let (op, alpha) = match is_fused {
+        true => (product.op.clone(), f64::from(product.op.float("alpha").unwrap_or(1.0))),
+        false if product.op.is("MatMul") => (Op::in_domain(FUSED.0, FUSED.1), 1.0),
+        false => return None,
+    };
+    Some((op.with("alpha", (alpha * scale) as f32), factors))
 }
 
 /// A factor and whether it is to be turned.
@@ -120,30 +152,19 @@ const LARGE: u64 = 1 << 20;
 impl Recompute {
     fn of(graph: &Graph) -> Self {
         let labels = graph.inputs().iter().find(|id| graph.value(**id).name == LABELS);
-        let mut backward = BTreeSet::new();
-        let mut from: BTreeSet<ValueId> = labels.copied().into_iter().collect();
-        let mut cheap = BTreeSet::new();
         let order = graph.order();
-        for id in &order {
-            let node = graph.node(*id);
-            if node.inputs.iter().flatten().any(|v| from.contains(v)) {
-                backward.insert(*id);
-                from.extend(node.outputs.iter().copied());
-            }
+        let backward = depends_on(graph, &order, labels.copied());
+        let forward: Vec<NodeId> = order.into_iter().filter(|id| !backward.contains(id)).collect();
+        let mut at_hand =
+            AtHand { graph, backward: &backward, kept: BTreeSet::new(), cheap: BTreeSet::new() };
+        forward.iter().for_each(|id| at_hand.look_at(*id));
+        for id in &forward {
+            let values = graph.node(*id).outputs.iter().filter(|v| at_hand.is_worth_keeping(**v));
+            let values: Vec<ValueId> = values.copied().collect();
+            at_hand.kept.extend(values);
         }
-        for id in order.iter().filter(|id| !backward.contains(id)) {
-            let node = graph.node(*id);
-            let at_hand = |v: &ValueId| {
-                !is_large(graph, *v)
-                    || !matches!(graph.value(*v).def, Def::Output { .. })
-                    || cheap.contains(v)
-                    || is_read_by(graph, *v, &backward)
-            };
-            let is_cheap = node.op.domain().is_empty() && CHEAP.contains(&node.op.name());
-            if is_cheap && is_large(graph, node.outputs[0]) && node.inputs.iter().flatten().all(at_hand) {
-                cheap.insert(node.outputs[0]);
-            }
-        }
+        forward.iter().for_each(|id| at_hand.look_at(*id));
+        let cheap = at_hand.cheap;
         Self { backward, cheap, again: BTreeMap::new(), new: BTreeMap::new() }
     }
 
@@ -167,6 +188,75 @@ impl Recompute {
         let made = p.named_node(&format!("{}/again", node.name), node.op.clone(), &inputs, vec![name]);
         self.again.insert(value, made[0]);
         made[0]
+    }
+}
+
+/// The nodes that depend on a value.
+fn depends_on(graph: &Graph, order: &[NodeId], value: Option<ValueId>) -> BTreeSet<NodeId> {
+    let mut from: BTreeSet<ValueId> = value.into_iter().collect();
+    let mut nodes = BTreeSet::new();
+    for id in order {
+        let node = graph.node(*id);
+        if node.inputs.iter().flatten().any(|v| from.contains(v)) {
+            nodes.insert(*id);
+            from.extend(node.outputs.iter().copied());
+        }
+    }
+    nodes
+}
+
+/// What the backward pass has anyway, and what follows from that in one pass.
+struct AtHand<'g> {
+    graph: &'g Graph,
+    backward: &'g BTreeSet<NodeId>,
+    /// Values that nothing of the backward pass reads, kept for those that follow from them.
+    kept: BTreeSet<ValueId>,
+    cheap: BTreeSet<ValueId>,
+}
+
+impl AtHand<'_> {
+    fn has(&self, value: ValueId) -> bool {
+        !is_large(self.graph, value)
+            || !matches!(self.graph.value(value).def, Def::Output { .. })
+            || self.cheap.contains(&value)
+            || self.kept.contains(&value)
+            || is_read_by(self.graph, value, self.backward)
+    }
+
+    /// The large value that a node makes of `others` and what is at hand.
+    fn follows(&self, id: NodeId, others: &BTreeSet<ValueId>) -> Option<ValueId> {
+        let node = self.graph.node(id);
+        let is_cheap = node.op.domain().is_empty() && CHEAP.contains(&node.op.name());
+        let inputs = &mut node.inputs.iter().flatten();
+        let made = *node.outputs.first().filter(|v| is_cheap && is_large(self.graph, **v))?;
+        inputs.all(|v| others.contains(v) || self.has(*v)).then_some(made)
+    }
+
+    fn look_at(&mut self, id: NodeId) {
+        if let Some(value) = self.follows(id, &BTreeSet::new()) {
+            self.cheap.insert(value);
+        }
+    }
+
+    /// Whether keeping one value saves keeping several.
+    fn is_worth_keeping(&self, value: ValueId) -> bool {
+        if self.has(value) {
+            return false;
+        }
+        let (mut known, mut next, mut saved) = (BTreeSet::from([value]), vec![value], 0);
+        while let Some(value) = next.pop() {
+            for user in &self.graph.value(value).uses {
+                let Use::Node { node, .. } = user else { continue };
+                let Some(made) = self.follows(*node, &known).filter(|_| !self.backward.contains(node)) else {
+                    continue;
+                };
+                if !self.cheap.contains(&made) && known.insert(made) {
+                    saved += usize::from(is_read_by(self.graph, made, self.backward));
+                    next.push(made);
+                }
+            }
+        }
+        saved > 1
     }
 }
 
@@ -216,12 +306,16 @@ impl Rebuild for Recompute {
 /// An order in which ONNX Runtime makes each gradient as soon as it can be made.
 ///
 /// It works back from the nodes that nobody reads, the last first, and from each to the inputs, again the last
-/// node first. Nodes that make gradients are such nodes: they come last in the file, and those that can be had
-/// first come last of all.
+/// node first. Nodes that make nothing but gradients are such nodes: they come last in the file, and those that
+/// can be had first come last of all.
 fn gradients_first(graph: &Graph) -> Vec<NodeId> {
     let is_last = |id: &NodeId| {
-        let outputs = &graph.node(*id).outputs;
-        outputs.iter().all(|v| graph.value(*v).uses.iter().all(|user| matches!(user, Use::GraphOutput(_))))
+        let uses = graph.node(*id).outputs.iter().flat_map(|v| &graph.value(*v).uses);
+        let mut names = uses.map(|user| match user {
+            Use::GraphOutput(at) => graph.outputs()[*at as usize].0.as_str(),
+            Use::Node { .. } => "",
+        });
+        names.all(|name| name.starts_with(GRADIENT))
     };
     let (last, mut order): (Vec<NodeId>, Vec<NodeId>) = graph.order().into_iter().partition(is_last);
     order.extend(last.into_iter().rev());

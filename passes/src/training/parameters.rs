@@ -61,6 +61,9 @@ const ALIGNMENT: usize = 64;
 /// Elements that are updated at once, at most: what an update needs besides is a few times as large.
 const SLICE: usize = 1 << 24;
 
+/// The names of gradients begin so.
+pub(super) const GRADIENT: &str = "gradient.";
+
 /// A weight in a flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
@@ -84,7 +87,7 @@ impl Parameter {
 
     /// The training graph's output, of the same dims.
     pub fn gradient(&self) -> String {
-        format!("gradient.{}", self.name)
+        format!("{GRADIENT}{}", self.name)
     }
 }
 

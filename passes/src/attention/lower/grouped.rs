@@ -17,6 +17,9 @@ use crate::ir::patch::{Patch, PatchError};
 use crate::ir::tensor::Tensor;
 use std::collections::BTreeMap;
 
+/// The names of the rotary tables begin so; they stand beside the weights, and nothing trains them.
+pub const TABLES: &str = "grouped_attention.";
+
 const DOMAIN: &str = "com.microsoft";
 
 /// Positions that the tables of rotary embedding hold; the operators read them, and compute none.
@@ -182,7 +185,7 @@ impl Writer<'_> {
                 |row: u64| frequencies.iter().map(move |f| of(f64::from(row as f32 * *f as f32)) as f32);
             let values: Vec<f32> = (0..ROTARY_ROWS).flat_map(row).collect();
             let tensor = Tensor::from_f32(&[ROTARY_ROWS, frequencies.len() as u64], &values);
-            self.p.weight(&format!("grouped_attention.{index}.{name}"), tensor.cast(dtype))
+            self.p.weight(&format!("{TABLES}{index}.{name}"), tensor.cast(dtype))
         };
         let tables = [table("cos", f64::cos), table("sin", f64::sin)];
         self.tables.insert(key, tables);

@@ -1,6 +1,7 @@
 //! `Add`, `Sub`, `Mul`, `Div`, `Neg`.
 
 use super::{Grads, Rule, VjpContext};
+use crate::ir::graph::ValueId;
 
 pub(super) const RULES: &[Rule] = &[
     Rule { op: "Add", vjp: add },
@@ -34,6 +35,9 @@ fn mul(ctx: &mut VjpContext<'_, '_>) -> Grads {
         let grad = ctx.patch.mul(twice, a);
         return ctx.only(0, grad);
     }
+    if let Some(slot) = gated(ctx, a, b) {
+        return self_gated(ctx, slot);
+    }
     let mut grads = vec![None, None];
     for (slot, other) in [b, a].into_iter().enumerate() {
         if ctx.wants(slot) {
@@ -42,6 +46,25 @@ fn mul(ctx: &mut VjpContext<'_, '_>) -> Grads {
         }
     }
     Ok(grads)
+}
+
+/// The slot of x in x · σ(x).
+fn gated(ctx: &VjpContext<'_, '_>, a: ValueId, b: ValueId) -> Option<usize> {
+    [(a, b), (b, a)].into_iter().position(|(x, gate)| {
+        let made = ctx.patch.producer(gate).filter(|n| n.op.is("Sigmoid"));
+        made.is_some_and(|n| n.input(0) == Some(x))
+    })
+}
+
+/// With y = x s, s = σ(x): dx = g (s + y - y s), by both ways, so that nothing is left for σ.
+fn self_gated(ctx: &mut VjpContext<'_, '_>, slot: usize) -> Grads {
+    let (g, s, y) = (ctx.loose()?, ctx.input(1 - slot)?, ctx.output());
+    let p = &mut *ctx.patch;
+    let both = p.mul(y, s);
+    let rest = p.sub(y, both);
+    let slope = p.add(s, rest);
+    let grad = p.mul(g, slope);
+    ctx.only(slot, grad)
 }
 
 /// With y = a / b: da = g / b, db = -y g / b.
@@ -117,6 +140,26 @@ mod tests {
   output "s" %s
 }"#,
         );
+    }
+
+    #[test]
+    fn a_value_that_gates_itself() {
+        let checked = |last: &str| {
+            gradcheck(&format!(
+                r#"graph "g" {{
+  input %x: f32[2, 3]
+  input %other: f32[2, 3]
+  %s = Sigmoid(%x)
+  {last}
+  output "y" %y
+}}"#
+            ));
+        };
+        checked("%y = Mul(%x, %s)");
+        checked("%y = Mul(%s, %x)");
+        // The gate is read elsewhere too, or is another's.
+        checked("%z = Mul(%x, %s)\n  %y = Mul(%z, %s)");
+        checked("%y = Mul(%other, %s)");
     }
 
     #[test]
