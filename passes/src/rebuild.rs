@@ -7,10 +7,14 @@ use std::collections::BTreeMap;
 /// What becomes of the parts of a graph.
 pub trait Rebuild {
     /// The new value for a graph input.
-    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId;
+    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        copy_input(p, graph, id)
+    }
 
     /// The new value for a constant.
-    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId;
+    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+        copy_constant(p, graph, id)
+    }
 
     /// The new outputs of a node, whose inputs are new already.
     fn node(
@@ -33,6 +37,18 @@ pub trait Rebuild {
 pub fn copy_node(p: &mut Patch<'_>, graph: &Graph, node: &Node, inputs: &[Option<ValueId>]) -> Vec<ValueId> {
     let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
     p.named_node(&node.name, node.op.clone(), inputs, names)
+}
+
+/// An input as it is.
+pub fn copy_input(p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
+    let value = graph.value(id);
+    match (value.ty.dtype, &value.ty.shape) {
+        (Some(dtype), Some(shape)) => p.input(&value.name, dtype, shape.clone()),
+        _ => {
+            p.fail(format!("input `{}` has no type", value.name));
+            id
+        }
+    }
 }
 
 /// A constant as it is.

@@ -117,15 +117,6 @@ fn name_next(graph: &mut Graph) -> Result<(), PatchError> {
 struct WeightsAsInputs;
 
 impl Rebuild for WeightsAsInputs {
-    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        let value = graph.value(id);
-        let Some(dtype) = value.ty.dtype else {
-            p.fail(format!("the element type of `{}` is not known", value.name));
-            return id;
-        };
-        p.input(&value.name, dtype, value.ty.shape.clone().unwrap_or_default())
-    }
-
     fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
         match graph.value(id).is_weight {
             true => self.input(p, graph, id),

@@ -7,7 +7,7 @@ use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
-use crate::rebuild::{Rebuild, copy_constant, copy_node, rebuild, rebuild_in_order};
+use crate::rebuild::{Rebuild, copy_constant, copy_input, copy_node, rebuild, rebuild_in_order};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Products read transposed factors where they lie and are scaled as they are made, cheap values of the forward pass are computed once more
@@ -20,40 +20,13 @@ pub(super) fn finish(graph: &Graph) -> Result<Graph, PatchError> {
 
 struct Copy;
 
-impl Rebuild for Copy {
-    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        copy_input(p, graph, id)
-    }
-
-    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        copy_constant(p, graph, id)
-    }
-}
-
-fn copy_input(p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-    let value = graph.value(id);
-    match (value.ty.dtype, &value.ty.shape) {
-        (Some(dtype), Some(shape)) => p.input(&value.name, dtype, shape.clone()),
-        _ => {
-            p.fail(format!("input `{}` has no type", value.name));
-            id
-        }
-    }
-}
+impl Rebuild for Copy {}
 
 /// `MatMul` of what a `Transpose` turned in its last two axes, cast or not, and a product times a number, as
 /// `FusedMatMul`.
 struct Products;
 
 impl Rebuild for Products {
-    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        copy_input(p, graph, id)
-    }
-
-    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        copy_constant(p, graph, id)
-    }
-
     fn node(
         &mut self,
         p: &mut Patch<'_>,

@@ -8,7 +8,7 @@ use crate::canon::canonicalize;
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Def, Graph, Node, ValueId};
 use crate::ir::patch::Patch;
-use crate::rebuild::{Rebuild, copy_constant, copy_node, rebuild};
+use crate::rebuild::{Rebuild, copy_input, copy_node, rebuild};
 
 /// Take the element type of what they are given, if that is one type.
 const FREE: [&str; 15] = [
@@ -42,12 +42,7 @@ impl Rebuild for Mix {
     fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
         // Casts are named apart from what they stand before.
         p.set_scope("mixed");
-        let value = graph.value(id);
-        p.input(&value.name, value.ty.dtype.unwrap_or(DType::F32), value.ty.shape.clone().unwrap_or_default())
-    }
-
-    fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        copy_constant(p, graph, id)
+        copy_input(p, graph, id)
     }
 
     fn node(
@@ -58,7 +53,7 @@ impl Rebuild for Mix {
         inputs: &[Option<ValueId>],
     ) -> Vec<ValueId> {
         let to = match node.op.name() {
-            // Decides its own type: from the flat parameters, and of masks.
+            // Decides its own type: of parameters, and of masks.
             "Cast" => return cast_node(p, graph, node, inputs),
             "MatMul" => Some(DType::BF16),
             "Mul" if computes_in(p, inputs, DType::BF16) => Some(DType::BF16),
