@@ -27,17 +27,6 @@ pub fn sample_graph(
 struct Current(BTreeMap<String, Tensor>);
 
 impl Rebuild for Current {
-    fn input(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
-        let value = graph.value(id);
-        match (value.ty.dtype, value.ty.shape.clone()) {
-            (Some(dtype), Some(shape)) => p.input(&value.name, dtype, shape),
-            _ => {
-                p.fail(format!("input `{}` has no type", value.name));
-                id
-            }
-        }
-    }
-
     fn constant(&mut self, p: &mut Patch<'_>, graph: &Graph, id: ValueId) -> ValueId {
         match self.0.remove(&graph.value(id).name) {
             Some(tensor) => p.weight(&graph.value(id).name, tensor),
