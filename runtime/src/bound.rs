@@ -9,7 +9,7 @@ use crate::decoder_layout::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT};
 use crate::error::RuntimeError;
 use crate::ort_runtime::OrtRuntime;
 use crate::program::{DeviceTensor, Program};
-use crate::session::{DimSpec, Io, LoadOptions};
+use crate::session::{Device, DimSpec, Io, LoadOptions};
 use crate::tensor::{Dtype, HostTensor};
 use crate::weight_file;
 
@@ -64,11 +64,18 @@ enum Last {
 #[derive(Debug)]
 struct Step {
     program: Program,
-    ids: DeviceTensor,
-    mask: Option<DeviceTensor>,
-    positions: Option<DeviceTensor>,
+    ids: Integers,
+    mask: Option<Integers>,
+    positions: Option<Integers>,
     next: DeviceTensor,
     logits: DeviceTensor,
+}
+
+/// An integer input, which is copied to the device only where it is not what is there already.
+#[derive(Debug)]
+struct Integers {
+    tensor: DeviceTensor,
+    there: Vec<i64>,
 }
 
 impl Bound {
@@ -97,10 +104,10 @@ impl Bound {
         if batch == 0 {
             return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
         }
-        if batch != self.batch() || self.columns() > 0 {
-            self.run =
-                Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        if batch == self.batch() {
+            return self.run.forget();
         }
+        self.run = Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
         Ok(())
     }
 
@@ -141,7 +148,9 @@ impl Bound {
         run.seen.iter_mut().for_each(|seen| *seen += 1);
         run.columns += 1;
         run.last = Last::Decode;
-        Ok(run.decode.next.read()?.to_i64()?)
+        let next = run.decode.next.read()?.to_i64()?;
+        run.decode.ids.found(&run.decode.next, &next);
+        Ok(next)
     }
 
     /// Logits behind each row's last token, f32 `[batch, vocabulary]`.
@@ -214,7 +223,25 @@ impl Run {
             decode.program.bind_output(&format!("{PRESENT}{rest}"), &now)?;
             states.push(State { rest: rest.to_owned(), now, other });
         }
-        Ok(Self { prefill: None, decode, states, seen: vec![0; batch], columns: 0, last: Last::Nothing })
+        let seen = vec![0; batch];
+        let mut run = Self { prefill: None, decode, states, seen, columns: 0, last: Last::Nothing };
+        if options.cuda_graph && options.device != Device::Cpu {
+            // A graph that is recorded runs several times when it runs first, which a state must not see.
+            run.decode.program.run()?;
+            run.decode.ids.clear()?;
+            run.forget()?;
+        }
+        Ok(run)
+    }
+
+    /// Back to empty states.
+    fn forget(&mut self) -> Result<(), RuntimeError> {
+        for tensor in self.states.iter().flat_map(|state| [&state.now, &state.other]) {
+            tensor.write(&HostTensor::zeros(tensor.dtype(), tensor.shape())?)?;
+        }
+        self.seen.fill(0);
+        (self.columns, self.last) = (0, Last::Nothing);
+        Ok(())
     }
 
     fn feed_segments(
@@ -283,14 +310,17 @@ impl Step {
         let options = LoadOptions { dims: named_dims(home.inputs(), shape), ..options.clone() };
         let mut program = Program::load(runtime, path, &options)?;
         let taken: Vec<Io> = program.inputs().to_vec();
+        let next = home.allocate(Dtype::I64, &[shape[0], 1])?;
         let mut integers = BTreeMap::new();
         for io in &taken {
             if let Some(weight) = weights.get(&io.name) {
                 program.bind_input(&io.name, weight)?;
             } else if [IDS, MASK, POSITIONS].contains(&io.name.as_str()) {
-                let tensor = home.allocate(io.dtype, &shape)?;
+                // One token per row is read where the one before it was found.
+                let is_next = io.name == IDS && (io.dtype, shape[1]) == (Dtype::I64, 1);
+                let tensor = if is_next { next.clone() } else { home.allocate(io.dtype, &shape)? };
                 program.bind_input(&io.name, &tensor)?;
-                integers.insert(io.name.clone(), tensor);
+                integers.insert(io.name.clone(), Integers { tensor, there: vec![0; shape[0] * shape[1]] });
             }
         }
         let ids = integers.remove(IDS).ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
@@ -303,28 +333,53 @@ impl Step {
             Ok::<_, RuntimeError>(tensor)
         };
         let vocabulary = vocabulary(&program)?;
-        let next = out(NEXT, &[shape[0], 1], &mut program)?;
+        program.bind_output(NEXT, &next)?;
         let logits = out(LOGITS, &[shape[0], 1, vocabulary], &mut program)?;
         Ok(Self { program, ids, mask, positions, next, logits })
     }
 
     fn feed(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>], seen: &[i64]) -> Result<(), RuntimeError> {
-        let put = |tensor: &DeviceTensor, rows: &[Vec<i64>]| {
-            let flat = HostTensor::from_i64(tensor.shape(), &rows.concat())?;
-            let narrow = || -> Result<HostTensor, RuntimeError> {
-                let values: Vec<i32> = rows.concat().iter().map(|v| *v as i32).collect();
-                Ok(HostTensor::from_i32(tensor.shape(), &values)?)
-            };
-            tensor.write(&if tensor.dtype() == Dtype::I32 { narrow()? } else { flat })
+        self.ids.put(ids)?;
+        if let Some(integers) = &mut self.mask {
+            integers.put(mask)?;
+        }
+        if let Some(integers) = &mut self.positions {
+            integers.put(&positions(seen, mask))?;
+        }
+        let run = self.program.run();
+        if self.ids.tensor.is_same(&self.next) {
+            self.ids.there.clear();
+        }
+        run
+    }
+}
+
+impl Integers {
+    fn put(&mut self, rows: &[Vec<i64>]) -> Result<(), RuntimeError> {
+        let values = rows.concat();
+        if values == self.there {
+            return Ok(());
+        }
+        let shape = self.tensor.shape();
+        let host = match self.tensor.dtype() {
+            Dtype::I32 => HostTensor::from_i32(shape, &values.iter().map(|v| *v as i32).collect::<Vec<_>>())?,
+            _ => HostTensor::from_i64(shape, &values)?,
         };
-        put(&self.ids, ids)?;
-        if let Some(tensor) = &self.mask {
-            put(tensor, mask)?;
+        self.tensor.write(&host)?;
+        self.there = values;
+        Ok(())
+    }
+
+    /// A run wrote `values` to `tensor`, which may be this one.
+    fn found(&mut self, tensor: &DeviceTensor, values: &[i64]) {
+        if self.tensor.is_same(tensor) {
+            self.there = values.to_vec();
         }
-        if let Some(tensor) = &self.positions {
-            put(tensor, &positions(seen, mask))?;
-        }
-        self.program.run()
+    }
+
+    fn clear(&mut self) -> Result<(), RuntimeError> {
+        self.there.fill(0);
+        self.tensor.write(&HostTensor::zeros(self.tensor.dtype(), self.tensor.shape())?)
     }
 }
 
