@@ -8,6 +8,7 @@ use super::{Law, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
+use crate::ir::tensor::Tensor;
 
 pub(super) struct NoOp;
 
@@ -60,7 +61,7 @@ fn is_whole(graph: &Graph, node: &Node) -> bool {
 }
 
 fn all_zero(graph: &Graph, ints: ValueId) -> bool {
-    graph.as_const(ints).and_then(|t| t.to_i64()).is_some_and(|pads| pads.iter().all(|n| *n == 0))
+    graph.as_const(ints).and_then(Tensor::to_i64).is_some_and(|pads| pads.iter().all(|n| *n == 0))
 }
 
 fn same_shape(graph: &Graph, a: ValueId, b: ValueId) -> bool {
