@@ -82,6 +82,7 @@ impl std::str::FromStr for Device {
 }
 
 /// How to load a model.
+#[expect(clippy::struct_excessive_bools, reason = "switches of the runtime, each on its own")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Threads inside one operator; the runtime's own choice when absent.

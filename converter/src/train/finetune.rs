@@ -6,6 +6,7 @@ use super::data::{self, Texts, Windows};
 use super::metrics::{Line, Metrics};
 use super::plot;
 use super::schedule::Schedule;
+use super::teacher::{Teacher, TeacherOptions};
 use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
 use crate::bundle::layout;
@@ -51,6 +52,7 @@ pub struct FinetuneOptions {
     pub sources: Sources,
     pub scope: Scope,
     pub trainer: TrainerOptions,
+    pub teacher: Option<TeacherOptions>,
     pub schedule: Schedule,
     pub seed: u64,
     /// Steps between checkpoints, and between validations.
@@ -90,10 +92,15 @@ pub fn finetune(
     let dir = bundle.join(DIR);
     let TrainerOptions { size, precision, .. } = options.trainer;
     let evaluation = evaluation(&model, &layout, size, precision)?;
-    let step = |how: &StepOptions| training_step(&model, &layout, how);
+    let weight = options.teacher.as_ref().map(|t| t.weight);
+    let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher: weight, ..*how });
     let graphs =
         RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
-    let mut trainer = Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone())?;
+    let runtime = OrtRuntime::new()?;
+    let load =
+        |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
+    let teacher = options.teacher.as_ref().map(load).transpose()?;
+    let mut trainer = Trainer::new(&runtime, &graphs, layout, &weights, options.trainer.clone(), teacher)?;
     let mut run = Run { dir, options, trainer: &mut trainer, held_out };
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
@@ -246,7 +253,7 @@ impl Run<'_> {
     fn identity(&self) -> String {
         let o = self.options;
         format!(
-            "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {}",
+            "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {} teacher {:?}",
             o.sources.data,
             o.scope,
             o.trainer.size,
@@ -254,7 +261,8 @@ impl Run<'_> {
             o.trainer.optimizer,
             o.trainer.clip_norm,
             o.trainer.accumulate,
-            o.seed
+            o.seed,
+            o.teacher
         )
     }
 
@@ -277,6 +285,7 @@ impl Run<'_> {
             step,
             tokens: tokens * step,
             loss: done.loss,
+            kl: done.divergence,
             grad_norm: done.gradient_norm,
             lr: rate,
             tokens_per_second: tokens as f64 / seconds,

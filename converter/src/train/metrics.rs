@@ -14,7 +14,11 @@ pub struct Line {
     pub step: usize,
     /// Seen since the beginning.
     pub tokens: usize,
+    /// With a teacher, cross-entropy and the weighted divergence from it.
     pub loss: f64,
+    /// KL(teacher ‖ model), where there is a teacher.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kl: Option<f64>,
     pub grad_norm: f64,
     pub lr: f64,
     pub tokens_per_second: f64,
@@ -64,6 +68,7 @@ mod tests {
             step,
             tokens: 8,
             loss: 1.5,
+            kl: None,
             grad_norm: 0.5,
             lr: 0.1,
             tokens_per_second: 9.0,

@@ -29,6 +29,7 @@ mod tests {
             step,
             tokens: 0,
             loss,
+            kl: None,
             grad_norm: 0.0,
             lr: 0.0,
             tokens_per_second: 0.0,

@@ -2,7 +2,7 @@
 
 use super::TrainingError;
 use super::finish::finish;
-use super::loss::{Loss, cross_entropy, split_rows};
+use super::loss::{Loss, Teacher, cross_entropy, split_rows};
 use super::mixed::mix;
 use super::parameters::{Group, Layout, Precision};
 use super::specialize::{Size, Specialized, specialize};
@@ -21,15 +21,21 @@ pub const LOSS: &str = "loss";
 pub const LOSS_SUM: &str = "loss_sum";
 /// f32 of rank 0: how many tokens count.
 pub const COUNT: &str = "count";
+/// f32 of rank 0: the mean of KL(teacher ‖ model), where there is a teacher.
+pub const DIVERGENCE: &str = "kl";
+/// A teacher's logits, in chunks: this and the number of the chunk.
+pub const TEACHER: &str = "teacher.";
 /// What gradients so far are called: the gradients' own name with this in front.
 pub const SO_FAR: &str = "so_far.";
 
 /// How a step computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOptions {
     pub size: Size,
     pub precision: Precision,
     pub batches: Batches,
+    /// With a teacher, the weight of the divergence from it in the loss.
+    pub teacher: Option<f64>,
 }
 
 /// Which of the batches of an update a step works on.
@@ -69,7 +75,8 @@ fn step_in_chunks(
     let change = {
         let mut patch = Patch::new(&special.graph, "training_step");
         let p = &mut patch;
-        let loss = write_loss(p, &logits, how.size, true);
+        let teacher = how.teacher.map(|weight| Teacher { logits: taught(p, &logits, how.precision), weight });
+        let loss = write_loss(p, &logits, how.size, teacher.as_ref(), true);
         let seeds: Vec<(ValueId, ValueId)> = logits.into_iter().zip(loss.gradients).collect();
         p.set_scope("backward");
         let found = gradients_from(p, &seeds, &special.inputs())?;
@@ -93,7 +100,7 @@ pub fn evaluation(
     let (special, logits) = forward(model, layout, size, precision, CHUNK_LEN)?;
     let change = {
         let mut patch = Patch::new(&special.graph, "evaluation");
-        write_loss(&mut patch, &logits, size, false);
+        write_loss(&mut patch, &logits, size, None, false);
         drop_chunks(&mut patch, &special.graph);
         patch.finish()
     };
@@ -101,6 +108,40 @@ pub fn evaluation(
     graph.apply(change)?;
     canonicalize(&mut graph)?;
     Ok(finish(&graph)?)
+}
+
+/// The logits of a frozen model whose parameters are inputs: tokens in, [`TEACHER`] chunks out.
+pub fn teacher(
+    model: &Graph,
+    layout: &Layout,
+    size: Size,
+    precision: Precision,
+) -> Result<Graph, TrainingError> {
+    let (special, logits) = forward(model, layout, size, precision, CHUNK_LEN)?;
+    let change = {
+        let mut patch = Patch::new(&special.graph, "teacher");
+        patch.set_scope("teacher");
+        for (i, chunk) in logits.into_iter().enumerate() {
+            let chunk = patch.cast(chunk, precision.of_logits());
+            patch.output(&format!("{TEACHER}{i:04}"), chunk);
+        }
+        drop_chunks(&mut patch, &special.graph);
+        patch.finish()
+    };
+    let mut graph = special.graph;
+    graph.apply(change)?;
+    canonicalize(&mut graph)?;
+    Ok(finish(&graph)?)
+}
+
+/// Inputs for a teacher's logits, chunk by chunk as the model's own.
+fn taught(p: &mut Patch<'_>, logits: &[ValueId], precision: Precision) -> Vec<ValueId> {
+    let dims = |p: &mut Patch<'_>, chunk| [0, 1].map(|axis| Dim::Known(p.known_dim(chunk, axis))).to_vec();
+    let chunks = logits.iter().enumerate().map(|(i, chunk)| {
+        let dims = dims(p, *chunk);
+        p.input(&format!("{TEACHER}{i:04}"), precision.of_logits(), dims)
+    });
+    chunks.collect()
 }
 
 /// The model with its logits in chunks of rows.
@@ -178,12 +219,21 @@ pub(super) fn in_precision(model: Specialized, precision: Precision) -> Result<S
     }
 }
 
-fn write_loss(p: &mut Patch<'_>, logits: &[ValueId], size: Size, with_gradient: bool) -> Loss {
+fn write_loss(
+    p: &mut Patch<'_>,
+    logits: &[ValueId],
+    size: Size,
+    teacher: Option<&Teacher>,
+    with_gradient: bool,
+) -> Loss {
     let labels = p.input(LABELS, DType::I64, vec![Dim::Known(size.batch), Dim::Known(size.sequence)]);
-    let loss = cross_entropy(p, logits, labels, with_gradient);
+    let loss = cross_entropy(p, logits, labels, teacher, with_gradient);
     p.output(LOSS, loss.mean);
     p.output(LOSS_SUM, loss.sum);
     p.output(COUNT, loss.count);
+    if let Some(divergence) = loss.divergence {
+        p.output(DIVERGENCE, divergence);
+    }
     loss
 }
 
@@ -215,7 +265,7 @@ pub(super) fn write_gradients(
 #[cfg(test)]
 mod tests {
     use super::super::loss::IGNORE;
-    use super::super::parameters::Selection;
+    use super::super::parameters::{Parameter, Selection};
     use super::super::specialize::TOKENS;
     use super::*;
     use crate::ir::eval::{Array, eval};
@@ -256,7 +306,12 @@ mod tests {
         }
 
         fn step(&self, chunk_len: u64) -> Graph {
-            let how = StepOptions { size: SIZE, precision: Precision::F32, batches: Batches::One };
+            self.step_with(chunk_len, None)
+        }
+
+        fn step_with(&self, chunk_len: u64, teacher: Option<f64>) -> Graph {
+            let (precision, batches) = (Precision::F32, Batches::One);
+            let how = StepOptions { size: SIZE, precision, batches, teacher };
             step_in_chunks(&self.model, &self.layout, &how, chunk_len).expect("it is made")
         }
 
@@ -353,6 +408,53 @@ mod tests {
     fn gradients_are_those_of_the_loss() {
         let setting = Setting::new();
         check_gradients(&setting.step(600), &setting.given());
+    }
+
+    /// A teacher's logits in chunks of 64 and 36 rows.
+    fn with_teacher(setting: &Setting, teacher: &[f64]) -> Outputs {
+        let mut given = setting.given();
+        let (first, second) = teacher.split_at(64 * VOCAB as usize);
+        for (i, part) in [first, second].into_iter().enumerate() {
+            let dims = [part.len() / VOCAB as usize, VOCAB as usize];
+            let chunk = Array::from_f64(&dims, part.to_vec()).expect("logits fill dims");
+            given.insert(format!("{TEACHER}{i:04}"), chunk);
+        }
+        given
+    }
+
+    #[test]
+    fn a_teacher_adds_its_divergence() {
+        let setting = Setting::new();
+        let aims = crate::testing::noise(&[100, VOCAB as usize], 8).to_f64();
+        let graph = setting.step_with(600, Some(0.5));
+        let given = with_teacher(&setting, &aims);
+        let found = outputs(&graph, &given);
+        let logits = logits(&setting.model);
+        let divergence = |i: usize| -> f64 {
+            let aim = log_softmax(&aims[i * VOCAB as usize..][..VOCAB as usize]);
+            aim.iter().zip(log_softmax(&logits[i])).map(|(a, own)| a.exp() * (a - own)).sum()
+        };
+        let mean = predicted().into_iter().map(|(i, _)| divergence(i)).sum::<f64>() / 92.0;
+        let number = |name: &str| found[name].to_f64()[0];
+        let entropy = number(LOSS_SUM) / number(COUNT);
+        assert!((number(DIVERGENCE) / mean - 1.0).abs() < 1e-12, "{mean}");
+        assert!((number(LOSS) / (entropy + 0.5 * mean) - 1.0).abs() < 1e-12);
+        check_gradients(&graph, &given);
+    }
+
+    #[test]
+    fn a_model_does_not_diverge_from_itself() {
+        let setting = Setting::new();
+        let graph = teacher(&setting.model, &setting.layout, SIZE, Precision::F32).expect("it is made");
+        let mut given = setting.given();
+        given.remove(LABELS);
+        let aims = outputs(&graph, &given)[&format!("{TEACHER}0000")].to_f64();
+        let found = outputs(&setting.step_with(600, Some(0.5)), &with_teacher(&setting, &aims));
+        assert!(found[DIVERGENCE].to_f64()[0].abs() < 1e-14);
+        let alone = outputs(&setting.step(600), &setting.given());
+        for name in setting.layout.parameters().map(Parameter::gradient) {
+            assert!(relative_error(&found[&name], &alone[&name]) < 1e-12, "{name}");
+        }
     }
 
     /// Each gradient in a direction against finite differences of four points.
