@@ -130,6 +130,29 @@ fn a_teacher_of_other_tokens_is_refused() {
     assert!(said(&output).contains("of the bundle it is to teach (hint:"), "{}", said(&output));
 }
 
+/// Without a runtime, as nothing runs; `finetune` writes the same at its defaults.
+#[test]
+fn convert_writes_the_graphs_of_a_run() {
+    let setting = Setting::new("adaptive");
+    let converted = setting.dir.path().join("with").display().to_string();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama").display().to_string();
+    let output = run(&["convert", &source, "-o", &converted, "--train", "--no-verify"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let graph = |bundle: &str, name: &str| std::fs::read(PathBuf::from(bundle).join("train").join(name));
+    let written = graph(&converted, "gradients.onnx").expect("it is there");
+    if !can_run() {
+        return;
+    }
+    let (bundle, data) = (setting.bundle(), setting.data());
+    let output = run(&["finetune", &bundle, "--data", &data, "--valid", &data, "--steps", "0"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(written, graph(&bundle, "gradients.onnx").expect("it is there"));
+    for name in ["evaluation.onnx", "adamw.matrices.onnx", "squares.matrices.onnx"] {
+        let [written, run] = [&converted, &bundle].map(|bundle| graph(bundle, name).expect("it is there"));
+        assert_eq!(written, run, "{name}");
+    }
+}
+
 #[test]
 fn calibration_brings_the_attentions_nearer() {
     if !can_run() {

@@ -5,6 +5,7 @@ use super::{Failure, Outcome, show};
 use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::teacher::{Source, TeacherOptions};
+use crate::train::trainer::{NEW_RATE, WEIGHT_DECAY};
 use std::path::PathBuf;
 
 /// Train a bundle on text until it has recovered from the conversion.
@@ -23,14 +24,14 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 6e-4)]
     lr: f64,
     /// Learning rate of what the conversion added, as a multiple
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = NEW_RATE)]
     new_lr: f64,
     #[arg(long, default_value = "cosine")]
     schedule: Shape,
     /// Steps in which the learning rate rises
     #[arg(long, default_value_t = 10)]
     warm_up: usize,
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = WEIGHT_DECAY)]
     weight_decay: f64,
     /// Which weights to train
     #[arg(long, default_value = "all")]

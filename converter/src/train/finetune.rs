@@ -7,7 +7,7 @@ use super::metrics::{Line, Metrics};
 use super::plot;
 use super::schedule::Schedule;
 use super::teacher::{Teacher, TeacherOptions};
-use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
+use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
 use crate::bundle::layout;
 use crate::bundle::manifest::{Manifest, SourceFile};
@@ -86,16 +86,10 @@ pub fn finetune(
     let context = options.trainer.size.sequence;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
-    let model = model_graph(bundle, &manifest, context)?;
-    let layout = Layout::of(&model, &selection(options.scope, &manifest))?;
-    let weights = Weights::open(bundle, &layout)?;
     let dir = bundle.join(DIR);
-    let TrainerOptions { size, precision, .. } = options.trainer;
-    let evaluation = evaluation(&model, &layout, size, precision)?;
     let weight = options.teacher.as_ref().map(|t| t.weight);
-    let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher: weight, ..*how });
-    let graphs =
-        RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
+    let (layout, graphs) = write_graphs(bundle, &manifest, options.scope, &options.trainer, weight)?;
+    let weights = Weights::open(bundle, &layout)?;
     let runtime = OrtRuntime::new()?;
     let load =
         |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
@@ -128,6 +122,22 @@ pub fn finetune(
         valid_perplexity: perplexity,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Writes a run's graphs into the bundle. `teacher` is the weight of the divergence from one.
+pub fn write_graphs(
+    bundle: &Path,
+    manifest: &Manifest,
+    scope: Scope,
+    options: &TrainerOptions,
+    teacher: Option<f64>,
+) -> Result<(Layout, GraphFiles), TrainError> {
+    let model = model_graph(bundle, manifest, options.size.sequence)?;
+    let layout = Layout::of(&model, &selection(scope, manifest))?;
+    let evaluation = evaluation(&model, &layout, options.size, options.precision)?;
+    let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher, ..*how });
+    let graphs = RunGraphs::new(options, step, evaluation)?.write(&bundle.join(DIR), &layout, options)?;
+    Ok((layout, graphs))
 }
 
 fn selection(scope: Scope, manifest: &Manifest) -> Selection {

@@ -32,6 +32,13 @@ const EVALUATION: &str = "evaluation.onnx";
 /// The vectors of each group that a run carries from step to step.
 pub(super) const CARRIED: [&str; 3] = [PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS];
 
+/// Defaults of a run.
+pub const BATCH: u64 = 16;
+pub const CONTEXT: u64 = 512;
+pub const CLIP_NORM: f64 = 1.0;
+pub const WEIGHT_DECAY: f64 = 0.1;
+pub const NEW_RATE: f64 = 5.0;
+
 /// How to train.
 #[derive(Debug, Clone)]
 pub struct TrainerOptions {
@@ -48,6 +55,28 @@ pub struct TrainerOptions {
     pub clip_norm: f64,
     /// Micro-batches per step.
     pub accumulate: usize,
+}
+
+impl Default for TrainerOptions {
+    fn default() -> Self {
+        Self {
+            size: Size { batch: BATCH, sequence: CONTEXT },
+            precision: Precision::F32,
+            device: Device::Cpu,
+            threads: None,
+            cuda_graph: true,
+            profile: None,
+            optimizer: AdamW {
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                weight_decay: WEIGHT_DECAY,
+                new_rate: NEW_RATE,
+            },
+            clip_norm: CLIP_NORM,
+            accumulate: 1,
+        }
+    }
 }
 
 impl TrainerOptions {
@@ -135,6 +164,14 @@ pub struct GraphFiles {
     pub squares: Vec<PathBuf>,
     pub adamw: Vec<PathBuf>,
     pub evaluation: PathBuf,
+}
+
+impl GraphFiles {
+    /// All of them.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = [Some(&self.first), self.later.as_ref(), Some(&self.evaluation)];
+        own.into_iter().flatten().chain(&self.squares).chain(&self.adamw)
+    }
 }
 
 /// The graphs that are a run's own: the optimiser's is made for every run alike.
