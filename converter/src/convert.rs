@@ -11,6 +11,9 @@ use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
 use crate::source::{self, Source, SourceError};
 use crate::target::{PORTABLE_OPSET, Target};
+use crate::train::TrainError;
+use crate::train::finetune::{Scope, write_graphs};
+use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, reference, verify};
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
@@ -19,6 +22,7 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::recipe::{Attention, Recipe};
+use dijiang_passes::training::specialize::Size;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,6 +38,8 @@ pub struct ConvertOptions {
     /// Layers to rewrite; all where it is `None`.
     pub layers: Option<Vec<usize>>,
     pub seed: u64,
+    /// Write the training graphs too, of the defaults of a run.
+    pub train: bool,
     /// Replace a bundle that is there.
     pub force: bool,
     /// `None` writes without a proof.
@@ -81,6 +87,8 @@ pub enum ConvertError {
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    #[error("the training graphs: {0}")]
+    Train(#[from] Box<TrainError>),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the manifest: {0}")]
@@ -117,6 +125,10 @@ pub fn convert(
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     bytes_written += writer.write_manifest(&manifest)?;
+    if options.train {
+        progress.stage("writing the training graphs");
+        bytes_written += write_training(bundle.path(), &manifest)?;
+    }
     let verification = match &options.verify {
         Some(how) => Some(verify(bundle.path(), &with_reference(how, &dir), progress)?),
         None => None,
@@ -147,6 +159,19 @@ pub fn convert(
         verification,
         written,
     })
+}
+
+/// The graphs of a run over all weights, of the default size or of as many tokens as the model has positions.
+/// Returns the bytes written.
+fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
+    let sequence = manifest.model.positions.map_or(CONTEXT, |positions| positions.min(CONTEXT));
+    let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
+    let (_, graphs) = write_graphs(bundle, manifest, Scope::All, &options, None).map_err(Box::new)?;
+    let size = |path: &PathBuf| {
+        let file = std::fs::metadata(path);
+        file.map(|file| file.len()).map_err(|source| ConvertError::Io { path: path.clone(), source })
+    };
+    graphs.paths().map(size).sum()
 }
 
 /// A checkpoint that comes with reference logits is compared with them.

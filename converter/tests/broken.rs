@@ -237,6 +237,7 @@ fn options(proof: &Proof) -> ConvertOptions {
         dtype: None,
         layers: None,
         seed: 0,
+        train: false,
         force: false,
         verify: (*proof == Proof::Whole).then(VerifyOptions::default),
     }

@@ -489,3 +489,37 @@ fn a_wrong_call_is_exit_code_2() {
     assert_eq!(home.dijiang("--version").code, 0);
     assert!(home.listing().is_empty());
 }
+
+#[test]
+fn runs_are_drawn_in_one_picture() {
+    let home = Home::new();
+    let line = |step: u32, loss: f64, more: &str| {
+        format!(
+            "{{\"step\":{step},\"tokens\":{},\"loss\":{loss},\"grad_norm\":1.0,\"lr\":0.1,\"tokens_per_second\":9.0{more}}}\n",
+            step * 100
+        )
+    };
+    std::fs::create_dir_all(home.path("a/train")).expect("a directory");
+    let first = line(1, 4.0, "") + &line(2, 3.0, ",\"kl\":0.5,\"valid_perplexity\":20.0");
+    std::fs::write(home.path("a/train/metrics.jsonl"), first).expect("it is written");
+    let second =
+        line(1, 5.0, ",\"valid_perplexity\":200.0") + &line(3, 2.0, ",\"valid_perplexity\":10.0") + "{\"st";
+    std::fs::write(home.path("b.jsonl"), second).expect("it is written");
+    let ran = home.dijiang("plot a/train/metrics.jsonl b.jsonl -o both.svg --json");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let expected = json!([{"name": "a", "steps": 2}, {"name": "b.jsonl", "steps": 2}]);
+    assert_eq!(serde_json::from_str::<Value>(&ran.stdout).expect("JSON")["runs"], expected);
+    insta::assert_snapshot!(std::fs::read_to_string(home.path("both.svg")).expect("the picture"));
+}
+
+#[test]
+fn what_is_no_run_is_not_drawn() {
+    let home = Home::new();
+    for (text, reason) in [("", "it holds no steps"), ("{}\n", "line 1: missing field `step`")] {
+        std::fs::write(home.path("m.jsonl"), text).expect("it is written");
+        let ran = home.dijiang("plot m.jsonl -o m.svg");
+        assert_eq!(ran.code, 2);
+        assert!(ran.stderr.contains(&format!("m.jsonl: {reason}")), "{}", ran.stderr);
+        assert!(!home.path("m.svg").exists());
+    }
+}

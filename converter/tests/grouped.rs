@@ -23,6 +23,7 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
         dtype: Some(DType::F32),
         layers: None,
         seed: 0,
+        train: false,
         force: true,
         verify: Some(VerifyOptions { runtimes, ..VerifyOptions::default() }),
     };

@@ -83,7 +83,7 @@ fn the_bf16_graph_differs_from_the_f32_graph_by_its_roundings() {
         let model = model(recipe);
         let layout = Layout::of(&model, &Selection::All).expect("there are weights");
         let [exact, mixed] = [Precision::F32, Precision::Bf16].map(|precision| {
-            let how = StepOptions { size: SIZE, precision, batches: Batches::First };
+            let how = StepOptions { size: SIZE, precision, batches: Batches::First, teacher: None };
             let graph = training_step(&model, &layout, &how).expect("it is made");
             rounded(&graph, inputs(&graph, &model, &layout))
         });

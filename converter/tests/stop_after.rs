@@ -66,6 +66,7 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
         dtype: None,
         layers: None,
         seed: 0,
+        train: false,
         force: true,
         verify: None,
     };

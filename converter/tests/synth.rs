@@ -58,6 +58,7 @@ fn a_checkpoint_converts_and_its_numbers_are_those_of_the_seed() {
         dtype: None,
         layers: None,
         seed: 0,
+        train: false,
         force: false,
         verify: None,
     };

@@ -94,6 +94,65 @@ fn the_loss_falls_below_half_and_the_trained_bundle_serves() {
     }
 }
 
+/// The softmax model of another bundle, which has learned the text, and the bundle's own.
+#[test]
+fn a_teacher_is_followed() {
+    if !can_run() {
+        return;
+    }
+    let learned = Setting::new("softmax");
+    assert!(learned.train("finetune", &["--steps", "60", "--lr", "3e-3"]).status.success());
+    for teacher in [learned.bundle(), "self".to_owned()] {
+        let setting = Setting::new("adaptive");
+        let more = ["--steps", "60", "--lr", "3e-3", "--teacher", &teacher, "--teacher-weight", "2"];
+        let output = setting.train("finetune", &more);
+        assert!(output.status.success(), "{}", said(&output));
+        let kl: Vec<f64> = setting.metrics().iter().map(|l| l.kl.expect("there is a teacher")).collect();
+        let (first, last) = (kl[0], kl[59]);
+        // `self` knows nothing of the text, which pulls the other way.
+        let share = if teacher == "self" { 1.0 } else { 0.5 };
+        assert!(last < share * first, "{teacher}: {first} became {last}");
+    }
+}
+
+#[test]
+fn a_teacher_of_other_tokens_is_refused() {
+    if !can_run() {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let other = dir.path().join("other").display().to_string();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare");
+    let output = run(&["convert", &source.display().to_string(), "-o", &other, "--no-verify"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let output = Setting::new("adaptive").train("finetune", &["--steps", "1", "--teacher", &other]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("of the bundle it is to teach (hint:"), "{}", said(&output));
+}
+
+/// Without a runtime, as nothing runs; `finetune` writes the same at its defaults.
+#[test]
+fn convert_writes_the_graphs_of_a_run() {
+    let setting = Setting::new("adaptive");
+    let converted = setting.dir.path().join("with").display().to_string();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama").display().to_string();
+    let output = run(&["convert", &source, "-o", &converted, "--train", "--no-verify"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let graph = |bundle: &str, name: &str| std::fs::read(PathBuf::from(bundle).join("train").join(name));
+    let written = graph(&converted, "gradients.onnx").expect("it is there");
+    if !can_run() {
+        return;
+    }
+    let (bundle, data) = (setting.bundle(), setting.data());
+    let output = run(&["finetune", &bundle, "--data", &data, "--valid", &data, "--steps", "0"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(written, graph(&bundle, "gradients.onnx").expect("it is there"));
+    for name in ["evaluation.onnx", "adamw.matrices.onnx", "squares.matrices.onnx"] {
+        let [written, run] = [&converted, &bundle].map(|bundle| graph(bundle, name).expect("it is there"));
+        assert_eq!(written, run, "{name}");
+    }
+}
+
 #[test]
 fn calibration_brings_the_attentions_nearer() {
     if !can_run() {

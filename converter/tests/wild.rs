@@ -346,6 +346,7 @@ impl Home {
             dtype: None,
             layers: None,
             seed: 0,
+            train: false,
             force: false,
             verify: Some(VerifyOptions::default()),
         };

@@ -338,6 +338,7 @@ mod tests {
                 dtype: Some(DType::F32),
                 layers: None,
                 seed: 0,
+                train: false,
                 force: false,
                 verify: None,
             };

@@ -1,9 +1,7 @@
 //! The two panels of Figure 4 of the paper: latency and memory of decoding against context.
 
 use super::{Phase, Row};
-use crate::plot::{Line, Panel, draw};
-
-const COLOURS: [&str; 6] = ["#c40", "#06c", "#390", "#909", "#960", "#555"];
+use crate::plot::{Line, Panel, colour, draw};
 
 /// Milliseconds per token, and memory.
 pub fn latency(rows: &[Row]) -> String {
@@ -25,11 +23,17 @@ fn panel<'a>(rows: &[Row], y: &'a str, value: fn(&Row) -> Option<f64>) -> Panel<
     }
     let line = |(i, (bundle, batch)): (usize, &(&str, usize))| Line {
         name: format!("{bundle}, batch {batch}"),
-        colour: COLOURS[i % COLOURS.len()],
+        colour: colour(i),
         points: decode()
             .filter(|row| (row.bundle.as_str(), row.batch) == (*bundle, *batch))
             .filter_map(|row| Some((row.context as f64, value(row)?)))
             .collect(),
     };
-    Panel { x: "context, tokens", y, doubling: true, lines: kinds.iter().enumerate().map(line).collect() }
+    Panel {
+        x: "context, tokens",
+        y,
+        doubling: true,
+        log: false,
+        lines: kinds.iter().enumerate().map(line).collect(),
+    }
 }

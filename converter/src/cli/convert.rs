@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 /// Convert a checkpoint to a bundle, and prove it.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
@@ -39,6 +40,9 @@ pub(super) struct Args {
     /// Seed of the new parameters and of the checks' prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Write the training graphs too, for batches of 16 rows of 512 tokens, or as many as the model has positions
+    #[arg(long, conflicts_with = "stop_after")]
+    train: bool,
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
@@ -86,6 +90,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         dtype: args.dtype,
         layers: args.layers.clone(),
         seed: args.seed,
+        train: args.train,
         force: args.force,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };

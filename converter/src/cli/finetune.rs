@@ -4,6 +4,8 @@ use super::training::{Common, progress};
 use super::{Failure, Outcome, show};
 use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
+use crate::train::teacher::{Source, TeacherOptions};
+use crate::train::trainer::{NEW_RATE, WEIGHT_DECAY};
 use std::path::PathBuf;
 
 /// Train a bundle on text until it has recovered from the conversion.
@@ -22,18 +24,24 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 6e-4)]
     lr: f64,
     /// Learning rate of what the conversion added, as a multiple
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = NEW_RATE)]
     new_lr: f64,
     #[arg(long, default_value = "cosine")]
     schedule: Shape,
     /// Steps in which the learning rate rises
     #[arg(long, default_value_t = 10)]
     warm_up: usize,
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = WEIGHT_DECAY)]
     weight_decay: f64,
     /// Which weights to train
     #[arg(long, default_value = "all")]
     train: Scope,
+    /// A bundle whose softmax model teaches, or `self` for this bundle's own as it is before the run
+    #[arg(long, value_name = "BUNDLE|self")]
+    teacher: Option<Source>,
+    /// How much of KL(teacher ‖ model) is added to the loss
+    #[arg(long, default_value_t = 0.5, requires = "teacher")]
+    teacher_weight: f64,
     /// Steps between checkpoints
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: u64,
@@ -54,6 +62,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         sources: args.common.sources(),
         scope: args.train,
         trainer: args.common.trainer(args.weight_decay, args.new_lr),
+        teacher: args.teacher.clone().map(|source| TeacherOptions { source, weight: args.teacher_weight }),
         schedule: Schedule { shape: args.schedule, rate: args.lr, warm_up: args.warm_up.min(steps), steps },
         seed: args.common.seed,
         checkpoint_every: args.checkpoint_every as usize,

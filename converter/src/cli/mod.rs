@@ -10,6 +10,7 @@ mod finetune;
 mod generate;
 mod import_weights;
 mod inspect;
+mod plot;
 mod show;
 mod synth;
 mod training;
@@ -39,6 +40,7 @@ enum Command {
     ImportWeights(import_weights::Args),
     Bench(bench::Args),
     Synth(synth::Args),
+    Plot(plot::Args),
 }
 
 /// Why a command ended early: wrong input or a wrong call.
@@ -71,6 +73,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::ImportWeights(args) => import_weights::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Plot(args) => plot::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

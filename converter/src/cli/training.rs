@@ -2,7 +2,7 @@
 
 use crate::train::finetune::Sources;
 use crate::train::metrics::Line;
-use crate::train::trainer::TrainerOptions;
+use crate::train::trainer::{BATCH, CLIP_NORM, CONTEXT, TrainerOptions};
 use dijiang_passes::training::optimizer::AdamW;
 use dijiang_passes::training::parameters::Precision;
 use dijiang_passes::training::specialize::Size;
@@ -22,16 +22,16 @@ pub(super) struct Common {
     #[arg(long, default_value_t = 64)]
     validation_windows: usize,
     /// Rows per batch
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = BATCH, value_parser = clap::value_parser!(u64).range(1..))]
     batch: u64,
     /// Batches per update
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     accumulate: u64,
     /// Tokens per row
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = CONTEXT, value_parser = clap::value_parser!(u64).range(2..))]
     context: u64,
     /// Gradients of a larger norm are scaled down to it
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = CLIP_NORM)]
     clip: f64,
     /// f32, or bf16 for matrix products on CUDA
     #[arg(long, default_value = "f32")]
@@ -83,7 +83,7 @@ impl Common {
             threads: self.threads,
             cuda_graph: !self.no_cuda_graph && self.profile.is_none(),
             profile: self.profile.clone(),
-            optimizer: AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay, new_rate },
+            optimizer: AdamW { weight_decay, new_rate, ..TrainerOptions::default().optimizer },
             clip_norm: self.clip,
             accumulate: self.accumulate as usize,
         }

@@ -75,7 +75,8 @@ pub fn calibrate(
     let dir = bundle.join(DIR);
     let graphs =
         RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
-    let mut trainer = Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone())?;
+    let mut trainer =
+        Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone(), None)?;
     let before = trainer.evaluate(&held_out)?.exp();
     let fitted = match options.fit {
         true => {
@@ -99,6 +100,7 @@ pub fn calibrate(
             step,
             tokens: tokens * step,
             loss: done.loss,
+            kl: None,
             grad_norm: done.gradient_norm,
             lr,
             tokens_per_second: tokens as f64 / begun.elapsed().as_secs_f64(),

@@ -6,7 +6,8 @@ use super::data::{self, Texts, Windows};
 use super::metrics::{Line, Metrics};
 use super::plot;
 use super::schedule::Schedule;
-use super::trainer::{CARRIED, RunGraphs, Trainer, TrainerOptions};
+use super::teacher::{Teacher, TeacherOptions};
+use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
 use crate::bundle::layout;
 use crate::bundle::manifest::{Manifest, SourceFile};
@@ -51,6 +52,7 @@ pub struct FinetuneOptions {
     pub sources: Sources,
     pub scope: Scope,
     pub trainer: TrainerOptions,
+    pub teacher: Option<TeacherOptions>,
     pub schedule: Schedule,
     pub seed: u64,
     /// Steps between checkpoints, and between validations.
@@ -84,16 +86,15 @@ pub fn finetune(
     let context = options.trainer.size.sequence;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
-    let model = model_graph(bundle, &manifest, context)?;
-    let layout = Layout::of(&model, &selection(options.scope, &manifest))?;
-    let weights = Weights::open(bundle, &layout)?;
     let dir = bundle.join(DIR);
-    let TrainerOptions { size, precision, .. } = options.trainer;
-    let evaluation = evaluation(&model, &layout, size, precision)?;
-    let step = |how: &StepOptions| training_step(&model, &layout, how);
-    let graphs =
-        RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
-    let mut trainer = Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone())?;
+    let weight = options.teacher.as_ref().map(|t| t.weight);
+    let (layout, graphs) = write_graphs(bundle, &manifest, options.scope, &options.trainer, weight)?;
+    let weights = Weights::open(bundle, &layout)?;
+    let runtime = OrtRuntime::new()?;
+    let load =
+        |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
+    let teacher = options.teacher.as_ref().map(load).transpose()?;
+    let mut trainer = Trainer::new(&runtime, &graphs, layout, &weights, options.trainer.clone(), teacher)?;
     let mut run = Run { dir, options, trainer: &mut trainer, held_out };
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
@@ -121,6 +122,22 @@ pub fn finetune(
         valid_perplexity: perplexity,
         seconds: started.elapsed().as_secs_f64(),
     })
+}
+
+/// Writes a run's graphs into the bundle. `teacher` is the weight of the divergence from one.
+pub fn write_graphs(
+    bundle: &Path,
+    manifest: &Manifest,
+    scope: Scope,
+    options: &TrainerOptions,
+    teacher: Option<f64>,
+) -> Result<(Layout, GraphFiles), TrainError> {
+    let model = model_graph(bundle, manifest, options.size.sequence)?;
+    let layout = Layout::of(&model, &selection(scope, manifest))?;
+    let evaluation = evaluation(&model, &layout, options.size, options.precision)?;
+    let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher, ..*how });
+    let graphs = RunGraphs::new(options, step, evaluation)?.write(&bundle.join(DIR), &layout, options)?;
+    Ok((layout, graphs))
 }
 
 fn selection(scope: Scope, manifest: &Manifest) -> Selection {
@@ -246,7 +263,7 @@ impl Run<'_> {
     fn identity(&self) -> String {
         let o = self.options;
         format!(
-            "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {}",
+            "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {} teacher {:?}",
             o.sources.data,
             o.scope,
             o.trainer.size,
@@ -254,7 +271,8 @@ impl Run<'_> {
             o.trainer.optimizer,
             o.trainer.clip_norm,
             o.trainer.accumulate,
-            o.seed
+            o.seed,
+            o.teacher
         )
     }
 
@@ -277,6 +295,7 @@ impl Run<'_> {
             step,
             tokens: tokens * step,
             loss: done.loss,
+            kl: done.divergence,
             grad_norm: done.gradient_norm,
             lr: rate,
             tokens_per_second: tokens as f64 / seconds,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The file, in the bundle's directory `train`.
 pub const FILE: &str = "metrics.jsonl";
@@ -14,12 +14,46 @@ pub struct Line {
     pub step: usize,
     /// Seen since the beginning.
     pub tokens: usize,
+    /// With a teacher, cross-entropy and the weighted divergence from it.
     pub loss: f64,
+    /// KL(teacher ‖ model), where there is a teacher.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kl: Option<f64>,
     pub grad_norm: f64,
     pub lr: f64,
     pub tokens_per_second: f64,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub valid_perplexity: Option<f64>,
+}
+
+/// Metrics cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: line {line}: {reason} (hint: expected the metrics.jsonl of a run)", path.display())]
+    Line { path: PathBuf, line: usize, reason: String },
+    #[error("{}: it holds no steps (hint: expected the metrics.jsonl of a run)", path.display())]
+    Empty { path: PathBuf },
+}
+
+/// The lines of a run's file. A last line that is cut short, as that of a killed run may be, is left out.
+pub fn read(path: &Path) -> Result<Vec<Line>, MetricsError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| MetricsError::Io { path: path.to_owned(), source })?;
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let parse = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| MetricsError::Line {
+            path: path.to_owned(),
+            line: i + 1,
+            reason: e.to_string(),
+        })
+    };
+    let lines = whole.enumerate().map(parse).collect::<Result<Vec<Line>, _>>()?;
+    match lines.is_empty() {
+        true => Err(MetricsError::Empty { path: path.to_owned() }),
+        false => Ok(lines),
+    }
 }
 
 /// The open file, and what is in it.
@@ -64,6 +98,7 @@ mod tests {
             step,
             tokens: 8,
             loss: 1.5,
+            kl: None,
             grad_norm: 0.5,
             lr: 0.1,
             tokens_per_second: 9.0,

@@ -19,6 +19,7 @@ pub mod fit;
 pub mod metrics;
 pub mod plot;
 pub mod schedule;
+pub mod teacher;
 pub mod trainer;
 pub mod weights;
 
@@ -56,6 +57,11 @@ pub enum TrainError {
         kept = "the weights are those before this step"
     )]
     NotFinite { step: usize, loss: f64, gradient_norm: f64 },
+    #[error(
+        "{}: it has {found} tokens, expected the {expected} of the bundle it is to teach (hint: a bundle of the same model)",
+        bundle.display()
+    )]
+    TeacherVocabulary { bundle: PathBuf, found: u64, expected: u64 },
     #[error("the model has {positions} positions, and --context asks for {context}")]
     Positions { positions: u64, context: usize },
 }

@@ -1,7 +1,7 @@
-//! The loss over the steps of a run, as an SVG picture.
+//! The loss over the steps of a run, and several runs beside each other, as SVG pictures.
 
 use super::metrics;
-use crate::plot::{Line, Panel, draw};
+use crate::plot::{Line, Panel, colour, draw, draw_all};
 
 /// The file, in the bundle's directory `train`.
 pub const FILE: &str = "loss.svg";
@@ -15,8 +15,26 @@ pub fn loss_curve(lines: &[metrics::Line]) -> String {
         x: "step",
         y: "loss",
         doubling: false,
+        log: false,
         lines: vec![line("training", "#9ab", training), line("validation", "#c40", validation)],
     })
+}
+
+/// The loss and, where it was measured, the validation perplexity of runs over the tokens they have seen.
+pub fn compare(runs: &[(String, Vec<metrics::Line>)]) -> String {
+    let panel = |y, log, value: fn(&metrics::Line) -> Option<f64>| {
+        let line = |(i, (name, lines)): (usize, &(String, Vec<metrics::Line>))| {
+            let points = lines.iter().filter_map(|l| Some((l.tokens as f64, value(l)?))).collect();
+            Line { name: name.clone(), colour: colour(i), points }
+        };
+        Panel { x: "tokens", y, doubling: false, log, lines: runs.iter().enumerate().map(line).collect() }
+    };
+    let panels = [
+        panel("loss", false, |l| Some(l.loss)),
+        panel("validation perplexity", true, |l| l.valid_perplexity),
+    ];
+    let drawn = panels.into_iter().filter(|panel| panel.lines.iter().any(|line| !line.points.is_empty()));
+    draw_all(&drawn.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -29,6 +47,7 @@ mod tests {
             step,
             tokens: 0,
             loss,
+            kl: None,
             grad_norm: 0.0,
             lr: 0.0,
             tokens_per_second: 0.0,

@@ -1,6 +1,7 @@
 //! A training run's graphs, loaded, and the vectors they work on.
 
 use super::TrainError;
+use super::teacher::Teacher;
 use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
 use crate::target::PORTABLE_OPSET;
@@ -10,7 +11,7 @@ use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::optimizer::{self, AdamW, Types};
 use dijiang_passes::training::parameters::{
-    FIRST_MOMENTS, GRADIENTS, Group, Layout, PARAMETERS, Precision, READ, SECOND_MOMENTS,
+    FIRST_MOMENTS, GRADIENTS, Group, Layout, PARAMETERS, Parameter, Precision, READ, SECOND_MOMENTS,
 };
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{self, Batches, StepOptions};
@@ -31,6 +32,13 @@ const EVALUATION: &str = "evaluation.onnx";
 /// The vectors of each group that a run carries from step to step.
 pub(super) const CARRIED: [&str; 3] = [PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS];
 
+/// Defaults of a run.
+pub const BATCH: u64 = 16;
+pub const CONTEXT: u64 = 512;
+pub const CLIP_NORM: f64 = 1.0;
+pub const WEIGHT_DECAY: f64 = 0.1;
+pub const NEW_RATE: f64 = 5.0;
+
 /// How to train.
 #[derive(Debug, Clone)]
 pub struct TrainerOptions {
@@ -49,13 +57,48 @@ pub struct TrainerOptions {
     pub accumulate: usize,
 }
 
+impl Default for TrainerOptions {
+    fn default() -> Self {
+        Self {
+            size: Size { batch: BATCH, sequence: CONTEXT },
+            precision: Precision::F32,
+            device: Device::Cpu,
+            threads: None,
+            cuda_graph: true,
+            profile: None,
+            optimizer: AdamW {
+                beta1: 0.9,
+                beta2: 0.95,
+                epsilon: 1e-8,
+                weight_decay: WEIGHT_DECAY,
+                new_rate: NEW_RATE,
+            },
+            clip_norm: CLIP_NORM,
+            accumulate: 1,
+        }
+    }
+}
+
 impl TrainerOptions {
-    fn records(&self) -> bool {
+    pub(super) fn records(&self) -> bool {
         self.cuda_graph && self.device != Device::Cpu
     }
 
+    /// How to load a graph, which says itself what is computed when, see `training::finish`.
+    pub(super) fn load(&self, path: &Path, cuda_graph: bool) -> LoadOptions {
+        LoadOptions {
+            threads: self.threads,
+            device: self.device,
+            profile: self.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem)),
+            cuda_graph,
+            // The graphs say themselves what is computed when, see `training::finish`.
+            optimize: false,
+            ..LoadOptions::default()
+        }
+    }
+
     fn step(&self, batches: Batches) -> StepOptions {
-        StepOptions { size: self.size, precision: self.precision, batches }
+        StepOptions { size: self.size, precision: self.precision, batches, teacher: None }
     }
 
     /// The first batch of an update.
@@ -73,6 +116,8 @@ impl TrainerOptions {
 pub struct Step {
     /// Mean over the micro-batches.
     pub loss: f64,
+    /// The same of the divergence from the teacher, where there is one.
+    pub divergence: Option<f64>,
     /// Before clipping.
     pub gradient_norm: f64,
 }
@@ -89,6 +134,7 @@ pub struct Trainer {
     squares: Vec<Program>,
     adamw: Vec<Program>,
     evaluation: Program,
+    teacher: Option<Teacher>,
     vectors: BTreeMap<String, DeviceTensor>,
     small: Small,
 }
@@ -100,6 +146,7 @@ struct Small {
     labels: DeviceTensor,
     loss: DeviceTensor,
     loss_sum: DeviceTensor,
+    divergence: DeviceTensor,
     count: DeviceTensor,
     /// A number for each slice, [`SPACE`] apart.
     squares: DeviceTensor,
@@ -117,6 +164,14 @@ pub struct GraphFiles {
     pub squares: Vec<PathBuf>,
     pub adamw: Vec<PathBuf>,
     pub evaluation: PathBuf,
+}
+
+impl GraphFiles {
+    /// All of them.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = [Some(&self.first), self.later.as_ref(), Some(&self.evaluation)];
+        own.into_iter().flatten().chain(&self.squares).chain(&self.adamw)
+    }
 }
 
 /// The graphs that are a run's own: the optimiser's is made for every run alike.
@@ -183,21 +238,10 @@ impl Trainer {
         layout: Layout,
         weights: &Weights,
         options: TrainerOptions,
+        teacher: Option<Teacher>,
     ) -> Result<Self, TrainError> {
-        let open = |path: &Path, cuda_graph: bool| {
-            let profile = options.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem));
-            let (threads, device) = (options.threads, options.device);
-            // The graphs say themselves what is computed when, see `training::finish`.
-            let how = LoadOptions {
-                threads,
-                device,
-                profile,
-                cuda_graph,
-                optimize: false,
-                ..LoadOptions::default()
-            };
-            Program::load(runtime, path, &how)
-        };
+        let open =
+            |path: &Path, cuda_graph: bool| Program::load(runtime, path, &options.load(path, cuda_graph));
         let records = options.records();
         let first = open(&graphs.first, records)?;
         let later = graphs.later.as_deref().map(|path| open(path, records)).transpose()?;
@@ -231,13 +275,15 @@ impl Trainer {
             labels: evaluation.allocate_like(step::LABELS)?,
             loss: scalar()?,
             loss_sum: scalar()?,
+            divergence: scalar()?,
             count: scalar()?,
             squares: first.allocate(Dtype::F32, &[squares.len() * SPACE])?,
             rate: scalar()?,
             step: scalar()?,
             scale: scalar()?,
         };
-        let mut trainer = Self { layout, options, first, later, squares, adamw, evaluation, vectors, small };
+        let mut trainer =
+            Self { layout, options, first, later, squares, adamw, evaluation, teacher, vectors, small };
         trainer.bind()?;
         trainer.record()?;
         for group in trainer.layout.groups.clone() {
@@ -267,7 +313,11 @@ impl Trainer {
     }
 
     fn bind(&mut self) -> Result<(), TrainError> {
-        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small };
+        if let Some(teacher) = &mut self.teacher {
+            teacher.listen(&self.small.tokens)?;
+        }
+        let taught = self.teacher.as_ref().map(Teacher::logits);
+        let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small, taught };
         let programs = [Some(&mut self.first), self.later.as_mut(), Some(&mut self.evaluation)];
         let parts = places.parts();
         programs
@@ -288,18 +338,25 @@ impl Trainer {
     pub fn step(&mut self, windows: &[Vec<i64>], number: usize, rate: f64) -> Result<Step, TrainError> {
         let begun = Instant::now();
         let rows = self.options.size.batch as usize;
-        let mut loss = 0.0;
+        let (mut loss, mut divergence) = (0.0, self.teacher.is_some().then_some(0.0));
         for (i, batch) in windows.chunks(rows).enumerate() {
             self.feed(batch, &[])?;
+            if let Some(teacher) = &mut self.teacher {
+                teacher.run()?;
+            }
             match self.later.as_mut().filter(|_| i > 0) {
                 Some(later) => later.run()?,
                 None => self.first.run()?,
             }
             loss += number_in(&self.small.loss)?;
+            if let Some(sum) = &mut divergence {
+                *sum += number_in(&self.small.divergence)?;
+            }
         }
         let count = windows.len().div_ceil(rows) as f64;
         let gradients = begun.elapsed();
-        let step = Step { loss: loss / count, gradient_norm: self.gradient_norm()? / count };
+        let divergence = divergence.map(|sum| sum / count);
+        let step = Step { loss: loss / count, divergence, gradient_norm: self.gradient_norm()? / count };
         let norm = begun.elapsed();
         if !(step.loss.is_finite() && step.gradient_norm.is_finite()) {
             return Err(TrainError::NotFinite {
@@ -314,8 +371,8 @@ impl Trainer {
         put(&self.small.step, number as f64)?;
         put(&self.small.scale, clip / count)?;
         self.adamw.iter_mut().try_for_each(Program::run)?;
-        let update = begun.elapsed();
-        tracing::debug!(number, ?gradients, ?norm, ?update, "step, seconds since its begin");
+        let (norm, update) = (norm.saturating_sub(gradients), begun.elapsed().saturating_sub(norm));
+        tracing::debug!(number, ?gradients, ?norm, ?update, "step");
         Ok(step)
     }
 
@@ -364,12 +421,16 @@ impl Trainer {
         self.vectors[name].write(&HostTensor::from_f32(&[values.len()], values)?)?;
         let group = self.layout.groups.iter().find(|group| group.vector(PARAMETERS) == name);
         if let Some((group, read)) = group.and_then(|g| Some((g, self.vectors.get(&g.vector(READ))?))) {
-            let dims = [values.len() as u64];
-            let cast = Tensor::from_f32(&dims, values).cast(self.options.types(group).read);
-            read.write(&HostTensor::new(read.dtype(), vec![values.len()], cast.bytes().to_vec())?)?;
+            write_as(read, self.options.types(group).read, values)?;
         }
         Ok(())
     }
+}
+
+/// Puts numbers into a vector of another element type.
+pub(super) fn write_as(vector: &DeviceTensor, dtype: DType, values: &[f32]) -> Result<(), TrainError> {
+    let cast = Tensor::from_f32(&[values.len() as u64], values).cast(dtype);
+    Ok(vector.write(&HostTensor::new(vector.dtype(), vec![values.len()], cast.bytes().to_vec())?)?)
 }
 
 fn step_ignore() -> i64 {
@@ -381,6 +442,8 @@ struct Places<'a> {
     layout: &'a Layout,
     vectors: &'a BTreeMap<String, DeviceTensor>,
     small: &'a Small,
+    /// The teacher's logits.
+    taught: Option<&'a BTreeMap<String, DeviceTensor>>,
 }
 
 /// A slice of a group's flat vectors: which of all groups' slices, and where it begins.
@@ -428,7 +491,7 @@ impl Places<'_> {
             let read = read.unwrap_or_else(|| &self.vectors[&group.vector(PARAMETERS)]);
             let gradients = &self.vectors[&group.vector(GRADIENTS)];
             for (at, parameter) in group.offsets() {
-                let shape: Vec<usize> = parameter.dims.iter().map(|d| *d as usize).collect();
+                let shape = dims(parameter);
                 parts.insert(parameter.input(), Place { tensor: read, at, shape: shape.clone() });
                 parts.insert(parameter.gradient(), Place { tensor: gradients, at, shape });
             }
@@ -443,6 +506,8 @@ impl Places<'_> {
         }
         let small = self.small;
         let tensor = match bare {
+            logits if logits.starts_with(step::TEACHER) => &self.taught.unwrap_or(self.vectors)[logits],
+            step::DIVERGENCE => &small.divergence,
             TOKENS => &small.tokens,
             step::LABELS => &small.labels,
             step::LOSS => &small.loss,
@@ -460,6 +525,10 @@ impl Places<'_> {
     }
 }
 
+pub(super) fn dims(parameter: &Parameter) -> Vec<usize> {
+    parameter.dims.iter().map(|d| *d as usize).collect()
+}
+
 /// The dims of a graph in which all of them are numbers.
 fn numbers(io: &Io) -> Vec<usize> {
     let fixed = io.shape.iter().filter_map(|dim| match dim {
@@ -469,7 +538,7 @@ fn numbers(io: &Io) -> Vec<usize> {
     fixed.collect()
 }
 
-fn element_type(dtype: DType) -> Dtype {
+pub(super) fn element_type(dtype: DType) -> Dtype {
     match dtype {
         DType::BF16 => Dtype::BF16,
         _ => Dtype::F32,

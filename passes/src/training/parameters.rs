@@ -243,6 +243,14 @@ impl Precision {
             Self::F32 | Self::Bf16 => DType::F32,
         }
     }
+
+    /// The element type of a teacher's logits.
+    pub fn of_logits(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 #[cfg(test)]

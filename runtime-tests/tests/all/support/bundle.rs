@@ -70,6 +70,7 @@ pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
         dtype: Some(DType::F32),
         layers: None,
         seed: 0,
+        train: false,
         force: false,
         verify: None,
     }

@@ -1,0 +1,45 @@
+//! `dijiang plot METRICS.jsonl… -o FILE.svg`
+
+use super::{Failure, Outcome, show};
+use crate::bundle::replace::replace_file;
+use crate::train::{finetune, metrics, plot};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Draw the loss and the validation perplexity of training runs beside each other.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Each run's metrics.jsonl
+    #[arg(required = true)]
+    metrics: Vec<PathBuf>,
+    /// The SVG file to write
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let run = |path: &PathBuf| Ok::<_, Failure>((name(path), metrics::read(path)?));
+    let runs = args.metrics.iter().map(run).collect::<Result<Vec<_>, _>>()?;
+    // So that a bare name has a directory to be written in.
+    let output = Path::new(".").join(&args.output);
+    replace_file(&output, plot::compare(&runs).as_bytes())
+        .map_err(|e| format!("{}: {e}", args.output.display()))?;
+    if args.json {
+        let runs = runs.iter().map(|(name, lines)| json!({"name": name, "steps": lines.len()}));
+        show::object(&json!({"output": args.output, "runs": runs.collect::<Vec<_>>()}));
+        return Ok(Outcome::Fine);
+    }
+    show::line(&format!("{}: {} runs", args.output.display(), runs.len()));
+    Ok(Outcome::Fine)
+}
+
+/// The bundle where the file lies in one, or the file.
+fn name(path: &Path) -> String {
+    let in_bundle = Path::new(finetune::DIR).join(metrics::FILE);
+    let bundle = path.ends_with(&in_bundle).then(|| path.ancestors().nth(2)).flatten();
+    let shown = bundle.filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(path);
+    shown.display().to_string()
+}

@@ -1,0 +1,123 @@
+//! The softmax model that a run learns from besides its data: frozen, and run on the same tokens before every
+//! gradient. Its logits stay where the gradients' graph reads them.
+
+use super::TrainError;
+use super::trainer::{TrainerOptions, dims, element_type, write, write_as};
+use super::weights::Weights;
+use crate::bundle::layout;
+use crate::bundle::manifest::Manifest;
+use crate::onnx::import;
+use dijiang_passes::canon::canonicalize;
+use dijiang_passes::training::parameters::{Layout, Selection};
+use dijiang_passes::training::specialize::TOKENS;
+use dijiang_passes::training::step;
+use dijiang_runtime::{DeviceTensor, OrtRuntime, Program};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The graph file, in the bundle's directory `train`.
+const FILE: &str = "teacher.onnx";
+
+/// Whose softmax model teaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The bundle's own, with the weights that it has before the run.
+    Itself,
+    Bundle(PathBuf),
+}
+
+impl FromStr for Source {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "self" => Self::Itself,
+            path => Self::Bundle(path.into()),
+        })
+    }
+}
+
+/// What a run takes from a teacher.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TeacherOptions {
+    pub source: Source,
+    /// The loss is cross-entropy and this much of KL(teacher ‖ model).
+    pub weight: f64,
+}
+
+/// A loaded teacher. Its program keeps its weights.
+#[derive(Debug)]
+pub struct Teacher {
+    program: Program,
+    logits: BTreeMap<String, DeviceTensor>,
+}
+
+impl Teacher {
+    /// Loads the softmax model of `source` for the bundle in training; its graph is written into `dir`.
+    pub fn load(
+        runtime: &OrtRuntime,
+        source: &Source,
+        (trained, manifest): (&Path, &Manifest),
+        dir: &Path,
+        options: &TrainerOptions,
+    ) -> Result<Self, TrainError> {
+        let bundle = match source {
+            Source::Itself => trained,
+            Source::Bundle(path) => {
+                fits(path, manifest, options.size.sequence as usize)?;
+                path
+            }
+        };
+        let mut model = import::import(&bundle.join(layout::SOFTMAX))?;
+        canonicalize(&mut model)?;
+        let layout = Layout::of(&model, &Selection::Everything)?;
+        let weights = Weights::open(bundle, &layout)?;
+        let graph = step::teacher(&model, &layout, options.size, options.precision)?;
+        let path = write(dir, FILE, &graph)?;
+        let mut program = Program::load(runtime, &path, &options.load(&path, options.records()))?;
+        for group in &layout.groups {
+            let dtype = options.precision.of_group(group);
+            let vector = program.allocate(element_type(dtype), &[group.len()])?;
+            write_as(&vector, dtype, &weights.flat(group))?;
+            for (at, parameter) in group.offsets() {
+                program.bind_input_part(&parameter.input(), &vector, at, &dims(parameter))?;
+            }
+        }
+        let mut logits = BTreeMap::new();
+        for io in program.outputs().to_vec() {
+            let chunk = program.allocate_like(&io.name)?;
+            program.bind_output(&io.name, &chunk)?;
+            logits.insert(io.name, chunk);
+        }
+        Ok(Self { program, logits })
+    }
+
+    /// Reads the tokens from there.
+    pub fn listen(&mut self, tokens: &DeviceTensor) -> Result<(), TrainError> {
+        Ok(self.program.bind_input(TOKENS, tokens)?)
+    }
+
+    /// Its logits by the names of the gradients' inputs.
+    pub fn logits(&self) -> &BTreeMap<String, DeviceTensor> {
+        &self.logits
+    }
+
+    pub fn run(&mut self) -> Result<(), TrainError> {
+        Ok(self.program.run()?)
+    }
+}
+
+/// Refuses a teacher of other tokens, or of too few positions.
+fn fits(bundle: &Path, trained: &Manifest, context: usize) -> Result<(), TrainError> {
+    let teacher = Manifest::read(bundle)?;
+    let (found, expected) = (teacher.model.vocab, trained.model.vocab);
+    if found != expected {
+        return Err(TrainError::TeacherVocabulary { bundle: bundle.to_owned(), found, expected });
+    }
+    match teacher.model.positions.filter(|p| (*p as usize) < context) {
+        Some(positions) => Err(TrainError::Positions { positions, context }),
+        None => Ok(()),
+    }
+}
