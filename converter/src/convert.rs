@@ -3,6 +3,7 @@
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::layout;
 use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
+use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
 use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile};
@@ -36,6 +37,8 @@ pub struct ConvertOptions {
     pub seed: u64,
     /// Replace a bundle that is there.
     pub force: bool,
+    /// What says whether the disk can hold the bundle: [`room::free_space`].
+    pub free_space: FreeSpace,
     /// `None` writes without a proof.
     pub verify: Option<VerifyOptions>,
 }
@@ -78,6 +81,8 @@ pub enum ConvertError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -111,7 +116,7 @@ pub fn convert(
         let misses = compiled.report.missed().cloned().collect();
         return Err(ConvertError::NoSites { path: source.to_owned(), misses });
     }
-    let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype };
+    let writer = Writer { dir: bundle.path(), target, options, compiled: &compiled, dtype };
     let (mut bytes_written, warnings) = writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
     bytes_written += writer.write_genai_config(&meta)?;
@@ -175,6 +180,8 @@ fn passed(verification: &Verification) -> Vec<manifest::Check> {
 
 struct Writer<'a> {
     dir: &'a Path,
+    /// Where `dir` goes once it is whole.
+    target: &'a Path,
     options: &'a ConvertOptions,
     compiled: &'a Compiled,
     dtype: DType,
@@ -189,6 +196,7 @@ impl Writer<'_> {
         progress: &mut dyn Progress,
     ) -> Result<(u64, Vec<String>), ConvertError> {
         let weights = plan_weights(&[&self.compiled.source, &self.compiled.model])?;
+        room::check(self.dir, self.target, weights.size(), self.options.free_space)?;
         let (written, forms) = rayon::join(
             || write_weights(self.dir, &weights, progress),
             || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),

@@ -238,6 +238,7 @@ fn options(proof: &Proof) -> ConvertOptions {
         layers: None,
         seed: 0,
         force: false,
+        free_space: dijiang::bundle::room::free_space,
         verify: (*proof == Proof::Whole).then(VerifyOptions::default),
     }
 }

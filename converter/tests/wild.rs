@@ -347,6 +347,7 @@ impl Home {
             layers: None,
             seed: 0,
             force: false,
+            free_space: dijiang::bundle::room::free_space,
             verify: Some(VerifyOptions::default()),
         };
         let converted = convert(&self.source(), &self.bundle(), &options, &mut Silent).expect("it converts");

@@ -339,6 +339,7 @@ mod tests {
                 layers: None,
                 seed: 0,
                 force: false,
+                free_space: crate::bundle::room::free_space,
                 verify: None,
             };
             convert(&source, &bundle, &options, &mut Silent).expect("it converts");

@@ -4,4 +4,5 @@ pub mod atomic;
 pub mod layout;
 pub mod manifest;
 pub mod replace;
+pub mod room;
 pub mod weights;

@@ -1,6 +1,7 @@
 //! `dijiang convert SRC -o BUNDLE`
 
 use super::{Failure, Outcome, show};
+use crate::bundle::room;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
 use crate::recipes;
 use crate::stop_after::convert_first;
@@ -87,6 +88,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         layers: args.layers.clone(),
         seed: args.seed,
         force: args.force,
+        free_space: room::free_space,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };
     if let Some(patches) = args.stop_after {

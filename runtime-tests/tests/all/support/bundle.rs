@@ -71,6 +71,7 @@ pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
         layers: None,
         seed: 0,
         force: false,
+        free_space: dijiang::bundle::room::free_space,
         verify: None,
     }
 }
