@@ -185,6 +185,6 @@ impl Softmax {
 
     fn options(&self) -> Options<'_> {
         let layers = Some(self.lowered.as_slice());
-        Options { recipe: &self.recipe, form: self.form, seed: self.seed, layers }
+        Options { recipe: &self.recipe, form: self.form, seed: self.seed, layers, drawn: None }
     }
 }
