@@ -32,7 +32,7 @@ pub fn convert_first(
         layers: options.layers.as_deref(),
     };
     let partial = compile_first(patches, as_read, &how)?;
-    let weights = plan_weights(&[&partial.graph])?;
+    let weights = plan_weights(&[&partial.graph], &[])?;
     room::check(bundle.path(), target, weights.size(), options.free_space)?;
     write_weights(bundle.path(), &weights, progress)?;
     write_graph(bundle.path(), layout::MODEL, options.target.opset(), &partial.graph, &weights)?;

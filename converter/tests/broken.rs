@@ -239,6 +239,7 @@ fn options(proof: &Proof) -> ConvertOptions {
         seed: 0,
         force: false,
         free_space: dijiang::bundle::room::free_space,
+        link: false,
         verify: (*proof == Proof::Whole).then(VerifyOptions::default),
     }
 }

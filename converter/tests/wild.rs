@@ -348,6 +348,7 @@ impl Home {
             seed: 0,
             force: false,
             free_space: dijiang::bundle::room::free_space,
+            link: false,
             verify: Some(VerifyOptions::default()),
         };
         let converted = convert(&self.source(), &self.bundle(), &options, &mut Silent).expect("it converts");

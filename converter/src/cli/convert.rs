@@ -19,6 +19,7 @@ use std::time::Instant;
 
 /// Convert a checkpoint to a bundle, and prove it.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub(super) struct Args {
     /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
     source: PathBuf,
@@ -43,6 +44,10 @@ pub(super) struct Args {
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
+    /// Link to the source's weight files instead of copying what stays as it is. They must be on the same file system;
+    /// such a bundle is served, but not trained, and its weights are not looked through for NaN
+    #[arg(long, conflicts_with = "stop_after")]
+    link: bool,
     /// Write without a proof
     #[arg(long)]
     no_verify: bool,
@@ -89,6 +94,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.seed,
         force: args.force,
         free_space: room::free_space,
+        link: args.link,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };
     if let Some(patches) = args.stop_after {
