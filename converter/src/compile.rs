@@ -4,7 +4,9 @@
 use crate::target::Target;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::lower::grouped::group;
-use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, drop_unused_inputs, rewrite};
+use dijiang_passes::attention::rewrite::{
+    Drawn, Options, Report, RewriteError, drawn, drop_unused_inputs, rewrite,
+};
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::graph::Graph;
@@ -76,7 +78,7 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     check(&source, "reading the source")?;
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
-    let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk))?;
+    let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk), None)?;
     serve_softmax(&mut model, &mut report, options)?;
     Ok(Compiled { source, model, report })
 }
@@ -102,7 +104,7 @@ pub fn compile_first(
     graph.stop_after(patches);
     let compiled = canonicalize(&mut graph)
         .map_err(CompileError::from)
-        .and_then(|_| lower_here(&mut graph, options, options.target.form(options.recipe.chunk)));
+        .and_then(|_| lower_here(&mut graph, options, options.target.form(options.recipe.chunk), None));
     if !graph.is_stopped() {
         compiled?;
     }
@@ -119,8 +121,9 @@ impl Compiled {
         if options.target != Target::Ort || kept || self.report.missed().next().is_some() {
             return Ok(None);
         }
+        let drawn = drawn(&self.model);
         let form = |form, last: bool| {
-            let mut graph = lower(&self.source, options, form)?.0;
+            let mut graph = lower(&self.source, options, form, Some(&drawn))?.0;
             if !last {
                 one_token(&mut graph)?;
                 canonicalize(&mut graph)?;
@@ -140,7 +143,8 @@ impl Compiled {
         if self.report.sites.iter().all(|site| site.kept.is_some()) {
             return Ok(Forms { softmax, linear: None });
         }
-        let form = |form| Ok::<_, CompileError>(lower(&softmax, options, form)?.0);
+        let drawn = drawn(&self.model);
+        let form = |form| Ok::<_, CompileError>(lower(&softmax, options, form, Some(&drawn))?.0);
         let chunked = Form::Chunked(options.recipe.chunk);
         let (parallel, chunked) = rayon::join(|| form(Form::Parallel), || form(chunked));
         let linear = Some(LinearForms { parallel: parallel?, chunked: chunked? });
@@ -148,15 +152,25 @@ impl Compiled {
     }
 }
 
-fn lower(source: &Graph, options: &CompileOptions<'_>, form: Form) -> Result<(Graph, Report), CompileError> {
+fn lower(
+    source: &Graph,
+    options: &CompileOptions<'_>,
+    form: Form,
+    drawn: Option<&Drawn>,
+) -> Result<(Graph, Report), CompileError> {
     let mut graph = source.clone();
-    let report = lower_here(&mut graph, options, form)?;
+    let report = lower_here(&mut graph, options, form, drawn)?;
     check(&graph, "the rewrite")?;
     Ok((graph, report))
 }
 
-fn lower_here(graph: &mut Graph, options: &CompileOptions<'_>, form: Form) -> Result<Report, CompileError> {
-    let passes = Options { recipe: options.recipe, form, seed: options.seed, layers: options.layers };
+fn lower_here(
+    graph: &mut Graph,
+    options: &CompileOptions<'_>,
+    form: Form,
+    drawn: Option<&Drawn>,
+) -> Result<Report, CompileError> {
+    let passes = Options { recipe: options.recipe, form, seed: options.seed, layers: options.layers, drawn };
     let report = rewrite(graph, &passes)?;
     canonicalize(graph)?;
     Ok(report)

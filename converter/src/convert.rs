@@ -2,7 +2,9 @@
 
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::layout;
+use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
+use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
 use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile};
@@ -42,6 +44,10 @@ pub struct ConvertOptions {
     pub train: bool,
     /// Replace a bundle that is there.
     pub force: bool,
+    /// What says whether the disk can hold the bundle: [`room::free_space`].
+    pub free_space: FreeSpace,
+    /// Weights that stay as they are stay in the files of the source, which the bundle links to.
+    pub link: bool,
     /// `None` writes without a proof.
     pub verify: Option<VerifyOptions>,
 }
@@ -84,6 +90,10 @@ pub enum ConvertError {
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -103,7 +113,7 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, graph, meta, dtype, stored, files, dir, notes, .. } =
+    let Source { kind, graph, meta, dtype, stored, files, maps, dir, notes, .. } =
         source::open(source, options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
@@ -119,11 +129,14 @@ pub fn convert(
         let misses = compiled.report.missed().cloned().collect();
         return Err(ConvertError::NoSites { path: source.to_owned(), misses });
     }
-    let writer = Writer { dir: bundle.path(), options, compiled: &compiled, dtype };
-    let (mut bytes_written, warnings) = writer.write_weights_and_graphs(&how, progress)?;
+    let maps = if options.link { maps.as_slice() } else { &[] };
+    let writer = Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, dtype };
+    let WrittenModel { bytes: mut bytes_written, warnings, linked } =
+        writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
+    manifest.linked = linked;
     bytes_written += writer.write_manifest(&manifest)?;
     if options.train {
         progress.stage("writing the training graphs");
@@ -200,20 +213,35 @@ fn passed(verification: &Verification) -> Vec<manifest::Check> {
 
 struct Writer<'a> {
     dir: &'a Path,
+    source: &'a Path,
+    /// The files of the source that weights stay in.
+    maps: &'a [MappedFile],
+    /// Where `dir` goes once it is whole.
+    target: &'a Path,
     options: &'a ConvertOptions,
     compiled: &'a Compiled,
     dtype: DType,
 }
 
+/// The weights and graphs of a bundle.
+struct WrittenModel {
+    bytes: u64,
+    /// What is wrong with the weights.
+    warnings: Vec<String>,
+    /// Names of the files that are the source's.
+    linked: Vec<String>,
+}
+
 impl Writer<'_> {
-    /// The disk is busy with the weights while the other forms are compiled. Returns the bytes written, and
-    /// what is wrong with the weights.
+    /// The disk is busy with the weights while the other forms are compiled.
     fn write_weights_and_graphs(
         &self,
         how: &CompileOptions<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<(u64, Vec<String>), ConvertError> {
-        let weights = plan_weights(&[&self.compiled.source, &self.compiled.model])?;
+    ) -> Result<WrittenModel, ConvertError> {
+        let weights = plan_weights(&[&self.compiled.source, &self.compiled.model], self.maps)?;
+        let linked = self.link(&weights)?;
+        room::check(self.dir, self.target, weights.size(), self.options.free_space)?;
         let (written, forms) = rayon::join(
             || write_weights(self.dir, &weights, progress),
             || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
@@ -221,7 +249,25 @@ impl Writer<'_> {
         let warnings = written?;
         progress.stage("writing the graphs");
         let (forms, bound) = forms?;
-        Ok((weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?, warnings))
+        let bytes = weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?;
+        Ok(WrittenModel { bytes, warnings, linked })
+    }
+
+    /// Links the files of the source that weights stay in, and returns what they are called here.
+    fn link(&self, weights: &WeightFile) -> Result<Vec<String>, ConvertError> {
+        if !self.options.link {
+            return Ok(Vec::new());
+        }
+        let read: Vec<&MappedFile> = self.maps.iter().filter(|f| weights.reads(&f.link_name())).collect();
+        if read.is_empty() {
+            let hint = match self.maps {
+                [] => "; only those of a checkpoint can",
+                _ => ", or --dtype",
+            };
+            return Err(LinkError::Nothing { path: self.source.to_owned(), hint }.into());
+        }
+        read.iter().try_for_each(|file| file.link_into(self.dir))?;
+        Ok(read.iter().map(|file| file.link_name()).collect())
     }
 
     /// Returns the bytes written.
@@ -296,14 +342,14 @@ impl Writer<'_> {
     }
 }
 
-/// Lays out the weights of graphs that have the same names for the same weights.
-pub(crate) fn plan_weights(graphs: &[&Graph]) -> Result<WeightFile, ConvertError> {
+/// Lays out the weights of graphs that have the same names for the same weights, except those that stay in `files`.
+pub(crate) fn plan_weights(graphs: &[&Graph], files: &[MappedFile]) -> Result<WeightFile, ConvertError> {
     let mut tensors: BTreeMap<&str, &Tensor> = BTreeMap::new();
     for graph in graphs {
         let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
         tensors.extend(weights.map(|(_, name, tensor)| (name, tensor)));
     }
-    Ok(WeightFile::plan(tensors.into_iter())?)
+    Ok(WeightFile::plan_beside(tensors.into_iter(), files)?)
 }
 
 /// Returns what is wrong with the weights.
@@ -370,6 +416,7 @@ pub(crate) fn describe(
         checks: Vec::new(),
         stopped_after: None,
         trained: None,
+        linked: Vec::new(),
     })
 }
 

@@ -1,5 +1,6 @@
 //! What is converted: a checkpoint or an ONNX graph, in one form.
 
+use crate::bundle::link::MappedFile;
 use crate::bundle::manifest::SourceKind;
 use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
 use crate::onnx::import::{self, ImportError};
@@ -24,6 +25,8 @@ pub struct Source {
     pub stored: DType,
     /// The files it came from, for their digests.
     pub files: Vec<PathBuf>,
+    /// The weight files that a bundle can link to: those of a checkpoint.
+    pub maps: Vec<MappedFile>,
     /// Where the tokenizer and other texts lie.
     pub dir: PathBuf,
     /// What is worth knowing of how it was read.
@@ -87,6 +90,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         dtype: built.dtype,
         stored: checkpoint.dtype(),
         files: config.chain(checkpoint.files().iter().cloned()).collect(),
+        maps: checkpoint.maps().to_vec(),
         dir,
         notes: Vec::new(),
     })
@@ -113,6 +117,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         dtype: own,
         stored: own,
         files: vec![file.to_owned()],
+        maps: Vec::new(),
         dir,
         notes,
     })

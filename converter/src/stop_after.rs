@@ -3,6 +3,7 @@
 use crate::bundle::atomic::NewBundle;
 use crate::bundle::layout;
 use crate::bundle::manifest::Manifest;
+use crate::bundle::room;
 use crate::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::{
     ConvertError, ConvertOptions, describe, plan_weights, write_file, write_graph, write_weights,
@@ -31,7 +32,8 @@ pub fn convert_first(
         layers: options.layers.as_deref(),
     };
     let partial = compile_first(patches, as_read, &how)?;
-    let weights = plan_weights(&[&partial.graph])?;
+    let weights = plan_weights(&[&partial.graph], &[])?;
+    room::check(bundle.path(), target, weights.size(), options.free_space)?;
     write_weights(bundle.path(), &weights, progress)?;
     write_graph(bundle.path(), layout::MODEL, options.target.opset(), &partial.graph, &weights)?;
     let manifest = Manifest {

@@ -239,6 +239,8 @@ fn options(proof: &Proof) -> ConvertOptions {
         seed: 0,
         train: false,
         force: false,
+        free_space: dijiang::bundle::room::free_space,
+        link: false,
         verify: (*proof == Proof::Whole).then(VerifyOptions::default),
     }
 }

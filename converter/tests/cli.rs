@@ -355,6 +355,54 @@ fn places_that_cannot_be_written_are_refused() {
 }
 
 #[test]
+fn a_linked_bundle_serves_and_leaves_its_source_alone() {
+    let home = Home::with("shakespeare");
+    let source = home.path("model/model.safetensors");
+    let before = std::fs::read(&source).expect("the weights");
+    home.dijiang("convert model -o whole").fine();
+    // With its proof, which runs every graph.
+    home.dijiang("convert model -o linked --link").fine();
+    let link = home.path("linked/source-model.safetensors");
+    assert_eq!(inode(&source), inode(&link));
+    let size = |name: &str| std::fs::metadata(home.path(name)).expect("the weights").len();
+    let (own, whole) = (size("linked/model.safetensors"), size("whole/model.safetensors"));
+    assert!(own < whole && own + before.len() as u64 > whole, "{own} of {whole}");
+    home.dijiang("verify linked").fine();
+    let generate = |bundle: &str, runtime: &str| {
+        let ran = home.dijiang(&format!("generate {bundle} --prompt ROMEO: -n 4 --runtime {runtime}"));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        ran.stdout
+    };
+    for runtime in ["tract", "ort"] {
+        assert_eq!(generate("linked", runtime), generate("whole", runtime), "{runtime}");
+    }
+    for command in [
+        "export-torch linked",
+        "import-weights linked model",
+        "finetune linked --data model/config.json",
+        "calibrate linked --data model/config.json",
+    ] {
+        assert_eq!(
+            refused(&home, command),
+            "error: linked: its weights are in the source's own files, which are not touched \
+             (hint: convert the model anew, without --link)"
+        );
+    }
+    home.dijiang("convert model -o linked --link --force --no-verify").fine();
+    assert_eq!(std::fs::read(&source).expect("the weights"), before);
+}
+
+fn inode(path: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("it is there"))
+}
+
+#[test]
+fn what_cannot_be_linked_is_refused() {
+    let home = Home::with("llama");
+    insta::assert_snapshot!(refused(&home, "convert model -o bundle --no-verify --link --dtype f32"));
+}
+
+#[test]
 fn what_is_no_bundle_or_no_model_is_refused() {
     let home = Home::with("llama");
     insta::assert_snapshot!(refused(&home, "verify model"), @"error: model/dijiang.json: No such file or directory (os error 2)");

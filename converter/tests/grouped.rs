@@ -25,6 +25,8 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
         seed: 0,
         train: false,
         force: true,
+        free_space: dijiang::bundle::room::free_space,
+        link: false,
         verify: Some(VerifyOptions { runtimes, ..VerifyOptions::default() }),
     };
     let result = convert(&source, at, &options, &mut Silent).expect("it converts");

@@ -105,3 +105,25 @@ fn states_move_between_the_ways_to_serve() {
     again.decode(&next).expect("it runs");
     assert_eq!(logits(&mut again), expected);
 }
+
+#[test]
+fn bound_memory_reads_the_files_that_a_bundle_links_to() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let source = dir.path().join("model");
+    std::fs::create_dir(&source).expect("a directory");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.join(name), source.join(name)).expect("it is copied");
+    }
+    let logits_of = |name: &str, link: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+        command.current_dir(dir.path()).args(["convert", "model", "-o", name, "--no-verify"]).args(link);
+        assert!(command.output().expect("it starts").status.success());
+        let mut bound = open(&dir.path().join(name), Engine::OrtBound, 4)?;
+        bound.start(3).expect("it starts");
+        bound.prefill(&prompts()).expect("it runs");
+        Some(logits(&mut bound))
+    };
+    assert_eq!(logits_of("linked", &["--link"]), logits_of("whole", &[]));
+    assert!(dir.path().join("linked/source-model.safetensors").exists());
+}

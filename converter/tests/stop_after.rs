@@ -68,6 +68,8 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
         seed: 0,
         train: false,
         force: true,
+        free_space: dijiang::bundle::room::free_space,
+        link: false,
         verify: None,
     };
     for n in 0..=all {

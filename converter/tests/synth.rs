@@ -1,7 +1,7 @@
 //! Random checkpoints are those of the published shapes, and convert like any other.
 
 use dijiang::checkpoint;
-use dijiang::convert::{ConvertOptions, convert};
+use dijiang::convert::{ConvertError, ConvertOptions, convert};
 use dijiang::progress::Silent;
 use dijiang::recipes;
 use dijiang::synth::shapes::{SHAPES, find};
@@ -60,8 +60,15 @@ fn a_checkpoint_converts_and_its_numbers_are_those_of_the_seed() {
         seed: 0,
         train: false,
         force: false,
+        free_space: dijiang::bundle::room::free_space,
+        link: false,
         verify: None,
     };
+    let full = ConvertOptions { free_space: |_| Ok(1_000_000), ..options.clone() };
+    let refused = convert(&at("a"), &at("bundle"), &full, &mut Silent).expect_err("the disk is full");
+    assert!(matches!(refused, ConvertError::NoRoom(_)), "{refused}");
+    assert!(refused.to_string().contains(" MB, and 1 MB are free (hint: "), "{refused}");
+    assert!(!at("bundle").exists());
     let converted = convert(&at("a"), &at("bundle"), &options, &mut Silent).expect("it converts");
     assert_eq!((converted.sites.len(), converted.dtype), (1, DType::F16));
     assert!(converted.warnings.is_empty(), "{:?}", converted.warnings);

@@ -348,6 +348,8 @@ impl Home {
             seed: 0,
             train: false,
             force: false,
+            free_space: dijiang::bundle::room::free_space,
+            link: false,
             verify: Some(VerifyOptions::default()),
         };
         let converted = convert(&self.source(), &self.bundle(), &options, &mut Silent).expect("it converts");

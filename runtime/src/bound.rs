@@ -89,7 +89,7 @@ impl Bound {
         let home = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
         let names: Vec<Io> = home.inputs().iter().filter(|io| is_weight(&io.name)).cloned().collect();
         let mut weights = BTreeMap::new();
-        weight_file::read(&bundle.join(weight_file::NAME), &names, &mut |name, tensor| {
+        weight_file::read(bundle, &names, &mut |name, tensor| {
             let there = home.allocate(tensor.dtype(), tensor.shape())?;
             there.write(tensor)?;
             weights.insert(name.to_owned(), there);

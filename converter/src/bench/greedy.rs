@@ -34,7 +34,7 @@ impl Greedy {
 
     pub(super) fn of(bundle: &Path) -> Result<Self, BenchError> {
         let io = |source| BenchError::Io { path: bundle.to_owned(), source };
-        let manifest = Manifest::read(bundle)?;
+        let manifest = Manifest::own_weights(bundle)?;
         let target: Target = manifest
             .target
             .parse()

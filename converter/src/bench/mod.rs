@@ -340,6 +340,8 @@ mod tests {
                 seed: 0,
                 train: false,
                 force: false,
+                free_space: crate::bundle::room::free_space,
+                link: false,
                 verify: None,
             };
             convert(&source, &bundle, &options, &mut Silent).expect("it converts");

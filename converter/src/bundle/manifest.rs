@@ -42,6 +42,9 @@ pub struct Manifest {
     /// The weight file, where it was trained since and imported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trained: Option<SourceFile>,
+    /// Weight files that are the source's own, as they are called in the bundle.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub linked: Vec<String>,
 }
 
 /// What was converted.
@@ -151,6 +154,10 @@ pub enum ManifestError {
         "{file}: the conversion was stopped after patch {patches}, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
     )]
     Stopped { file: String, patches: u64 },
+    #[error(
+        "{bundle}: its weights are in the source's own files, which are not touched (hint: convert the model anew, without --link)"
+    )]
+    Linked { bundle: String },
 }
 
 impl Manifest {
@@ -166,6 +173,15 @@ impl Manifest {
         let text = std::fs::read_to_string(&path)
             .map_err(|source| ManifestError::Io { file: file.clone(), source })?;
         Self::parse(&text, &file)
+    }
+
+    /// Reads the manifest of a bundle whose weights are all its own, to be changed or handed on.
+    pub fn own_weights(bundle: &Path) -> Result<Self, ManifestError> {
+        let manifest = Self::read(bundle)?;
+        match manifest.linked.is_empty() {
+            true => Ok(manifest),
+            false => Err(ManifestError::Linked { bundle: bundle.display().to_string() }),
+        }
     }
 
     /// The version is looked at first: other versions may have other fields.
@@ -277,6 +293,7 @@ mod tests {
             checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
             stopped_after: None,
             trained: None,
+            linked: Vec::new(),
         }
     }
 

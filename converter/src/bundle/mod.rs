@@ -2,6 +2,8 @@
 
 pub mod atomic;
 pub mod layout;
+pub mod link;
 pub mod manifest;
 pub mod replace;
+pub mod room;
 pub mod weights;

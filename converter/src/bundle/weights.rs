@@ -5,6 +5,7 @@
 //! The elements start at a multiple of 64, and tensors lie in the order of element size (largest
 //! first), then name, so that each one is aligned to its elements, as the `safetensors` crate does.
 
+use super::link::{MappedFile, Place};
 use crate::finite::NotFinite;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
@@ -48,6 +49,8 @@ pub struct WeightFile {
     /// In file order.
     entries: Vec<Entry>,
     by_name: BTreeMap<String, usize>,
+    /// Weights that stay in the files of the source.
+    elsewhere: BTreeMap<String, Place>,
     size: u64,
 }
 
@@ -73,7 +76,33 @@ impl WeightFile {
             entry
         };
         let entries = sorted.iter().map(entry).collect();
-        Ok(Self { header, entries, by_name, size: offset })
+        Ok(Self { header, entries, by_name, elsewhere: BTreeMap::new(), size: offset })
+    }
+
+    /// The same, but what lies in one of the files as it is stays there.
+    pub fn plan_beside<'a>(
+        tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+        files: &[MappedFile],
+    ) -> Result<Self, LayoutError> {
+        let mut own = Vec::new();
+        let mut elsewhere = BTreeMap::new();
+        for (name, tensor) in tensors {
+            match files.iter().find_map(|file| file.place(tensor)) {
+                Some(place) => drop(elsewhere.insert(name.to_owned(), place)),
+                None => own.push((name, tensor)),
+            }
+        }
+        Ok(Self { elsewhere, ..Self::plan(own.into_iter())? })
+    }
+
+    /// Where a weight lies that stays in a file of the source.
+    pub fn elsewhere(&self, name: &str) -> Option<&Place> {
+        self.elsewhere.get(name)
+    }
+
+    /// Whether a weight stays in the file of that name.
+    pub fn reads(&self, location: &str) -> bool {
+        self.elsewhere.values().any(|place| place.location == location)
     }
 
     /// Where a tensor lies: bytes from the start of the file, and their number.

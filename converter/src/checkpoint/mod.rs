@@ -23,6 +23,7 @@ pub use error::CheckpointError;
 pub use weights::read_header;
 pub(crate) use weights::{Stored, Weights};
 
+use crate::bundle::link::MappedFile;
 use build::Builder;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
@@ -113,6 +114,11 @@ impl Checkpoint {
     /// The weight files, in the order of their names.
     pub fn files(&self) -> &[PathBuf] {
         &self.weights.files
+    }
+
+    /// The same files, mapped.
+    pub(crate) fn maps(&self) -> &[MappedFile] {
+        &self.weights.maps
     }
 
     pub fn meta(&self) -> &ModelMeta {

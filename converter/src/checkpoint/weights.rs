@@ -2,6 +2,7 @@
 //! Nothing of a tensor is read here but its header entry.
 
 use super::error::CheckpointError;
+use crate::bundle::link::MappedFile;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
 use memmap2::{Mmap, MmapOptions};
@@ -24,6 +25,8 @@ pub(crate) struct Weights {
     /// The directory the files are in.
     pub(crate) dir: PathBuf,
     pub(super) files: Vec<PathBuf>,
+    /// The files, in the same order.
+    pub(super) maps: Vec<MappedFile>,
     tensors: BTreeMap<String, Stored>,
     blank: Option<Blank>,
 }
@@ -88,7 +91,13 @@ impl Weights {
     }
 
     fn none(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), files: Vec::new(), tensors: BTreeMap::new(), blank: None }
+        Self {
+            dir: dir.to_owned(),
+            files: Vec::new(),
+            maps: Vec::new(),
+            tensors: BTreeMap::new(),
+            blank: None,
+        }
     }
 
     /// Holds whatever is asked for; `place` is what errors name.
@@ -143,6 +152,7 @@ impl Weights {
         let owner: SharedBytes = Arc::new(map);
         let file = self.files.len();
         self.files.push(path.to_owned());
+        self.maps.push(MappedFile { path: path.to_owned(), bytes: owner.clone() });
         let stored = |(name, tensor)| (name, Stored { file, tensor });
         Ok(read_header(&owner, path)?.into_iter().map(stored).collect())
     }

@@ -1,6 +1,7 @@
 //! `dijiang convert SRC -o BUNDLE`
 
 use super::{Failure, Outcome, show};
+use crate::bundle::room;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
 use crate::recipes;
 use crate::stop_after::convert_first;
@@ -46,6 +47,10 @@ pub(super) struct Args {
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
+    /// Link to the source's weight files instead of copying what stays as it is. They must be on the same file system;
+    /// such a bundle is served, but not trained, and its weights are not looked through for NaN
+    #[arg(long, conflicts_with = "stop_after")]
+    link: bool,
     /// Write without a proof
     #[arg(long)]
     no_verify: bool,
@@ -92,6 +97,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.seed,
         train: args.train,
         force: args.force,
+        free_space: room::free_space,
+        link: args.link,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };
     if let Some(patches) = args.stop_after {

@@ -341,12 +341,16 @@ fn external(
     weights: ExternalWeights<'_>,
 ) -> Result<TensorProto, ExportError> {
     let fail = |reason: String| Err(ExportError::Value { name: weight.to_owned(), reason });
-    match weights.file.layout(weight) {
-        None => fail(format!("the weight is not in `{}`", weights.location)),
+    let (location, place) = match weights.file.elsewhere(weight) {
+        Some(place) => (place.location.as_str(), Some((place.offset, place.length))),
+        None => (weights.location, weights.file.layout(weight)),
+    };
+    match place {
+        None => fail(format!("the weight is not in `{location}`")),
         Some((_, length)) if length != tensor.byte_len() as u64 => {
-            fail(format!("the weight is {tensor:?}, but takes {length} bytes in `{}`", weights.location))
+            fail(format!("the weight is {tensor:?}, but takes {length} bytes in `{location}`"))
         }
-        Some((offset, _)) => Ok(initializer::external(name, tensor, weights.location, offset)),
+        Some((offset, _)) => Ok(initializer::external(name, tensor, location, offset)),
     }
 }
 

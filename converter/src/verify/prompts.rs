@@ -97,6 +97,7 @@ mod tests {
             checks: Vec::new(),
             stopped_after: None,
             trained: None,
+            linked: Vec::new(),
         };
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));

@@ -13,6 +13,7 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::random::Random;
 use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
+use std::collections::BTreeMap;
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero.
 const EPSILON: f64 = 1e-30;
@@ -25,6 +26,8 @@ pub struct Options<'a> {
     pub seed: u64,
     /// Only these layers are rewritten; all where it is `None`.
     pub layers: Option<&'a [usize]>,
+    /// The new parameters of the model in another form, by name: this form has the same, and shares their bytes.
+    pub drawn: Option<&'a Drawn>,
 }
 
 /// One site, and what became of it.
@@ -233,6 +236,18 @@ pub fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError
     Ok(names)
 }
 
+/// What the name of every new parameter holds.
+const NEW: &str = ".dijiang.";
+
+/// New parameters by name.
+pub type Drawn = BTreeMap<String, Tensor>;
+
+/// The new parameters of a graph that was rewritten.
+pub fn drawn(graph: &Graph) -> Drawn {
+    let new = graph.consts().filter(|(id, name, _)| graph.value(*id).is_weight && name.contains(NEW));
+    new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect()
+}
+
 /// Names of the outputs of [`write_beside`], with the layer behind them.
 pub const SOFTMAX_OUTPUT: &str = "attention.softmax.";
 pub const LINEAR_OUTPUT: &str = "attention.linear.";
@@ -369,7 +384,9 @@ impl Writer<'_, '_, '_> {
     }
 
     fn parameter(&mut self, name: &str, tensor: Tensor) -> ValueId {
-        let name = format!("{}.dijiang.{name}", self.site.name);
+        let name = format!("{}{NEW}{name}", self.site.name);
+        let is_same = |other: &&Tensor| (other.dtype(), other.dims()) == (tensor.dtype(), tensor.dims());
+        let tensor = self.options.drawn.and_then(|d| d.get(&name)).filter(is_same).cloned().unwrap_or(tensor);
         self.p.weight(&name, tensor)
     }
 

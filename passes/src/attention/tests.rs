@@ -38,7 +38,7 @@ pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
 
 fn lowered_from(mut graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
     canonicalize(&mut graph).expect("it settles");
-    let options = Options { recipe, form, seed: 5, layers: None };
+    let options = Options { recipe, form, seed: 5, layers: None, drawn: None };
     let report = rewrite(&mut graph, &options).expect("it rewrites");
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(verify(&graph), []);

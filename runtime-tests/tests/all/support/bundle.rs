@@ -72,6 +72,8 @@ pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
         seed: 0,
         train: false,
         force: false,
+        free_space: dijiang::bundle::room::free_space,
+        link: false,
         verify: None,
     }
 }

@@ -1,0 +1,77 @@
+//! Weights that stay in the files of the source: a bundle has hard links to them, under names of its own, and its
+//! weight file holds only what is new or was changed.
+//!
+//! Hard links, as runtimes refuse a symbolic one that leaves the bundle. The files are the source's, so nothing may
+//! write to them: what changes weights refuses such a bundle ([`super::manifest::Manifest::own_weights`]).
+
+use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What the name of a link begins with, so that it is never taken for the bundle's own weight file.
+pub const PREFIX: &str = "source-";
+
+/// A weight file of the source.
+#[derive(Clone)]
+pub struct MappedFile {
+    pub path: PathBuf,
+    pub bytes: SharedBytes,
+}
+
+impl fmt::Debug for MappedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MappedFile({})", self.path.display())
+    }
+}
+
+/// Where a weight lies in a file that is linked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name in the bundle.
+    pub location: String,
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// A file could not be linked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("{}: no weight can stay in its file as it is (hint: leave --link out{hint})", path.display())]
+    Nothing { path: PathBuf, hint: &'static str },
+    #[error(
+        "{}: it cannot be linked: {source} (hint: the bundle must be on the same file system, one with hard links; or leave --link out)",
+        path.display()
+    )]
+    Io { path: PathBuf, source: io::Error },
+}
+
+impl MappedFile {
+    /// The name of the link to it.
+    pub fn link_name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{PREFIX}{name}")
+    }
+
+    /// Where the tensor lies, if it is a part of this file as it is.
+    pub fn place(&self, tensor: &Tensor) -> Option<Place> {
+        if !tensor.is_plain() || tensor.is_empty() {
+            return None;
+        }
+        let Cow::Borrowed(part) = tensor.bytes() else { return None };
+        let (whole, part) = ((*self.bytes).as_ref().as_ptr_range(), part.as_ptr_range());
+        if part.start < whole.start || part.end > whole.end {
+            return None;
+        }
+        let offset = (part.start as usize - whole.start as usize) as u64;
+        Some(Place { location: self.link_name(), offset, length: tensor.byte_len() as u64 })
+    }
+
+    /// Links the file into `dir`. In a snapshot of a Hugging Face cache it is a symbolic link itself, which is followed.
+    pub fn link_into(&self, dir: &Path) -> Result<(), LinkError> {
+        let link = dir.join(self.link_name());
+        let linked = std::fs::canonicalize(&self.path).and_then(|real| std::fs::hard_link(real, link));
+        linked.map_err(|source| LinkError::Io { path: self.path.clone(), source })
+    }
+}

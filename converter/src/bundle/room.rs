@@ -1,0 +1,76 @@
+//! Whether the disk can hold a bundle, asked before anything of it is written.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What graphs, texts and the manifest take at most beside the weights, in round numbers: the largest graph of the
+/// supported families stays below 4 MB, and there are six.
+const GRAPHS: u64 = 32 << 20;
+
+/// Bytes that can still be written into a directory.
+pub type FreeSpace = fn(&Path) -> io::Result<u64>;
+
+/// The disk cannot hold the bundle.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: the bundle takes {} MB, and {} MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)",
+    path.display(), .needed.div_ceil(MB), free / MB
+)]
+pub struct NoRoom {
+    pub path: PathBuf,
+    pub needed: u64,
+    pub free: u64,
+}
+
+const MB: u64 = 1_000_000;
+
+/// What the file system tells. Where it tells nothing, writing will.
+pub fn free_space(directory: &Path) -> io::Result<u64> {
+    let told = rustix::fs::statvfs(directory)?;
+    Ok(told.f_bavail.saturating_mul(told.f_frsize))
+}
+
+/// Bytes that a bundle with so many bytes of weights takes.
+pub fn estimate(weights: u64) -> u64 {
+    weights.saturating_add(GRAPHS)
+}
+
+/// Refuses a bundle that `directory` has no room for; `target` is what the error names.
+pub fn check(directory: &Path, target: &Path, weights: u64, free_space: FreeSpace) -> Result<(), NoRoom> {
+    let (needed, Ok(free)) = (estimate(weights), free_space(directory)) else { return Ok(()) };
+    if needed <= free {
+        return Ok(());
+    }
+    Err(NoRoom { path: target.to_owned(), needed, free })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room_for(weights: u64, free_space: FreeSpace) -> Result<(), NoRoom> {
+        check(Path::new("."), Path::new("out/bundle"), weights, free_space)
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let exact: FreeSpace = |_| Ok(GRAPHS + 5_000_000);
+        assert!(room_for(5_000_000, exact).is_ok());
+        assert_eq!(
+            room_for(5_000_001, exact).expect_err("one byte too many").to_string(),
+            "out/bundle: the bundle takes 39 MB, and 38 MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)"
+        );
+        assert!(room_for(u64::MAX, exact).is_err());
+    }
+
+    #[test]
+    fn a_file_system_that_tells_nothing_is_tried() {
+        assert!(room_for(u64::MAX, |_| Err(io::ErrorKind::Unsupported.into())).is_ok());
+    }
+
+    #[test]
+    fn this_file_system_tells() {
+        let told = free_space(&std::env::temp_dir()).expect("it tells");
+        assert!(told > 0 && room_for(u64::MAX - GRAPHS, free_space).is_err());
+    }
+}
