@@ -89,23 +89,8 @@ pub fn calibrate(
     let weights = Weights::open(bundle, &trainer.layout)?;
     let io = |source| TrainError::Io { path: dir.join(metrics::FILE), source };
     let mut metrics = Metrics::open(&dir, 0).map_err(io)?;
-    let rows = size.batch as usize * options.trainer.accumulate;
     for step in 1..=options.schedule.steps {
-        let begun = Instant::now();
-        let chosen: Vec<Vec<i64>> = (0..rows).map(|i| windows.get((step - 1) * rows + i)).collect();
-        let lr = options.schedule.rate(step);
-        let done = trainer.step(&chosen, step, lr)?;
-        let tokens = rows * size.sequence as usize;
-        let line = Line {
-            step,
-            tokens: tokens * step,
-            loss: done.loss,
-            kl: None,
-            grad_norm: done.gradient_norm,
-            lr,
-            tokens_per_second: tokens as f64 / begun.elapsed().as_secs_f64(),
-            valid_perplexity: None,
-        };
+        let line = trainer.advance(&mut windows, step, options.schedule.rate(step))?;
         metrics.add(line.clone()).map_err(io)?;
         on_step(&line);
     }

@@ -281,26 +281,11 @@ impl Run<'_> {
     }
 
     fn step(&mut self, step: usize, windows: &mut Windows) -> Result<Line, TrainError> {
-        let started = Instant::now();
-        let per_step = self.options.trainer.size.batch as usize * self.options.trainer.accumulate;
-        let chosen: Vec<Vec<i64>> = (0..per_step).map(|i| windows.get((step - 1) * per_step + i)).collect();
-        let rate = self.options.schedule.rate(step);
-        let done = self.trainer.step(&chosen, step, rate)?;
-        let tokens = per_step * self.options.trainer.size.sequence as usize;
-        let seconds = started.elapsed().as_secs_f64();
+        let line = self.trainer.advance(windows, step, self.options.schedule.rate(step))?;
         let validates =
             step.is_multiple_of(self.options.validate_every) || step == self.options.schedule.steps;
         let valid_perplexity = validates.then(|| self.perplexity()).transpose()?;
-        Ok(Line {
-            step,
-            tokens: tokens * step,
-            loss: done.loss,
-            kl: done.divergence,
-            grad_norm: done.gradient_norm,
-            lr: rate,
-            tokens_per_second: tokens as f64 / seconds,
-            valid_perplexity,
-        })
+        Ok(Line { valid_perplexity, ..line })
     }
 
     fn checkpoint(&self, step: usize) -> Result<(), TrainError> {

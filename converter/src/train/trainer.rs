@@ -1,6 +1,8 @@
 //! A training run's graphs, loaded, and the vectors they work on.
 
 use super::TrainError;
+use super::data::Windows;
+use super::metrics::Line;
 use super::teacher::Teacher;
 use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
@@ -334,8 +336,27 @@ impl Trainer {
         Ok(())
     }
 
+    /// Step number `number` of a run over `windows`, and what there is to say of it.
+    pub fn advance(&mut self, windows: &mut Windows, number: usize, rate: f64) -> Result<Line, TrainError> {
+        let begun = Instant::now();
+        let rows = self.options.size.batch as usize * self.options.accumulate;
+        let chosen: Vec<Vec<i64>> = (0..rows).map(|i| windows.get((number - 1) * rows + i)).collect();
+        let done = self.step(&chosen, number, rate)?;
+        let tokens = rows * self.options.size.sequence as usize;
+        Ok(Line {
+            step: number,
+            tokens: tokens * number,
+            loss: done.loss,
+            kl: done.divergence,
+            grad_norm: done.gradient_norm,
+            lr: rate,
+            tokens_per_second: tokens as f64 / begun.elapsed().as_secs_f64(),
+            valid_perplexity: None,
+        })
+    }
+
     /// One step on windows for all micro-batches. Numbers that are not finite leave everything as it was.
-    pub fn step(&mut self, windows: &[Vec<i64>], number: usize, rate: f64) -> Result<Step, TrainError> {
+    fn step(&mut self, windows: &[Vec<i64>], number: usize, rate: f64) -> Result<Step, TrainError> {
         let begun = Instant::now();
         let rows = self.options.size.batch as usize;
         let (mut loss, mut divergence) = (0.0, self.teacher.is_some().then_some(0.0));

@@ -1,23 +1,28 @@
 //! The last touch to a training graph. ONNX Runtime runs it as it is written, without clean-ups of its own,
 //! which would put back together what is computed twice on purpose and change the order.
 
+use super::TrainingError;
 use super::parameters::GRADIENT;
 use super::step::LABELS;
+use crate::canon::canonicalize;
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
-use crate::ir::patch::{Patch, PatchError};
+use crate::ir::patch::{Change, Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::rebuild::{Rebuild, copy_constant, copy_input, copy_node, rebuild, rebuild_in_order};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Products read transposed factors where they lie and are scaled as they are made, cheap values of the forward
-/// pass are computed once more for the backward pass instead of kept, and gradients are made as soon as they can be.
-pub(super) fn finish(graph: &Graph) -> Result<Graph, PatchError> {
-    finish_from(graph, LARGE)
+/// Writes the last of a training graph's own nodes, cleans it up and gives it the last touch.
+pub(super) fn complete(mut graph: Graph, change: Change) -> Result<Graph, TrainingError> {
+    graph.apply(change)?;
+    canonicalize(&mut graph)?;
+    Ok(finish(&graph, LARGE)?)
 }
 
-/// The same where values of so many elements are large.
-fn finish_from(graph: &Graph, large: u64) -> Result<Graph, PatchError> {
+/// Products read transposed factors where they lie and are scaled as they are made, cheap values of the forward
+/// pass are computed once more for the backward pass instead of kept, and gradients are made as soon as they can be.
+/// Values of so many elements are `large`.
+fn finish(graph: &Graph, large: u64) -> Result<Graph, PatchError> {
     let fused = rebuild(graph, "products", &mut Products)?;
     let lean = Recompute::of(&fused, large).rebuild(&fused)?;
     rebuild_in_order(&lean, &gradients_first(&lean), "gradients_first", &mut Copy)
@@ -376,7 +381,7 @@ mod tests {
         let dims = [("x", [4, 3]), ("labels", [4, 2]), ("w", [3, 2]), ("v", [2, 2])];
         let given: Vec<(&str, Array)> =
             dims.iter().zip(1..).map(|((name, dims), seed)| (*name, noise(dims, seed))).collect();
-        let finished = finish_from(&step(), 1).expect("it is made");
+        let finished = finish(&step(), 1).expect("it is made");
         assert_ne!(print(&finished), print(&step()));
         let (before, after) = (run(&step(), &given), run(&finished, &given));
         for (name, want) in &before {

@@ -1,13 +1,12 @@
 //! The graph that a training step runs: tokens and parameters in, the loss and the gradients out.
 
 use super::TrainingError;
-use super::finish::finish;
+use super::finish::complete;
 use super::loss::{Loss, Teacher, cross_entropy, split_rows};
 use super::mixed::mix;
 use super::parameters::{Group, Layout, Precision};
 use super::specialize::{Size, Specialized, specialize};
 use crate::autodiff::gradients_from;
-use crate::canon::canonicalize;
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
@@ -84,10 +83,7 @@ fn step_in_chunks(
         drop_chunks(p, &special.graph);
         patch.finish()
     };
-    let mut graph = special.graph;
-    graph.apply(change)?;
-    canonicalize(&mut graph)?;
-    Ok(finish(&graph)?)
+    complete(special.graph, change)
 }
 
 /// The loss alone.
@@ -104,10 +100,7 @@ pub fn evaluation(
         drop_chunks(&mut patch, &special.graph);
         patch.finish()
     };
-    let mut graph = special.graph;
-    graph.apply(change)?;
-    canonicalize(&mut graph)?;
-    Ok(finish(&graph)?)
+    complete(special.graph, change)
 }
 
 /// The logits of a frozen model whose parameters are inputs: tokens in, [`TEACHER`] chunks out.
@@ -128,10 +121,7 @@ pub fn teacher(
         drop_chunks(&mut patch, &special.graph);
         patch.finish()
     };
-    let mut graph = special.graph;
-    graph.apply(change)?;
-    canonicalize(&mut graph)?;
-    Ok(finish(&graph)?)
+    complete(special.graph, change)
 }
 
 /// Inputs for a teacher's logits, chunk by chunk as the model's own.

@@ -3,13 +3,12 @@
 //! error relative to the squared size of what is to be given; the loss is the mean over layers.
 
 use super::TrainingError;
-use super::finish::finish;
+use super::finish::complete;
 use super::parameters::Layout;
 use super::specialize::specialize;
 use super::step::{LOSS, StepOptions, in_precision, write_gradients};
 use crate::attention::rewrite::{LINEAR_OUTPUT, SOFTMAX_OUTPUT};
 use crate::autodiff::gradients;
-use crate::canon::canonicalize;
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
@@ -45,10 +44,7 @@ pub fn transfer_step(
         write_gradients(&mut patch, layout, found, how)?;
         patch.finish()
     };
-    let mut graph = special.graph;
-    graph.apply(change)?;
-    canonicalize(&mut graph)?;
-    Ok(finish(&graph)?)
+    complete(special.graph, change)
 }
 
 fn layer_loss(p: &mut Patch<'_>, graph: &Graph, layer: usize) -> Result<ValueId, TrainingError> {
