@@ -23,6 +23,7 @@ const NEXT: &str = "next";
 pub(crate) struct Bound {
     bundle: PathBuf,
     runtime: OrtRuntime,
+    /// Its profile is a directory.
     options: LoadOptions,
     /// Reads what the graphs declare, and owns the memory.
     home: Program,
@@ -85,7 +86,7 @@ impl Bound {
         }
         let runtime = OrtRuntime::new()?;
         // Only what it declares is read, as the dims of a run are not known yet.
-        let plain = LoadOptions { optimize: false, cuda_graph: false, ..options.clone() };
+        let plain = LoadOptions { optimize: false, cuda_graph: false, profile: None, ..options.clone() };
         let home = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
         let names: Vec<Io> = home.inputs().iter().filter(|io| is_weight(&io.name)).cloned().collect();
         let mut weights = BTreeMap::new();
@@ -308,6 +309,8 @@ impl Step {
         shape: [usize; 2],
     ) -> Result<Self, RuntimeError> {
         let options = LoadOptions { dims: named_dims(home.inputs(), shape), ..options.clone() };
+        let directory = options.profile.clone();
+        let options = options.profiled(directory.as_deref(), path);
         let mut program = Program::load(runtime, path, &options)?;
         let taken: Vec<Io> = program.inputs().to_vec();
         let next = home.allocate(Dtype::I64, &[shape[0], 1])?;

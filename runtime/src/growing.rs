@@ -19,10 +19,12 @@ use crate::tensor::{Dtype, HostTensor};
 pub const NEXT: &str = "next_token";
 
 /// How to decode.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GrowingOptions {
     pub device: Device,
     pub threads: Option<usize>,
+    /// A directory for ONNX Runtime's profile of the graph.
+    pub profile: Option<PathBuf>,
     /// Tokens that a growing cache has room for.
     pub capacity: usize,
 }
@@ -59,6 +61,7 @@ struct Rows {
 impl GrowingDecoder {
     pub fn open(runtime: &OrtRuntime, model: &Path, options: GrowingOptions) -> Result<Self, RuntimeError> {
         let load = LoadOptions { device: options.device, threads: options.threads, ..LoadOptions::default() };
+        let load = load.profiled(options.profile.as_deref(), model);
         let session = runtime.session(model, &load)?;
         let failed = |reason: String| ort_runtime::load_failed(model, reason);
         let inputs = declared(session.inputs()).map_err(failed)?;

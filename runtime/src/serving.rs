@@ -1,6 +1,6 @@
 //! A bundle being served: prompts in, tokens out, the state between kept where it is computed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::bound::{Bound, DECODE};
 use crate::decoder::Decoder;
@@ -24,6 +24,8 @@ pub struct ServingOptions {
     pub max_tokens: Option<usize>,
     /// Whether decoding on a GPU replays one recorded run.
     pub cuda_graph: bool,
+    /// A directory for ONNX Runtime's profiles of the graphs.
+    pub profile: Option<PathBuf>,
     /// Prompt tokens fed at a time.
     pub segment: usize,
     /// The runtime that computes.
@@ -38,6 +40,7 @@ impl Default for ServingOptions {
             threads: None,
             max_tokens: None,
             cuda_graph: false,
+            profile: None,
             segment: 512,
             engine: Engine::Ort,
         }
@@ -93,7 +96,7 @@ impl Serving {
         };
         let on_gpu = options.device != Device::Cpu && bundle.join(DECODE).exists();
         if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
-            let load = LoadOptions { cuda_graph: options.cuda_graph, ..load };
+            let load = LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
             return Ok(Self { way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment)?)) });
         }
         let runtime: Box<dyn Runtime> = match options.engine {
@@ -101,6 +104,7 @@ impl Serving {
             _ => Box::new(OrtRuntime::new()?),
         };
         let file = bundle.join(described.graph(options.engine, options.device));
+        let load = load.profiled(options.profile.as_deref(), &file);
         let mut serving = Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment);
         if let Way::Driven(driven) = &mut serving.way {
             driven.max_tokens = options.max_tokens;

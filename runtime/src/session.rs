@@ -117,6 +117,15 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// The same with the profile of a model in a directory, under the model's own name.
+    #[must_use]
+    pub fn profiled(self, directory: Option<&Path>, model: &Path) -> Self {
+        let profile = directory.zip(model.file_stem()).map(|(directory, stem)| directory.join(stem));
+        Self { profile, ..self }
+    }
+}
+
 /// Something that loads ONNX models.
 pub trait Runtime: Debug + Send + Sync {
     /// A short name for messages and reports.

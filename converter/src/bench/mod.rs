@@ -38,6 +38,8 @@ pub struct BenchOptions {
     pub segment: usize,
     /// Whether a linear model's steps on a GPU replay one recorded run.
     pub cuda_graph: bool,
+    /// A directory for ONNX Runtime's profiles of the graphs.
+    pub profile: Option<PathBuf>,
     pub phases: Vec<Phase>,
 }
 
@@ -184,12 +186,13 @@ impl Bench<'_> {
     /// A model anew for each figure, as what one leaves in a runtime's memory pool would count for the next.
     fn open(&self, capacity: usize) -> Result<Engine, RuntimeError> {
         let BenchOptions { device, threads, segment, cuda_graph, .. } = *self.options;
+        let profile = self.options.profile.clone();
         if device != Device::Cpu && self.bundle.join(layout::DECODE).exists() {
             let options =
-                ServingOptions { device, threads, segment, cuda_graph, ..ServingOptions::default() };
+                ServingOptions { device, threads, segment, cuda_graph, profile, ..ServingOptions::default() };
             return Ok(Engine::Served(Box::new(Serving::open(&self.bundle, &options)?)));
         }
-        let options = GrowingOptions { device, threads, capacity };
+        let options = GrowingOptions { device, threads, profile, capacity };
         let decoder = GrowingDecoder::open(self.runtime, &self.greedy.model(), options)?;
         Ok(Engine::Bound(Box::new(decoder)))
     }
@@ -359,7 +362,7 @@ mod tests {
             }
 
             let greedy = Greedy::of(&bundle).expect("the graph");
-            let options = GrowingOptions { device: Device::Cpu, threads: None, capacity: 11 };
+            let options = GrowingOptions { device: Device::Cpu, threads: None, profile: None, capacity: 11 };
             let mut bound = GrowingDecoder::open(&runtime, &greedy.model(), options).expect("it opens");
             bound.start(2).expect("two rows");
             // The grouped operator takes a segment behind a past from one row only.

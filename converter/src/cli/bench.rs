@@ -59,6 +59,9 @@ pub(super) struct Args {
     /// Write PREFIX-latency.svg and PREFIX-memory.svg
     #[arg(long)]
     svg: Option<PathBuf>,
+    /// A directory for ONNX Runtime's profiles of the graphs
+    #[arg(long)]
+    profile: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -93,6 +96,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         steps: args.steps,
         segment: args.segment,
         cuda_graph: args.cuda_graph,
+        profile: args.profile.clone(),
         phases: phases.iter().filter(|(_, wanted)| *wanted).map(|(phase, _)| *phase).collect(),
     };
     let mut bundles = args.bundles.clone();

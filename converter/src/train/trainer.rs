@@ -91,12 +91,12 @@ impl TrainerOptions {
         LoadOptions {
             threads: self.threads,
             device: self.device,
-            profile: self.profile.as_ref().zip(path.file_stem()).map(|(dir, stem)| dir.join(stem)),
             cuda_graph,
             // The graphs say themselves what is computed when, see `training::finish`.
             optimize: false,
             ..LoadOptions::default()
         }
+        .profiled(self.profile.as_deref(), path)
     }
 
     fn step(&self, batches: Batches) -> StepOptions {
