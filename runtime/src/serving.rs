@@ -96,7 +96,8 @@ impl Serving {
         };
         let on_gpu = options.device != Device::Cpu && bundle.join(DECODE).exists();
         if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
-            let load = LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
+            let load =
+                LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
             return Ok(Self { way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment)?)) });
         }
         let runtime: Box<dyn Runtime> = match options.engine {

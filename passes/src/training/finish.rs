@@ -4,6 +4,7 @@
 use super::TrainingError;
 use super::parameters::GRADIENT;
 use super::step::LABELS;
+use super::sums::sums_as_products;
 use crate::canon::canonicalize;
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
@@ -19,11 +20,13 @@ pub(super) fn complete(mut graph: Graph, change: Change) -> Result<Graph, Traini
     Ok(finish(&graph, LARGE)?)
 }
 
-/// Products read transposed factors where they lie and are scaled as they are made, cheap values of the forward
+/// Sums are products where that is faster, products read transposed factors where they lie and are scaled as they
+/// are made, cheap values of the forward
 /// pass are computed once more for the backward pass instead of kept, and gradients are made as soon as they can be.
 /// Values of so many elements are `large`.
 fn finish(graph: &Graph, large: u64) -> Result<Graph, PatchError> {
-    let fused = rebuild(graph, "products", &mut Products)?;
+    let summed = sums_as_products(graph)?;
+    let fused = rebuild(&summed, "products", &mut Products)?;
     let lean = Recompute::of(&fused, large).rebuild(&fused)?;
     rebuild_in_order(&lean, &gradients_first(&lean), "gradients_first", &mut Copy)
 }

@@ -12,6 +12,7 @@ pub mod parameters;
 pub mod samples;
 pub mod specialize;
 pub mod step;
+mod sums;
 pub mod transfer;
 
 use crate::autodiff::AutodiffError;

@@ -159,6 +159,7 @@ impl Specialize<'_> {
             "Neg" | "ReduceSum" => first,
             "MatMul" | "Mul" => first || second,
             "Add" | "Sub" => first && second,
+            "Concat" => (0..inputs.len()).all(|slot| has(&self.zeros, slot)),
             _ => false,
         };
         let one = MOVES.contains(&node.op.name()) && has(&self.ones, 0);

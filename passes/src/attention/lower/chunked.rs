@@ -2,49 +2,76 @@
 //! S_n = exp(L_n) S_{n-1} + Σ_j exp(L_n - L_j) φ(k_j) ⊗ v_j, carried by a cumulative sum, or with
 //! decay by an [N, N] product of decays.
 //!
+//! The normaliser is carried with the sum: values get columns of ones, [`ONES`] of them, as products of rows of
+//! multiples of 8 run fastest on a GPU. The query heads of a key/value head are rows of one product.
+//!
 //! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state. A
 //! sequence shorter than a chunk is one chunk of its own length.
 
-use super::{Layout, Lowered, Recurrence, State, Sums, decay_of, lower_triangle};
+use super::{Dims, Layout, Lowered, Recurrence, State, Sums, lower_triangle};
 use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 
+/// Columns of ones behind the values.
+const ONES: i64 = 8;
+
 pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let d = r.dims;
     let time = p.shape_of(r.k, 2, 3);
     let grid = Grid::new(p, time, size);
-    // [batch, kv_heads, group, chunks, chunk, ·], group 1 for keys and values.
-    let q = grid.cut(p, r.q, &[d.kv_heads, d.group()], &[d.features]);
-    let k = grid.cut(p, r.k, &[d.kv_heads, 1], &[d.features]);
-    let v = grid.cut(p, r.v, &[d.kv_heads, 1], &[d.value_dim]);
+    let q = grid.queries(p, r.q, d);
+    // [batch, kv_heads, chunks, chunk, ·]
+    let k = grid.cut(p, r.k, &[d.kv_heads], &[d.features]);
+    let v = grid.cut(p, r.v, &[d.kv_heads], &[d.value_dim]);
+    let v = with_ones(p, v);
     let log = r.log_decay.map(|log| Logs::new(p, &grid, log, d.kv_heads));
 
-    let inside = inside_chunks(p, q, k, &grid, log.as_ref());
+    let inside = inside_chunks(p, q, k, &grid, d, log.as_ref());
     let carried = carry(p, r, k, v, log.as_ref());
-    let from_start = match &log {
-        Some(log) => {
-            let decay = p.exp(log.inside);
-            let decay = p.unsqueeze(decay, &[5]);
-            p.mul(q, decay)
-        }
-        None => q,
-    };
-    let (new, old) = (p.matmul(inside, v), p.matmul(from_start, carried.before.s));
-    let num = p.add(new, old);
-    let z = p.unsqueeze(carried.before.z, &[5]);
-    let (new, old) = (p.reduce("ReduceSum", inside, &[-1], true), p.matmul(from_start, z));
-    let den = p.add(new, old);
+    let new = p.matmul(inside, v);
+    let old = p.matmul(q, carried.before);
+    let last = p.ints(&[width(d)]);
+    let [new, mut old] = [new, old].map(|sum| grid.by_head(p, sum, d, last));
+    if let Some(log) = &log {
+        let decay = p.exp(log.inside);
+        let decay = p.unsqueeze(decay, &[3, 5]);
+        old = p.mul(old, decay);
+    }
+    let sums = p.add(new, old);
+    let (num, den) = apart(p, sums, d.value_dim);
+    let den = p.reduce("ReduceMean", den, &[-1], true);
     Lowered {
         sums: Sums {
             num: Grid::join(p, num, d.heads, d.value_dim, time),
             den: Grid::join(p, den, d.heads, 1, time),
-            layout: Layout::HeadMajor,
+            layout: Layout::TokenMajor,
         },
         state: carried.after,
     }
+}
+
+/// Of values with their ones.
+fn width(d: Dims) -> i64 {
+    d.value_dim + ONES
+}
+
+/// `[batch, kv_heads, chunks, chunk, value_dim]` → `[…, value_dim + ONES]`
+fn with_ones(p: &mut Patch<'_>, v: ValueId) -> ValueId {
+    let one = p.constant("one", Tensor::scalar(DType::F32, 1.0));
+    let lead = p.shape_of(v, 0, 4);
+    let last = p.ints(&[ONES]);
+    let shape = p.concat(&[lead, last], 0);
+    let ones = p.expand(one, shape);
+    p.concat(&[v, ones], -1)
+}
+
+/// What belongs to the values, and what to the ones.
+fn apart(p: &mut Patch<'_>, x: ValueId, value_dim: i64) -> (ValueId, ValueId) {
+    let parts = p.split(x, -1, &[value_dim, ONES]);
+    (parts[0], parts[1])
 }
 
 /// How a sequence is cut: C = min(T, size), N = ceil(T / C), and what is missing to N·C.
@@ -81,6 +108,30 @@ impl Grid {
         p.reshape_to(padded, shape)
     }
 
+    /// φ(q) as `[batch, kv_heads, chunks, group · chunk, m]`
+    fn queries(&self, p: &mut Patch<'_>, q: ValueId, d: Dims) -> ValueId {
+        let cut = self.cut(p, q, &[d.kv_heads, d.group()], &[d.features]);
+        let turned = p.transpose(cut, &[0, 1, 3, 2, 4, 5]);
+        let last = p.ints(&[d.features]);
+        self.by_row(p, turned, d, last)
+    }
+
+    /// `[batch, kv_heads, chunks, group, chunk, last]` → `[batch, kv_heads, chunks, group · chunk, last]`
+    fn by_row(&self, p: &mut Patch<'_>, x: ValueId, d: Dims, last: ValueId) -> ValueId {
+        let group = p.ints(&[d.group()]);
+        let rows = p.mul(self.chunk, group);
+        let shape = [p.ints(&[0, d.kv_heads]), self.count, rows, last];
+        let shape = p.concat(&shape, 0);
+        p.reshape_to(x, shape)
+    }
+
+    /// The other way round.
+    fn by_head(&self, p: &mut Patch<'_>, x: ValueId, d: Dims, last: ValueId) -> ValueId {
+        let shape = [p.ints(&[0, d.kv_heads]), self.count, p.ints(&[d.group()]), self.chunk, last];
+        let shape = p.concat(&shape, 0);
+        p.reshape_to(x, shape)
+    }
+
     /// Zeros behind the sequence, axis 2.
     fn pad(&self, p: &mut Patch<'_>, x: ValueId, tail: usize) -> ValueId {
         let before = p.ints(&vec![0; 3 + tail + 2]);
@@ -93,134 +144,155 @@ impl Grid {
         p.node(Op::new("Pad"), &[x, pads, zero])
     }
 
-    /// Back to `[batch, heads, sequence, width]`, without the padding.
+    /// `[batch, kv_heads, chunks, group, chunk, width]` → `[batch, sequence, heads, width]`, without the padding.
     fn join(p: &mut Patch<'_>, x: ValueId, heads: i64, width: i64, time: ValueId) -> ValueId {
-        let flat = p.reshape(x, &[0, heads, -1, width]);
+        let turned = p.transpose(x, &[0, 2, 4, 1, 3, 5]);
+        let flat = p.reshape(turned, &[0, -1, heads, width]);
         let start = p.ints(&[0]);
-        let kept = p.slice_to(flat, 2, start, time);
+        let kept = p.slice_to(flat, 1, start, time);
         // States the length again, which a slice to a computed bound does not.
-        let shape = [p.ints(&[0, heads]), time, p.ints(&[width])];
+        let shape = [p.ints(&[0]), time, p.ints(&[heads, width])];
         let shape = p.concat(&shape, 0);
         p.reshape_to(kept, shape)
     }
 }
 
-/// Cumulative log decays, shaped for broadcasting against `[batch, kv_heads, group, chunks, chunk, ·]`.
+/// Cumulative log decays.
 struct Logs {
-    /// Inside each chunk, its own token included: `[batch, kv_heads, 1, chunks, chunk]`
+    /// Inside each chunk, its own token included: `[batch, kv_heads, chunks, chunk]`
     inside: ValueId,
-    /// Of each whole chunk: `[batch, kv_heads, 1, chunks]`
+    /// Of each whole chunk: `[batch, kv_heads, chunks]`
     whole: ValueId,
 }
 
 impl Logs {
     fn new(p: &mut Patch<'_>, grid: &Grid, log: ValueId, kv_heads: i64) -> Self {
-        let cut = grid.cut(p, log, &[kv_heads, 1], &[]);
-        let inside = p.cumsum(cut, 4, false);
-        let whole = p.reduce("ReduceSum", cut, &[4], false);
+        let cut = grid.cut(p, log, &[kv_heads], &[]);
+        let inside = p.cumsum(cut, 3, false);
+        let whole = p.reduce("ReduceSum", cut, &[3], false);
         Self { inside, whole }
     }
 }
 
-/// φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i in the same chunk.
-fn inside_chunks(p: &mut Patch<'_>, q: ValueId, k: ValueId, grid: &Grid, log: Option<&Logs>) -> ValueId {
-    let turned = p.transpose(k, &[0, 1, 2, 3, 5, 4]);
+/// φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i in the same chunk, `[batch, kv_heads, chunks, group · chunk, chunk]`.
+fn inside_chunks(
+    p: &mut Patch<'_>,
+    q: ValueId,
+    k: ValueId,
+    grid: &Grid,
+    d: Dims,
+    log: Option<&Logs>,
+) -> ValueId {
+    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
     let products = p.matmul(q, turned);
+    let products = grid.by_head(p, products, d, grid.chunk);
     let size = p.squeeze(grid.chunk, &[0]);
-    let triangle = lower_triangle(p, size, false);
-    let causal = p.mul(products, triangle);
-    let Some(log) = log else { return causal };
-    let (row, column) = (p.unsqueeze(log.inside, &[5]), p.unsqueeze(log.inside, &[4]));
-    let between = p.sub(row, column);
-    let decay = decay_of(p, between);
-    p.mul(causal, decay)
+    let decay = match log {
+        Some(log) => {
+            let (row, column) = (p.unsqueeze(log.inside, &[4]), p.unsqueeze(log.inside, &[3]));
+            let decay = decay_between(p, row, column, size, false);
+            p.unsqueeze(decay, &[3])
+        }
+        None => lower_triangle(p, size, false),
+    };
+    let kept = p.mul(products, decay);
+    grid.by_row(p, kept, d, grid.chunk)
 }
 
-/// The state before each chunk (`[batch, kv_heads, 1, chunks, m, ·]`), and after the last.
+/// exp(row - column) on and below the diagonal (below it only, if `strict`), and zero above, where the exponent
+/// might be too large.
+fn decay_between(p: &mut Patch<'_>, row: ValueId, column: ValueId, size: ValueId, strict: bool) -> ValueId {
+    const CLOSED: f64 = 1e30;
+    let open = lower_triangle(p, size, strict);
+    let bias = p.add_scalar(open, -1.0);
+    let bias = p.mul_scalar(bias, CLOSED);
+    let between = p.sub(row, column);
+    let between = p.add(between, bias);
+    p.exp(between)
+}
+
+/// The states with their normalisers before each chunk, `[batch, kv_heads, chunks, m, value_dim + ONES]`, and the
+/// state after the last.
 struct Carried {
-    before: State,
+    before: ValueId,
     after: State,
 }
 
 fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<&Logs>) -> Carried {
-    let to_end = match log {
+    let at_end = match log {
         Some(log) => {
-            let end = p.unsqueeze(log.whole, &[4]);
+            let end = p.unsqueeze(log.whole, &[3]);
             let left = p.sub(end, log.inside);
-            let decay = decay_of(p, left);
-            let decay = p.unsqueeze(decay, &[5]);
-            p.mul(k, decay)
+            let decay = p.exp(left);
+            let decay = p.unsqueeze(decay, &[4]);
+            p.mul(v, decay)
         }
-        None => k,
+        None => v,
     };
-    let turned = p.transpose(to_end, &[0, 1, 2, 3, 5, 4]);
-    let added = State { s: p.matmul(turned, v), z: p.reduce("ReduceSum", to_end, &[4], false) };
-    let start = State { s: p.unsqueeze(r.state.s, &[2, 3]), z: p.unsqueeze(r.state.z, &[2, 3]) };
-    match log {
-        Some(log) => carry_decayed(p, r, added, start, log),
+    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
+    let added = p.matmul(turned, at_end);
+    let start = start(p, r);
+    let (before, after) = match log {
+        Some(log) => carry_decayed(p, r.dims, added, start, log),
         None => carry_summed(p, added, start),
-    }
-}
-
-fn carry_summed(p: &mut Patch<'_>, added: State, start: State) -> Carried {
-    let mut one = |added: ValueId, start: ValueId| {
-        let sums = p.cumsum(added, 3, true);
-        let before = p.add(sums, start);
-        let total = p.reduce("ReduceSum", added, &[3], true);
-        let after = p.add(total, start);
-        (before, p.squeeze(after, &[2, 3]))
     };
-    let (s, s_after) = one(added.s, start.s);
-    let (z, z_after) = one(added.z, start.z);
-    Carried { before: State { s, z }, after: State { s: s_after, z: z_after } }
+    let after = p.squeeze(after, &[2]);
+    let (s, z) = apart(p, after, r.dims.value_dim);
+    let z = p.slice(z, -1, 0, 1);
+    Carried { before, after: State { s, z: p.squeeze(z, &[-1]) } }
 }
 
-fn carry_decayed(p: &mut Patch<'_>, r: &Recurrence, added: State, start: State, log: &Logs) -> Carried {
-    let d = r.dims;
+/// The state that is given, `[batch, kv_heads, 1, m, value_dim + ONES]`.
+fn start(p: &mut Patch<'_>, r: &Recurrence) -> ValueId {
+    let z = p.unsqueeze(r.state.z, &[3]);
+    let lead = p.shape_of(z, 0, 3);
+    let last = p.ints(&[ONES]);
+    let shape = p.concat(&[lead, last], 0);
+    let z = p.expand(z, shape);
+    let joined = p.concat(&[r.state.s, z], -1);
+    p.unsqueeze(joined, &[2])
+}
+
+fn carry_summed(p: &mut Patch<'_>, added: ValueId, start: ValueId) -> (ValueId, ValueId) {
+    let sums = p.cumsum(added, 2, true);
+    let before = p.add(sums, start);
+    let total = p.reduce("ReduceSum", added, &[2], true);
+    (before, p.add(total, start))
+}
+
+fn carry_decayed(
+    p: &mut Patch<'_>,
+    d: Dims,
+    added: ValueId,
+    start: ValueId,
+    log: &Logs,
+) -> (ValueId, ValueId) {
     // E_n: decay before chunk n; I_n: behind it.
-    let inclusive = p.cumsum(log.whole, 3, false);
+    let inclusive = p.cumsum(log.whole, 2, false);
     let exclusive = p.sub(inclusive, log.whole);
-    let (row, column) = (p.unsqueeze(exclusive, &[4]), p.unsqueeze(inclusive, &[3]));
-    let between = p.sub(row, column);
-    let decay = decay_of(p, between);
-    let count = p.shape_of(log.whole, 3, 4);
+    let (row, column) = (p.unsqueeze(exclusive, &[3]), p.unsqueeze(inclusive, &[2]));
+    let count = p.shape_of(log.whole, 2, 3);
     let count = p.squeeze(count, &[0]);
-    let earlier = lower_triangle(p, count, true);
-    let mixing = p.mul(decay, earlier);
-    let since_start = p.exp(exclusive);
+    let mixing = decay_between(p, row, column, count, true);
 
-    let total = p.slice(inclusive, 3, -1, i64::MAX);
-    let left = p.sub(total, inclusive);
-    let to_end = decay_of(p, left);
-    let whole = p.exp(total);
-
-    // One row per chunk: [batch, kv_heads, 1, chunks, m · value_dim].
-    let flat = p.reshape(added.s, &[0, d.kv_heads, 1, -1, d.features * d.value_dim]);
+    // One row per chunk: [batch, kv_heads, chunks, m · (value_dim + ONES)].
+    let flat = p.reshape(added, &[0, 0, -1, d.features * width(d)]);
     let mixed = p.matmul(mixing, flat);
-    let like = p.shape_of(added.s, 0, 6);
+    let like = p.shape_of(added, 0, 5);
     let mixed = p.reshape_to(mixed, like);
-    let old = p.unsqueeze(since_start, &[4, 5]);
-    let old = p.mul(start.s, old);
-    let before_s = p.add(mixed, old);
-    let mixed = p.matmul(mixing, added.z);
-    let old = p.unsqueeze(since_start, &[4]);
-    let old = p.mul(start.z, old);
-    let before_z = p.add(mixed, old);
+    let since_start = p.exp(exclusive);
+    let since_start = p.unsqueeze(since_start, &[3, 4]);
+    let old = p.mul(start, since_start);
+    let before = p.add(mixed, old);
 
-    let end = p.unsqueeze(to_end, &[4, 5]);
-    let new = p.mul(added.s, end);
-    let new = p.reduce("ReduceSum", new, &[3], true);
-    let old = p.unsqueeze(whole, &[4, 5]);
-    let old = p.mul(start.s, old);
-    let after_s = p.add(new, old);
-    let end = p.unsqueeze(to_end, &[4]);
-    let new = p.mul(added.z, end);
-    let new = p.reduce("ReduceSum", new, &[3], true);
-    let old = p.unsqueeze(whole, &[4]);
-    let old = p.mul(start.z, old);
-    let after_z = p.add(new, old);
-    Carried {
-        before: State { s: before_s, z: before_z },
-        after: State { s: p.squeeze(after_s, &[2, 3]), z: p.squeeze(after_z, &[2, 3]) },
-    }
+    let total = p.slice(inclusive, 2, -1, i64::MAX);
+    let left = p.sub(total, inclusive);
+    let to_end = p.exp(left);
+    let to_end = p.unsqueeze(to_end, &[3, 4]);
+    let new = p.mul(added, to_end);
+    let new = p.reduce("ReduceSum", new, &[2], true);
+    let whole = p.exp(total);
+    let whole = p.unsqueeze(whole, &[3, 4]);
+    let old = p.mul(start, whole);
+    (before, p.add(new, old))
 }
