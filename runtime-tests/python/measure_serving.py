@@ -2,9 +2,9 @@
 
     python3 measure_serving.py DIJIANG BUNDLE DEVICE TOKENS[,TOKENS…] [--new N] [--threads N]
 
-On a GPU each prompt is also continued with the work of one token recorded and replayed, and on the processor. Every
-way must give the same tokens as the first; f32 bundles do, others are told how many agree. The first time of a way
-includes loading its graphs, so each is run twice and the second one printed. With the Python packages onnx and
+On a GPU each prompt is also fed and continued without recorded runs, and on the processor. Every way must give the
+same tokens as the first; f32 bundles do, others are told how many agree. The first time of a way includes loading its
+graphs, so each is run twice and the second one printed. With the Python packages onnx and
 onnxruntime the nodes of decode.onnx are counted as they run on the processor, one row and one token.
 """
 
@@ -34,7 +34,7 @@ def measure(args, tokens, scratch):
     threads = ["--threads", str(args.threads)] if args.threads else []
     ways = [(args.device, threads)]
     if args.device != "cpu":
-        ways += [(args.device, ["--cuda-graph"]), ("cpu", [])]
+        ways += [(args.device, ["--no-cuda-graph"]), ("cpu", [])]
     first = None
     for device, more in ways:
         for _ in range(2):

@@ -22,7 +22,7 @@ pub struct ServingOptions {
     pub threads: Option<usize>,
     /// Tokens that a growing cache holds at most; a state of fixed size needs none.
     pub max_tokens: Option<usize>,
-    /// Whether decoding on a GPU replays one recorded run.
+    /// Whether a GPU replays recorded runs of the graphs for bound memory.
     pub cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs.
     pub profile: Option<PathBuf>,
@@ -39,7 +39,7 @@ impl Default for ServingOptions {
             device: Device::Cpu,
             threads: None,
             max_tokens: None,
-            cuda_graph: false,
+            cuda_graph: true,
             profile: None,
             segment: 512,
             engine: Engine::Ort,
@@ -96,7 +96,8 @@ impl Serving {
         };
         let on_gpu = options.device != Device::Cpu && bundle.join(DECODE).exists();
         if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
-            let load = LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
+            let load =
+                LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
             return Ok(Self { way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment)?)) });
         }
         let runtime: Box<dyn Runtime> = match options.engine {

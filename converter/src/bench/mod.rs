@@ -36,7 +36,7 @@ pub struct BenchOptions {
     pub steps: usize,
     /// Prompt tokens fed at a time, where one row is.
     pub segment: usize,
-    /// Whether a linear model's steps on a GPU replay one recorded run.
+    /// Whether what serves a linear model on a GPU replays recorded runs.
     pub cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs.
     pub profile: Option<PathBuf>,
