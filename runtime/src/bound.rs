@@ -22,6 +22,7 @@ const NEXT: &str = "next";
 #[derive(Debug)]
 pub(crate) struct Bound {
     home: Home,
+    /// Prompt tokens fed at a time, at most.
     segment: usize,
     run: Run,
 }
@@ -61,8 +62,12 @@ struct State {
 #[derive(Debug)]
 struct Prompts {
     others: Vec<DeviceTensor>,
-    step: Step,
+    /// By the length of a segment. There are few, and all together take less than the longest does twice.
+    steps: BTreeMap<usize, Step>,
 }
+
+/// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
+const SHORTEST: usize = 256;
 
 /// The two ways of a segment, and decoding's only one.
 const OUT: usize = 0;
@@ -73,7 +78,8 @@ const IN_PLACE: usize = 0;
 #[derive(Debug)]
 enum Last {
     Nothing,
-    Prefill,
+    /// Of segments this long.
+    Prefill(usize),
     Decode,
     /// Rows that ended in several segments, f32 `[batch, vocabulary]`.
     Host(HostTensor),
@@ -141,11 +147,10 @@ impl Bound {
     /// Feeds prompts behind what was fed, and returns the likeliest next tokens.
     pub(crate) fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
         self.check_rows(prompts.len())?;
-        if self.run.prompts.is_none() {
-            self.run.prompts =
-                Some(Prompts::new(&self.home, &self.run.states, [self.batch(), self.segment])?);
-        }
-        self.run.feed_segments(prompts, self.segment)
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let segment = length_for(width, self.segment);
+        self.run.make_ready(&self.home, segment)?;
+        self.run.feed_segments(prompts, segment, width)
     }
 
     pub(crate) fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
@@ -169,7 +174,9 @@ impl Bound {
         match (&self.run.last, &self.run.prompts) {
             (Last::Host(logits), _) => Ok(logits.clone()),
             (Last::Decode, _) => read(&self.run.decode),
-            (Last::Prefill, Some(prompts)) => read(&prompts.step),
+            (Last::Prefill(segment), Some(Prompts { steps, .. })) if steps.contains_key(segment) => {
+                read(&steps[segment])
+            }
             _ => Err(bad("logits", "no token was fed yet")),
         }
     }
@@ -270,17 +277,21 @@ impl State {
 }
 
 impl Prompts {
-    fn new(home: &Home, states: &[State], shape: [usize; 2]) -> Result<Self, RuntimeError> {
+    fn new(home: &Home, states: &[State]) -> Result<Self, RuntimeError> {
         let other = |state: &State| home.program.allocate(state.tensor.dtype(), state.tensor.shape());
-        let others = states.iter().map(other).collect::<Result<Vec<_>, _>>()?;
+        let others = states.iter().map(other).collect::<Result<_, _>>()?;
+        Ok(Self { others, steps: BTreeMap::new() })
+    }
+
+    fn load(&self, home: &Home, states: &[State], shape: [usize; 2]) -> Result<Step, RuntimeError> {
         let mut step = Step::load(home, PREFILL, shape)?;
         // A graph that is recorded goes on with the addresses it was recorded with, so each way is one.
         step.add_way(home)?;
-        for (state, other) in states.iter().zip(&others) {
+        for (state, other) in states.iter().zip(&self.others) {
             state.bind(&mut step.ways[OUT], &state.tensor, other)?;
             state.bind(&mut step.ways[BACK], other, &state.tensor)?;
         }
-        Ok(Self { others, step })
+        Ok(step)
     }
 }
 
@@ -309,9 +320,28 @@ impl Run {
         Ok(())
     }
 
-    fn feed_segments(&mut self, prompts: &[Vec<i64>], segment: usize) -> Result<Vec<i64>, RuntimeError> {
-        let Some(Prompts { others, step }) = &mut self.prompts else { return Ok(Vec::new()) };
-        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    /// Loads the graph for segments of a length, unless it is there.
+    fn make_ready(&mut self, home: &Home, segment: usize) -> Result<(), RuntimeError> {
+        let prompts = match self.prompts.take() {
+            Some(prompts) => prompts,
+            None => Prompts::new(home, &self.states)?,
+        };
+        let prompts = self.prompts.insert(prompts);
+        if !prompts.steps.contains_key(&segment) {
+            let step = prompts.load(home, &self.states, [self.seen.len(), segment])?;
+            prompts.steps.insert(segment, step);
+        }
+        Ok(())
+    }
+
+    fn feed_segments(
+        &mut self,
+        prompts: &[Vec<i64>],
+        segment: usize,
+        width: usize,
+    ) -> Result<Vec<i64>, RuntimeError> {
+        let ready = self.prompts.as_mut().map(|ready| (&ready.others, ready.steps.get_mut(&segment)));
+        let Some((others, Some(step))) = ready else { return Ok(Vec::new()) };
         let count = width.div_ceil(segment);
         // The last segment must end where decoding begins. Before the first token both are zero.
         let mut way = if count % 2 == 1 { BACK } else { OUT };
@@ -348,7 +378,7 @@ impl Run {
         self.columns += width;
         self.last = match kept {
             Some(rows) => Last::Host(HostTensor::from_f32(&[rows.len(), rows[0].len()], &rows.concat())?),
-            None => Last::Prefill,
+            None => Last::Prefill(segment),
         };
         Ok(next)
     }
@@ -468,6 +498,11 @@ fn cut(prompts: &[Vec<i64>], start: usize, segment: usize) -> (Vec<Vec<i64>>, Ve
     prompts.iter().map(part).unzip()
 }
 
+/// The length of the segments of a prompt: what is too short for the longest takes the next power of two.
+fn length_for(width: usize, longest: usize) -> usize {
+    width.max(SHORTEST).next_power_of_two().min(longest)
+}
+
 fn is_weight(name: &str) -> bool {
     ![IDS, MASK, POSITIONS].contains(&name) && !name.starts_with(PAST)
 }
@@ -518,4 +553,17 @@ fn misfit(place: &str, reason: &str) -> RuntimeError {
 
 fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::BadCall { place, reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_prompts_take_short_segments() {
+        let lengths = [1, 256, 257, 1000, 4096, 4097, 1_000_000].map(|width| length_for(width, 4096));
+        assert_eq!(lengths, [256, 256, 512, 1024, 4096, 4096, 4096]);
+        assert_eq!([1, 300].map(|width| length_for(width, 100)), [100, 100], "never longer than asked for");
+        assert_eq!(length_for(2000, 1500), 1500);
+    }
 }

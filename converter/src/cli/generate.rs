@@ -46,9 +46,9 @@ pub(super) struct Args {
     /// Write what the model keeps of the text, to go on from another time
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
-    /// Prompt tokens fed at a time
-    #[arg(long, default_value_t = 512)]
-    segment: usize,
+    /// Prompt tokens fed at a time, at most
+    #[arg(long)]
+    segment: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
