@@ -115,8 +115,8 @@ impl Bound {
         if segment == 0 {
             return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
-        let home = Home::open(bundle, options)?;
-        let run = Run::new(&home, 1)?;
+        let mut home = Home::open(bundle, options)?;
+        let run = Run::new(&mut home, 1)?;
         Ok(Self { home, segment, run })
     }
 
@@ -127,7 +127,7 @@ impl Bound {
         if batch == self.batch() {
             return self.run.forget();
         }
-        self.run = Run::new(&self.home, batch)?;
+        self.run = Run::new(&mut self.home, batch)?;
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl Bound {
         self.check_rows(prompts.len())?;
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let segment = length_for(width, self.segment);
-        self.run.make_ready(&self.home, segment)?;
+        self.run.make_ready(&mut self.home, segment)?;
         self.run.feed_segments(prompts, segment, width)
     }
 
@@ -199,7 +199,7 @@ impl Bound {
         if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
             return Err(bad("state", "it is that of a cache that grows, or of no rows"));
         }
-        let mut run = Run::new(&self.home, batch)?;
+        let mut run = Run::new(&mut self.home, batch)?;
         let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
         if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
             return Err(bad("state", "its tensors are not those of this model"));
@@ -227,19 +227,25 @@ impl Home {
         // Only what it declares is read, as the dims of a run are not known yet.
         let plain = LoadOptions { optimize: false, cuda_graph: false, profile: None, ..options.clone() };
         let program = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
-        let names: Vec<Io> = program.inputs().iter().filter(|io| is_weight(&io.name)).cloned().collect();
-        let mut weights = BTreeMap::new();
-        weight_file::read(bundle, &names, &mut |name, tensor| {
-            let there = program.allocate(tensor.dtype(), tensor.shape())?;
-            there.write(tensor)?;
-            weights.insert(name.to_owned(), there);
-            Ok(())
-        })?;
-        Ok(Self { bundle: bundle.to_path_buf(), runtime, options: options.clone(), program, weights })
+        let (bundle, options) = (bundle.to_path_buf(), options.clone());
+        Ok(Self { bundle, runtime, options, program, weights: BTreeMap::new() })
     }
 
-    /// Loads a graph for so many rows of so many tokens.
-    fn load(&self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
+    /// Loads a graph for so many rows of so many tokens, and those of its weights that are not there yet.
+    fn load(&mut self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
+        let program = self.load_graph(file, shape)?;
+        let is_new = |io: &&Io| is_weight(&io.name) && !self.weights.contains_key(&io.name);
+        let names: Vec<Io> = program.inputs().iter().filter(is_new).cloned().collect();
+        weight_file::read(&self.bundle, &names, &mut |name, tensor| {
+            let there = self.program.allocate(tensor.dtype(), tensor.shape())?;
+            there.write(tensor)?;
+            self.weights.insert(name.to_owned(), there);
+            Ok(())
+        })?;
+        Ok(program)
+    }
+
+    fn load_graph(&self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
         let path = self.bundle.join(file);
         let dims = named_dims(self.program.inputs(), shape);
         let options = LoadOptions { dims, ..self.options.clone() };
@@ -283,7 +289,7 @@ impl Prompts {
         Ok(Self { others, steps: BTreeMap::new() })
     }
 
-    fn load(&self, home: &Home, states: &[State], shape: [usize; 2]) -> Result<Step, RuntimeError> {
+    fn load(&self, home: &mut Home, states: &[State], shape: [usize; 2]) -> Result<Step, RuntimeError> {
         let mut step = Step::load(home, PREFILL, shape)?;
         // A graph that is recorded goes on with the addresses it was recorded with, so each way is one.
         step.add_way(home)?;
@@ -296,7 +302,7 @@ impl Prompts {
 }
 
 impl Run {
-    fn new(home: &Home, batch: usize) -> Result<Self, RuntimeError> {
+    fn new(home: &mut Home, batch: usize) -> Result<Self, RuntimeError> {
         let states = home.states(batch)?;
         let mut decode = Step::load(home, DECODE, [batch, 1])?;
         let program = &mut decode.ways[IN_PLACE];
@@ -321,7 +327,7 @@ impl Run {
     }
 
     /// Loads the graph for segments of a length, unless it is there.
-    fn make_ready(&mut self, home: &Home, segment: usize) -> Result<(), RuntimeError> {
+    fn make_ready(&mut self, home: &mut Home, segment: usize) -> Result<(), RuntimeError> {
         let prompts = match self.prompts.take() {
             Some(prompts) => prompts,
             None => Prompts::new(home, &self.states)?,
@@ -385,7 +391,7 @@ impl Run {
 }
 
 impl Step {
-    fn load(home: &Home, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+    fn load(home: &mut Home, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
         let mut program = home.load(file, shape)?;
         let memory = Memory::new(home, &program, shape)?;
         memory.bind(home, &mut program)?;
