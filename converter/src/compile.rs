@@ -53,6 +53,10 @@ pub struct Bound {
     pub decode: Graph,
 }
 
+/// Tokens per chunk of a prompt on a GPU, whatever the recipe says for the other forms. Longer chunks have more scores
+/// and shorter ones more states to move; at usual widths both weigh about the same here.
+const PREFILL_CHUNK: u32 = 128;
+
 /// What the serving graph computes.
 #[derive(Debug, Clone)]
 pub struct LinearForms {
@@ -133,7 +137,7 @@ impl Compiled {
             check(&graph, "binding the weights")?;
             Ok::<_, CompileError>(graph)
         };
-        let prefill = form(Form::Chunked(options.recipe.chunk), true)?;
+        let prefill = form(Form::Chunked(PREFILL_CHUNK), true)?;
         Ok(Some(Bound { prefill, decode: form(options.target.form(options.recipe.chunk), false)? }))
     }
 

@@ -20,7 +20,8 @@ fn convert(fixture: &str, recipe: &str, into: &Path) -> PathBuf {
 }
 
 fn open(bundle: &Path, engine: Engine, segment: usize) -> Option<Serving> {
-    let options = ServingOptions { engine, segment, threads: Some(1), ..ServingOptions::default() };
+    let options =
+        ServingOptions { engine, segment: Some(segment), threads: Some(1), ..ServingOptions::default() };
     match Serving::open(bundle, &options) {
         Ok(serving) => Some(serving),
         Err(error) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|value| value == "1") => {
@@ -80,6 +81,23 @@ fn bound_memory_serves_the_numbers_of_the_serving_graph() {
             }
         }
     }
+}
+
+/// Each length of segments has a graph of its own, over the same states.
+#[test]
+fn prompts_of_all_lengths_go_on_from_one_state() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bundle = convert("llama", "adaptive", dir.path());
+    let Some(mut plain) = open(&bundle, Engine::Ort, 512) else { return };
+    let mut bound = open(&bundle, Engine::OrtBound, 512).expect("it opens");
+    // Segments of 256 tokens, two of 512, and 256 again.
+    for length in [9, 600, 5] {
+        let prompt = [(0..length).map(|i| i % 31).collect()];
+        let expected = plain.prefill(&prompt).expect("it runs");
+        assert_eq!(bound.prefill(&prompt).expect("it runs"), expected);
+        assert_same(&logits(&mut bound), &logits(&mut plain));
+    }
+    assert_eq!(bound.seen(), 614);
 }
 
 #[test]

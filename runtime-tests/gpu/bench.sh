@@ -53,8 +53,8 @@ S=pythia-410m
 if bundles $S; then
   both=("$S-adaptive" --against "$S-softmax")
   measure 410m-decode 150 "${both[@]}" --context $few --batch $batches --skip prefill --table1 --svg "$OUT/410m" "${runs[@]}"
-  measure 410m-graph 40 "${both[@]}" --context $few --batch 1 --skip prefill --cuda-graph "${runs[@]}"
   measure 410m-prefill 60 "${both[@]}" --context $long --skip decode "${runs[@]}"
+  measure 410m-kernels 40 "$S-adaptive" --context $long --batch 1 --no-cuda-graph "${runs[@]}"
   [ ${#largest[@]} -eq 0 ] || measure 410m-largest 60 "${both[@]}" --context 8192 --skip prefill,decode "${largest[@]}" --runs 1 --steps 4
   measure 410m-million 90 "$S-adaptive" --context $million --skip decode --runs 1
   rm -rf $S-*

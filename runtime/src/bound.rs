@@ -9,7 +9,7 @@ use crate::decoder_layout::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT};
 use crate::error::RuntimeError;
 use crate::ort_runtime::OrtRuntime;
 use crate::program::{DeviceTensor, Program};
-use crate::session::{Device, DimSpec, Io, LoadOptions};
+use crate::session::{DimSpec, Io, LoadOptions};
 use crate::tensor::{Dtype, HostTensor};
 use crate::weight_file;
 
@@ -21,21 +21,28 @@ const NEXT: &str = "next";
 /// A bundle in bound memory.
 #[derive(Debug)]
 pub(crate) struct Bound {
+    home: Home,
+    /// Prompt tokens fed at a time, at most.
+    segment: usize,
+    run: Run,
+}
+
+/// What the graphs of a bundle share.
+#[derive(Debug)]
+struct Home {
     bundle: PathBuf,
     runtime: OrtRuntime,
     /// Its profile is a directory.
     options: LoadOptions,
     /// Reads what the graphs declare, and owns the memory.
-    home: Program,
+    program: Program,
     weights: BTreeMap<String, DeviceTensor>,
-    segment: usize,
-    run: Run,
 }
 
 /// The sequences of one start.
 #[derive(Debug)]
 struct Run {
-    prefill: Option<Step>,
+    prompts: Option<Prompts>,
     decode: Step,
     states: Vec<State>,
     seen: Vec<i64>,
@@ -43,28 +50,52 @@ struct Run {
     last: Last,
 }
 
-/// One state. Decoding reads and writes `now` in place; a prompt's segments go to and fro, and end there.
+/// One state, which decoding reads and writes in place.
 #[derive(Debug)]
 struct State {
     rest: String,
-    now: DeviceTensor,
-    other: DeviceTensor,
+    tensor: DeviceTensor,
 }
+
+/// What prompts are fed with. Their segments go to and fro between the states and others of the same shapes, as a
+/// graph of many operators may write a state before it has read it all, and end in the states.
+#[derive(Debug)]
+struct Prompts {
+    others: Vec<DeviceTensor>,
+    /// By the length of a segment. There are few, and all together take less than the longest does twice.
+    steps: BTreeMap<usize, Step>,
+}
+
+/// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
+const SHORTEST: usize = 256;
+
+/// The two ways of a segment, and decoding's only one.
+const OUT: usize = 0;
+const BACK: usize = 1;
+const IN_PLACE: usize = 0;
 
 /// Where the logits behind each row's last token are.
 #[derive(Debug)]
 enum Last {
     Nothing,
-    Prefill,
+    /// Of segments this long.
+    Prefill(usize),
     Decode,
     /// Rows that ended in several segments, f32 `[batch, vocabulary]`.
     Host(HostTensor),
 }
 
-/// A graph for so many tokens per row, and the memory it reads and writes besides states.
+/// A graph for so many tokens per row.
 #[derive(Debug)]
 struct Step {
-    program: Program,
+    /// By where states come from and go to; all else is the same.
+    ways: Vec<Program>,
+    memory: Memory,
+}
+
+/// What a graph reads and writes besides weights and states.
+#[derive(Debug)]
+struct Memory {
     ids: Integers,
     mask: Option<Integers>,
     positions: Option<Integers>,
@@ -84,21 +115,9 @@ impl Bound {
         if segment == 0 {
             return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
-        let runtime = OrtRuntime::new()?;
-        // Only what it declares is read, as the dims of a run are not known yet.
-        let plain = LoadOptions { optimize: false, cuda_graph: false, profile: None, ..options.clone() };
-        let home = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
-        let names: Vec<Io> = home.inputs().iter().filter(|io| is_weight(&io.name)).cloned().collect();
-        let mut weights = BTreeMap::new();
-        weight_file::read(bundle, &names, &mut |name, tensor| {
-            let there = home.allocate(tensor.dtype(), tensor.shape())?;
-            there.write(tensor)?;
-            weights.insert(name.to_owned(), there);
-            Ok(())
-        })?;
-        let (bundle, options) = (bundle.to_path_buf(), options.clone());
-        let run = Run::new(&bundle, &runtime, &options, &home, &weights, 1)?;
-        Ok(Self { bundle, runtime, options, home, weights, segment, run })
+        let mut home = Home::open(bundle, options)?;
+        let run = Run::new(&mut home, 1)?;
+        Ok(Self { home, segment, run })
     }
 
     pub(crate) fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
@@ -108,7 +127,7 @@ impl Bound {
         if batch == self.batch() {
             return self.run.forget();
         }
-        self.run = Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        self.run = Run::new(&mut self.home, batch)?;
         Ok(())
     }
 
@@ -121,7 +140,7 @@ impl Bound {
     }
 
     pub(crate) fn state_bytes(&self) -> usize {
-        let bytes = |s: &State| s.now.shape().iter().product::<usize>() * s.now.dtype().size();
+        let bytes = |s: &State| s.tensor.shape().iter().product::<usize>() * s.tensor.dtype().size();
         self.run.states.iter().map(bytes).sum()
     }
 
@@ -129,15 +148,9 @@ impl Bound {
     pub(crate) fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
         self.check_rows(prompts.len())?;
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        if self.run.prefill.is_none() {
-            let (batch, segment) = (self.batch(), self.segment);
-            let options = LoadOptions { cuda_graph: false, ..self.options.clone() };
-            let path = self.bundle.join(PREFILL);
-            let step =
-                Step::load(&path, &self.runtime, &options, &self.home, &self.weights, [batch, segment])?;
-            self.run.prefill = Some(step);
-        }
-        self.run.feed_segments(prompts, self.segment, width)
+        let segment = length_for(width, self.segment);
+        self.run.make_ready(&mut self.home, segment)?;
+        self.run.feed_segments(prompts, segment, width)
     }
 
     pub(crate) fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
@@ -145,28 +158,31 @@ impl Bound {
         let run = &mut self.run;
         let rows: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
         let ones = vec![vec![1]; rows.len()];
-        run.decode.feed(&rows, &ones, &run.seen)?;
+        run.decode.feed(IN_PLACE, &rows, &ones, &run.seen)?;
         run.seen.iter_mut().for_each(|seen| *seen += 1);
         run.columns += 1;
         run.last = Last::Decode;
-        let next = run.decode.next.read()?.to_i64()?;
-        run.decode.ids.found(&run.decode.next, &next);
+        let memory = &mut run.decode.memory;
+        let next = memory.next.read()?.to_i64()?;
+        memory.ids.found(&memory.next, &next);
         Ok(next)
     }
 
     /// Logits behind each row's last token, f32 `[batch, vocabulary]`.
     pub(crate) fn logits(&self) -> Result<HostTensor, RuntimeError> {
-        let read = |step: &Step| flat(&step.logits.read()?);
-        match (&self.run.last, &self.run.prefill) {
+        let read = |step: &Step| flat(&step.memory.logits.read()?);
+        match (&self.run.last, &self.run.prompts) {
             (Last::Host(logits), _) => Ok(logits.clone()),
             (Last::Decode, _) => read(&self.run.decode),
-            (Last::Prefill, Some(step)) => read(step),
+            (Last::Prefill(segment), Some(Prompts { steps, .. })) if steps.contains_key(segment) => {
+                read(&steps[segment])
+            }
             _ => Err(bad("logits", "no token was fed yet")),
         }
     }
 
     pub(crate) fn state(&self) -> Result<DecoderState, RuntimeError> {
-        let read = |s: &State| Ok((format!("{PAST}{}", s.rest), s.now.read()?));
+        let read = |s: &State| Ok((format!("{PAST}{}", s.rest), s.tensor.read()?));
         let tensors = self.run.states.iter().map(read).collect::<Result<_, RuntimeError>>()?;
         let (seen, columns) = (self.run.seen.clone(), self.run.columns);
         Ok(DecoderState { tensors, history: History { mask: vec![Vec::new(); seen.len()], seen, columns } })
@@ -183,13 +199,13 @@ impl Bound {
         if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
             return Err(bad("state", "it is that of a cache that grows, or of no rows"));
         }
-        let mut run = Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        let mut run = Run::new(&mut self.home, batch)?;
         let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
         if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
             return Err(bad("state", "its tensors are not those of this model"));
         }
         for (own, (_, tensor)) in run.states.iter().zip(&state.tensors) {
-            own.now.write(tensor)?;
+            own.tensor.write(tensor)?;
         }
         (run.seen, run.columns) = (history.seen.clone(), history.columns);
         run.last = logits.map_or(Last::Nothing, Last::Host);
@@ -205,43 +221,122 @@ impl Bound {
     }
 }
 
-impl Run {
-    fn new(
-        bundle: &Path,
-        runtime: &OrtRuntime,
-        options: &LoadOptions,
-        home: &Program,
-        weights: &BTreeMap<String, DeviceTensor>,
-        batch: usize,
-    ) -> Result<Self, RuntimeError> {
-        let mut decode = Step::load(&bundle.join(DECODE), runtime, options, home, weights, [batch, 1])?;
+impl Home {
+    fn open(bundle: &Path, options: &LoadOptions) -> Result<Self, RuntimeError> {
+        let runtime = OrtRuntime::new()?;
+        // Only what it declares is read, as the dims of a run are not known yet.
+        let plain = LoadOptions { optimize: false, cuda_graph: false, profile: None, ..options.clone() };
+        let program = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
+        let (bundle, options) = (bundle.to_path_buf(), options.clone());
+        Ok(Self { bundle, runtime, options, program, weights: BTreeMap::new() })
+    }
+
+    /// Loads a graph for so many rows of so many tokens, and those of its weights that are not there yet.
+    fn load(&mut self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
+        let program = self.load_graph(file, shape)?;
+        let is_new = |io: &&Io| is_weight(&io.name) && !self.weights.contains_key(&io.name);
+        let names: Vec<Io> = program.inputs().iter().filter(is_new).cloned().collect();
+        weight_file::read(&self.bundle, &names, &mut |name, tensor| {
+            let there = self.program.allocate(tensor.dtype(), tensor.shape())?;
+            there.write(tensor)?;
+            self.weights.insert(name.to_owned(), there);
+            Ok(())
+        })?;
+        Ok(program)
+    }
+
+    fn load_graph(&self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
+        let path = self.bundle.join(file);
+        let dims = named_dims(self.program.inputs(), shape);
+        let options = LoadOptions { dims, ..self.options.clone() };
+        let options = options.profiled(self.options.profile.as_deref(), &path);
+        match Program::load(&self.runtime, &path, &options) {
+            Err(error) if options.records() => {
+                tracing::warn!("{file} runs kernel by kernel, as it cannot be recorded: {error}");
+                Program::load(&self.runtime, &path, &LoadOptions { cuda_graph: false, ..options })
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn states(&self, batch: usize) -> Result<Vec<State>, RuntimeError> {
         let mut states = Vec::new();
-        for io in home.inputs() {
+        for io in self.program.inputs() {
             let Some(rest) = io.name.strip_prefix(PAST) else { continue };
-            let shape = state_shape(io, batch)?;
-            let (now, other) = (home.allocate(io.dtype, &shape)?, home.allocate(io.dtype, &shape)?);
-            decode.program.bind_input(&io.name, &now)?;
-            decode.program.bind_output(&format!("{PRESENT}{rest}"), &now)?;
-            states.push(State { rest: rest.to_owned(), now, other });
+            let tensor = self.program.allocate(io.dtype, &state_shape(io, batch)?)?;
+            states.push(State { rest: rest.to_owned(), tensor });
+        }
+        Ok(states)
+    }
+}
+
+impl State {
+    fn bind(
+        &self,
+        program: &mut Program,
+        from: &DeviceTensor,
+        to: &DeviceTensor,
+    ) -> Result<(), RuntimeError> {
+        program.bind_input(&format!("{PAST}{}", self.rest), from)?;
+        program.bind_output(&format!("{PRESENT}{}", self.rest), to)
+    }
+}
+
+impl Prompts {
+    fn new(home: &Home, states: &[State]) -> Result<Self, RuntimeError> {
+        let other = |state: &State| home.program.allocate(state.tensor.dtype(), state.tensor.shape());
+        let others = states.iter().map(other).collect::<Result<_, _>>()?;
+        Ok(Self { others, steps: BTreeMap::new() })
+    }
+
+    fn load(&self, home: &mut Home, states: &[State], shape: [usize; 2]) -> Result<Step, RuntimeError> {
+        let mut step = Step::load(home, PREFILL, shape)?;
+        // A graph that is recorded goes on with the addresses it was recorded with, so each way is one.
+        step.add_way(home)?;
+        for (state, other) in states.iter().zip(&self.others) {
+            state.bind(&mut step.ways[OUT], &state.tensor, other)?;
+            state.bind(&mut step.ways[BACK], other, &state.tensor)?;
+        }
+        Ok(step)
+    }
+}
+
+impl Run {
+    fn new(home: &mut Home, batch: usize) -> Result<Self, RuntimeError> {
+        let states = home.states(batch)?;
+        let mut decode = Step::load(home, DECODE, [batch, 1])?;
+        let program = &mut decode.ways[IN_PLACE];
+        states.iter().try_for_each(|state| state.bind(program, &state.tensor, &state.tensor))?;
+        if program.is_recorded() {
+            // A graph that is recorded runs several times when it runs first, which a state must not see.
+            program.run()?;
+            decode.memory.ids.clear()?;
+            states.iter().try_for_each(|state| clear(&state.tensor))?;
         }
         let seen = vec![0; batch];
-        let mut run = Self { prefill: None, decode, states, seen, columns: 0, last: Last::Nothing };
-        if options.cuda_graph && options.device != Device::Cpu {
-            // A graph that is recorded runs several times when it runs first, which a state must not see.
-            run.decode.program.run()?;
-            run.decode.ids.clear()?;
-            run.forget()?;
-        }
-        Ok(run)
+        Ok(Self { prompts: None, decode, states, seen, columns: 0, last: Last::Nothing })
     }
 
     /// Back to empty states.
     fn forget(&mut self) -> Result<(), RuntimeError> {
-        for tensor in self.states.iter().flat_map(|state| [&state.now, &state.other]) {
-            tensor.write(&HostTensor::zeros(tensor.dtype(), tensor.shape())?)?;
-        }
+        let others = self.prompts.iter().flat_map(|prompts| &prompts.others);
+        self.states.iter().map(|state| &state.tensor).chain(others).try_for_each(clear)?;
         self.seen.fill(0);
         (self.columns, self.last) = (0, Last::Nothing);
+        Ok(())
+    }
+
+    /// Loads the graph for segments of a length, unless it is there.
+    fn make_ready(&mut self, home: &mut Home, segment: usize) -> Result<(), RuntimeError> {
+        let prompts = match self.prompts.take() {
+            Some(prompts) => prompts,
+            None => Prompts::new(home, &self.states)?,
+        };
+        let prompts = self.prompts.insert(prompts);
+        if !prompts.steps.contains_key(&segment) {
+            let step = prompts.load(home, &self.states, [self.seen.len(), segment])?;
+            prompts.steps.insert(segment, step);
+        }
         Ok(())
     }
 
@@ -251,26 +346,22 @@ impl Run {
         segment: usize,
         width: usize,
     ) -> Result<Vec<i64>, RuntimeError> {
-        let Some(step) = &mut self.prefill else { return Ok(Vec::new()) };
+        let ready = self.prompts.as_mut().map(|ready| (&ready.others, ready.steps.get_mut(&segment)));
+        let Some((others, Some(step))) = ready else { return Ok(Vec::new()) };
         let count = width.div_ceil(segment);
-        // The last segment must end in `now`, which decoding is bound to. Before the first token both are zero.
-        let mut to_now = count % 2 == 1;
-        if to_now && self.columns > 0 {
-            for state in &self.states {
-                state.other.write(&state.now.read()?)?;
+        // The last segment must end where decoding begins. Before the first token both are zero.
+        let mut way = if count % 2 == 1 { BACK } else { OUT };
+        if way == BACK && self.columns > 0 {
+            for (state, other) in self.states.iter().zip(others) {
+                other.write(&state.tensor.read()?)?;
             }
         }
         let mut next = vec![0; prompts.len()];
         let mut kept: Option<Vec<Vec<f32>>> = None;
         for start in (0..count * segment).step_by(segment) {
-            for state in &self.states {
-                let (from, to) = if to_now { (&state.other, &state.now) } else { (&state.now, &state.other) };
-                step.program.bind_input(&format!("{PAST}{}", state.rest), from)?;
-                step.program.bind_output(&format!("{PRESENT}{}", state.rest), to)?;
-            }
             let (ids, mask) = cut(prompts, start, segment);
-            step.feed(&ids, &mask, &self.seen)?;
-            to_now = !to_now;
+            step.feed(way, &ids, &mask, &self.seen)?;
+            way = if way == BACK { OUT } else { BACK };
             for (seen, row) in self.seen.iter_mut().zip(&mask) {
                 *seen += row.iter().sum::<i64>();
             }
@@ -280,10 +371,10 @@ impl Run {
             if ends.is_empty() {
                 continue;
             }
-            let found = step.next.read()?.to_i64()?;
+            let found = step.memory.next.read()?.to_i64()?;
             ends.iter().for_each(|row| next[*row] = found[*row]);
             if ends.len() < prompts.len() {
-                let logits = flat(&step.logits.read()?)?;
+                let logits = flat(&step.memory.logits.read()?)?;
                 let wide = logits.shape()[1];
                 let values = logits.to_f32()?;
                 let kept = kept.get_or_insert_with(|| vec![Vec::new(); prompts.len()]);
@@ -293,67 +384,81 @@ impl Run {
         self.columns += width;
         self.last = match kept {
             Some(rows) => Last::Host(HostTensor::from_f32(&[rows.len(), rows[0].len()], &rows.concat())?),
-            None => Last::Prefill,
+            None => Last::Prefill(segment),
         };
         Ok(next)
     }
 }
 
 impl Step {
-    fn load(
-        path: &Path,
-        runtime: &OrtRuntime,
-        options: &LoadOptions,
-        home: &Program,
-        weights: &BTreeMap<String, DeviceTensor>,
-        shape: [usize; 2],
-    ) -> Result<Self, RuntimeError> {
-        let options = LoadOptions { dims: named_dims(home.inputs(), shape), ..options.clone() };
-        let directory = options.profile.clone();
-        let options = options.profiled(directory.as_deref(), path);
-        let mut program = Program::load(runtime, path, &options)?;
-        let taken: Vec<Io> = program.inputs().to_vec();
-        let next = home.allocate(Dtype::I64, &[shape[0], 1])?;
-        let mut integers = BTreeMap::new();
-        for io in &taken {
-            if let Some(weight) = weights.get(&io.name) {
-                program.bind_input(&io.name, weight)?;
-            } else if [IDS, MASK, POSITIONS].contains(&io.name.as_str()) {
-                // One token per row is read where the one before it was found.
-                let is_next = io.name == IDS && (io.dtype, shape[1]) == (Dtype::I64, 1);
-                let tensor = if is_next { next.clone() } else { home.allocate(io.dtype, &shape)? };
-                program.bind_input(&io.name, &tensor)?;
-                integers.insert(io.name.clone(), Integers { tensor, there: vec![0; shape[0] * shape[1]] });
-            }
-        }
-        let ids = integers.remove(IDS).ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
-        let (mask, positions) = (integers.remove(MASK), integers.remove(POSITIONS));
-        let out = |name: &str, shape: &[usize], program: &mut Program| {
-            let io = program.outputs().iter().find(|io| io.name == name).cloned();
-            let io = io.ok_or_else(|| misfit(name, "the graph has no such output"))?;
-            let tensor = home.allocate(io.dtype, shape)?;
-            program.bind_output(name, &tensor)?;
-            Ok::<_, RuntimeError>(tensor)
-        };
-        let vocabulary = vocabulary(&program)?;
-        program.bind_output(NEXT, &next)?;
-        let logits = out(LOGITS, &[shape[0], 1, vocabulary], &mut program)?;
-        Ok(Self { program, ids, mask, positions, next, logits })
+    fn load(home: &mut Home, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+        let mut program = home.load(file, shape)?;
+        let memory = Memory::new(home, &program, shape)?;
+        memory.bind(home, &mut program)?;
+        Ok(Self { ways: vec![program], memory })
     }
 
-    fn feed(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>], seen: &[i64]) -> Result<(), RuntimeError> {
-        self.ids.put(ids)?;
-        if let Some(integers) = &mut self.mask {
+    /// The same graph once more, whose states are not bound yet.
+    fn add_way(&mut self, home: &Home) -> Result<(), RuntimeError> {
+        let mut program = self.ways[0].again()?;
+        self.memory.bind(home, &mut program)?;
+        self.ways.push(program);
+        Ok(())
+    }
+
+    fn feed(
+        &mut self,
+        way: usize,
+        ids: &[Vec<i64>],
+        mask: &[Vec<i64>],
+        seen: &[i64],
+    ) -> Result<(), RuntimeError> {
+        let memory = &mut self.memory;
+        memory.ids.put(ids)?;
+        if let Some(integers) = &mut memory.mask {
             integers.put(mask)?;
         }
-        if let Some(integers) = &mut self.positions {
+        if let Some(integers) = &mut memory.positions {
             integers.put(&positions(seen, mask))?;
         }
-        let run = self.program.run();
-        if self.ids.tensor.is_same(&self.next) {
-            self.ids.there.clear();
+        let run = self.ways[way].run();
+        if memory.ids.tensor.is_same(&memory.next) {
+            memory.ids.there.clear();
         }
         run
+    }
+}
+
+impl Memory {
+    fn new(home: &Home, program: &Program, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+        let next = home.program.allocate(Dtype::I64, &[shape[0], 1])?;
+        let integers = |name: &str| {
+            let Some(io) = program.inputs().iter().find(|io| io.name == name) else { return Ok(None) };
+            // One token per row is read where the one before it was found.
+            let is_next = name == IDS && (io.dtype, shape[1]) == (Dtype::I64, 1);
+            let tensor = if is_next { next.clone() } else { home.program.allocate(io.dtype, &shape)? };
+            Ok::<_, RuntimeError>(Some(Integers { tensor, there: vec![0; shape[0] * shape[1]] }))
+        };
+        let ids = integers(IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
+        let (mask, positions) = (integers(MASK)?, integers(POSITIONS)?);
+        let logits = program.outputs().iter().find(|io| io.name == LOGITS);
+        let logits = logits.ok_or_else(|| misfit(LOGITS, "the graph has no such output"))?;
+        let logits = home.program.allocate(logits.dtype, &[shape[0], 1, vocabulary(logits)?])?;
+        Ok(Self { ids, mask, positions, next, logits })
+    }
+
+    fn bind(&self, home: &Home, program: &mut Program) -> Result<(), RuntimeError> {
+        for io in program.inputs().to_vec() {
+            let tensor = match io.name.as_str() {
+                IDS => Some(&self.ids.tensor),
+                MASK => self.mask.as_ref().map(|integers| &integers.tensor),
+                POSITIONS => self.positions.as_ref().map(|integers| &integers.tensor),
+                name => home.weights.get(name),
+            };
+            tensor.map_or(Ok(()), |tensor| program.bind_input(&io.name, tensor))?;
+        }
+        program.bind_output(NEXT, &self.next)?;
+        program.bind_output(LOGITS, &self.logits)
     }
 }
 
@@ -382,7 +487,7 @@ impl Integers {
 
     fn clear(&mut self) -> Result<(), RuntimeError> {
         self.there.fill(0);
-        self.tensor.write(&HostTensor::zeros(self.tensor.dtype(), self.tensor.shape())?)
+        clear(&self.tensor)
     }
 }
 
@@ -397,6 +502,11 @@ fn cut(prompts: &[Vec<i64>], start: usize, segment: usize) -> (Vec<Vec<i64>>, Ve
         (ids, mask)
     };
     prompts.iter().map(part).unzip()
+}
+
+/// The length of the segments of a prompt: what is too short for the longest takes the next power of two.
+fn length_for(width: usize, longest: usize) -> usize {
+    width.max(SHORTEST).next_power_of_two().min(longest)
 }
 
 fn is_weight(name: &str) -> bool {
@@ -427,12 +537,15 @@ fn state_shape(io: &Io, batch: usize) -> Result<Vec<usize>, RuntimeError> {
     io.shape.iter().enumerate().map(size).collect()
 }
 
-fn vocabulary(program: &Program) -> Result<usize, RuntimeError> {
-    let logits = program.outputs().iter().find(|io| io.name == LOGITS);
-    match logits.and_then(|io| io.shape.last()) {
+fn vocabulary(logits: &Io) -> Result<usize, RuntimeError> {
+    match logits.shape.last() {
         Some(DimSpec::Fixed(size)) => Ok(*size),
         _ => Err(misfit(LOGITS, "its last dim is no number")),
     }
+}
+
+fn clear(tensor: &DeviceTensor) -> Result<(), RuntimeError> {
+    tensor.write(&HostTensor::zeros(tensor.dtype(), tensor.shape())?)
 }
 
 fn flat(logits: &HostTensor) -> Result<HostTensor, RuntimeError> {
@@ -446,4 +559,17 @@ fn misfit(place: &str, reason: &str) -> RuntimeError {
 
 fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::BadCall { place, reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_prompts_take_short_segments() {
+        let lengths = [1, 256, 257, 1000, 4096, 4097, 1_000_000].map(|width| length_for(width, 4096));
+        assert_eq!(lengths, [256, 256, 512, 1024, 4096, 4096, 4096]);
+        assert_eq!([1, 300].map(|width| length_for(width, 100)), [100, 100], "never longer than asked for");
+        assert_eq!(length_for(2000, 1500), 1500);
+    }
 }

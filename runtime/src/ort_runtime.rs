@@ -116,7 +116,9 @@ impl OrtRuntime {
 fn configure(builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, String> {
     let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
     let builder = builder.with_optimization_level(level).map_err(one_line)?;
-    let mut builder = builder.with_memory_pattern(options.optimize).map_err(one_line)?;
+    // What is recorded keeps the memory of the run before it: no block may come on top in the meantime.
+    let plans = options.optimize && !options.records();
+    let mut builder = builder.with_memory_pattern(plans).map_err(one_line)?;
     if let Some(threads) = options.threads {
         builder = builder.with_intra_threads(threads).map_err(one_line)?;
     }

@@ -92,10 +92,19 @@ fn create_value(
     Ok(())
 }
 
+/// A loaded graph, and how many programs run it.
+#[derive(Debug)]
+struct Loaded {
+    session: ort::session::Session,
+    programs: u32,
+}
+
 /// A loaded graph and the tensors it works on.
 #[derive(Debug)]
 pub struct Program {
-    session: Arc<Mutex<ort::session::Session>>,
+    loaded: Arc<Mutex<Loaded>>,
+    /// Names the recording of this program among those of its graph; absent where runs are not recorded.
+    recording: Option<u32>,
     binding: IoBinding,
     inputs: Vec<Io>,
     outputs: Vec<Io>,
@@ -115,7 +124,8 @@ impl Program {
         let outputs = ort_runtime::declared(session.outputs()).map_err(failed)?;
         let device = options.device;
         Ok(Self {
-            session: Arc::new(Mutex::new(session)),
+            loaded: Arc::new(Mutex::new(Loaded { session, programs: 1 })),
+            recording: options.records().then_some(1),
             binding,
             inputs,
             outputs,
@@ -127,9 +137,12 @@ impl Program {
 
     /// The same graph for other tensors: loaded once, and nothing is bound.
     pub fn again(&self) -> Result<Self, RuntimeError> {
-        let binding = self.session().create_binding().map_err(|e| self.failed(one_line(e.message())))?;
+        let mut loaded = self.loaded();
+        loaded.programs += 1;
+        let binding = loaded.session.create_binding().map_err(|e| self.failed(one_line(e.message())))?;
         Ok(Self {
-            session: Arc::clone(&self.session),
+            loaded: Arc::clone(&self.loaded),
+            recording: self.recording.map(|_| loaded.programs),
             binding,
             inputs: self.inputs.clone(),
             outputs: self.outputs.clone(),
@@ -139,8 +152,13 @@ impl Program {
         })
     }
 
-    fn session(&self) -> MutexGuard<'_, ort::session::Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a GPU replays the first run. That one runs several times, and what is bound must stay bound.
+    pub fn is_recorded(&self) -> bool {
+        self.recording.is_some()
     }
 
     pub fn inputs(&self) -> &[Io] {
@@ -170,7 +188,7 @@ impl Program {
             Device::Cpu => Allocator::default(),
             Device::Cuda(_) => {
                 let place: MemoryInfo<'static> = memory(self.device)?;
-                Allocator::new(&self.session(), place).map_err(said)?
+                Allocator::new(&self.loaded().session, place).map_err(said)?
             }
         };
         DynTensor::new(&allocator, element_type(copied_as(dtype)), shape).map_err(said)
@@ -257,8 +275,8 @@ impl Program {
 
     /// Runs the graph on what is bound.
     pub fn run(&mut self) -> Result<(), RuntimeError> {
-        run_bound(self.session().ptr_mut(), &self.binding, ptr::null())
-            .map_err(|e| self.failed(one_line(e.message())))
+        let recording = self.recording.map(|number| ("gpu_graph_id", number.to_string()));
+        self.run_with(recording)
     }
 
     /// Runs the graph on what is bound, and gives the memory back that the run took for itself.
@@ -267,25 +285,25 @@ impl Program {
             Device::Cpu => "cpu:0".to_owned(),
             Device::Cuda(index) => format!("gpu:{index}"),
         };
-        let run = RunOptions::new().and_then(|mut options| {
-            options.set("memory.enable_memory_arena_shrinkage", place)?;
-            run_bound(self.session().ptr_mut(), &self.binding, options.ptr())
-        });
-        run.map_err(|e| self.failed(one_line(e.message())))
+        self.run_with(Some(("memory.enable_memory_arena_shrinkage", place)))
+    }
+
+    fn run_with(&mut self, option: Option<(&str, String)>) -> Result<(), RuntimeError> {
+        let run = || {
+            let mut options = RunOptions::new()?;
+            if let Some((name, value)) = option {
+                options.set(name, value)?;
+            }
+            let mut loaded = self.loaded();
+            ortsys![unsafe RunWithBinding(loaded.session.ptr_mut(), options.ptr(), self.binding.ptr())?];
+            Ok(())
+        };
+        run().map_err(|e: ort::Error| self.failed(one_line(e.message())))
     }
 
     fn failed(&self, reason: String) -> RuntimeError {
         ort_runtime::run_failed(&self.model, reason)
     }
-}
-
-fn run_bound(
-    session: *mut sys::OrtSession,
-    binding: &IoBinding,
-    options: *const sys::OrtRunOptions,
-) -> ort::Result<()> {
-    ortsys![unsafe RunWithBinding(session, options, binding.ptr())?];
-    Ok(())
 }
 
 impl DeviceTensor {

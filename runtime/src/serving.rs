@@ -22,26 +22,27 @@ pub struct ServingOptions {
     pub threads: Option<usize>,
     /// Tokens that a growing cache holds at most; a state of fixed size needs none.
     pub max_tokens: Option<usize>,
-    /// Whether decoding on a GPU replays one recorded run.
+    /// Whether a GPU replays recorded runs of the graphs for bound memory.
     pub cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs.
     pub profile: Option<PathBuf>,
-    /// Prompt tokens fed at a time.
-    pub segment: usize,
+    /// Prompt tokens fed at a time, at most; where absent 4,096 into bound memory, which takes fewer for shorter
+    /// prompts and brings no logits to the host, and 512 elsewhere.
+    pub segment: Option<usize>,
     /// The runtime that computes.
     pub engine: Engine,
 }
 
 impl Default for ServingOptions {
-    /// ONNX Runtime on the CPU, segments of 512.
+    /// ONNX Runtime on the CPU.
     fn default() -> Self {
         Self {
             device: Device::Cpu,
             threads: None,
             max_tokens: None,
-            cuda_graph: false,
+            cuda_graph: true,
             profile: None,
-            segment: 512,
+            segment: None,
             engine: Engine::Ort,
         }
     }
@@ -98,7 +99,9 @@ impl Serving {
         if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
             let load =
                 LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
-            return Ok(Self { way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment)?)) });
+            return Ok(Self {
+                way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment.unwrap_or(4096))?)),
+            });
         }
         let runtime: Box<dyn Runtime> = match options.engine {
             Engine::Tract => Box::new(TractRuntime),
@@ -106,7 +109,8 @@ impl Serving {
         };
         let file = bundle.join(described.graph(options.engine, options.device));
         let load = load.profiled(options.profile.as_deref(), &file);
-        let mut serving = Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment);
+        let mut serving =
+            Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment.unwrap_or(512));
         if let Way::Driven(driven) = &mut serving.way {
             driven.max_tokens = options.max_tokens;
         }

@@ -118,6 +118,11 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
+    /// Whether runs are recorded.
+    pub(crate) fn records(&self) -> bool {
+        self.cuda_graph && self.device != Device::Cpu
+    }
+
     /// The same with the profile of a model in a directory, under the model's own name.
     #[must_use]
     pub fn profiled(self, directory: Option<&Path>, model: &Path) -> Self {

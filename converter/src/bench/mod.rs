@@ -36,7 +36,7 @@ pub struct BenchOptions {
     pub steps: usize,
     /// Prompt tokens fed at a time, where one row is.
     pub segment: usize,
-    /// Whether a linear model's steps on a GPU replay one recorded run.
+    /// Whether what serves a linear model on a GPU replays recorded runs.
     pub cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs.
     pub profile: Option<PathBuf>,
@@ -185,7 +185,8 @@ impl Bench<'_> {
 
     /// A model anew for each figure, as what one leaves in a runtime's memory pool would count for the next.
     fn open(&self, capacity: usize) -> Result<Engine, RuntimeError> {
-        let BenchOptions { device, threads, segment, cuda_graph, .. } = *self.options;
+        let BenchOptions { device, threads, cuda_graph, .. } = *self.options;
+        let segment = Some(self.options.segment);
         let profile = self.options.profile.clone();
         if device != Device::Cpu && self.bundle.join(layout::DECODE).exists() {
             let options =

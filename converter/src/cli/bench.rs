@@ -44,9 +44,9 @@ pub(super) struct Args {
     /// Prompt tokens fed at a time
     #[arg(long, default_value = "4096", value_parser = positive)]
     segment: usize,
-    /// Let a linear model's steps on a GPU replay one recorded run
+    /// On a GPU: launch the kernels of a linear model one by one instead of replaying recorded runs, as --profile does
     #[arg(long)]
-    cuda_graph: bool,
+    no_cuda_graph: bool,
     /// Leave out prefill, or decode
     #[arg(long, value_delimiter = ',')]
     skip: Vec<Skip>,
@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         runs: args.runs,
         steps: args.steps,
         segment: args.segment,
-        cuda_graph: args.cuda_graph,
+        cuda_graph: !args.no_cuda_graph && args.profile.is_none(),
         profile: args.profile.clone(),
         phases: phases.iter().filter(|(_, wanted)| *wanted).map(|(phase, _)| *phase).collect(),
     };

@@ -34,9 +34,9 @@ pub(super) struct Args {
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Record the work of one token on a GPU, and replay it for the others
+    /// On a GPU: launch the kernels one by one instead of replaying recorded runs
     #[arg(long)]
-    cuda_graph: bool,
+    no_cuda_graph: bool,
     /// Threads inside one operator
     #[arg(long)]
     threads: Option<usize>,
@@ -46,9 +46,9 @@ pub(super) struct Args {
     /// Write what the model keeps of the text, to go on from another time
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
-    /// Prompt tokens fed at a time
-    #[arg(long, default_value_t = 512)]
-    segment: usize,
+    /// Prompt tokens fed at a time, at most
+    #[arg(long)]
+    segment: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -142,7 +142,7 @@ fn serving(args: &Args) -> ServingOptions {
         device: args.device,
         threads: args.threads,
         segment: args.segment,
-        cuda_graph: args.cuda_graph,
+        cuda_graph: !args.no_cuda_graph,
         engine: match args.runtime {
             Runs::Ort => Engine::Ort,
             Runs::Tract => Engine::Tract,

@@ -17,7 +17,8 @@ fn bundle(dir: &Path, parts: Parts) {
 }
 
 fn open(dir: &Path, segment: usize) -> Serving {
-    let options = ServingOptions { engine: Engine::Tract, segment, ..ServingOptions::default() };
+    let options =
+        ServingOptions { engine: Engine::Tract, segment: Some(segment), ..ServingOptions::default() };
     Serving::open(dir, &options).unwrap()
 }
 
