@@ -9,6 +9,7 @@ use crate::ir::infer::Type;
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
+use crate::joined;
 use crate::rebuild::{Rebuild, copy_constant, rebuild};
 
 const LOGITS: &str = "logits";
@@ -25,6 +26,7 @@ pub fn bind(mut graph: Graph, last: bool) -> Result<Graph, PatchError> {
         keep_last(&mut graph)?;
     }
     name_next(&mut graph)?;
+    joined::as_inputs(&mut graph)?;
     rebuild(&graph, "weights_as_inputs", &mut WeightsAsInputs)
 }
 

@@ -27,9 +27,31 @@ pub(crate) struct Bound {
     options: LoadOptions,
     /// Reads what the graphs declare, and owns the memory.
     home: Program,
-    weights: BTreeMap<String, DeviceTensor>,
+    weights: Weights,
     segment: usize,
     run: Run,
+}
+
+/// What the graphs read of the bundle's weights, by the names they have for it.
+#[derive(Debug)]
+struct Weights {
+    bundle: PathBuf,
+    there: BTreeMap<String, DeviceTensor>,
+}
+
+impl Weights {
+    /// Loads those of a graph's inputs that are weights and not there yet.
+    fn load(&mut self, home: &Program, inputs: &[Io]) -> Result<(), RuntimeError> {
+        let is_new = |io: &&Io| is_weight(&io.name) && !self.there.contains_key(&io.name);
+        let names: Vec<Io> = inputs.iter().filter(is_new).cloned().collect();
+        let there = &mut self.there;
+        weight_file::read(&self.bundle, &names, &mut |name, tensor| {
+            let place = home.allocate(tensor.dtype(), tensor.shape())?;
+            place.write(tensor)?;
+            there.insert(name.to_owned(), place);
+            Ok(())
+        })
+    }
 }
 
 /// The sequences of one start.
@@ -88,16 +110,9 @@ impl Bound {
         // Only what it declares is read, as the dims of a run are not known yet.
         let plain = LoadOptions { optimize: false, cuda_graph: false, profile: None, ..options.clone() };
         let home = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
-        let names: Vec<Io> = home.inputs().iter().filter(|io| is_weight(&io.name)).cloned().collect();
-        let mut weights = BTreeMap::new();
-        weight_file::read(bundle, &names, &mut |name, tensor| {
-            let there = home.allocate(tensor.dtype(), tensor.shape())?;
-            there.write(tensor)?;
-            weights.insert(name.to_owned(), there);
-            Ok(())
-        })?;
+        let mut weights = Weights { bundle: bundle.to_path_buf(), there: BTreeMap::new() };
         let (bundle, options) = (bundle.to_path_buf(), options.clone());
-        let run = Run::new(&bundle, &runtime, &options, &home, &weights, 1)?;
+        let run = Run::new(&bundle, &runtime, &options, &home, &mut weights, 1)?;
         Ok(Self { bundle, runtime, options, home, weights, segment, run })
     }
 
@@ -108,7 +123,8 @@ impl Bound {
         if batch == self.batch() {
             return self.run.forget();
         }
-        self.run = Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        self.run =
+            Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &mut self.weights, batch)?;
         Ok(())
     }
 
@@ -134,7 +150,7 @@ impl Bound {
             let options = LoadOptions { cuda_graph: false, ..self.options.clone() };
             let path = self.bundle.join(PREFILL);
             let step =
-                Step::load(&path, &self.runtime, &options, &self.home, &self.weights, [batch, segment])?;
+                Step::load(&path, &self.runtime, &options, &self.home, &mut self.weights, [batch, segment])?;
             self.run.prefill = Some(step);
         }
         self.run.feed_segments(prompts, self.segment, width)
@@ -183,7 +199,8 @@ impl Bound {
         if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
             return Err(bad("state", "it is that of a cache that grows, or of no rows"));
         }
-        let mut run = Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &self.weights, batch)?;
+        let mut run =
+            Run::new(&self.bundle, &self.runtime, &self.options, &self.home, &mut self.weights, batch)?;
         let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
         if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
             return Err(bad("state", "its tensors are not those of this model"));
@@ -211,7 +228,7 @@ impl Run {
         runtime: &OrtRuntime,
         options: &LoadOptions,
         home: &Program,
-        weights: &BTreeMap<String, DeviceTensor>,
+        weights: &mut Weights,
         batch: usize,
     ) -> Result<Self, RuntimeError> {
         let mut decode = Step::load(&bundle.join(DECODE), runtime, options, home, weights, [batch, 1])?;
@@ -305,7 +322,7 @@ impl Step {
         runtime: &OrtRuntime,
         options: &LoadOptions,
         home: &Program,
-        weights: &BTreeMap<String, DeviceTensor>,
+        weights: &mut Weights,
         shape: [usize; 2],
     ) -> Result<Self, RuntimeError> {
         let options = LoadOptions { dims: named_dims(home.inputs(), shape), ..options.clone() };
@@ -313,10 +330,11 @@ impl Step {
         let options = options.profiled(directory.as_deref(), path);
         let mut program = Program::load(runtime, path, &options)?;
         let taken: Vec<Io> = program.inputs().to_vec();
+        weights.load(home, &taken)?;
         let next = home.allocate(Dtype::I64, &[shape[0], 1])?;
         let mut integers = BTreeMap::new();
         for io in &taken {
-            if let Some(weight) = weights.get(&io.name) {
+            if let Some(weight) = weights.there.get(&io.name) {
                 program.bind_input(&io.name, weight)?;
             } else if [IDS, MASK, POSITIONS].contains(&io.name.as_str()) {
                 // One token per row is read where the one before it was found.

@@ -6,7 +6,11 @@ use crate::canon::Law;
 use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
 
+mod early_cast;
 mod gelu;
+mod head_parts;
+mod joined_features;
+mod joined_products;
 mod log_sigmoid;
 mod partial_rotary;
 mod rms_norm;
@@ -24,6 +28,10 @@ pub static FUSIONS: &[&dyn Law] = &[
     &log_sigmoid::LogSigmoid,
     &rotary::Rotary,
     &partial_rotary::PartialRotary,
+    &head_parts::HeadParts,
+    &joined_products::JoinedProducts,
+    &early_cast::EarlyCast,
+    &joined_features::JoinedFeatures,
     &skip_norm::SkipNorm,
 ];
 
