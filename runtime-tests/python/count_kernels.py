@@ -6,8 +6,8 @@ FEWER and MORE are bundles of one model with different numbers of layers: what M
 layers in addition, is a layer. The graphs are those that ONNX Runtime saves after its own optimiser (extended), on the
 processor. What CUDA does otherwise is counted as CUDA does it: casts that are put in for lack of half-precision kernels
 are left out, activations that are taken apart for the same reason are one, a transposed weight is read by the product
-itself (FusedMatMul), and a sum that only a softmax reads is part of it (BiasSoftmax). Reshapes run no kernel. A Gemm
-with a bias, which first copies it, is one kernel and a copy.
+itself (FusedMatMul), and a sum that only a softmax reads is part of it (BiasSoftmax). Reshapes run no kernel, but one
+that gives an output of the graph copies it. A Gemm with a bias, which first copies it, is one kernel and a copy.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import onnxruntime
 
 FREE = {"Reshape", "Squeeze", "Unsqueeze", "Identity", "Constant", "Shape"}
 ACTIVATIONS = {"Gelu", "FastGelu", "QuickGelu", "BiasGelu"}
+COPIES = "copies"
 INLINED = "_inlfunc_"
 
 
@@ -37,11 +38,12 @@ def optimised(bundle, batch, scratch):
     whole = [n for n in ran.node if not any(INLINED in name for name in [*n.input, *n.output])]
     if len(whole) < len(ran.node):
         whole += [n for n in written.node if n.op_type in ACTIVATIONS]
-    return [n for n in whole if not n.name.startswith("InsertedPrecisionFreeCast")], ran.input
+    return [n for n in whole if not n.name.startswith("InsertedPrecisionFreeCast")], ran
 
 
-def kernels(nodes, inputs):
-    given = {i.name for i in inputs}
+def kernels(nodes, graph):
+    returned = {o.name for o in graph.output}
+    given = {i.name for i in graph.input}
     readers = collections.defaultdict(list)
     for node in nodes:
         for name in node.input:
@@ -52,11 +54,12 @@ def kernels(nodes, inputs):
         is_part = (node.op_type == "Add" and read_by == {"Softmax"}) or (
             node.op_type == "Transpose" and read_by <= {"MatMul", "FusedMatMul"} and node.input[0] in given
         )
+        counts[COPIES] += node.op_type in FREE and node.output[0] in returned
         if node.op_type in FREE or is_part:
             continue
         counts[node.op_type] += 1
-        counts["copy of a Gemm's bias"] += node.op_type == "Gemm" and len(node.input) == 3
-    return counts, sum(i.name.endswith("recurrent_state") for i in inputs)
+        counts[COPIES] += node.op_type == "Gemm" and len(node.input) == 3
+    return counts, sum(i.name.endswith("recurrent_state") for i in graph.input)
 
 
 def main():
@@ -73,7 +76,7 @@ def main():
     for op, count in sorted(each.items(), key=lambda row: (-row[1], row[0])):
         if count:
             print(f"{count:6g}  {op}")
-    copies = each.pop("copy of a Gemm's bias", 0)
+    copies = each.pop(COPIES, 0)
     print(f"{sum(each.values()):6g}  kernels a layer, and {copies:g} copies")
 
 
