@@ -6,6 +6,7 @@ use crate::canon::Law;
 use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
 
+mod bias_gelu;
 mod early_cast;
 mod gelu;
 mod head_parts;
@@ -24,6 +25,7 @@ pub static FUSIONS: &[&dyn Law] = &[
     &unit_transpose::UnitTranspose,
     &rms_norm::RmsNorm,
     &gelu::Gelu,
+    &bias_gelu::BiasGelu,
     &silu::Silu,
     &log_sigmoid::LogSigmoid,
     &rotary::Rotary,
