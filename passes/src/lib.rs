@@ -7,6 +7,7 @@ pub mod canon;
 pub mod feature_map;
 pub mod fuse;
 pub mod ir;
+mod joined;
 pub mod nnls;
 pub mod pattern;
 pub mod quantile;

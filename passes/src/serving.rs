@@ -9,6 +9,7 @@ use crate::ir::infer::Type;
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
+use crate::joined;
 use crate::rebuild::{Rebuild, copy_constant, rebuild};
 
 const LOGITS: &str = "logits";
@@ -25,11 +26,19 @@ pub fn bind(mut graph: Graph, last: bool) -> Result<Graph, PatchError> {
         keep_last(&mut graph)?;
     }
     name_next(&mut graph)?;
+    joined::as_inputs(&mut graph)?;
     rebuild(&graph, "weights_as_inputs", &mut WeightsAsInputs)
 }
 
-/// States that each call brings one token per row.
+/// States that each call brings one token per row, which is never padding.
 pub fn one_token(graph: &mut Graph) -> Result<(), PatchError> {
+    state_lengths(graph)?;
+    graph.refresh_types()?;
+    drop_mask(graph)?;
+    graph.refresh_types()
+}
+
+fn state_lengths(graph: &mut Graph) -> Result<(), PatchError> {
     let change = {
         let mut p = Patch::new(graph, "one_token");
         for input in graph.inputs() {
@@ -43,8 +52,22 @@ pub fn one_token(graph: &mut Graph) -> Result<(), PatchError> {
         }
         p.finish()
     };
-    graph.apply(change)?;
-    graph.refresh_types()
+    graph.apply(change).map(|_| ())
+}
+
+fn drop_mask(graph: &mut Graph) -> Result<(), PatchError> {
+    let (Some(ids), Some(mask)) = (graph.input(IDS), graph.input(MASK)) else { return Ok(()) };
+    let change = {
+        let mut p = Patch::new(graph, "drop_mask");
+        p.set_scope(MASK);
+        let one = p.scalar_like(mask, 1.0);
+        let shape = p.shape_of(ids, 0, 2);
+        let ones = p.expand(one, shape);
+        p.replace(mask, ones);
+        p.drop_input(mask);
+        p.finish()
+    };
+    graph.apply(change).map(|_| ())
 }
 
 fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {

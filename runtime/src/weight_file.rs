@@ -8,13 +8,17 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::RuntimeError;
 use crate::session::{DimSpec, Io};
-use crate::tensor::{HostTensor, byte_len};
+use crate::tensor::{Dtype, HostTensor, byte_len};
 
 const NAME: &str = "model.safetensors";
 /// What the names of files begin with that are the source's, in a bundle that links to them.
 const LINKED: &str = "source-";
 
-/// Hands over the tensors that are declared, in their order; the bundle must have them in that type and shape.
+/// Between the parts of a tensor that is stored in parts.
+const JOIN: char = '+';
+
+/// Hands over the tensors that are declared, in their order; the bundle must have them in that type and shape. What is
+/// declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
 pub(crate) fn read(
     bundle: &Path,
     declared: &[Io],
@@ -24,11 +28,78 @@ pub(crate) fn read(
     let mut files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     for io_declared in declared {
         let name = &io_declared.name;
-        let missing = || failed(&bundle.join(NAME), format!("it has no tensor `{name}`"));
-        let file = files.iter_mut().find(|f| f.header.info(name).is_some()).ok_or_else(missing)?;
-        take(name, &file.tensor(io_declared)?)?;
+        let tensor = match find(&mut files, name) {
+            Some(file) => file.tensor(io_declared)?,
+            None => joined(&mut files, &bundle.join(NAME), io_declared)?,
+        };
+        take(name, &tensor)?;
     }
     Ok(())
+}
+
+fn find<'a>(files: &'a mut [WeightFile], name: &str) -> Option<&'a mut WeightFile> {
+    files.iter_mut().find(|f| f.header.info(name).is_some())
+}
+
+/// A tensor made of rows of stored ones, one after the other.
+fn joined(files: &mut [WeightFile], path: &Path, declared: &Io) -> Result<HostTensor, RuntimeError> {
+    let mut parts = Vec::new();
+    for text in declared.name.split(JOIN) {
+        let (name, rows) = Rows::parse(text);
+        let file = find(files, name).ok_or_else(|| failed(path, format!("it has no tensor `{name}`")))?;
+        let whole = file.stored(name, declared.dtype)?;
+        let cut = match rows {
+            Some(rows) => {
+                rows.cut(&whole).ok_or_else(|| failed(path, format!("`{name}` has no rows {text}")))?
+            }
+            None => whole,
+        };
+        parts.push(cut);
+    }
+    let tensor = HostTensor::concat(0, &parts.iter().collect::<Vec<_>>())?;
+    let found: Vec<DimSpec> = tensor.shape().iter().map(|size| DimSpec::Fixed(*size)).collect();
+    if found != declared.shape {
+        let (name, taken) = (&declared.name, declared.shape_text());
+        return Err(failed(path, format!("`{name}` is {:?}, the graph takes {taken}", tensor.shape())));
+    }
+    Ok(tensor)
+}
+
+/// Rows `begin..end` of every `every` rows.
+struct Rows {
+    begin: usize,
+    end: usize,
+    every: usize,
+}
+
+impl Rows {
+    /// The name of a part, and which of its rows.
+    fn parse(text: &str) -> (&str, Option<Self>) {
+        let rows = |name: &str, inner: &str| {
+            let numbers: Option<Vec<usize>> = inner.split(':').map(|n| n.parse().ok()).collect();
+            let [begin, end, every] = numbers?.try_into().ok()?;
+            (!name.is_empty() && begin < end && end <= every).then_some(Self { begin, end, every })
+        };
+        let found = text.strip_suffix(']').and_then(|text| text.rsplit_once('['));
+        match found.and_then(|(name, inner)| Some((name, rows(name, inner)?))) {
+            Some((name, rows)) => (name, Some(rows)),
+            None => (text, None),
+        }
+    }
+
+    fn cut(&self, whole: &HostTensor) -> Option<HostTensor> {
+        let count = *whole.shape().first()?;
+        let blocks = count / self.every;
+        let mut shape = whole.shape().to_vec();
+        let width = whole.bytes().len().checked_div(count).filter(|_| blocks * self.every == count)?;
+        shape[0] = blocks * (self.end - self.begin);
+        let rows = |block: usize| {
+            let start = block * self.every;
+            &whole.bytes()[(start + self.begin) * width..(start + self.end) * width]
+        };
+        let bytes = (0..blocks).flat_map(rows).copied().collect();
+        HostTensor::new(whole.dtype(), shape, bytes).ok()
+    }
 }
 
 /// The bundle's own file, then those that it links to, in the order of their names.
@@ -87,14 +158,75 @@ impl WeightFile {
         let shape = shape.filter(|shape| *shape == info.shape).ok_or_else(|| {
             failed(path, format!("`{name}` is {:?}, the graph takes {}", info.shape, declared.shape_text()))
         })?;
-        let (begin, end) = info.data_offsets;
-        if byte_len(declared.dtype, &shape)? != end - begin {
-            return Err(failed(path, format!("`{name}` is not {} there", declared.dtype)));
+        self.elements(name, declared.dtype, shape)
+    }
+
+    /// A tensor in the shape it is stored in.
+    fn stored(&mut self, name: &str, dtype: Dtype) -> Result<HostTensor, RuntimeError> {
+        let shape = self.header.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        self.elements(name, dtype, shape)
+    }
+
+    fn elements(&mut self, name: &str, dtype: Dtype, shape: Vec<usize>) -> Result<HostTensor, RuntimeError> {
+        let path = &self.path;
+        let missing = || failed(path, format!("it has no tensor `{name}`"));
+        let (begin, end) = self.header.info(name).ok_or_else(missing)?.data_offsets;
+        if byte_len(dtype, &shape)? != end - begin {
+            return Err(failed(path, format!("`{name}` is not {dtype} there")));
         }
         let io = |error: std::io::Error| failed(path, error.to_string());
         let mut bytes = vec![0; end - begin];
         self.file.seek(SeekFrom::Start(self.start + begin as u64)).map_err(io)?;
         self.file.read_exact(&mut bytes).map_err(io)?;
-        Ok(HostTensor::new(declared.dtype, shape, bytes)?)
+        Ok(HostTensor::new(dtype, shape, bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(directory: &Path) {
+        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let a = floats(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        let b = floats(&[8.0, 9.0]);
+        let view = |shape: &[usize], data| {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data)
+                .expect("a view")
+        };
+        let tensors = [("a", view(&[4, 2], &a[..])), ("b", view(&[1, 2], &b[..]))];
+        let bytes = safetensors::serialize(tensors, None).expect("a file");
+        std::fs::write(directory.join(NAME), bytes).expect("it is written");
+    }
+
+    fn load(directory: &Path, name: &str, shape: &[usize]) -> Result<Vec<f32>, RuntimeError> {
+        let shape = shape.iter().map(|size| DimSpec::Fixed(*size)).collect();
+        let declared = Io { name: name.to_owned(), dtype: Dtype::F32, shape };
+        let mut found = Vec::new();
+        read(directory, &[declared], &mut |_, tensor| {
+            found = tensor.to_f32()?;
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn rows_come_one_after_the_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        bundle(dir.path());
+        let of = |name: &str, shape: &[usize]| load(dir.path(), name, shape).expect("a tensor");
+        assert_eq!(of("b+b", &[2, 2]), [8.0, 9.0, 8.0, 9.0]);
+        assert_eq!(of("a[1:2:2]+a[0:1:2]+b", &[5, 2]), [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        bundle(dir.path());
+        let error = |name: &str| load(dir.path(), name, &[4, 2]).expect_err("it does not fit").to_string();
+        assert!(error("a+c").contains("no tensor `c`"), "{}", error("a+c"));
+        assert!(error("a[0:1:3]").contains("no rows a[0:1:3]"), "{}", error("a[0:1:3]"));
+        assert!(error("a+b").contains("is [5, 2]"), "{}", error("a+b"));
+        assert!(error("a[2:1:4]").contains("no tensor `a[2:1:4]`"), "{}", error("a[2:1:4]"));
     }
 }

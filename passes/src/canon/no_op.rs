@@ -1,6 +1,6 @@
 //! Matches: operators that give what they are given: `Identity`, `Dropout` outside training, `Cast` to
 //! the same type, `Transpose` that moves nothing, `Concat` of one part, `Slice` of everything, `Pad` by nothing,
-//! `Expand` to the same shape, `Mul` and `Div` by 1, `And` with true
+//! `Expand` to the same shape, `Mul` and `Div` by 1 or by ones, `And` with true
 //! Becomes: their input
 //! Exact: yes
 
@@ -11,6 +11,9 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 
 pub(super) struct NoOp;
+
+/// Operators between a constant and what it is brought to, at most.
+const MAX_STEPS: usize = 16;
 
 impl Law for NoOp {
     fn name(&self) -> &'static str {
@@ -69,15 +72,29 @@ fn same_shape(graph: &Graph, a: ValueId, b: ValueId) -> bool {
     shape(a) == shape(b) && shape(a).is_some_and(|s| !s.contains(&Dim::Unknown))
 }
 
-/// The other input, where one of the inputs at `slots` is a single 1 (or true) that broadcasts nothing.
+/// The other input, where one of the inputs at `slots` is 1 (or true) everywhere and broadcasts nothing.
 fn neutral(graph: &Graph, node: &Node, slots: &[usize]) -> Option<ValueId> {
     let [Some(a), Some(b)] = [node.input(0), node.input(1)] else { return None };
     slots.iter().find_map(|slot| {
         let (one, x) = if *slot == 0 { (a, b) } else { (b, a) };
         let rank = |v: ValueId| graph.value(v).ty.rank();
-        let fits = rank(one)? <= rank(x)?;
-        (fits && !graph.value(one).is_weight && graph.as_scalar(one) == Some(1.0)).then_some(x)
+        let is_single = graph.as_scalar(one).is_some() && rank(one)? <= rank(x)?;
+        let fits = is_single || same_shape(graph, x, node.outputs[0]);
+        (fits && is_one(graph, one)).then_some(x)
     })
+}
+
+/// Whether a value is 1 everywhere: a constant 1, whatever shape it was brought to.
+fn is_one(graph: &Graph, value: ValueId) -> bool {
+    let mut value = value;
+    for _ in 0..MAX_STEPS {
+        let Some((node, _)) = graph.producer(value) else { break };
+        let node = graph.node(node);
+        let keeps = ["Cast", "Expand", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
+        let Some(x) = node.input(0).filter(|_| keeps.iter().any(|op| node.op.is(op))) else { return false };
+        value = x;
+    }
+    !graph.value(value).is_weight && graph.as_scalar(value) == Some(1.0)
 }
 
 #[cfg(test)]
@@ -121,6 +138,12 @@ mod tests {
   output "longer" %n
   %m = Dropout(%x, _, %on)
   output "training may be on" %m
+  %dims = Shape(%x)
+  %spread = Expand(%one, %dims)
+  %o = Mul(%spread, %x)
+  output "ones" %o
+  %p = Mul(%spread, %one)
+  output "wider than 1" %p
 }"#
         ));
     }

@@ -6,14 +6,36 @@ use crate::canon::Law;
 use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
 
+mod bias_gelu;
+mod early_cast;
+mod gelu;
+mod head_parts;
+mod joined_features;
+mod joined_products;
+mod log_sigmoid;
+mod partial_rotary;
 mod rms_norm;
 mod rotary;
+mod silu;
 mod skip_norm;
 mod unit_transpose;
 
 /// All fusions, in the order they run, once each.
-pub static FUSIONS: &[&dyn Law] =
-    &[&unit_transpose::UnitTranspose, &rms_norm::RmsNorm, &rotary::Rotary, &skip_norm::SkipNorm];
+pub static FUSIONS: &[&dyn Law] = &[
+    &unit_transpose::UnitTranspose,
+    &rms_norm::RmsNorm,
+    &gelu::Gelu,
+    &bias_gelu::BiasGelu,
+    &silu::Silu,
+    &log_sigmoid::LogSigmoid,
+    &rotary::Rotary,
+    &partial_rotary::PartialRotary,
+    &head_parts::HeadParts,
+    &joined_products::JoinedProducts,
+    &early_cast::EarlyCast,
+    &joined_features::JoinedFeatures,
+    &skip_norm::SkipNorm,
+];
 
 /// Fuses what can be fused. Returns the number of patches.
 pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {

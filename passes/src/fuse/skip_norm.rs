@@ -1,14 +1,18 @@
 //! Matches: a norm, plain or root-mean-square, of a sum of two values of one shape
-//! Becomes: `SkipLayerNormalization` or `SkipSimplifiedLayerNormalization`, which gives the sum too
+//! Becomes: `SkipLayerNormalization` or `SkipSimplifiedLayerNormalization`, which gives the sum too, and adds
+//! the bias of the second value, so that the product that made it has none to copy first
 //! Exact: yes, up to rounding
 //! Declines when: the sum broadcasts, or is not `[batch, sequence, width]`
 
+use super::bias_gelu::biased;
 use crate::canon::{Law, Writer, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct SkipNorm;
+
+const PLAIN: &str = "SkipLayerNormalization";
 
 impl Law for SkipNorm {
     fn name(&self) -> &'static str {
@@ -17,7 +21,7 @@ impl Law for SkipNorm {
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         rewrite_nodes(graph, self.name(), |w, node| match node.op.name() {
-            "LayerNormalization" if node.outputs.len() == 1 => fused(w, node, "SkipLayerNormalization"),
+            "LayerNormalization" if node.outputs.len() == 1 => fused(w, node, PLAIN),
             "SimplifiedLayerNormalization" if node.outputs.len() == 1 => {
                 fused(w, node, "SkipSimplifiedLayerNormalization")
             }
@@ -38,12 +42,19 @@ fn fused(w: &mut Writer<'_>, node: &Node, name: &str) -> Option<Vec<ValueId>> {
     if !same || !known || whole.len() != 3 || !over_last {
         return None;
     }
-    let mut inputs = vec![w.current(a), w.current(b)];
+    let (b, bias) = match biased(w.graph, b).filter(|_| w.graph.value(b).uses.len() == 1) {
+        Some([b, bias]) => (b, Some(bias)),
+        None => (b, None),
+    };
+    let mut inputs = vec![Some(w.current(a)), Some(w.current(b))];
     for slot in 1..node.inputs.len() {
-        inputs.push(w.input(node, slot)?);
+        inputs.push(Some(w.input(node, slot)?));
+    }
+    if let Some(bias) = bias {
+        inputs.resize(if name == PLAIN { 4 } else { 3 }, None);
+        inputs.push(Some(w.current(bias)));
     }
     let op = Op::in_domain("com.microsoft", name).with("epsilon", node.op.float("epsilon")?);
-    let inputs: Vec<Option<ValueId>> = inputs.into_iter().map(Some).collect();
     let made = w.patch.node_outputs(op, &inputs, 4);
     w.stand_for(sum, made[3]);
     Some(vec![made[0]])
@@ -67,6 +78,29 @@ mod tests {
   %n = SimplifiedLayerNormalization(%s, %w) {epsilon: 0.25}
   %t = Add(%s, %n)
   %m = LayerNormalization(%t, %w, %b) {epsilon: 0.25}
+  %z = Add(%t, %m)
+  output "z" %z
+}"#,
+            &[("x", &[2, 3, 4]), ("y", &[2, 3, 4])],
+        ));
+    }
+
+    #[test]
+    fn a_bias_of_the_second_value_is_added_with_it() {
+        insta::assert_snapshot!(after(
+            &SkipNorm,
+            r#"graph "g" {
+  input %x: f32[batch, time, 4]
+  input %y: f32[batch, time, 4]
+  weight %w: f32[4] = [1.0, 2.0, 3.0, 4.0]
+  weight %b: f32[4] = [0.5, -0.5, 1.0, 0.0]
+  weight %c: f32[4] = [1.5, 0.0, 2.0, -1.0]
+  %p = Add(%y, %c)
+  %s = Add(%x, %p)
+  %n = LayerNormalization(%s, %w, %b) {epsilon: 0.25}
+  %q = Add(%n, %c)
+  %t = Add(%s, %q)
+  %m = SimplifiedLayerNormalization(%t, %w) {epsilon: 0.25}
   %z = Add(%t, %m)
   output "z" %z
 }"#,

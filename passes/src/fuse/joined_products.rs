@@ -1,0 +1,144 @@
+//! Matches: three products or more of one value with weights, each with a bias or none with one
+//! Becomes: one product with the weights one after the other, and a split
+//! Exact: yes, up to the order of summation
+//! Declines when: there are two, where the split costs what a product saves
+
+use crate::canon::{Law, rewrite_nodes};
+use crate::ir::graph::{Graph, Node, Use, ValueId};
+use crate::ir::patch::{Applied, PatchError};
+
+pub(super) struct JoinedProducts;
+
+impl Law for JoinedProducts {
+    fn name(&self) -> &'static str {
+        "joined_products"
+    }
+
+    fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
+        rewrite_nodes(graph, self.name(), |w, node| {
+            let first = member(w.graph, node)?;
+            let all = beside(w.graph, &first);
+            if all.len() < LEAST || all[0].y != first.y {
+                return None;
+            }
+            let weights: Vec<ValueId> = all.iter().map(|one| one.weight).collect();
+            let biases: Vec<ValueId> = all.iter().filter_map(|one| one.bias).collect();
+            let weight = w.patch.concat(&weights, 0);
+            let bias = (!biases.is_empty()).then(|| w.patch.concat(&biases, 0));
+            let x = w.current(first.x);
+            let y = w.patch.linear(x, weight, bias);
+            let sizes: Vec<i64> = all.iter().map(|one| one.rows).collect();
+            let axis = w.patch.rank(y) as i64 - 1;
+            let parts = w.patch.split(y, axis, &sizes);
+            for (one, part) in all.iter().zip(&parts) {
+                w.stand_for(one.y, *part);
+            }
+            // The first stands for itself by now.
+            None
+        })
+    }
+}
+
+const LEAST: usize = 3;
+
+struct Member {
+    x: ValueId,
+    weight: ValueId,
+    rows: i64,
+    bias: Option<ValueId>,
+    /// The product, with its bias.
+    y: ValueId,
+}
+
+fn member(graph: &Graph, product: &Node) -> Option<Member> {
+    let turned = graph.made_by(product.input(1).filter(|_| product.op.is("MatMul"))?, "Transpose")?;
+    let weight = turned.input(0)?;
+    let found = graph.value(weight);
+    if !found.is_weight || found.ty.rank() != Some(2) || turned.op.ints("perm") != Some(&[1, 0]) {
+        return None;
+    }
+    let rows = found.ty.shape.as_ref()?[0].known()? as i64;
+    let y = product.outputs[0];
+    let (bias, y) = match graph.value(y).uses[..] {
+        [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Add") => {
+            let add = graph.node(node);
+            let bias = add.input(1).filter(|bias| {
+                let bias = graph.value(*bias);
+                bias.is_weight && bias.ty.rank() == Some(1)
+            });
+            (bias, if bias.is_some() { add.outputs[0] } else { y })
+        }
+        _ => (None, y),
+    };
+    Some(Member { x: product.input(0)?, weight, rows, bias, y })
+}
+
+/// The products that can be one with this one, itself among them, in the order of their reading.
+fn beside(graph: &Graph, one: &Member) -> Vec<Member> {
+    let readers = graph.value(one.x).uses.iter().filter_map(|user| match user {
+        Use::Node { node, slot: 0 } => member(graph, graph.node(*node)),
+        _ => None,
+    });
+    let dtype = |value: ValueId| graph.value(value).ty.dtype;
+    let fits = |other: &Member| {
+        other.bias.is_some() == one.bias.is_some() && dtype(other.weight) == dtype(one.weight)
+    };
+    readers.filter(fits).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::JoinedProducts;
+    use crate::fuse::tests::after;
+
+    const INPUTS: [(&str, &[usize]); 1] = [("x", &[2, 3, 2])];
+
+    #[test]
+    fn three_products_of_one_value_are_one() {
+        insta::assert_snapshot!(after(
+            &JoinedProducts,
+            r#"graph "g" {
+  input %x: f32[batch, time, 2]
+  weight %q: f32[2, 2] = [1.0, 2.0, 3.0, 4.0]
+  weight %k: f32[1, 2] = [5.0, 6.0]
+  weight %v: f32[1, 2] = [7.0, 8.0]
+  %tq = Transpose(%q) {perm: [1, 0]}
+  %tk = Transpose(%k) {perm: [1, 0]}
+  %tv = Transpose(%v) {perm: [1, 0]}
+  %a = MatMul(%x, %tq)
+  %b = MatMul(%x, %tk)
+  %c = MatMul(%x, %tv)
+  output "a" %a
+  output "b" %b
+  output "c" %c
+}"#,
+            &INPUTS,
+        ));
+    }
+
+    #[test]
+    fn two_products_with_a_bias_and_one_without_stay() {
+        insta::assert_snapshot!(after(
+            &JoinedProducts,
+            r#"graph "g" {
+  input %x: f32[batch, time, 2]
+  weight %q: f32[2, 2] = [1.0, 2.0, 3.0, 4.0]
+  weight %k: f32[1, 2] = [5.0, 6.0]
+  weight %v: f32[1, 2] = [7.0, 8.0]
+  weight %bias: f32[1] = [0.5]
+  %tq = Transpose(%q) {perm: [1, 0]}
+  %tk = Transpose(%k) {perm: [1, 0]}
+  %tv = Transpose(%v) {perm: [1, 0]}
+  %a = MatMul(%x, %tq)
+  %b = MatMul(%x, %tk)
+  %c = MatMul(%x, %tv)
+  %d = Add(%b, %bias)
+  %e = Add(%c, %bias)
+  output "a" %a
+  output "d" %d
+  output "e" %e
+}"#,
+            &INPUTS,
+        ));
+    }
+}
