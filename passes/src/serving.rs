@@ -75,7 +75,7 @@ fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
 }
 
 /// Whether a value is made of constants alone.
-fn is_fixed(graph: &Graph, value: ValueId) -> bool {
+pub(crate) fn is_fixed(graph: &Graph, value: ValueId) -> bool {
     match graph.value(value).def {
         Def::Const(_) => true,
         Def::Input => false,
