@@ -10,6 +10,7 @@ use dijiang_passes::attention::rewrite::{
 use dijiang_passes::canon::{CanonError, Law as _, canonicalize};
 use dijiang_passes::constant_factor::ConstantFactor;
 use dijiang_passes::fuse::fuse;
+use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::patch::{PatchError, Step};
@@ -202,10 +203,12 @@ fn serve_softmax(
 }
 
 /// A serving graph that only ONNX Runtime runs is written in what it runs fastest; others keep to standard operators.
+/// So do those in half precision: between plain operators the CPU keeps f32, and fused ones round the residuals.
 fn fuse_served(model: &mut Graph) -> Result<(), CompileError> {
     let only_there =
         |op: &Op| ONLY_THERE.iter().any(|name| (op.domain(), op.name()) == ("com.microsoft", *name));
-    if model.nodes().any(|(_, node)| only_there(&node.op)) {
+    let half = |dtype: Option<DType>| matches!(dtype, Some(DType::F16 | DType::BF16));
+    if model.nodes().any(|(_, node)| only_there(&node.op)) && !model.values().any(|(_, v)| half(v.ty.dtype)) {
         fuse(model)?;
         ConstantFactor.sweep(model)?;
         model.refresh_types()?;

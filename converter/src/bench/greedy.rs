@@ -10,6 +10,7 @@ use crate::onnx::export::{ExportOptions, ExternalWeights, export};
 use crate::onnx::import::import;
 use crate::target::Target;
 use dijiang_passes::attention::lower::grouped::TABLES;
+use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::op::Op;
@@ -41,7 +42,9 @@ impl Greedy {
         let path = bundle.join(layout::MODEL);
         let mut graph = import(&path)?;
         let failed = |reason| BenchError::Model { path, reason };
-        end_in_a_token(&mut graph).map_err(failed)?;
+        end_in_a_token(&mut graph)
+            .and_then(|()| if target == Target::Ort { fused(&mut graph) } else { Ok(()) })
+            .map_err(failed)?;
         let parent = bundle.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = tempfile::Builder::new().prefix(".dijiang-bench-").tempdir_in(parent).map_err(io)?;
         let weights = bundle.join(layout::WEIGHTS);
@@ -78,6 +81,11 @@ fn end_in_a_token(graph: &mut Graph) -> Result<(), String> {
         p.finish()
     };
     graph.apply(change).map(|_| ()).map_err(|e| e.to_string())
+}
+
+/// As the graphs that are made for serving.
+fn fused(graph: &mut Graph) -> Result<(), String> {
+    fuse(graph).map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// Of a table that tokens are looked up in a step reads a few rows.
