@@ -7,14 +7,20 @@ use dijiang_passes::attention::lower::grouped::group;
 use dijiang_passes::attention::rewrite::{
     Drawn, Options, Report, RewriteError, drawn, drop_unused_inputs, rewrite,
 };
-use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::canon::{CanonError, Law as _, canonicalize};
+use dijiang_passes::constant_factor::ConstantFactor;
 use dijiang_passes::fuse::fuse;
+use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::{Attention, Recipe};
 use dijiang_passes::serving::{bind, one_token};
 use dijiang_passes::widen::widen;
+
+/// The attentions that only ONNX Runtime has.
+const ONLY_THERE: [&str; 2] = ["LinearAttention", "GroupQueryAttention"];
 
 /// How to compile.
 #[derive(Debug, Clone)]
@@ -84,6 +90,8 @@ pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compil
     check(&source, "the clean-ups")?;
     let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk), None)?;
     serve_softmax(&mut model, &mut report, options)?;
+    fuse_served(&mut model)?;
+    check(&model, "fusing operators")?;
     Ok(Compiled { source, model, report })
 }
 
@@ -108,7 +116,8 @@ pub fn compile_first(
     graph.stop_after(patches);
     let compiled = canonicalize(&mut graph)
         .map_err(CompileError::from)
-        .and_then(|_| lower_here(&mut graph, options, options.target.form(options.recipe.chunk), None));
+        .and_then(|_| lower_here(&mut graph, options, options.target.form(options.recipe.chunk), None))
+        .and_then(|_| fuse_served(&mut graph));
     if !graph.is_stopped() {
         compiled?;
     }
@@ -195,6 +204,20 @@ fn serve_softmax(
         None => report.dropped_inputs.extend(drop_unused_inputs(model)?),
     }
     check(model, "grouping the attention")
+}
+
+/// A serving graph that only ONNX Runtime runs is written in what it runs fastest; others keep to standard operators.
+/// So do those in half precision: between plain operators the CPU keeps f32, and fused ones round the residuals.
+fn fuse_served(model: &mut Graph) -> Result<(), CompileError> {
+    let only_there =
+        |op: &Op| ONLY_THERE.iter().any(|name| (op.domain(), op.name()) == ("com.microsoft", *name));
+    let half = |dtype: Option<DType>| matches!(dtype, Some(DType::F16 | DType::BF16));
+    if model.nodes().any(|(_, node)| only_there(&node.op)) && !model.values().any(|(_, v)| half(v.ty.dtype)) {
+        fuse(model)?;
+        ConstantFactor.sweep(model)?;
+        model.refresh_types()?;
+    }
+    Ok(())
 }
 
 fn check(graph: &Graph, stage: &'static str) -> Result<(), CompileError> {

@@ -145,3 +145,33 @@ fn bound_memory_reads_the_files_that_a_bundle_links_to() {
     assert_eq!(logits_of("linked", &["--link"]), logits_of("whole", &[]));
     assert!(dir.path().join("linked/source-model.safetensors").exists());
 }
+
+/// Makes all numbers of a stored tensor NaN.
+fn spoil(bundle: &Path, name: &str) {
+    let path = bundle.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("the weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("a length")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    assert_eq!(header[name]["dtype"], "F32");
+    let place = |i: usize| header[name]["data_offsets"][i].as_u64().expect("a place") as usize;
+    for number in bytes[8 + length..][place(0)..place(1)].chunks_exact_mut(4) {
+        number.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    std::fs::write(path, bytes).expect("it is written");
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error_in_either_way() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let bundle = convert("llama", "adaptive", dir.path());
+    spoil(&bundle, "model.norm.weight");
+    for engine in [Engine::Ort, Engine::OrtBound] {
+        let Some(mut serving) = open(&bundle, engine, 4) else { return };
+        serving.start(3).expect("it starts");
+        let prefill = serving.prefill(&prompts()).expect_err("NaN").to_string();
+        let decode = serving.decode(&[1, 2, 3]).expect_err("NaN").to_string();
+        for message in [prefill, decode] {
+            assert!(message.starts_with("logits hold NaN at token id 0;"), "{engine:?}: {message}");
+        }
+    }
+}

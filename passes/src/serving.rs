@@ -16,7 +16,7 @@ const LOGITS: &str = "logits";
 const IDS: &str = "input_ids";
 const MASK: &str = "attention_mask";
 const POSITIONS: &str = "position_ids";
-/// The output that holds the likeliest next token, i64 `[batch, sequence]`.
+/// The output that holds the likeliest next token, i64 `[batch, sequence]`, or -1 where a logit is NaN.
 pub const NEXT: &str = "next";
 
 /// Adds [`NEXT`] and makes inputs of the weights. With `last`, logits and next tokens are those behind the last
@@ -98,7 +98,7 @@ fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
 }
 
 /// Whether a value is made of constants alone.
-fn is_fixed(graph: &Graph, value: ValueId) -> bool {
+pub(crate) fn is_fixed(graph: &Graph, value: ValueId) -> bool {
     match graph.value(value).def {
         Def::Const(_) => true,
         Def::Input => false,
@@ -131,7 +131,12 @@ fn name_next(graph: &mut Graph) -> Result<(), PatchError> {
         // No device compares bf16.
         let wide = p.cast(logits, DType::F32);
         let best = p.node(Op::new("ArgMax").with("axis", -1i64).with("keepdims", 0i64), &[wide]);
-        p.output(NEXT, best);
+        // A sum is NaN where a term is, and whatever is compared with NaN is not.
+        let sum = p.reduce("ReduceSum", wide, &[-1], false);
+        let lost = p.node(Op::new("IsNaN"), &[sum]);
+        let none = p.scalar_like(best, -1.0);
+        let next = p.select(lost, none, best);
+        p.output(NEXT, next);
         p.finish()
     };
     graph.apply(change).map(|_| ())

@@ -137,7 +137,7 @@ impl Serving {
             return Err(bad("prompt", "it has no tokens, expected at least one"));
         }
         match &mut self.way {
-            Way::Bound(bound) => bound.prefill(prompts),
+            Way::Bound(bound) => bound.prefill(prompts).and_then(|next| checked(bound, next)),
             Way::Driven(driven) => driven.prefill(prompts),
         }
     }
@@ -145,7 +145,7 @@ impl Serving {
     /// Feeds one token per row; gives the likeliest next ones.
     pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
         match &mut self.way {
-            Way::Bound(bound) => bound.decode(tokens),
+            Way::Bound(bound) => bound.decode(tokens).and_then(|next| checked(bound, next)),
             Way::Driven(driven) => driven.decode(tokens),
         }
     }
@@ -252,6 +252,16 @@ impl Driven {
         }
         Ok(())
     }
+}
+
+/// The graphs give no token where a logit is NaN; the logits then tell which.
+fn checked(bound: &Bound, next: Vec<i64>) -> Result<Vec<i64>, RuntimeError> {
+    if next.iter().any(|token| *token < 0) {
+        let logits = bound.logits()?;
+        let width = logits.shape()[1].max(1);
+        logits.to_f32()?.chunks(width).try_for_each(|row| greedy(row).map(|_| ()))?;
+    }
+    Ok(next)
 }
 
 fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {

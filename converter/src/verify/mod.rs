@@ -4,6 +4,7 @@
 //! What is equal by construction must agree to rounding; the drift against softmax attention is reported
 //! beside it and never passed off as equality.
 
+mod bound;
 mod features;
 mod measure;
 mod oracle;
@@ -213,7 +214,7 @@ impl<'a> Verifier<'a> {
     /// Every graph file reads back, and breaks no rule of the IR.
     fn well_formed(&mut self) -> Result<(), VerifyError> {
         self.stage("reading the graphs back");
-        for file in std::iter::once(layout::MODEL).chain(PORTABLE) {
+        for file in [layout::MODEL, layout::PREFILL, layout::DECODE].into_iter().chain(PORTABLE) {
             let path = self.bundle.join(file);
             if path.exists() {
                 let graph = import(&path)?;
@@ -356,6 +357,9 @@ impl<'a> Verifier<'a> {
                 let limit = self.served_limit();
                 self.compare(format!("{name}: served = parallel"), limit, &served, &reference);
                 self.stepwise(i, &mut model, limit)?;
+                if name == ORT {
+                    self.bound_graphs(name, &reference)?;
+                }
             }
             Err(reason) => {
                 self.skip(format!("the serving graph in {name}: {reason}; {stateful} stands for it"));

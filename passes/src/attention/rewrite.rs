@@ -348,13 +348,14 @@ impl Writer<'_, '_, '_> {
         self.p.set_scope(&format!("{}/dijiang", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let (q, mut k) = self.features();
-        if let Some(valid) = valid {
+        let causal = self.site.mask.is_causal();
+        if let Some(valid) = valid.filter(|_| !(causal && self.options.form.masks_values())) {
             let tokens = self.p.unsqueeze(valid, &[1, 3]);
             k = self.p.mul(k, tokens);
         }
         let v = self.p.cast(self.site.v, DType::F32);
         let dims = self.dims(q);
-        let (sums, state) = match self.site.mask.is_causal() {
+        let (sums, state) = match causal {
             true => {
                 let lowered = self.recurrence(q, k, v, valid, dims);
                 (lowered.sums, Some(lowered.state))
@@ -420,7 +421,7 @@ impl Writer<'_, '_, '_> {
             log_decay = Some(self.p.mul(log, tokens));
         }
         let state = self.past_state(dims);
-        self.options.form.lower(self.p, &Recurrence { q, k, v, log_decay, state, dims })
+        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, state, dims })
     }
 
     /// φ of queries and keys, each scaled by √scale.

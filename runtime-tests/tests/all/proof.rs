@@ -158,3 +158,25 @@ fn an_operator_without_its_decay_differs_from_the_parallel_graph() {
     });
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), ["onnxruntime: served = parallel"]);
 }
+
+/// One percent too much of one layer's attention, in the graphs that serve from bound memory.
+#[test]
+fn wrong_graphs_for_bound_memory_differ_from_the_parallel_graph() {
+    if ort().is_none() {
+        return;
+    }
+    let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F32);
+    damage(&bundle, layout::DECODE, |model| {
+        let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
+        let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
+        scale.f = scale.f.map(|scale| scale * 1.01);
+    });
+    let decode = "onnxruntime: decode.onnx token by token = parallel";
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [decode]);
+    damage(&bundle, layout::PREFILL, |model| {
+        let node = nodes(model).iter_mut().find(|n| n.op_type == "Softmax").expect("features");
+        node.op_type = "LogSoftmax".to_owned();
+    });
+    let prefill = "onnxruntime: prefill.onnx in segments = parallel";
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [prefill, decode]);
+}

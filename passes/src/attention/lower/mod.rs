@@ -19,10 +19,12 @@ mod recurrent;
 pub struct Recurrence {
     /// φ(q), `[batch, heads, sequence, m]`
     pub q: ValueId,
-    /// φ(k), zero on padding, `[batch, kv_heads, sequence, m]`
+    /// φ(k), `[batch, kv_heads, sequence, m]`; zero on padding, unless the form [masks values](Form::masks_values)
     pub k: ValueId,
     /// `[batch, kv_heads, sequence, value_dim]`
     pub v: ValueId,
+    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`; none where there is no padding
+    pub valid: Option<ValueId>,
     /// log a_t, zero on padding, `[batch, kv_heads, sequence]`; none where a_t = 1
     pub log_decay: Option<ValueId>,
     pub state: State,
@@ -90,6 +92,11 @@ pub enum Form {
 }
 
 impl Form {
+    /// Whether padding is taken out of the values, which are narrower than the features, and not of the keys.
+    pub fn masks_values(self) -> bool {
+        matches!(self, Self::Operator(_))
+    }
+
     pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         match self {
             Self::Parallel => parallel::lower(p, r),

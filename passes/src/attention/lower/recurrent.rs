@@ -13,6 +13,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
     let q = pack(p, r.q, d.heads * d.features);
     let k = pack(p, r.k, d.kv_heads * d.features);
     let v = pack(p, r.v, d.kv_heads * d.value_dim);
+    let tokens = r.valid.map(|valid| p.unsqueeze(valid, &[2]));
+    let v = tokens.map_or(v, |tokens| p.mul(v, tokens));
     let decay = r.log_decay.map(|log| p.transpose(log, &[0, 2, 1]));
     let op = Op::in_domain(domain, "LinearAttention")
         .with("q_num_heads", d.heads)
@@ -25,7 +27,10 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
         p.node_outputs(op.clone(), &inputs, 2)
     };
     let s = run(p, v, r.state.s);
-    let ones = ones(p, v, d.kv_heads);
+    let ones = match tokens {
+        Some(tokens) => repeat(p, tokens, d.kv_heads),
+        None => ones(p, v, d.kv_heads),
+    };
     let z0 = p.unsqueeze(r.state.z, &[3]);
     let z = run(p, ones, z0);
     Lowered {
@@ -42,6 +47,12 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
 fn pack(p: &mut Patch<'_>, x: ValueId, packed: i64) -> ValueId {
     let turned = p.transpose(x, &[0, 2, 1, 3]);
     p.reshape(turned, &[0, 0, packed])
+}
+
+/// `[batch, sequence, 1]` → `[batch, sequence, count]`, the same for all layers.
+fn repeat(p: &mut Patch<'_>, x: ValueId, count: i64) -> ValueId {
+    let shape = p.ints(&[1, 1, count]);
+    p.expand(x, shape)
 }
 
 /// `[batch, sequence, kv_heads]`, like the packed values.
