@@ -6,6 +6,7 @@ pub mod autodiff;
 pub mod canon;
 pub mod feature_map;
 pub mod fuse;
+pub mod int4;
 pub mod ir;
 pub mod nnls;
 pub mod pattern;
