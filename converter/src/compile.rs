@@ -9,6 +9,7 @@ use dijiang_passes::attention::rewrite::{
 };
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::fuse::fuse;
+use dijiang_passes::int4;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
@@ -141,15 +142,24 @@ impl Compiled {
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, CompileError> {
         let softmax = widen(&self.source)?;
         if self.report.sites.iter().all(|site| site.kept.is_some()) {
-            return Ok(Forms { softmax, linear: None });
+            return Ok(Forms { softmax: in_any_runtime(softmax)?, linear: None });
         }
         let drawn = drawn(&self.model);
-        let form = |form| Ok::<_, CompileError>(lower(&softmax, options, form, Some(&drawn))?.0);
+        let form = |form| in_any_runtime(lower(&softmax, options, form, Some(&drawn))?.0);
         let chunked = Form::Chunked(options.recipe.chunk);
         let (parallel, chunked) = rayon::join(|| form(Form::Parallel), || form(chunked));
         let linear = Some(LinearForms { parallel: parallel?, chunked: chunked? });
-        Ok(Forms { softmax, linear })
+        Ok(Forms { softmax: in_any_runtime(softmax)?, linear })
     }
+}
+
+/// Last, as linear layers are recognised by their weights.
+fn in_any_runtime(mut graph: Graph) -> Result<Graph, CompileError> {
+    if int4::expand(&mut graph)? {
+        canonicalize(&mut graph)?;
+        check(&graph, "working out the weights of four bits")?;
+    }
+    Ok(graph)
 }
 
 fn lower(
