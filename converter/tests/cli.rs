@@ -404,6 +404,7 @@ fn a_bundle_of_int4_weights_proves_itself_and_serves_but_is_not_trained() {
         let convert = format!("convert model -o {recipe} --recipe {recipe} --weights int4 --json");
         let converted = home.dijiang(&convert).fine().object();
         assert_eq!(converted["weights"], "int4");
+        assert_eq!(converted["sites"][0]["name"], "model.layers.0.self_attn");
         let checks = converted["checks"].as_array().expect("checks");
         let drift = checks.iter().find(|c| c["name"] == "drift of quantised weights: norm of the difference");
         let drift = drift.and_then(|c| c["measured"].as_f64()).expect("the drift is measured");
@@ -415,7 +416,7 @@ fn a_bundle_of_int4_weights_proves_itself_and_serves_but_is_not_trained() {
     let stored = SafeTensors::deserialize(&bytes).expect("safetensors");
     let layer = "model.layers.0.mlp.down_proj.weight";
     assert!(stored.tensor(layer).is_err());
-    let (width, out) = (stored.tensor(&format!("{layer}.int4")).expect("the blocks"), "model.norm.weight");
+    let (width, out) = (stored.tensor(&format!("{layer}_int4")).expect("the blocks"), "model.norm.weight");
     assert_eq!(width.dtype(), Dtype::U8);
     assert_eq!(width.shape()[0], stored.tensor(out).expect("a norm").shape()[0]);
     assert!(stored.tensor("model.embed_tokens.weight").is_ok());

@@ -74,11 +74,12 @@ fn is_product(graph: &Graph, node: &Node) -> bool {
     node.op.is("MatMul") && rank.is_some_and(|rank| rank >= 2)
 }
 
+/// The names keep their modules, which sites are called after.
 fn write(w: &mut Writer<'_>, weight: ValueId, matrix: Matrix) -> [ValueId; 3] {
     let name = &w.graph.value(weight).name;
     let Blocks { numbers, scales, zeros } = matrix.blocks();
     let parts = [("int4", numbers), ("scales", scales), ("zeros", zeros)];
-    parts.map(|(part, tensor)| w.patch.weight(&format!("{name}.{part}"), tensor))
+    parts.map(|(part, tensor)| w.patch.weight(&format!("{name}_{part}"), tensor))
 }
 
 fn product(w: &mut Writer<'_>, node: &Node, matrix: &Matrix, blocks: [ValueId; 3]) -> Option<Vec<ValueId>> {
