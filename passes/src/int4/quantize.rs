@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 const RULE: &str = "int4";
 /// Products on the CPU round their other factor to bytes. In f32 they take three times as long at one row
-/// (12 and 38 µs at 576 x 1536 on two cores).
+/// (11 and 38 µs at 576 x 1536 on two cores; docs/performance.md).
 const ACCURACY_LEVEL: i64 = 4;
 
 /// Lets the linear layers of a graph read weights of four bits. Returns how many weights became that.
