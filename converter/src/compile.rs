@@ -10,6 +10,7 @@ use dijiang_passes::attention::rewrite::{
 use dijiang_passes::canon::{CanonError, Law as _, canonicalize};
 use dijiang_passes::constant_factor::ConstantFactor;
 use dijiang_passes::fuse::fuse;
+use dijiang_passes::int4;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::op::Op;
@@ -154,15 +155,24 @@ impl Compiled {
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, CompileError> {
         let softmax = widen(&self.source)?;
         if self.report.sites.iter().all(|site| site.kept.is_some()) {
-            return Ok(Forms { softmax, linear: None });
+            return Ok(Forms { softmax: in_any_runtime(softmax)?, linear: None });
         }
         let drawn = drawn(&self.model);
-        let form = |form| Ok::<_, CompileError>(lower(&softmax, options, form, Some(&drawn))?.0);
+        let form = |form| in_any_runtime(lower(&softmax, options, form, Some(&drawn))?.0);
         let chunked = Form::Chunked(options.recipe.chunk);
         let (parallel, chunked) = rayon::join(|| form(Form::Parallel), || form(chunked));
         let linear = Some(LinearForms { parallel: parallel?, chunked: chunked? });
-        Ok(Forms { softmax, linear })
+        Ok(Forms { softmax: in_any_runtime(softmax)?, linear })
     }
+}
+
+/// Last, as linear layers are recognised by their weights.
+fn in_any_runtime(mut graph: Graph) -> Result<Graph, CompileError> {
+    if int4::expand(&mut graph)? {
+        canonicalize(&mut graph)?;
+        check(&graph, "working out the weights of four bits")?;
+    }
+    Ok(graph)
 }
 
 fn lower(

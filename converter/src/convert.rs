@@ -11,12 +11,13 @@ use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compi
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
+use crate::quantization::{self, Quantization, QuantizeError};
 use crate::source::{self, Source, SourceError};
 use crate::target::{PORTABLE_OPSET, Target};
 use crate::train::TrainError;
 use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
-use crate::verify::{Verification, VerifyError, VerifyOptions, reference, verify};
+use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 use dijiang_passes::ir::dtype::DType;
@@ -37,6 +38,8 @@ pub struct ConvertOptions {
     pub target: Target,
     /// Element type of weights and activations; the source's where it is `None`.
     pub dtype: Option<DType>,
+    /// How the weights of linear layers are stored; in that element type where it is `None`.
+    pub weights: Option<Quantization>,
     /// Layers to rewrite; all where it is `None`.
     pub layers: Option<Vec<usize>>,
     pub seed: u64,
@@ -77,6 +80,8 @@ pub struct Converted {
 pub enum ConvertError {
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error("{}: {source}", path.display())]
+    Quantize { path: PathBuf, source: Box<QuantizeError> },
     #[error(transparent)]
     Compile(#[from] CompileError),
     #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
@@ -113,10 +118,13 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, graph, meta, dtype, stored, files, maps, dir, notes, .. } =
+    let Source { kind, mut graph, meta, dtype, stored, files, maps, dir, notes, .. } =
         source::open(source, options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
+    let quantize = |how| quantization::apply(how, &mut graph, options.target);
+    let float = options.weights.map(quantize).transpose();
+    let float = float.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })?;
     let how = CompileOptions {
         recipe: &options.recipe,
         target: options.target,
@@ -143,7 +151,19 @@ pub fn convert(
         bytes_written += write_training(bundle.path(), &manifest)?;
     }
     let verification = match &options.verify {
-        Some(how) => Some(verify(bundle.path(), &with_reference(how, &dir), progress)?),
+        Some(how) => {
+            let mut found = verify(bundle.path(), &with_reference(how, &dir), progress)?;
+            if let Some(float) = &float {
+                found.checks.push(quantization_drift(
+                    float,
+                    &compiled.source,
+                    &manifest,
+                    how.seed,
+                    progress,
+                )?);
+            }
+            Some(found)
+        }
         None => None,
     };
     let written = verification.as_ref().is_none_or(|v| v.ok);
@@ -409,6 +429,7 @@ pub(crate) fn describe(
         recipe: serde_json::to_value(&options.recipe)?,
         target: options.target.name().to_owned(),
         dtype: dtype.name().to_owned(),
+        weights: options.weights,
         seed: options.seed,
         sites: Vec::new(),
         misses: Vec::new(),

@@ -12,6 +12,7 @@ pub mod genai;
 pub mod onnx;
 mod plot;
 pub mod progress;
+pub mod quantization;
 pub mod recipes;
 pub mod source;
 pub mod stop_after;

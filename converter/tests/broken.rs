@@ -236,6 +236,7 @@ fn options(proof: &Proof) -> ConvertOptions {
         target: Target::Ort,
         dtype: None,
         layers: None,
+        weights: None,
         seed: 0,
         train: false,
         force: false,

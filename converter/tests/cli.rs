@@ -397,6 +397,58 @@ fn inode(path: &Path) -> u64 {
 }
 
 #[test]
+fn a_bundle_of_int4_weights_proves_itself_and_serves_but_is_not_trained() {
+    let home = Home::with("shakespeare");
+    for recipe in ["adaptive", "softmax"] {
+        // With its proof, which runs every graph.
+        let convert = format!("convert model -o {recipe} --recipe {recipe} --weights int4 --json");
+        let converted = home.dijiang(&convert).fine().object();
+        assert_eq!(converted["weights"], "int4");
+        assert_eq!(converted["sites"][0]["name"], "model.layers.0.self_attn");
+        let checks = converted["checks"].as_array().expect("checks");
+        let drift = checks.iter().find(|c| c["name"] == "drift of quantised weights: norm of the difference");
+        let drift = drift.and_then(|c| c["measured"].as_f64()).expect("the drift is measured");
+        // Blocks of four bits move a weight by some 7 %, and five layers of it the logits no more.
+        assert!(drift > 1e-3 && drift < 0.07, "{recipe}: {drift}");
+        assert_eq!(home.json(&format!("{recipe}/dijiang.json"))["weights"], "int4");
+    }
+    let bytes = std::fs::read(home.path("adaptive/model.safetensors")).expect("the weights");
+    let stored = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let layer = "model.layers.0.mlp.down_proj.weight";
+    assert!(stored.tensor(layer).is_err());
+    let (width, out) = (stored.tensor(&format!("{layer}_int4")).expect("the blocks"), "model.norm.weight");
+    assert_eq!(width.dtype(), Dtype::U8);
+    assert_eq!(width.shape()[0], stored.tensor(out).expect("a norm").shape()[0]);
+    assert!(stored.tensor("model.embed_tokens.weight").is_ok());
+    for runtime in ["tract", "ort"] {
+        let ran = home.dijiang(&format!("generate adaptive --prompt ROMEO: -n 4 --runtime {runtime}"));
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+    }
+    for command in [
+        "export-torch adaptive",
+        "import-weights adaptive model",
+        "finetune adaptive --data model/config.json",
+        "calibrate adaptive --data model/config.json",
+    ] {
+        assert_eq!(
+            refused(&home, command),
+            "error: adaptive: its weights are int4, which are served but not changed or handed on \
+             (hint: convert the model anew, without --weights)"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_int4_is_refused() {
+    let home = Home::with("llama");
+    insta::assert_snapshot!(refused(&home, "convert model -o bundle --weights int4 --target portable"));
+    insta::assert_snapshot!(refused(&home, "convert model -o bundle --weights int4 --target onnx27"));
+    assert_eq!(home.dijiang("convert model -o bundle --weights int4 --train").code, 2);
+    assert_eq!(home.dijiang("convert model -o bundle --weights int3").code, 2);
+    assert!(!home.path("bundle").exists());
+}
+
+#[test]
 fn what_cannot_be_linked_is_refused() {
     let home = Home::with("llama");
     insta::assert_snapshot!(refused(&home, "convert model -o bundle --no-verify --link --dtype f32"));

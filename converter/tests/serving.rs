@@ -9,12 +9,19 @@ use std::process::Command;
 const SAME: f32 = 2e-5;
 
 fn convert(fixture: &str, recipe: &str, into: &Path) -> PathBuf {
+    convert_with(fixture, recipe, into, &[])
+}
+
+fn convert_with(fixture: &str, recipe: &str, into: &Path, more: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
     let bundle = into.join(format!("{fixture}-{recipe}"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
     command.arg("convert").arg(source).arg("-o").arg(&bundle);
-    let output =
-        command.args(["--recipe", recipe, "--dtype", "f32", "--no-verify"]).output().expect("it starts");
+    let output = command
+        .args(["--recipe", recipe, "--dtype", "f32", "--no-verify"])
+        .args(more)
+        .output()
+        .expect("it starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     bundle
 }
@@ -44,10 +51,36 @@ fn logits(serving: &mut Serving) -> Vec<f32> {
 
 #[track_caller]
 fn assert_same(found: &[f32], expected: &[f32]) {
+    assert_within(SAME, found, expected);
+}
+
+#[track_caller]
+fn assert_within(limit: f32, found: &[f32], expected: &[f32]) {
     let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
     assert!(largest > 0.0 && found.len() == expected.len());
     let error = found.iter().zip(expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
-    assert!(error <= SAME * largest, "{error:e} of {largest:e}");
+    assert!(error <= limit * largest, "{error:e} of {largest:e}");
+}
+
+/// Weights that are inputs are read in f32; those of the serving graph meet activations that were rounded to bytes.
+#[test]
+fn bound_memory_serves_weights_of_four_bits() {
+    const BYTES: f32 = 5e-2;
+    let dir = tempfile::tempdir().expect("a directory");
+    for fixture in ["llama", "neox", "opt"] {
+        let bundle = convert_with(fixture, "adaptive", dir.path(), &["--weights", "int4"]);
+        let Some(mut plain) = open(&bundle, Engine::Ort, 512) else { return };
+        let mut bound = open(&bundle, Engine::OrtBound, 3).expect("it opens");
+        for serving in [&mut plain, &mut bound] {
+            serving.start(3).expect("it starts");
+            serving.prefill(&prompts()).expect("it runs");
+        }
+        assert_within(BYTES, &logits(&mut bound), &logits(&mut plain));
+        for serving in [&mut plain, &mut bound] {
+            serving.decode(&[3, 4, 5]).expect("it runs");
+        }
+        assert_within(BYTES, &logits(&mut bound), &logits(&mut plain));
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod canon;
 pub mod constant_factor;
 pub mod feature_map;
 pub mod fuse;
+pub mod int4;
 pub mod ir;
 mod joined;
 pub mod nnls;

@@ -341,6 +341,7 @@ mod tests {
                 target: Target::Ort,
                 dtype: Some(DType::F32),
                 layers: None,
+                weights: None,
                 seed: 0,
                 train: false,
                 force: false,

@@ -3,6 +3,7 @@
 //! The text depends on nothing but the contents: no time, no path, no host.
 
 use super::layout;
+use crate::quantization::Quantization;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
@@ -29,6 +30,9 @@ pub struct Manifest {
     pub target: String,
     /// Element type of the weights.
     pub dtype: String,
+    /// How those of linear layers are stored, where it is not that element type.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weights: Option<Quantization>,
     pub seed: u64,
     pub sites: Vec<Site>,
     /// Attentions that were not recognised, and so stay softmax.
@@ -158,6 +162,11 @@ pub enum ManifestError {
         "{bundle}: its weights are in the source's own files, which are not touched (hint: convert the model anew, without --link)"
     )]
     Linked { bundle: String },
+    #[error(
+        "{bundle}: its weights are {}, which are served but not changed or handed on (hint: convert the model anew, without --weights)",
+        weights.name()
+    )]
+    Quantized { bundle: String, weights: Quantization },
 }
 
 impl Manifest {
@@ -175,7 +184,16 @@ impl Manifest {
         Self::parse(&text, &file)
     }
 
-    /// Reads the manifest of a bundle whose weights are all its own, to be changed or handed on.
+    /// Reads the manifest of a bundle whose weights can be changed or handed on: all its own, and floats.
+    pub fn float_weights(bundle: &Path) -> Result<Self, ManifestError> {
+        let manifest = Self::own_weights(bundle)?;
+        match manifest.weights {
+            None => Ok(manifest),
+            Some(weights) => Err(ManifestError::Quantized { bundle: bundle.display().to_string(), weights }),
+        }
+    }
+
+    /// Reads the manifest of a bundle whose weights are all in its own file.
     pub fn own_weights(bundle: &Path) -> Result<Self, ManifestError> {
         let manifest = Self::read(bundle)?;
         match manifest.linked.is_empty() {
@@ -286,6 +304,7 @@ mod tests {
             recipe: serde_json::json!({"feature_map": "wdcf"}),
             target: "ort".to_owned(),
             dtype: "f32".to_owned(),
+            weights: None,
             seed: 0,
             sites: vec![site],
             misses: vec![],

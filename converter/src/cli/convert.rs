@@ -3,6 +3,7 @@
 use super::{Failure, Outcome, show};
 use crate::bundle::room;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
+use crate::quantization::Quantization;
 use crate::recipes;
 use crate::stop_after::convert_first;
 use crate::target::Target;
@@ -35,6 +36,10 @@ pub(super) struct Args {
     /// f32, f16 or bf16; the checkpoint's where none is given
     #[arg(long)]
     dtype: Option<DType>,
+    /// Store the weights of linear layers in fewer bits: int4. Tables that tokens are looked up in, and what the
+    /// conversion adds, stay as they are. Such a bundle is served, but not trained
+    #[arg(long, conflicts_with_all = ["train", "stop_after"])]
+    weights: Option<Quantization>,
     /// Rewrite only these layers, such as 0-3,7; the others stay softmax
     #[arg(long, value_parser = layers)]
     layers: Option<Layers>,
@@ -93,6 +98,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         recipe: recipes::load(&args.recipe)?,
         target: args.target,
         dtype: args.dtype,
+        weights: args.weights,
         layers: args.layers.clone(),
         seed: args.seed,
         train: args.train,
@@ -158,6 +164,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "recipe": args.recipe,
         "target": args.target.name(),
         "dtype": converted.dtype.name(),
+        "weights": args.weights.map(Quantization::name),
         "seconds": seconds,
         "bytes_written": converted.bytes_written,
         "dropped_inputs": converted.dropped_inputs,
@@ -174,12 +181,13 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
 fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     let lowered = converted.sites.iter().filter(|s| s.kept.is_none()).count();
     show::line(&format!(
-        "{}: {lowered} of {} attentions are linear (recipe {}, target {}, {})",
+        "{}: {lowered} of {} attentions are linear (recipe {}, target {}, {}{})",
         args.output.display(),
         converted.sites.len() + converted.misses.len(),
         args.recipe,
         args.target,
-        converted.dtype
+        converted.dtype,
+        args.weights.map_or(String::new(), |weights| format!(", {} weights", weights.name()))
     ));
     for site in &converted.sites {
         if let Some(reason) = &site.kept {

@@ -43,7 +43,7 @@ pub enum ExportTorchError {
 
 /// Writes the model into `bundle` and returns its class. Doing it again changes nothing.
 pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
-    let manifest = Manifest::own_weights(bundle)?;
+    let manifest = Manifest::float_weights(bundle)?;
     let class = class(bundle, &manifest)?;
     let path = bundle.join(layout::CONFIG);
     let config = Config::read(&path)?;

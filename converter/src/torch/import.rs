@@ -78,7 +78,7 @@ pub fn import_weights(
     progress: &mut dyn Progress,
 ) -> Result<Imported, ImportError> {
     progress.stage("comparing the weights");
-    let mut manifest = Manifest::own_weights(bundle)?;
+    let mut manifest = Manifest::float_weights(bundle)?;
     let own = Weights::read(&bundle.join(layout::WEIGHTS))?;
     let new = Weights::read(from)?;
     check_origin(bundle, &manifest, &new.dir)?;

@@ -60,7 +60,7 @@ pub fn calibrate(
     on_step: &mut dyn FnMut(&Line),
 ) -> Result<Calibrated, TrainError> {
     let started = Instant::now();
-    let mut manifest = Manifest::own_weights(bundle)?;
+    let mut manifest = Manifest::float_weights(bundle)?;
     let size = options.trainer.size;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, size.sequence as usize, options.seed)?;

@@ -82,7 +82,7 @@ pub fn finetune(
     on_step: OnStep<'_>,
 ) -> Result<Finetuned, TrainError> {
     let started = Instant::now();
-    let mut manifest = Manifest::own_weights(bundle)?;
+    let mut manifest = Manifest::float_weights(bundle)?;
     let context = options.trainer.size.sequence;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;

@@ -18,7 +18,8 @@ impl Verifier<'_> {
         let vocab = self.prompts.vocab();
         // The longest row takes two segments, and the states go to and fro.
         let segment = row.len().div_ceil(2);
-        let options = ServingOptions { engine: Engine::OrtBound, segment, ..ServingOptions::default() };
+        let options =
+            ServingOptions { engine: Engine::OrtBound, segment: Some(segment), ..ServingOptions::default() };
         let mut serving = Serving::open(self.bundle, &options)?;
 
         serving.start(rows.len())?;

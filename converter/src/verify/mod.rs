@@ -19,6 +19,7 @@ use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
 use crate::onnx::import::{ImportError, import};
 use crate::progress::Progress;
 use dijiang_passes::ir::dtype::{DType, UnknownDType};
+use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::verify::verify as violations;
 use dijiang_passes::widen::rounds_activations;
 use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
@@ -126,6 +127,25 @@ pub fn verify(
     }
     verifier.oracle()?;
     Ok(verifier.finish())
+}
+
+/// What quantising the weights does to the model as it came, in the f64 interpreter: to the softmax graph that is
+/// given in both ways.
+pub(crate) fn quantization_drift(
+    float: &Graph,
+    quantized: &Graph,
+    manifest: &Manifest,
+    seed: u64,
+    progress: &mut dyn Progress,
+) -> Result<Check, VerifyError> {
+    progress.stage("evaluating without and with quantised weights");
+    let row = Prompts::new(manifest, seed).short();
+    let logits = |graph| oracle::evaluate(graph, Path::new(layout::SOFTMAX), &row);
+    let name = "drift of quantised weights: norm of the difference";
+    match (logits(float)?, logits(quantized)?) {
+        (Ok(float), Ok(quantized)) => Ok(Check::report(name, relative_error(&quantized, &float))),
+        (Err(_), _) | (_, Err(_)) => Ok(Check::report(name, f64::NAN)),
+    }
 }
 
 struct Verifier<'a> {
@@ -241,6 +261,12 @@ impl<'a> Verifier<'a> {
         for i in 0..self.runtimes.len() {
             let logits = self.plain(i, layout::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
             let name = self.runtimes[i].name();
+            if self.manifest.weights.is_some() {
+                let apart = relative_error(&logits, &reference.logits);
+                let what = format!("{name}: drift of softmax from the reference, with quantised weights");
+                self.found.checks.push(Check::report(what, apart));
+                continue;
+            }
             self.compare(format!("{name}: softmax = reference"), limit, &logits, &reference.logits);
         }
         Ok(())

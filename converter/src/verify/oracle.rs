@@ -12,8 +12,16 @@ use std::path::Path;
 /// The result for each token of one row, from an empty state; or which operator the interpreter does not
 /// know.
 pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Result<Vec<f32>, String>, VerifyError> {
-    let fail = |reason: String| VerifyError::Model { file: path.display().to_string(), reason };
-    let graph = import(path)?;
+    evaluate(&import(path)?, path, row)
+}
+
+/// The same of a graph; `place` is what errors name.
+pub(super) fn evaluate(
+    graph: &Graph,
+    place: &Path,
+    row: &[i64],
+) -> Result<Result<Vec<f32>, String>, VerifyError> {
+    let fail = |reason: String| VerifyError::Model { file: place.display().to_string(), reason };
     if let Some((_, node)) = graph.nodes().find(|(_, node)| node.op.spec().is_none()) {
         return Ok(Err(format!(
             "operator {} of node `{}` is not known",
@@ -23,11 +31,11 @@ pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Result<Vec<f32>, String
     }
     let mut given = BTreeMap::new();
     for input in graph.inputs() {
-        given.insert(*input, fill(&graph, *input, row).map_err(fail)?);
+        given.insert(*input, fill(graph, *input, row).map_err(fail)?);
     }
-    let wanted = result_of(&graph)
+    let wanted = result_of(graph)
         .ok_or_else(|| fail("it has no float output [batch, tokens, width] or [batch, width]".to_owned()))?;
-    let values = eval(&graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
+    let values = eval(graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
     Ok(Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect()))
 }
 

@@ -90,6 +90,7 @@ mod tests {
             recipe: serde_json::Value::Null,
             target: "ort".to_owned(),
             dtype: "f32".to_owned(),
+            weights: None,
             seed: 0,
             sites: Vec::new(),
             misses: Vec::new(),

@@ -4,6 +4,7 @@ use super::dtype::DType;
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// Bytes that several tensors may look into, such as a mapped file.
@@ -12,7 +13,8 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// A constant: `dtype`, `dims` and the elements in row-major order, little-endian.
 ///
 /// The elements are a view into [`SharedBytes`], or a view of another element type that is
-/// converted block by block while it is read ([`Tensor::cast`]); neither holds a copy.
+/// converted block by block while it is read ([`Tensor::cast`]), or worked out while they are read
+/// ([`Tensor::computed`]); none holds a copy.
 #[derive(Clone)]
 pub struct Tensor {
     dtype: DType,
@@ -24,6 +26,13 @@ pub struct Tensor {
 enum Data {
     View { owner: SharedBytes, offset: usize, len: usize },
     Cast(Arc<Tensor>),
+    Computed(Arc<dyn Elements>),
+}
+
+/// Elements that are worked out while they are read.
+pub trait Elements: Send + Sync {
+    /// Hands out the bytes in order, whole elements and a bounded number at a time, until `take` breaks off.
+    fn read(&self, take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>);
 }
 
 /// Elements converted at a time by [`Tensor::for_each_block`].
@@ -81,6 +90,11 @@ impl Tensor {
         Self::from_bytes(dtype, Vec::new(), bytes).expect("one element")
     }
 
+    /// A tensor whose elements are worked out whenever they are read; they fill `dims`.
+    pub fn computed(dtype: DType, dims: Vec<u64>, elements: Arc<dyn Elements>) -> Self {
+        Self { dtype, dims, data: Data::Computed(elements) }
+    }
+
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -121,7 +135,7 @@ impl Tensor {
             });
         }
         let data = match &self.data {
-            Data::View { .. } => self.data.clone(),
+            Data::View { .. } | Data::Computed(_) => self.data.clone(),
             Data::Cast(from) => Data::Cast(Arc::new(from.with_dims(dims.clone())?)),
         };
         Ok(Self { dtype: self.dtype, dims, data })
@@ -131,7 +145,7 @@ impl Tensor {
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         match &self.data {
             Data::View { owner, offset, len } => Cow::Borrowed(&(**owner).as_ref()[*offset..*offset + *len]),
-            Data::Cast(_) => {
+            Data::Cast(_) | Data::Computed(_) => {
                 let mut out = Vec::with_capacity(self.byte_len());
                 let all: Result<(), std::convert::Infallible> = self.for_each_block(&mut |block| {
                     out.extend_from_slice(block);
@@ -141,6 +155,27 @@ impl Tensor {
                 Cow::Owned(out)
             }
         }
+    }
+
+    /// Rows of the leading axis. Panics on rows that are not there, as an index does.
+    #[must_use]
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let row = self.byte_len() / self.dims.first().map_or(1, |n| (*n as usize).max(1));
+        let (start, len) = (rows.start * row, rows.len() * row);
+        let mut dims = self.dims.clone();
+        dims[0] = rows.len() as u64;
+        let data = match &self.data {
+            Data::View { owner, offset, len: whole } => {
+                assert!(start + len <= *whole, "rows {rows:?} of {self:?}");
+                Data::View { owner: owner.clone(), offset: offset + start, len }
+            }
+            Data::Cast(from) => Data::Cast(Arc::new(from.rows(rows))),
+            Data::Computed(_) => {
+                let owner = Arc::new(self.bytes()[start..start + len].to_vec());
+                Data::View { owner, offset: 0, len }
+            }
+        };
+        Self { dtype: self.dtype, dims, data }
     }
 
     /// Whether the elements lie converted in memory or in a file, so that they can be copied as they are.
@@ -163,7 +198,24 @@ impl Tensor {
                     Ok(())
                 })
             }
+            Data::Computed(elements) => {
+                let mut result = Ok(());
+                elements.read(&mut |block| match take(block) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        result = Err(error);
+                        ControlFlow::Break(())
+                    }
+                });
+                result
+            }
         }
+    }
+
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let wide = self.cast(DType::F32);
+        wide.bytes().chunks_exact(4).map(|b| f32::from_le_bytes(array(b))).collect()
     }
 
     /// All elements as f64.
@@ -317,6 +369,37 @@ mod tests {
         let e = Tensor::from_bytes(DType::F32, vec![2, 2], vec![0; 12]).expect_err("4 bytes are missing");
         assert_eq!(e.to_string(), "a tensor f32[2, 2] takes 16 bytes, but 12 are there");
         assert!(Tensor::from_bytes(DType::F32, vec![u64::MAX, 2], vec![]).is_err());
+    }
+
+    struct Count(u8);
+
+    impl Elements for Count {
+        fn read(&self, take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) {
+            let _ = (0..self.0).try_for_each(|i| take(&[i, i + 100]));
+        }
+    }
+
+    #[test]
+    fn what_is_computed_reads_like_what_is_stored() {
+        let x = Tensor::computed(DType::U8, vec![3, 2], Arc::new(Count(3)));
+        assert_eq!((x.to_i64(), x.is_plain()), (Some(vec![0, 100, 1, 101, 2, 102]), false));
+        assert_eq!(x.cast(DType::F16).to_f64(), [0.0, 100.0, 1.0, 101.0, 2.0, 102.0]);
+        let mut taken = 0;
+        let broken = x.for_each_block(&mut |_| {
+            taken += 1;
+            if taken == 2 { Err("enough") } else { Ok(()) }
+        });
+        assert_eq!((broken, taken), (Err("enough"), 2));
+    }
+
+    #[test]
+    fn rows_are_those_of_the_whole() {
+        let x = Tensor::from_f32(&[3, 2], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let computed = Tensor::computed(DType::U8, vec![3, 2], Arc::new(Count(3)));
+        assert_eq!(x.rows(1..3).to_f32(), [2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(x.cast(DType::BF16).rows(2..3).to_f32(), [4.0, 5.0]);
+        assert_eq!(computed.rows(1..2).to_f32(), [1.0, 101.0]);
+        assert_eq!(x.rows(0..2).dims(), [2, 2]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Long contexts: the released code dies past 5,000 tokens, and a cache grows without end. Here 20,000 tokens leave
-//! finite numbers and a state as large as 16 do.
+//! finite numbers and a state as large as 16 do, and half precision is after 32,768 as far from f32 as after 512.
 
-use crate::support::{Bundle, Model, ort, prompt, recipe};
+use crate::support::{Bundle, Comparisons, Model, ort, prompt, recipe};
 use dijiang::bundle::layout;
 use dijiang::recipes::PRESETS;
 use dijiang::target::Target;
@@ -42,4 +42,63 @@ fn twenty_thousand_tokens_leave_finite_numbers_and_a_state_of_the_same_size() {
         let many = read(&mut model.decoder, &tokens);
         assert_eq!(few, many, "{name}: bytes of the state after {SHORT} and after {LONG} tokens");
     }
+}
+
+/// Tokens of the comparison with f32, and after how many the logits are compared on the way.
+const CONTEXT: usize = 32_768;
+const STRIDE: usize = 4_096;
+
+/// What a model gives on the way.
+struct Along {
+    /// Behind the first segment, and every [`STRIDE`] tokens.
+    logits: Vec<Vec<f64>>,
+    /// As they are carried at the end, by name.
+    states: Vec<(String, Vec<f64>)>,
+}
+
+fn along(model: &mut Model, tokens: &[i64]) -> Along {
+    let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from).collect::<Vec<f64>>();
+    model.decoder.reset(1).expect("one sequence");
+    let ends = (1..=tokens.len() / STRIDE).map(|n| n * STRIDE);
+    let (mut at, mut logits) = (0, Vec::new());
+    for end in std::iter::once(SEGMENT).chain(ends) {
+        let part = [tokens[at..end].to_vec()];
+        let last = model.decoder.prefill(&part, None, SEGMENT).expect("it runs");
+        logits.push(wide(last.to_f32().expect("numbers")));
+        at = end;
+    }
+    let state = model.decoder.state().expect("the state").tensors;
+    let states = state.into_iter().map(|(name, tensor)| (name, wide(tensor.to_f32().expect("numbers"))));
+    Along { logits, states: states.collect() }
+}
+
+/// A few roundings of activations at 2⁻¹¹ in two layers, however long the text was: state and normaliser are f32 in
+/// both, so that sums of 32,768 products lose no more than one product does.
+const HALF: f64 = 2e-3;
+
+#[test]
+fn half_precision_is_as_near_to_f32_after_many_tokens_as_after_few() {
+    let Some(engine) = ort() else { return };
+    let mut found = Comparisons::within(HALF);
+    for name in ["adaptive", "paper"] {
+        let run = |dtype| {
+            let bundle = Bundle::of_fixture("llama", &recipe(name), Target::Ort, dtype);
+            let tokens = prompt(&bundle.manifest(), CONTEXT, name);
+            let mut model = Model::load(engine.as_ref(), &bundle.file(layout::MODEL));
+            along(&mut model, &tokens)
+        };
+        let (half, exact) = (run(DType::F16), run(DType::F32));
+        for (n, (logits, expected)) in half.logits.iter().zip(&exact.logits).enumerate() {
+            found.compare(
+                &format!("{name}: logits after {} tokens", (n * STRIDE).max(SEGMENT)),
+                logits,
+                expected,
+            );
+        }
+        assert!(!half.states.is_empty() && half.states.len() == exact.states.len());
+        for ((place, numbers), (_, exact)) in half.states.iter().zip(&exact.states) {
+            found.compare(&format!("{name}: {place} after {CONTEXT} tokens"), numbers, exact);
+        }
+    }
+    found.finish("half_precision_is_as_near_to_f32_after_many_tokens_as_after_few");
 }

@@ -1,0 +1,154 @@
+//! Matches: `com.microsoft::MatMulNBits` of four bits, with packed zero points or none
+//! Becomes: the weight in numbers, worked out by standard operators, and `MatMul`
+//! Exact: yes, up to rounding
+//! Declines when: its blocks are in another order (`g_idx`)
+
+use crate::canon::{Writer, rewrite_nodes};
+use crate::ir::dtype::DType;
+use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::op::Op;
+use crate::ir::patch::{Patch, PatchError};
+use crate::ir::tensor::Tensor;
+
+/// The number that stands for 0 where there are no zero points.
+const MIDDLE: f64 = 8.0;
+
+/// Writes products with weights of four bits in operators that any runtime has; tells whether there were any.
+pub fn expand(graph: &mut Graph) -> Result<bool, PatchError> {
+    let applied = rewrite_nodes(graph, "expand_int4", |w, node| {
+        let is_product = (node.op.domain(), node.op.name()) == ("com.microsoft", "MatMulNBits");
+        if !is_product || node.op.int("bits") != Some(4) || node.input(4).is_some() {
+            return None;
+        }
+        product(w, node)
+    });
+    Ok(applied?.is_some())
+}
+
+struct Sizes {
+    rows: i64,
+    inputs: i64,
+    block: i64,
+    blocks: i64,
+}
+
+impl Sizes {
+    fn of(op: &Op) -> Option<Self> {
+        let (rows, inputs, block) = (op.int("N")?, op.int("K")?, op.int("block_size").filter(|n| *n > 0)?);
+        Some(Self { rows, inputs, block, blocks: (inputs + block - 1) / block })
+    }
+}
+
+fn product(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+    let sizes = Sizes::of(&node.op)?;
+    let given: Vec<Option<ValueId>> = (0..node.inputs.len()).map(|slot| w.input(node, slot)).collect();
+    let (x, numbers, scales) = ((*given.first()?)?, (*given.get(1)?)?, (*given.get(2)?)?);
+    let (zeros, bias) = (given.get(3).copied().flatten(), given.get(5).copied().flatten());
+    let p = &mut w.patch;
+    let dtype = p.ty(x).dtype?;
+    if zeros.is_some_and(|zeros| p.ty(zeros).dtype != Some(DType::U8)) {
+        return None;
+    }
+    let zeros = match zeros {
+        Some(zeros) => zero_points(p, zeros, &sizes, dtype),
+        None => p.constant("middle", Tensor::scalar(dtype, MIDDLE)),
+    };
+    let numbers = unpacked(p, numbers, [sizes.rows, sizes.blocks, sizes.block], dtype);
+    let away = p.sub(numbers, zeros);
+    let scales = p.reshape(scales, &[sizes.rows, sizes.blocks, 1]);
+    let blocks = p.mul(away, scales);
+    let whole = p.reshape(blocks, &[sizes.rows, sizes.blocks * sizes.block]);
+    let weight = cut(p, whole, sizes.inputs, sizes.blocks * sizes.block);
+    Some(vec![p.linear(x, weight, bias)])
+}
+
+/// `[out, blocks, 1]`
+fn zero_points(p: &mut Patch<'_>, zeros: ValueId, sizes: &Sizes, dtype: DType) -> ValueId {
+    let there = (sizes.blocks + 1) / 2 * 2;
+    let zeros = p.reshape(zeros, &[sizes.rows, there / 2]);
+    let zeros = unpacked(p, zeros, [sizes.rows, there, 1], dtype);
+    match there == sizes.blocks {
+        true => zeros,
+        false => p.slice(zeros, 1, 0, sizes.blocks),
+    }
+}
+
+/// The first columns of a matrix.
+fn cut(p: &mut Patch<'_>, whole: ValueId, columns: i64, there: i64) -> ValueId {
+    if columns == there { whole } else { p.slice(whole, 1, 0, columns) }
+}
+
+/// The halves of bytes, the low one first.
+fn unpacked(p: &mut Patch<'_>, bytes: ValueId, shape: [i64; 3], dtype: DType) -> ValueId {
+    let bytes = p.cast(bytes, dtype);
+    let share = p.mul_scalar(bytes, 1.0 / 16.0);
+    let high = p.node(Op::new("Floor"), &[share]);
+    let above = p.mul_scalar(high, 16.0);
+    let low = p.sub(bytes, above);
+    let halves = [low, high].map(|half| p.unsqueeze(half, &[-1]));
+    let pairs = p.concat(&halves, -1);
+    p.reshape(pairs, &shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text::{parse, print};
+    use crate::ir::verify::verify;
+    use crate::testing::{noise, relative_error, run};
+
+    /// Three blocks of 16 for 40 inputs: the last is cut, and the zero points fill a byte and a half.
+    fn graph(zeros: &str, slots: &str) -> Graph {
+        let numbers: Vec<String> = (0..2 * 3 * 8).map(|i| (i * 37 % 256).to_string()).collect();
+        let numbers = numbers.join(", ");
+        parse(&format!(
+            r#"graph "g" {{
+  input %x: f32[batch, time, 40]
+  weight %w: u8[2, 3, 8] = [{numbers}]
+  weight %s: f32[2, 3] = [0.5, -1.0, 2.0, 0.25, 1.5, 1.0]
+  {zeros}
+  weight %b: f32[2] = [3.0, -4.0]
+  %y = com.microsoft.MatMulNBits(%x, %w, %s{slots}) {{K: 40, N: 2, bits: 4, block_size: 16}}
+  output "y" %y
+}}"#
+        ))
+        .expect("it parses")
+    }
+
+    #[test]
+    fn the_weight_is_worked_out() {
+        let packed = "weight %z: u8[2, 2] = [97, 5, 18, 15]";
+        let flat = "weight %z: u8[4] = [97, 5, 18, 15]";
+        let cases = [("", ""), (packed, ", %z"), (flat, ", %z"), (packed, ", %z, _, %b"), ("", ", _, _, %b")];
+        for (zeros, slots) in cases {
+            let before = graph(zeros, slots);
+            let mut after = before.clone();
+            assert_eq!(expand(&mut after), Ok(true));
+            assert_eq!(verify(&after), []);
+            assert!(after.nodes().all(|(_, node)| node.op.domain().is_empty()));
+            let x = [("x", noise(&[2, 3, 40], 1))];
+            // Both in f64.
+            let error = relative_error(&run(&after, &x)["y"], &run(&before, &x)["y"]);
+            assert!(error < 1e-12, "{slots}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn the_operators_of_a_product() {
+        let mut after = graph("weight %z: u8[2, 2] = [97, 5, 18, 15]", ", %z");
+        assert_eq!(expand(&mut after), Ok(true));
+        insta::assert_snapshot!(print(&after));
+    }
+
+    #[test]
+    fn blocks_in_another_order_and_float_zero_points_stay() {
+        let order = "weight %g: i32[40] = random(1)";
+        let floats = "weight %z: f32[2, 3] = random(1)";
+        for (extra, slots) in [(order, ", _, %g"), (floats, ", %z")] {
+            let before = graph(extra, slots);
+            let mut after = before.clone();
+            assert_eq!(expand(&mut after), Ok(false));
+            assert_eq!(print(&after), print(&before));
+        }
+    }
+}
