@@ -19,6 +19,7 @@ use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::{Attention, Recipe};
 use dijiang_passes::serving::{bind, one_token};
 use dijiang_passes::widen::widen;
+use dijiang_runtime::PREFILL_CHUNK;
 
 /// The attentions that only ONNX Runtime has.
 const ONLY_THERE: [&str; 2] = ["LinearAttention", "GroupQueryAttention"];
@@ -59,10 +60,6 @@ pub struct Bound {
     pub prefill: Graph,
     pub decode: Graph,
 }
-
-/// Tokens per chunk of a prompt on a GPU, whatever the recipe says for the other forms. Longer chunks have more scores
-/// and shorter ones more states to move; at usual widths both weigh about the same here.
-const PREFILL_CHUNK: u32 = 128;
 
 /// What the serving graph computes.
 #[derive(Debug, Clone)]
@@ -147,7 +144,7 @@ impl Compiled {
             check(&graph, "binding the weights")?;
             Ok::<_, CompileError>(graph)
         };
-        let prefill = form(Form::Chunked(PREFILL_CHUNK), true)?;
+        let prefill = form(Form::WholeChunks(PREFILL_CHUNK), true)?;
         Ok(Some(Bound { prefill, decode: form(options.target.form(options.recipe.chunk), false)? }))
     }
 

@@ -66,6 +66,11 @@ struct Prompts {
     steps: BTreeMap<usize, Step>,
 }
 
+/// Tokens per chunk of `prefill.onnx`, whatever the recipe says for the other forms: a segment is whole chunks, or less
+/// than one. Longer chunks have more scores and shorter ones more states to move; at usual widths both weigh about
+/// the same here.
+pub const PREFILL_CHUNK: u32 = 128;
+
 /// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
 const SHORTEST: usize = 256;
 
@@ -504,8 +509,11 @@ fn cut(prompts: &[Vec<i64>], start: usize, segment: usize) -> (Vec<Vec<i64>>, Ve
     prompts.iter().map(part).unzip()
 }
 
-/// The length of the segments of a prompt: what is too short for the longest takes the next power of two.
+/// The length of the segments of a prompt: what is too short for the longest takes the next power of two, and all are
+/// whole chunks or less than one.
 fn length_for(width: usize, longest: usize) -> usize {
+    let chunk = PREFILL_CHUNK as usize;
+    let longest = if longest > chunk { longest.next_multiple_of(chunk) } else { longest };
     width.max(SHORTEST).next_power_of_two().min(longest)
 }
 
@@ -570,6 +578,6 @@ mod tests {
         let lengths = [1, 256, 257, 1000, 4096, 4097, 1_000_000].map(|width| length_for(width, 4096));
         assert_eq!(lengths, [256, 256, 512, 1024, 4096, 4096, 4096]);
         assert_eq!([1, 300].map(|width| length_for(width, 100)), [100, 100], "never longer than asked for");
-        assert_eq!(length_for(2000, 1500), 1500);
+        assert_eq!(length_for(2000, 1500), 1536, "whole chunks");
     }
 }

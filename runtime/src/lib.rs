@@ -29,6 +29,7 @@ mod unreleased_opsets;
 mod weight_file;
 mod wiring;
 
+pub use bound::PREFILL_CHUNK;
 pub use decoder::{Decoder, DecoderState, History};
 pub use device_memory::memory_in_use;
 pub use error::RuntimeError;

@@ -87,6 +87,8 @@ pub enum Form {
     Parallel,
     /// The parallel form inside chunks of this many tokens, the state across them.
     Chunked(u32),
+    /// The same for sequences of whole chunks, or of less than one.
+    WholeChunks(u32),
     /// A `LinearAttention` operator of this domain.
     Operator(&'static str),
 }
@@ -100,7 +102,8 @@ impl Form {
     pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         match self {
             Self::Parallel => parallel::lower(p, r),
-            Self::Chunked(size) => chunked::lower(p, r, size),
+            Self::Chunked(size) => chunked::lower(p, r, size, false),
+            Self::WholeChunks(size) => chunked::lower(p, r, size, true),
             Self::Operator(domain) => recurrent::lower(p, r, domain),
         }
     }
