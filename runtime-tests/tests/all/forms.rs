@@ -68,6 +68,9 @@ const TARGETS: [Target; 3] = [Target::Ort, Target::Portable, Target::Onnx27];
 
 /// The interpreter against itself: f64 rounding only.
 const EXACT: f64 = 1e-9;
+/// The same where a Gelu is one operator again: its 1/√2 is then of f64, and in the other forms the source's of f32, which
+/// comes to 5e-9 of the logits.
+const FUSED: f64 = 1e-8;
 
 /// Tokens fed after a padded batch.
 const MORE: usize = 3;
@@ -77,6 +80,8 @@ struct Graph {
     label: String,
     file: PathBuf,
     in_tract: bool,
+    /// Whether ONNX Runtime's own operators stand in it.
+    is_fused: bool,
     /// What it computes in.
     dtype: DType,
 }
@@ -86,12 +91,14 @@ impl Graph {
     fn served(bundle: &Bundle, dtype: DType) -> Self {
         let target = bundle.target;
         let file = bundle.file(layout::MODEL);
-        Self { label: format!("served {target}"), file, in_tract: target == Target::Portable, dtype }
+        let (in_tract, is_fused) = (target == Target::Portable, target == Target::Ort);
+        Self { label: format!("served {target}"), file, in_tract, is_fused, dtype }
     }
 
     /// One of the forms that every bundle holds. They compute in f32, whatever the weights are stored in.
     fn form(bundle: &Bundle, name: &'static str) -> Self {
-        Self { label: name.to_owned(), file: bundle.file(name), in_tract: true, dtype: DType::F32 }
+        let (label, file) = (name.to_owned(), bundle.file(name));
+        Self { label, file, in_tract: true, is_fused: false, dtype: DType::F32 }
     }
 
     fn runs_in(&self, engine: &dyn Runtime) -> bool {
@@ -115,7 +122,8 @@ fn forms_agree(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Compa
     for graph in &graphs[1..] {
         for (row, truth) in &truths {
             let what = format!("{name}, {} tokens: {} in the interpreter", row.len(), graph.label);
-            found.compare_within(EXACT, &what, &exact(&graph.file, row), truth);
+            let limit = if graph.is_fused { FUSED } else { EXACT };
+            found.compare_within(limit, &what, &exact(&graph.file, row), truth);
         }
     }
     for engine in engines() {

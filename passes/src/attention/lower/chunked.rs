@@ -295,9 +295,9 @@ fn carry_decayed(
     let total = p.slice(inclusive, 2, -1, i64::MAX);
     let left = p.sub(total, inclusive);
     let to_end = p.exp(left);
-    let to_end = p.unsqueeze(to_end, &[3, 4]);
-    let new = p.mul(added, to_end);
-    let new = p.reduce("ReduceSum", new, &[2], true);
+    let to_end = p.unsqueeze(to_end, &[2]);
+    let new = p.matmul(to_end, flat);
+    let new = p.reshape(new, &[0, 0, 1, d.features, width(d)]);
     let whole = p.exp(total);
     let whole = p.unsqueeze(whole, &[3, 4]);
     let old = p.mul(start, whole);
