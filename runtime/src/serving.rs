@@ -13,6 +13,10 @@ use crate::state_file;
 use crate::tensor::HostTensor;
 use crate::tract_runtime::TractRuntime;
 
+/// Prompt tokens fed at a time where nothing is said: from bound memory, and otherwise.
+const BOUND_SEGMENT: usize = 4096;
+const SEGMENT: usize = 512;
+
 /// How to serve a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServingOptions {
@@ -100,7 +104,11 @@ impl Serving {
             let load =
                 LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
             return Ok(Self {
-                way: Way::Bound(Box::new(Bound::open(bundle, &load, options.segment.unwrap_or(4096))?)),
+                way: Way::Bound(Box::new(Bound::open(
+                    bundle,
+                    &load,
+                    options.segment.unwrap_or(BOUND_SEGMENT),
+                )?)),
             });
         }
         let runtime: Box<dyn Runtime> = match options.engine {
@@ -110,7 +118,7 @@ impl Serving {
         let file = bundle.join(described.graph(options.engine, options.device));
         let load = load.profiled(options.profile.as_deref(), &file);
         let mut serving =
-            Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment.unwrap_or(512));
+            Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment.unwrap_or(SEGMENT));
         if let Way::Driven(driven) = &mut serving.way {
             driven.max_tokens = options.max_tokens;
         }

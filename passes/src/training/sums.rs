@@ -3,11 +3,12 @@
 
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::infer::resolve_axis;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::rebuild::{Rebuild, copy_node, rebuild};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn sums_as_products(graph: &Graph) -> Result<Graph, PatchError> {
     rebuild(graph, "sums", &mut Sums::default())
@@ -95,10 +96,11 @@ fn numbers(graph: &Graph, value: ValueId) -> Option<Vec<u64>> {
 
 /// Axes of length 1 belong to no run.
 fn runs(dims: &[u64], axes: &[i64]) -> Option<Vec<Run>> {
-    let rank = dims.len() as i64;
+    let summed = axes.iter().map(|axis| resolve_axis(*axis, dims.len()).ok());
+    let summed: BTreeSet<usize> = summed.collect::<Option<_>>()?;
     let mut runs: Vec<Run> = Vec::new();
     for (axis, len) in dims.iter().enumerate().filter(|(_, len)| **len != 1) {
-        let is_summed = axes.iter().any(|a| (if *a < 0 { a + rank } else { *a }) == axis as i64);
+        let is_summed = summed.contains(&axis);
         match runs.last_mut().filter(|run| run.is_summed == is_summed) {
             Some(run) => run.len = run.len.checked_mul(*len)?,
             None => runs.push(Run { is_summed, len: *len }),
