@@ -144,7 +144,7 @@ impl Compiled {
             check(&graph, "binding the weights")?;
             Ok::<_, CompileError>(graph)
         };
-        let prefill = form(Form::WholeChunks(PREFILL_CHUNK), true)?;
+        let prefill = form(Form::Segment(PREFILL_CHUNK), true)?;
         Ok(Some(Bound { prefill, decode: form(options.target.form(options.recipe.chunk), false)? }))
     }
 

@@ -22,19 +22,24 @@ fn sym(name: &str) -> Dim {
 /// One layer over `hidden` f32 `[batch, sequence, 16]`: 4 query heads on 2 key/value heads of 8, a
 /// cache, a causal mask with key padding.
 pub(crate) fn decoder() -> Graph {
-    layer("decoder", true)
+    layer("decoder", true, DType::F32)
+}
+
+/// The same in f16.
+pub(crate) fn half_decoder() -> Graph {
+    layer("half_decoder", true, DType::F16)
 }
 
 /// The same without a cache and without an order: every query sees every key that is no padding.
 pub(crate) fn encoder() -> Graph {
-    layer("encoder", false)
+    layer("encoder", false, DType::F32)
 }
 
-fn layer(name: &str, causal: bool) -> Graph {
+fn layer(name: &str, causal: bool, dtype: DType) -> Graph {
     let mut graph = Graph::new(name);
     let change = {
         let mut p = Patch::new(&graph, "testing");
-        let x = p.input("hidden", DType::F32, vec![sym("batch"), sym("sequence"), Dim::Known(HIDDEN as u64)]);
+        let x = p.input("hidden", dtype, vec![sym("batch"), sym("sequence"), Dim::Known(HIDDEN as u64)]);
         let total = if causal { sym("past").plus(&sym("sequence")) } else { sym("sequence") };
         let mask = p.input("attention_mask", DType::I64, vec![sym("batch"), total]);
         let bias = mask_bias(&mut p, x, mask, causal);
@@ -69,8 +74,10 @@ fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId, causal: bool) -> Valu
         let earlier = earlier(p, x, mask);
         open = p.and(earlier, open);
     }
-    let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
-    let closed = p.constant("closed", Tensor::scalar(DType::F32, -1e30));
+    let dtype = p.dtype(x);
+    let zero = p.constant("zero", Tensor::scalar(dtype, 0.0));
+    let least = if dtype == DType::F16 { -65504.0 } else { -1e30 };
+    let closed = p.constant("closed", Tensor::scalar(dtype, least));
     p.select(open, zero, closed)
 }
 
@@ -91,8 +98,8 @@ fn project(p: &mut Patch<'_>, x: ValueId, name: &str, heads: i64) -> ValueId {
     let rows = heads * HEAD_DIM;
     let mut random = Random::named(1, name);
     let values: Vec<f32> = (0..rows * HIDDEN).map(|_| (random.normal() * 0.4) as f32).collect();
-    let weight = p
-        .weight(&format!("h.0.attn.{name}.weight"), Tensor::from_f32(&[rows as u64, HIDDEN as u64], &values));
+    let values = Tensor::from_f32(&[rows as u64, HIDDEN as u64], &values).cast(p.dtype(x));
+    let weight = p.weight(&format!("h.0.attn.{name}.weight"), values);
     let y = p.linear(x, weight, None);
     let y = p.reshape(y, &[0, 0, heads, HEAD_DIM]);
     p.transpose(y, &[0, 2, 1, 3])
@@ -100,7 +107,8 @@ fn project(p: &mut Patch<'_>, x: ValueId, name: &str, heads: i64) -> ValueId {
 
 fn cached(p: &mut Patch<'_>, x: ValueId, part: &str) -> ValueId {
     let shape = vec![sym("batch"), Dim::Known(KV_HEADS as u64), sym("past"), Dim::Known(HEAD_DIM as u64)];
-    let past = p.input(&format!("past_key_values.0.{part}"), DType::F32, shape);
+    let dtype = p.dtype(x);
+    let past = p.input(&format!("past_key_values.0.{part}"), dtype, shape);
     let whole = p.concat(&[past, x], 2);
     p.output(&format!("present.0.{part}"), whole);
     whole

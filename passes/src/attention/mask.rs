@@ -148,7 +148,7 @@ impl Tally {
             let place = KeyPlace {
                 earlier: key <= trial.past + query,
                 token: trial.is_token(row, key),
-                counted: key < (0..trial.total()).filter(|key| trial.is_token(row, *key)).count(),
+                counted: key < trial.tokens(row),
             };
             self.left.retain(|kind| kind.lets(place) == *through);
             if Kind::ALL.iter().all(|kind| kind.lets(place) != *through) || self.left.is_empty() {

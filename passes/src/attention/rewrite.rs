@@ -15,8 +15,9 @@ use crate::random::Random;
 use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
 use std::collections::BTreeMap;
 
-/// Added to φ(q)·z, so that a query that sees nothing but padding reads zero.
+/// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
+const HALF_EPSILON: f64 = 5.96e-8;
 
 /// What to do with the sites of a graph.
 #[derive(Debug, Clone)]
@@ -334,7 +335,10 @@ impl Writer<'_, '_, '_> {
 
     fn output_samples(mut self) {
         self.p.set_scope(&format!("{}/dijiang", self.site.name));
-        let [q, k] = [self.site.q, self.site.k].map(|x| self.scaled(x));
+        let [q, k] = [self.site.q, self.site.k].map(|x| {
+            let wide = self.p.cast(x, DType::F32);
+            self.scaled(wide)
+        });
         let log_decay = self.log_decay();
         for (name, value) in SAMPLES.iter().zip([Some(q), Some(k), log_decay]) {
             if let Some(value) = value {
@@ -353,7 +357,10 @@ impl Writer<'_, '_, '_> {
             let tokens = self.p.unsqueeze(valid, &[1, 3]);
             k = self.p.mul(k, tokens);
         }
-        let v = self.p.cast(self.site.v, DType::F32);
+        let v = match self.options.form.puts_heads_first() {
+            true => self.site.v,
+            false => self.p.cast(self.site.v, DType::F32),
+        };
         let dims = self.dims(q);
         let (sums, state) = match causal {
             true => {
@@ -449,6 +456,7 @@ impl Writer<'_, '_, '_> {
         let spec = &self.options.recipe.map;
         let mut random = Random::named(self.options.seed, &format!("layer.{}", self.layer));
         let drawn = map.parameters(spec, heads as usize, self.site.head_dim as usize, &mut random);
+        let dtype = self.feature_type(map);
         let mut emitted = shared.clone();
         for parameter in drawn {
             if emitted.contains_key(parameter.name) {
@@ -459,18 +467,51 @@ impl Writer<'_, '_, '_> {
                 false => format!("{}.{}", role.prefix(), parameter.name),
             };
             let value = self.parameter(&name, parameter.tensor);
+            let value = self.p.cast(value, dtype);
             emitted.insert(parameter.name, value);
             if parameter.shared {
                 shared.insert(parameter.name, value);
             }
         }
+        let x = self.p.cast(x, dtype);
+        if self.options.form.puts_heads_first() {
+            return self.features_by_head(map, role, x, &emitted);
+        }
         let scaled = self.scaled(x);
         map.emit(self.p, scaled, &emitted, role)
     }
 
+    /// `[batch, heads, sequence, head_dim]` → `[heads, batch, sequence, m]`: weights per head multiply the rows of all.
+    fn features_by_head(
+        &mut self,
+        map: &dyn FeatureMap,
+        role: Role,
+        x: ValueId,
+        emitted: &Emitted,
+    ) -> ValueId {
+        let (batch, heads, time) =
+            (self.p.shape_of(x, 0, 1), self.p.shape_of(x, 1, 2), self.p.shape_of(x, 2, 3));
+        let turned = self.p.transpose(x, &[1, 0, 2, 3]);
+        let rows = self.p.reshape(turned, &[0, -1, self.site.head_dim as i64]);
+        let scaled = self.scaled(rows);
+        let features = map.emit(self.p, scaled, emitted, role);
+        let last = self.p.shape_of(features, 2, 3);
+        let shape = self.p.concat(&[heads, batch, time, last], 0);
+        self.p.reshape_to(features, shape)
+    }
+
+    /// f32, but where a form and the features allow for less, that of the model. Sums must then be free to scale.
+    fn feature_type(&mut self, map: &dyn FeatureMap) -> DType {
+        let own = self.p.dtype(self.site.q);
+        let scales = map.sums_to_one() && self.options.recipe.readout == Readout::Sum;
+        match self.options.form.puts_heads_first() && scales && own == DType::F16 {
+            true => own,
+            false => DType::F32,
+        }
+    }
+
     fn scaled(&mut self, x: ValueId) -> ValueId {
-        let wide = self.p.cast(x, DType::F32);
-        self.p.mul_scalar(wide, self.site.scale.sqrt())
+        self.p.mul_scalar(x, self.site.scale.sqrt())
     }
 
     /// log a_t, `[batch, kv_heads, sequence]`.
@@ -545,7 +586,8 @@ impl Writer<'_, '_, '_> {
     }
 
     fn read_sum(&mut self, sums: &Sums) -> ValueId {
-        let den = self.p.add_scalar(sums.den, EPSILON);
+        let epsilon = if self.p.dtype(sums.den) == DType::F16 { HALF_EPSILON } else { EPSILON };
+        let den = self.p.add_scalar(sums.den, epsilon);
         self.p.div(sums.num, den)
     }
 

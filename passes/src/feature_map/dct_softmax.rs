@@ -23,6 +23,10 @@ impl FeatureMap for DctSoftmax {
         Some("log_d")
     }
 
+    fn sums_to_one(&self) -> bool {
+        true
+    }
+
     fn frequencies(&self) -> Option<&'static str> {
         Some("w")
     }

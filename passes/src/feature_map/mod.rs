@@ -72,6 +72,11 @@ pub trait FeatureMap: Sync {
         None
     }
 
+    /// Whether features are positive and sum to one, which half precision can hold.
+    fn sums_to_one(&self) -> bool {
+        false
+    }
+
     /// The names of its parameters.
     fn parameter_names(&self) -> &'static [&'static str];
 
@@ -90,7 +95,8 @@ pub trait FeatureMap: Sync {
         random: &mut Random,
     ) -> Vec<Parameter>;
 
-    /// Writes φ: `x` f32 `[batch, heads, sequence, head_dim]` → `[batch, heads, sequence, m]`.
+    /// Writes φ: `x` `[batch, heads, sequence, head_dim]` → `[batch, heads, sequence, m]`, or without the batch;
+    /// parameters have the type of `x`.
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId;
 
     /// φ of one vector.

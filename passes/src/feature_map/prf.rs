@@ -32,7 +32,8 @@ impl FeatureMap for Prf {
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
         let products = p.linear(x, parameters["omega"], None);
-        let m = p.known_dim(products, 3) as f64;
+        let last = p.rank(products).saturating_sub(1);
+        let m = p.known_dim(products, last) as f64;
         let norm = emit_norm(p, x, 0.5);
         let shift = p.add_scalar(norm, m.ln() / 2.0);
         let exponents = p.sub(products, shift);

@@ -16,6 +16,7 @@ mod log_sigmoid;
 mod partial_rotary;
 mod rms_norm;
 mod rotary;
+mod rows_together;
 mod silu;
 mod skip_norm;
 mod unit_transpose;
@@ -34,6 +35,7 @@ pub static FUSIONS: &[&dyn Law] = &[
     &joined_products::JoinedProducts,
     &early_cast::EarlyCast,
     &joined_features::JoinedFeatures,
+    &rows_together::RowsTogether,
     &skip_norm::SkipNorm,
 ];
 

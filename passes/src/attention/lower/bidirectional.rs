@@ -17,7 +17,7 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, [q, k, v]: [ValueId; 3], d: D
             let weights = p.matmul(q, turned);
             (p.matmul(weights, v), p.reduce("ReduceSum", weights, &[-1], true))
         }
-        Form::Chunked(_) | Form::WholeChunks(_) | Form::Operator(_) => {
+        Form::Chunked(_) | Form::Segment(_) | Form::Operator(_) => {
             let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
             let sums = p.matmul(turned, v);
             let norms = p.reduce("ReduceSum", k, &[3], false);

@@ -5,8 +5,7 @@
 //! The normaliser is carried with the sum: values get columns of ones, [`ONES`] of them, as products of rows of
 //! multiples of 8 run fastest on a GPU. The query heads of a key/value head are rows of one product.
 //!
-//! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state, unless it is known
-//! to be such. A sequence shorter than a chunk is one chunk of its own length.
+//! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state. A sequence shorter than a chunk is one chunk of its own length.
 
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums, lower_triangle};
 use crate::ir::dtype::DType;
@@ -18,10 +17,10 @@ use crate::ir::tensor::Tensor;
 /// Columns of ones behind the values.
 const ONES: i64 = 8;
 
-pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32, is_whole: bool) -> Lowered {
+pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let d = r.dims;
     let time = p.shape_of(r.k, 2, 3);
-    let grid = Grid::new(p, time, size, is_whole);
+    let grid = Grid::new(p, time, size);
     let q = grid.queries(p, r.q, d);
     // [batch, kv_heads, chunks, chunk, ·]
     let k = grid.cut(p, r.k, &[d.kv_heads], &[d.features]);
@@ -80,25 +79,21 @@ struct Grid {
     time: ValueId,
     chunk: ValueId,
     count: ValueId,
-    missing: Option<ValueId>,
+    missing: ValueId,
 }
 
 impl Grid {
-    fn new(p: &mut Patch<'_>, time: ValueId, size: u32, is_whole: bool) -> Self {
+    fn new(p: &mut Patch<'_>, time: ValueId, size: u32) -> Self {
         let size = p.ints(&[i64::from(size)]);
         let one = p.ints(&[1]);
         // An empty sequence still needs a chunk length to divide by.
         let at_least_one = p.max(time, one);
         let chunk = p.min(at_least_one, size);
-        if is_whole {
-            return Self { time, chunk, count: p.div(time, chunk), missing: None };
-        }
         let up = p.add(time, chunk);
         let up = p.sub(up, one);
         let count = p.div(up, chunk);
         let whole = p.mul(count, chunk);
-        let missing = Some(p.sub(whole, time));
-        Self { time, chunk, count, missing }
+        Self { time, chunk, count, missing: p.sub(whole, time) }
     }
 
     /// `[batch, heads, sequence, tail…]` → `[batch, lead…, chunks, chunk, tail…]`
@@ -138,9 +133,8 @@ impl Grid {
 
     /// Zeros behind the sequence, axis 2.
     fn pad(&self, p: &mut Patch<'_>, x: ValueId, tail: usize) -> ValueId {
-        let Some(missing) = self.missing else { return x };
         let before = p.ints(&vec![0; 3 + tail + 2]);
-        let mut pads = vec![before, missing];
+        let mut pads = vec![before, self.missing];
         if tail > 0 {
             pads.push(p.ints(&vec![0; tail]));
         }
@@ -151,12 +145,10 @@ impl Grid {
 
     /// `[batch, kv_heads, chunks, group, chunk, width]` → `[batch, sequence, heads, width]`, without the padding.
     fn join(&self, p: &mut Patch<'_>, x: ValueId, heads: i64, width: i64) -> ValueId {
-        let mut joined = p.transpose(x, &[0, 2, 4, 1, 3, 5]);
-        if self.missing.is_some() {
-            let flat = p.reshape(joined, &[0, -1, heads, width]);
-            let start = p.ints(&[0]);
-            joined = p.slice_to(flat, 1, start, self.time);
-        }
+        let turned = p.transpose(x, &[0, 2, 4, 1, 3, 5]);
+        let flat = p.reshape(turned, &[0, -1, heads, width]);
+        let start = p.ints(&[0]);
+        let joined = p.slice_to(flat, 1, start, self.time);
         // States the length again, which a slice to a computed bound does not.
         let shape = [p.ints(&[0]), self.time, p.ints(&[heads, width])];
         let shape = p.concat(&shape, 0);

@@ -1,9 +1,10 @@
-//! Three lowerings of one recurrence, equal to rounding:
+//! Lowerings of one recurrence, equal to rounding:
 //!
 //! S_t = a_t S_{t-1} + φ(k_t) ⊗ v_t,  z_t = a_t z_{t-1} + φ(k_t),
 //! num_t = φ(q_t)ᵀ S_t,  den_t = φ(q_t)·z_t.
 //!
-//! All take a state and return one; everything is f32.
+//! All take a state and return one. Everything is f32, but for what [`Form::Segment`] computes of features that sum to
+//! one.
 
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
@@ -13,13 +14,15 @@ mod chunked;
 pub mod grouped;
 mod parallel;
 mod recurrent;
+mod segment;
 
 /// What a lowering is given.
 #[derive(Debug, Clone, Copy)]
 pub struct Recurrence {
-    /// φ(q), `[batch, heads, sequence, m]`
+    /// φ(q), `[batch, heads, sequence, m]`, or with the [heads first](Form::puts_heads_first)
     pub q: ValueId,
-    /// φ(k), `[batch, kv_heads, sequence, m]`; zero on padding, unless the form [masks values](Form::masks_values)
+    /// φ(k), `[batch, kv_heads, sequence, m]` or as φ(q); zero on padding, unless the form
+    /// [masks values](Form::masks_values)
     pub k: ValueId,
     /// `[batch, kv_heads, sequence, value_dim]`
     pub v: ValueId,
@@ -87,8 +90,9 @@ pub enum Form {
     Parallel,
     /// The parallel form inside chunks of this many tokens, the state across them.
     Chunked(u32),
-    /// The same for sequences of whole chunks, or of less than one.
-    WholeChunks(u32),
+    /// The same for a device, for sequences of whole chunks or of less than one, and in half precision where features
+    /// allow it.
+    Segment(u32),
     /// A `LinearAttention` operator of this domain.
     Operator(&'static str),
 }
@@ -96,14 +100,19 @@ pub enum Form {
 impl Form {
     /// Whether padding is taken out of the values, which are narrower than the features, and not of the keys.
     pub fn masks_values(self) -> bool {
-        matches!(self, Self::Operator(_))
+        matches!(self, Self::Operator(_) | Self::Segment(_))
+    }
+
+    /// Whether features are `[heads, batch, sequence, m]`.
+    pub fn puts_heads_first(self) -> bool {
+        matches!(self, Self::Segment(_))
     }
 
     pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         match self {
             Self::Parallel => parallel::lower(p, r),
-            Self::Chunked(size) => chunked::lower(p, r, size, false),
-            Self::WholeChunks(size) => chunked::lower(p, r, size, true),
+            Self::Chunked(size) => chunked::lower(p, r, size),
+            Self::Segment(size) => segment::lower(p, r, size),
             Self::Operator(domain) => recurrent::lower(p, r, domain),
         }
     }

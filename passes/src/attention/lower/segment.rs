@@ -1,0 +1,391 @@
+//! The chunked form for segments of a prompt on a device: the same sums, in as few and as narrow passes over memory as
+//! there are operators for.
+//!
+//! Heads come first, `[kv_heads, batch, chunks, chunk, ·]`, so that weights per head multiply the rows of all of a
+//! batch, and triangles are cut out of what was computed. A segment is whole chunks, or less than one.
+//!
+//! *In half precision* (features that sum to one): a row's numerator and denominator are its own to scale. Those of
+//! chunk n are scaled by σ_n = M / (M + mass_n), where mass_n, the sum of what φ(k) has added before it, is known from
+//! the decays alone. What is summed over tokens then stays below a few hundred values. The state stays f32, and adds
+//! what a segment brings, rounded once.
+
+use super::{Dims, Layout, Lowered, Recurrence, State, Sums};
+use crate::ir::dtype::DType;
+use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
+use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
+
+/// Columns of ones behind the values, which carry the normaliser; products of rows of multiples of 8 run fastest.
+const ONES: i64 = 8;
+/// M, in tokens.
+const MASS: f64 = 64.0;
+/// A factor on φ(q) that keeps small sums away from the smallest f16.
+const GAIN: f64 = 16.0;
+
+pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
+    let grid = Grid::new(p, r, size);
+    let q = grid.queries(p, r.q);
+    let k = grid.cut(p, r.k, &[r.dims.features]);
+    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
+    let v = values(p, &grid, r);
+    let valid = r.valid.map(|valid| grid.cut_valid(p, valid));
+    let log = r.log_decay.map(|log| Logs::new(p, &grid, log));
+
+    let at_end = weights_at_end(p, log.as_ref(), valid);
+    let added = weighed(p, v, at_end);
+    let added = p.matmul(turned, added);
+    let carried = carry(p, &grid, r, added, at_end, log.as_ref());
+
+    let here = match (valid, carried.scale) {
+        (Some(valid), Some(scale)) => Some(p.mul(valid, scale)),
+        (valid, scale) => valid.or(scale),
+    };
+    let here = weighed(p, v, here);
+    let kept = inside_chunks(p, &grid, q, turned, log.as_ref());
+    let new = p.matmul(kept, here);
+    let old = p.matmul(q, carried.before);
+    let old = gained(p, old);
+    let width = grid.width();
+    let [new, mut old] = [new, old].map(|sums| grid.by_head(p, sums, Last::Known(width)));
+    if let Some(log) = &log {
+        let decay = p.exp(log.inside);
+        let dtype = p.dtype(old);
+        let decay = p.cast(decay, dtype);
+        let decay = p.unsqueeze(decay, &[3, 5]);
+        old = p.mul(old, decay);
+    }
+    let sums = p.add(new, old);
+    let num = p.slice(sums, -1, 0, r.dims.value_dim);
+    let den = p.slice(sums, -1, r.dims.value_dim, r.dims.value_dim + 1);
+    Lowered {
+        sums: Sums {
+            num: grid.join(p, num, r.dims.value_dim),
+            den: grid.join(p, den, 1),
+            layout: Layout::TokenMajor,
+        },
+        state: state(p, carried.after, r.dims),
+    }
+}
+
+/// How a segment is cut: C = min(T, size) and N = T / C.
+struct Grid {
+    dims: Dims,
+    /// `[1]` each
+    batch: ValueId,
+    time: ValueId,
+    chunk: ValueId,
+    count: ValueId,
+}
+
+/// The size of a last axis.
+enum Last {
+    Known(i64),
+    Chunk,
+}
+
+impl Grid {
+    fn new(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Self {
+        let (batch, time) = (p.shape_of(r.k, 1, 2), p.shape_of(r.k, 2, 3));
+        let (one, size) = (p.ints(&[1]), p.ints(&[i64::from(size)]));
+        // An empty sequence still needs a chunk length to divide by.
+        let at_least_one = p.max(time, one);
+        let chunk = p.min(at_least_one, size);
+        let count = p.div(time, chunk);
+        Self { dims: r.dims, batch, time, chunk, count }
+    }
+
+    fn width(&self) -> i64 {
+        self.dims.value_dim + ONES
+    }
+
+    fn last(&self, p: &mut Patch<'_>, last: Last) -> ValueId {
+        match last {
+            Last::Known(size) => p.ints(&[size]),
+            Last::Chunk => self.chunk,
+        }
+    }
+
+    fn shape(&self, p: &mut Patch<'_>, tail: &[ValueId]) -> ValueId {
+        let lead = [p.ints(&[self.dims.kv_heads]), self.batch, self.count];
+        p.concat(&[&lead, tail].concat(), 0)
+    }
+
+    /// `[kv_heads, batch, sequence, tail…]` → `[kv_heads, batch, chunks, chunk, tail…]`
+    fn cut(&self, p: &mut Patch<'_>, x: ValueId, tail: &[i64]) -> ValueId {
+        let tail = (!tail.is_empty()).then(|| p.ints(tail));
+        let tail: Vec<ValueId> = [self.chunk].into_iter().chain(tail).collect();
+        let shape = self.shape(p, &tail);
+        p.reshape_to(x, shape)
+    }
+
+    /// `[batch, sequence]` → `[1, batch, chunks, chunk]`
+    fn cut_valid(&self, p: &mut Patch<'_>, valid: ValueId) -> ValueId {
+        let shape = [p.ints(&[1]), self.batch, self.count, self.chunk];
+        let shape = p.concat(&shape, 0);
+        p.reshape_to(valid, shape)
+    }
+
+    /// The same number everywhere, or for all heads: f32 `[kv_heads, batch, chunks, tail…]`
+    fn spread(&self, p: &mut Patch<'_>, x: ValueId, tail: &[ValueId]) -> ValueId {
+        let shape = self.shape(p, tail);
+        p.expand(x, shape)
+    }
+
+    /// φ(q) `[heads, batch, sequence, m]` → `[kv_heads, batch, chunks, group · chunk, m]`
+    fn queries(&self, p: &mut Patch<'_>, q: ValueId) -> ValueId {
+        let lead = p.ints(&[self.dims.kv_heads, self.dims.group()]);
+        let last = p.ints(&[self.dims.features]);
+        let by_group = p.concat(&[lead, self.batch, self.count, self.chunk, last], 0);
+        let by_group = p.reshape_to(q, by_group);
+        let turned = p.transpose(by_group, &[0, 2, 3, 1, 4, 5]);
+        self.by_row(p, turned, Last::Known(self.dims.features))
+    }
+
+    /// `[kv_heads, batch, chunks, group, chunk, last]` → `[kv_heads, batch, chunks, group · chunk, last]`
+    fn by_row(&self, p: &mut Patch<'_>, x: ValueId, last: Last) -> ValueId {
+        let group = p.ints(&[self.dims.group()]);
+        let rows = p.mul(self.chunk, group);
+        let last = self.last(p, last);
+        let shape = self.shape(p, &[rows, last]);
+        p.reshape_to(x, shape)
+    }
+
+    /// The other way round.
+    fn by_head(&self, p: &mut Patch<'_>, x: ValueId, last: Last) -> ValueId {
+        let group = p.ints(&[self.dims.group()]);
+        let last = self.last(p, last);
+        let shape = self.shape(p, &[group, self.chunk, last]);
+        p.reshape_to(x, shape)
+    }
+
+    /// `[kv_heads, batch, chunks, group, chunk, width]` → `[batch, sequence, heads, width]`
+    fn join(&self, p: &mut Patch<'_>, x: ValueId, width: i64) -> ValueId {
+        let turned = p.transpose(x, &[1, 2, 4, 0, 3, 5]);
+        let tail = p.ints(&[self.dims.heads, width]);
+        let shape = p.concat(&[self.batch, self.time, tail], 0);
+        p.reshape_to(turned, shape)
+    }
+}
+
+/// v with its ones, `[kv_heads, batch, chunks, chunk, value_dim + ONES]`, in the type of the features.
+fn values(p: &mut Patch<'_>, grid: &Grid, r: &Recurrence) -> ValueId {
+    let dtype = p.dtype(r.q);
+    let turned = p.transpose(r.v, &[1, 0, 2, 3]);
+    let v = p.cast(turned, dtype);
+    let one = p.constant("one", Tensor::scalar(dtype, 1.0));
+    let lead = p.shape_of(v, 0, 3);
+    let ones = p.ints(&[ONES]);
+    let shape = p.concat(&[lead, ones], 0);
+    let ones = p.expand(one, shape);
+    let joined = p.concat(&[v, ones], -1);
+    grid.cut(p, joined, &[grid.width()])
+}
+
+/// Rows `[…, chunk, ·]` times their weights `[…, chunk]`.
+fn weighed(p: &mut Patch<'_>, rows: ValueId, weights: Option<ValueId>) -> ValueId {
+    let Some(weights) = weights else { return rows };
+    let dtype = p.dtype(rows);
+    let narrow = p.cast(weights, dtype);
+    let weights = p.unsqueeze(narrow, &[4]);
+    p.mul(rows, weights)
+}
+
+/// Cumulative log decays, f32.
+struct Logs {
+    /// Inside each chunk, its own token included: `[kv_heads, batch, chunks, chunk]`
+    inside: ValueId,
+    /// Of each whole chunk: `[kv_heads, batch, chunks]`
+    whole: ValueId,
+}
+
+impl Logs {
+    fn new(p: &mut Patch<'_>, grid: &Grid, log: ValueId) -> Self {
+        let turned = p.transpose(log, &[1, 0, 2]);
+        let cut = grid.cut(p, turned, &[]);
+        Self { inside: p.cumsum(cut, 3, false), whole: p.reduce("ReduceSum", cut, &[3], false) }
+    }
+}
+
+/// What is left of each token at the end of its chunk, `[kv_heads, batch, chunks, chunk]` or spread to it.
+fn weights_at_end(p: &mut Patch<'_>, log: Option<&Logs>, valid: Option<ValueId>) -> Option<ValueId> {
+    let Some(log) = log else { return valid };
+    let end = p.unsqueeze(log.whole, &[3]);
+    let left = p.sub(end, log.inside);
+    let decay = p.exp(left);
+    Some(valid.map_or(decay, |valid| p.mul(decay, valid)))
+}
+
+/// exp(row - column) on and below the diagonal, and zero above, where the exponent might be too large.
+fn decay_between(p: &mut Patch<'_>, row: ValueId, column: ValueId, dtype: DType) -> ValueId {
+    let between = p.sub(row, column);
+    let between = p.cast(between, dtype);
+    p.exp(between)
+}
+
+/// What stands above a diagonal becomes zero, whatever it was.
+fn lower_part(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    p.node(Op::new("Trilu").with("upper", 0), &[x])
+}
+
+/// φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i in the same chunk, `[kv_heads, batch, chunks, group · chunk, chunk]`.
+fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, log: Option<&Logs>) -> ValueId {
+    let products = p.matmul(q, turned);
+    let products = gained(p, products);
+    let mut products = grid.by_head(p, products, Last::Chunk);
+    if let Some(log) = log {
+        let (row, column) = (p.unsqueeze(log.inside, &[4]), p.unsqueeze(log.inside, &[3]));
+        let dtype = p.dtype(q);
+        let decay = decay_between(p, row, column, dtype);
+        let decay = p.unsqueeze(decay, &[3]);
+        products = p.mul(products, decay);
+    }
+    let kept = lower_part(p, products);
+    grid.by_row(p, kept, Last::Chunk)
+}
+
+/// The state with its normaliser, f32 `[kv_heads, batch, m, value_dim + ONES]`.
+fn start(p: &mut Patch<'_>, r: &Recurrence) -> ValueId {
+    let z = p.unsqueeze(r.state.z, &[3]);
+    let lead = p.shape_of(z, 0, 3);
+    let last = p.ints(&[ONES]);
+    let shape = p.concat(&[lead, last], 0);
+    let z = p.expand(z, shape);
+    let joined = p.concat(&[r.state.s, z], -1);
+    p.transpose(joined, &[1, 0, 2, 3])
+}
+
+fn state(p: &mut Patch<'_>, after: ValueId, d: Dims) -> State {
+    let turned = p.transpose(after, &[1, 0, 2, 3]);
+    let z = p.slice(turned, -1, d.value_dim, d.value_dim + 1);
+    State { s: p.slice(turned, -1, 0, d.value_dim), z: p.squeeze(z, &[-1]) }
+}
+
+/// The states with their normalisers before each chunk, `[kv_heads, batch, chunks, m, value_dim + ONES]`, in half
+/// precision times the scales σ_n, f32 `[kv_heads, batch, chunks, 1]`; and the state after the last, f32.
+struct Carried {
+    before: ValueId,
+    scale: Option<ValueId>,
+    after: ValueId,
+}
+
+/// S before chunk n is exp(E_n) S_0 + Σ_{c<n} exp(E_n - I_c) U_c, with E_n the decay before chunk n, I_c the decay
+/// behind chunk c and U_c what it adds: one product of `[chunks, 1 + chunks]` with all that is added.
+fn carry(
+    p: &mut Patch<'_>,
+    grid: &Grid,
+    r: &Recurrence,
+    added: ValueId,
+    at_end: Option<ValueId>,
+    log: Option<&Logs>,
+) -> Carried {
+    let dtype = p.dtype(added);
+    let whole = log.map(|log| log.whole).unwrap_or_else(|| {
+        let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
+        grid.spread(p, zero, &[])
+    });
+    let inclusive = p.cumsum(whole, 2, false);
+    let exclusive = p.sub(inclusive, whole);
+    let start = start(p, r);
+    let masses = is_half(dtype).then(|| Masses::new(p, grid, r.state.z, at_end, log.is_some()));
+
+    let first = match &masses {
+        Some(masses) => p.log(masses.start_scale),
+        None => p.slice(exclusive, 2, 0, 1),
+    };
+    let columns = p.concat(&[first, inclusive], 2);
+    let (row, column) = (p.unsqueeze(exclusive, &[3]), p.unsqueeze(columns, &[2]));
+    let mixing = decay_between(p, row, column, DType::F32);
+    let mut mixing = lower_part(p, mixing);
+    let scale = masses.as_ref().map(|masses| masses.scale(p, mixing));
+    if let Some(scale) = scale {
+        mixing = p.mul(mixing, scale);
+    }
+    let mixing = p.cast(mixing, dtype);
+
+    let rows = r.dims.features * grid.width();
+    let first = masses.as_ref().map_or(start, |masses| {
+        let scale = p.unsqueeze(masses.start_scale, &[3]);
+        p.mul(start, scale)
+    });
+    let first = p.cast(first, dtype);
+    let first = p.reshape(first, &[r.dims.kv_heads, -1, 1, rows]);
+    let last = p.ints(&[rows]);
+    let flat = grid.shape(p, &[last]);
+    let flat = p.reshape_to(added, flat);
+    let all = p.concat(&[first, flat], 2);
+    let before = p.matmul(mixing, all);
+    let tail = p.ints(&[r.dims.features, grid.width()]);
+    let like = grid.shape(p, &[tail]);
+    let before = p.reshape_to(before, like);
+
+    let total = p.slice(inclusive, 2, -1, i64::MAX);
+    let new = sum_at_end(p, total, inclusive, flat);
+    let new = p.reshape(new, &[r.dims.kv_heads, -1, r.dims.features, grid.width()]);
+    let whole = p.exp(total);
+    let whole = p.unsqueeze(whole, &[3]);
+    let old = p.mul(start, whole);
+    Carried { before, scale, after: p.add(new, old) }
+}
+
+/// Σ_c exp(total - I_c) U_c, f32 `[kv_heads, batch, 1, ·]`.
+fn sum_at_end(p: &mut Patch<'_>, total: ValueId, inclusive: ValueId, added: ValueId) -> ValueId {
+    let dtype = p.dtype(added);
+    let left = p.sub(total, inclusive);
+    let weights = p.exp(left);
+    let mut weights = p.unsqueeze(weights, &[2]);
+    if is_half(dtype) {
+        weights = p.mul_scalar(weights, MASS.recip());
+    }
+    let weights = p.cast(weights, dtype);
+    let sum = p.matmul(weights, added);
+    let sum = p.cast(sum, DType::F32);
+    if is_half(dtype) { p.mul_scalar(sum, MASS) } else { sum }
+}
+
+/// What φ(k) has added up to, f32.
+struct Masses {
+    /// σ of the given state, `[kv_heads, batch, 1]`
+    start_scale: ValueId,
+    /// Of the given state, scaled, and of what each chunk adds: `[kv_heads, batch, 1 + chunks, 1]`
+    added: ValueId,
+}
+
+impl Masses {
+    fn new(p: &mut Patch<'_>, grid: &Grid, z: ValueId, at_end: Option<ValueId>, is_per_head: bool) -> Self {
+        let given = p.reduce("ReduceSum", z, &[2], true);
+        let given = p.transpose(given, &[1, 0, 2]);
+        let start_scale = scale_for(p, given);
+        let given = p.mul(given, start_scale);
+        let weights = at_end.unwrap_or_else(|| p.constant("one", Tensor::scalar(DType::F32, 1.0)));
+        let weights = if is_per_head { weights } else { grid.spread(p, weights, &[grid.chunk]) };
+        let chunks = p.reduce("ReduceSum", weights, &[3], false);
+        let added = p.concat(&[given, chunks], 2);
+        Self { start_scale, added: p.unsqueeze(added, &[3]) }
+    }
+
+    /// σ_n, `[kv_heads, batch, chunks, 1]`
+    fn scale(&self, p: &mut Patch<'_>, mixing: ValueId) -> ValueId {
+        let before = p.matmul(mixing, self.added);
+        scale_for(p, before)
+    }
+}
+
+/// M / (M + mass)
+fn scale_for(p: &mut Patch<'_>, mass: ValueId) -> ValueId {
+    let most = p.scalar_like(mass, MASS);
+    let sum = p.add(mass, most);
+    p.div(most, sum)
+}
+
+fn is_half(dtype: DType) -> bool {
+    dtype != DType::F32
+}
+
+/// Products with φ(q), in half precision times the factor that every sum of a row has.
+fn gained(p: &mut Patch<'_>, products: ValueId) -> ValueId {
+    match is_half(p.dtype(products)) {
+        true => p.mul_scalar(products, GAIN),
+        false => products,
+    }
+}
