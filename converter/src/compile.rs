@@ -9,7 +9,7 @@ use dijiang_passes::attention::rewrite::{
 };
 use dijiang_passes::canon::{CanonError, Law as _, canonicalize};
 use dijiang_passes::constant_factor::ConstantFactor;
-use dijiang_passes::fuse::fuse;
+use dijiang_passes::fuse::{fuse, fuse_for_many};
 use dijiang_passes::int4;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
@@ -135,11 +135,13 @@ impl Compiled {
         let drawn = drawn(&self.model);
         let form = |form, last: bool| {
             let mut graph = lower(&self.source, options, form, Some(&drawn))?.0;
-            if !last {
+            if last {
+                fuse_for_many(&mut graph)?;
+            } else {
                 one_token(&mut graph)?;
                 canonicalize(&mut graph)?;
+                fuse(&mut graph)?;
             }
-            fuse(&mut graph)?;
             let graph = bind(graph, last)?;
             check(&graph, "binding the weights")?;
             Ok::<_, CompileError>(graph)

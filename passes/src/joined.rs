@@ -58,6 +58,11 @@ fn parts(graph: &Graph, value: ValueId) -> Option<Vec<Part>> {
     }
 }
 
+/// Whether a value is a weight, or rows of weights one after the other.
+pub(crate) fn is_stored(graph: &Graph, value: ValueId) -> bool {
+    parts(graph, value).is_some()
+}
+
 /// The name of a weight, where it can stand in the name of a join.
 fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
     let value = graph.value(value);

@@ -36,7 +36,7 @@ struct Home {
     options: LoadOptions,
     /// Reads what the graphs declare, and owns the memory.
     program: Program,
-    weights: BTreeMap<String, DeviceTensor>,
+    weights: BTreeMap<String, Weight>,
 }
 
 /// The sequences of one start.
@@ -69,7 +69,7 @@ struct Prompts {
 /// Tokens per chunk of `prefill.onnx`, whatever the recipe says for the other forms: a segment is whole chunks, or less
 /// than one. Longer chunks have more scores and shorter ones more states to move; at usual widths both weigh about
 /// the same here.
-pub const PREFILL_CHUNK: u32 = 128;
+pub const PREFILL_CHUNK: u32 = 64;
 
 /// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
 const SHORTEST: usize = 256;
@@ -88,6 +88,29 @@ enum Last {
     Decode,
     /// Rows that ended in several segments, f32 `[batch, vocabulary]`.
     Host(HostTensor),
+}
+
+/// A weight where it is computed with, alone or as a part of what a graph reads as one.
+#[derive(Debug)]
+struct Weight {
+    tensor: DeviceTensor,
+    /// Its first number there.
+    at: usize,
+    shape: Vec<usize>,
+}
+
+impl Weight {
+    /// The whole tensor and its parts, by name.
+    fn all(name: &str, tensor: &DeviceTensor, parts: &[weight_file::Part]) -> Vec<(String, Self)> {
+        let there = |at: usize, shape: &[usize]| Self { tensor: tensor.clone(), at, shape: shape.to_vec() };
+        let mut all = vec![(name.to_owned(), there(0, tensor.shape()))];
+        let mut at = 0;
+        for part in parts.iter().filter(|part| part.name != name) {
+            all.push((part.name.clone(), there(at, &part.shape)));
+            at += part.shape.iter().product::<usize>();
+        }
+        all
+    }
 }
 
 /// A graph for so many tokens per row.
@@ -241,10 +264,10 @@ impl Home {
         let program = self.load_graph(file, shape)?;
         let is_new = |io: &&Io| is_weight(&io.name) && !self.weights.contains_key(&io.name);
         let names: Vec<Io> = program.inputs().iter().filter(is_new).cloned().collect();
-        weight_file::read(&self.bundle, &names, &mut |name, tensor| {
+        weight_file::read(&self.bundle, &names, &mut |name, tensor, parts| {
             let there = self.program.allocate(tensor.dtype(), tensor.shape())?;
             there.write(tensor)?;
-            self.weights.insert(name.to_owned(), there);
+            self.weights.extend(Weight::all(name, &there, parts));
             Ok(())
         })?;
         Ok(program)
@@ -458,7 +481,12 @@ impl Memory {
                 IDS => Some(&self.ids.tensor),
                 MASK => self.mask.as_ref().map(|integers| &integers.tensor),
                 POSITIONS => self.positions.as_ref().map(|integers| &integers.tensor),
-                name => home.weights.get(name),
+                name => {
+                    if let Some(weight) = home.weights.get(name) {
+                        program.bind_input_part(name, &weight.tensor, weight.at, &weight.shape)?;
+                    }
+                    continue;
+                }
             };
             tensor.map_or(Ok(()), |tensor| program.bind_input(&io.name, tensor))?;
         }

@@ -17,22 +17,34 @@ const LINKED: &str = "source-";
 /// Between the parts of a tensor that is stored in parts.
 const JOIN: char = '+';
 
-/// Hands over the tensors that are declared, in their order; the bundle must have them in that type and shape. What is
-/// declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
+/// What one tensor is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// As it would be declared alone.
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// Hands over the tensors that are declared, in their order, each with its parts; the bundle must have them in that
+/// type and shape. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
 pub(crate) fn read(
     bundle: &Path,
     declared: &[Io],
-    take: &mut dyn FnMut(&str, &HostTensor) -> Result<(), RuntimeError>,
+    take: &mut dyn FnMut(&str, &HostTensor, &[Part]) -> Result<(), RuntimeError>,
 ) -> Result<(), RuntimeError> {
     let paths = paths(bundle)?;
     let mut files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     for io_declared in declared {
         let name = &io_declared.name;
-        let tensor = match find(&mut files, name) {
-            Some(file) => file.tensor(io_declared)?,
+        let (tensor, parts) = match find(&mut files, name) {
+            Some(file) => {
+                let tensor = file.tensor(io_declared)?;
+                let parts = vec![Part { name: name.clone(), shape: tensor.shape().to_vec() }];
+                (tensor, parts)
+            }
             None => joined(&mut files, &bundle.join(NAME), io_declared)?,
         };
-        take(name, &tensor)?;
+        take(name, &tensor, &parts)?;
     }
     Ok(())
 }
@@ -42,8 +54,12 @@ fn find<'a>(files: &'a mut [WeightFile], name: &str) -> Option<&'a mut WeightFil
 }
 
 /// A tensor made of rows of stored ones, one after the other.
-fn joined(files: &mut [WeightFile], path: &Path, declared: &Io) -> Result<HostTensor, RuntimeError> {
-    let mut parts = Vec::new();
+fn joined(
+    files: &mut [WeightFile],
+    path: &Path,
+    declared: &Io,
+) -> Result<(HostTensor, Vec<Part>), RuntimeError> {
+    let (mut tensors, mut parts) = (Vec::new(), Vec::new());
     for text in declared.name.split(JOIN) {
         let (name, rows) = Rows::parse(text);
         let file = find(files, name).ok_or_else(|| failed(path, format!("it has no tensor `{name}`")))?;
@@ -54,15 +70,16 @@ fn joined(files: &mut [WeightFile], path: &Path, declared: &Io) -> Result<HostTe
             }
             None => whole,
         };
-        parts.push(cut);
+        parts.push(Part { name: text.to_owned(), shape: cut.shape().to_vec() });
+        tensors.push(cut);
     }
-    let tensor = HostTensor::concat(0, &parts.iter().collect::<Vec<_>>())?;
+    let tensor = HostTensor::concat(0, &tensors.iter().collect::<Vec<_>>())?;
     let found: Vec<DimSpec> = tensor.shape().iter().map(|size| DimSpec::Fixed(*size)).collect();
     if found != declared.shape {
         let (name, taken) = (&declared.name, declared.shape_text());
         return Err(failed(path, format!("`{name}` is {:?}, the graph takes {taken}", tensor.shape())));
     }
-    Ok(tensor)
+    Ok((tensor, parts))
 }
 
 /// Rows `begin..end` of every `every` rows.
@@ -199,12 +216,13 @@ mod tests {
         std::fs::write(directory.join(NAME), bytes).expect("it is written");
     }
 
-    fn load(directory: &Path, name: &str, shape: &[usize]) -> Result<Vec<f32>, RuntimeError> {
+    fn load(directory: &Path, name: &str, shape: &[usize]) -> Result<(Vec<f32>, Vec<String>), RuntimeError> {
         let shape = shape.iter().map(|size| DimSpec::Fixed(*size)).collect();
         let declared = Io { name: name.to_owned(), dtype: Dtype::F32, shape };
-        let mut found = Vec::new();
-        read(directory, &[declared], &mut |_, tensor| {
-            found = tensor.to_f32()?;
+        let mut found = (Vec::new(), Vec::new());
+        read(directory, &[declared], &mut |_, tensor, parts| {
+            let parts = parts.iter().map(|part| format!("{} {:?}", part.name, part.shape)).collect();
+            found = (tensor.to_f32()?, parts);
             Ok(())
         })?;
         Ok(found)
@@ -215,8 +233,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         bundle(dir.path());
         let of = |name: &str, shape: &[usize]| load(dir.path(), name, shape).expect("a tensor");
-        assert_eq!(of("b+b", &[2, 2]), [8.0, 9.0, 8.0, 9.0]);
-        assert_eq!(of("a[1:2:2]+a[0:1:2]+b", &[5, 2]), [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
+        assert_eq!(of("b+b", &[2, 2]).0, [8.0, 9.0, 8.0, 9.0]);
+        let (values, parts) = of("a[1:2:2]+a[0:1:2]+b", &[5, 2]);
+        assert_eq!(values, [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
+        assert_eq!(parts, ["a[1:2:2] [2, 2]", "a[0:1:2] [2, 2]", "b [1, 2]"]);
+        assert_eq!(of("b", &[1, 2]).1, ["b [1, 2]"]);
     }
 
     #[test]

@@ -541,13 +541,25 @@ impl Writer<'_, '_, '_> {
         let zeros = vec![0.0; (heads * width) as usize];
         let weight = self.parameter("gate.weight", Tensor::from_f32(&[heads, width], &zeros));
         let bias = self.parameter("gate.bias", Tensor::from_f32(&[heads], &biases));
+        let dtype = self.gate_type(hidden);
         let p = &mut *self.p;
-        let wide = p.cast(hidden, DType::F32);
-        let logits = p.linear(wide, weight, Some(bias));
+        let (x, weight) = (p.cast(hidden, dtype), p.cast(weight, dtype));
+        let products = p.linear(x, weight, None);
+        let products = p.cast(products, DType::F32);
+        let logits = p.add(products, bias);
         let turned = p.transpose(logits, &[0, 2, 1]);
         let flipped = p.neg(turned);
         let soft = p.softplus(flipped);
         p.neg(soft)
+    }
+
+    /// Of the product w·x: what is served multiplies in the model's own f16, which is as fine as its hidden states.
+    fn gate_type(&mut self, hidden: ValueId) -> DType {
+        let own = self.p.dtype(hidden);
+        match self.options.form.is_served() && own == DType::F16 {
+            true => own,
+            false => DType::F32,
+        }
     }
 
     fn state_name(&self, side: &str, part: &str) -> String {

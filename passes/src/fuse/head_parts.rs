@@ -1,6 +1,6 @@
 //! Matches: a product with a weight whose rows lie together head by head (query, key, value of one head, then those of
 //! the next), `[.., heads, parts · dim]`, split into its parts
-//! Becomes: a product with the rows put in the order of the parts, so that a part of all heads lies together
+//! Becomes: a product for each part, with its rows of the weight
 //! Exact: yes
 //! Declines when: the parts differ in size, something else reads the product, or the weight is no weight
 
@@ -59,17 +59,15 @@ fn apart(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
         return None;
     }
     let (dim, every) = (parts[0] as i64, *width as i64);
-    let mut in_parts = |weight: ValueId| {
-        let part = |i: usize| Rows { begin: i as i64 * dim, end: (i as i64 + 1) * dim, every };
-        let parts: Vec<ValueId> = (0..parts.len()).map(|i| rows(&mut w.patch, weight, part(i))).collect();
-        w.patch.concat(&parts, 0)
-    };
-    let (weight, bias) = (in_parts(weight), bias.map(&mut in_parts));
     let x = w.input(product, 0)?;
-    let y = w.patch.linear(x, weight, bias);
-    let sizes = vec![*count as i64 * dim; parts.len()];
-    let split = w.patch.split(y, 2, &sizes);
-    Some(split.into_iter().map(|part| w.patch.reshape(part, &[0, 0, *count as i64, dim])).collect())
+    let part = |i: usize| {
+        let taken = Rows { begin: i as i64 * dim, end: (i as i64 + 1) * dim, every };
+        let own = rows(&mut w.patch, weight, taken);
+        let bias = bias.map(|bias| rows(&mut w.patch, bias, taken));
+        let y = w.patch.linear(x, own, bias);
+        w.patch.reshape(y, &[0, 0, *count as i64, dim])
+    };
+    Some((0..parts.len()).map(part).collect())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use crate::canon::{Law, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use crate::joined::is_stored;
 
 pub(super) struct JoinedProducts;
 
@@ -54,7 +55,7 @@ fn member(graph: &Graph, product: &Node) -> Option<Member> {
     let turned = graph.made_by(product.input(1).filter(|_| product.op.is("MatMul"))?, "Transpose")?;
     let weight = turned.input(0)?;
     let found = graph.value(weight);
-    if !found.is_weight || found.ty.rank() != Some(2) || turned.op.ints("perm") != Some(&[1, 0]) {
+    if !is_stored(graph, weight) || found.ty.rank() != Some(2) || turned.op.ints("perm") != Some(&[1, 0]) {
         return None;
     }
     let rows = found.ty.shape.as_ref()?[0].known()? as i64;
@@ -62,10 +63,8 @@ fn member(graph: &Graph, product: &Node) -> Option<Member> {
     let (bias, y) = match graph.value(y).uses[..] {
         [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Add") => {
             let add = graph.node(node);
-            let bias = add.input(1).filter(|bias| {
-                let bias = graph.value(*bias);
-                bias.is_weight && bias.ty.rank() == Some(1)
-            });
+            let is_bias = |bias: &ValueId| is_stored(graph, *bias) && graph.value(*bias).ty.rank() == Some(1);
+            let bias = add.input(1).filter(is_bias);
             (bias, if bias.is_some() { add.outputs[0] } else { y })
         }
         _ => (None, y),

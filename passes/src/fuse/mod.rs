@@ -10,6 +10,7 @@ mod bias_gelu;
 mod early_cast;
 mod gelu;
 mod head_parts;
+mod head_rows;
 mod joined_features;
 mod joined_products;
 mod log_sigmoid;
@@ -32,6 +33,7 @@ pub static FUSIONS: &[&dyn Law] = &[
     &rotary::Rotary,
     &partial_rotary::PartialRotary,
     &head_parts::HeadParts,
+    &head_rows::HeadRows,
     &joined_products::JoinedProducts,
     &early_cast::EarlyCast,
     &joined_features::JoinedFeatures,
@@ -41,8 +43,19 @@ pub static FUSIONS: &[&dyn Law] = &[
 
 /// Fuses what can be fused. Returns the number of patches.
 pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {
+    sweep(graph, FUSIONS.iter().copied())
+}
+
+/// The same for a graph that is given many tokens at a time: a product of many rows is as fast as its parts, which
+/// then need no split.
+pub fn fuse_for_many(graph: &mut Graph) -> Result<usize, PatchError> {
+    let joins = joined_products::JoinedProducts.name();
+    sweep(graph, FUSIONS.iter().copied().filter(|law| law.name() != joins))
+}
+
+fn sweep(graph: &mut Graph, laws: impl Iterator<Item = &'static dyn Law>) -> Result<usize, PatchError> {
     let mut patches = 0;
-    for law in FUSIONS {
+    for law in laws {
         patches += usize::from(law.sweep(graph)?.is_some());
     }
     graph.refresh_types()?;

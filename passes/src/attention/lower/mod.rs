@@ -103,6 +103,11 @@ impl Form {
         matches!(self, Self::Operator(_) | Self::Segment(_))
     }
 
+    /// Whether runtimes serve it; the others are there to compare with, and to train.
+    pub fn is_served(self) -> bool {
+        matches!(self, Self::Operator(_) | Self::Segment(_))
+    }
+
     /// Whether features are `[heads, batch, sequence, m]`.
     pub fn puts_heads_first(self) -> bool {
         matches!(self, Self::Segment(_))

@@ -18,6 +18,8 @@ use crate::ir::tensor::Tensor;
 
 /// Columns of ones behind the values, which carry the normaliser; products of rows of multiples of 8 run fastest.
 const ONES: i64 = 8;
+/// Rows of zeros behind the given state and what chunks add, for the same reason: chunks mostly come in eights.
+const UNUSED: i64 = 7;
 /// M, in tokens.
 const MASS: f64 = 64.0;
 /// A factor on φ(q) that keeps small sums away from the smallest f16.
@@ -56,8 +58,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         old = p.mul(old, decay);
     }
     let sums = p.add(new, old);
-    let num = p.slice(sums, -1, 0, r.dims.value_dim);
-    let den = p.slice(sums, -1, r.dims.value_dim, r.dims.value_dim + 1);
+    let parts = p.split(sums, -1, &[r.dims.value_dim, ONES]);
+    let (num, den) = (parts[0], p.slice(parts[1], -1, 0, 1));
     Lowered {
         sums: Sums {
             num: grid.join(p, num, r.dims.value_dim),
@@ -134,6 +136,9 @@ impl Grid {
 
     /// φ(q) `[heads, batch, sequence, m]` → `[kv_heads, batch, chunks, group · chunk, m]`
     fn queries(&self, p: &mut Patch<'_>, q: ValueId) -> ValueId {
+        if self.dims.group() == 1 {
+            return self.cut(p, q, &[self.dims.features]);
+        }
         let lead = p.ints(&[self.dims.kv_heads, self.dims.group()]);
         let last = p.ints(&[self.dims.features]);
         let by_group = p.concat(&[lead, self.batch, self.count, self.chunk, last], 0);
@@ -269,7 +274,7 @@ struct Carried {
     after: ValueId,
 }
 
-/// S before chunk n is exp(E_n) S_0 + Σ_{c<n} exp(E_n - I_c) U_c, with E_n the decay before chunk n, I_c the decay
+/// The state before chunk n is exp(E_n) S_0 + Σ_{c<n} exp(E_n - I_c) U_c, with E_n the decay before chunk n, I_c the decay
 /// behind chunk c and U_c what it adds: one product of `[chunks, 1 + chunks]` with all that is added.
 fn carry(
     p: &mut Patch<'_>,
@@ -302,6 +307,11 @@ fn carry(
         mixing = p.mul(mixing, scale);
     }
     let mixing = p.cast(mixing, dtype);
+    let none = p.constant("zero", Tensor::scalar(dtype, 0.0));
+    let unused = p.ints(&[UNUSED]);
+    let unused_columns = grid.shape(p, &[unused]);
+    let unused_columns = p.expand(none, unused_columns);
+    let mixing = p.concat(&[mixing, unused_columns], 3);
 
     let rows = r.dims.features * grid.width();
     let first = masses.as_ref().map_or(start, |masses| {
@@ -313,7 +323,11 @@ fn carry(
     let last = p.ints(&[rows]);
     let flat = grid.shape(p, &[last]);
     let flat = p.reshape_to(added, flat);
-    let all = p.concat(&[first, flat], 2);
+    let rows = p.ints(&[rows]);
+    let kv_heads = p.ints(&[r.dims.kv_heads]);
+    let unused_rows = p.concat(&[kv_heads, grid.batch, unused, rows], 0);
+    let unused_rows = p.expand(none, unused_rows);
+    let all = p.concat(&[first, flat, unused_rows], 2);
     let before = p.matmul(mixing, all);
     let tail = p.ints(&[r.dims.features, grid.width()]);
     let like = grid.shape(p, &[tail]);
@@ -347,7 +361,7 @@ fn sum_at_end(p: &mut Patch<'_>, total: ValueId, inclusive: ValueId, added: Valu
 struct Masses {
     /// σ of the given state, `[kv_heads, batch, 1]`
     start_scale: ValueId,
-    /// Of the given state, scaled, and of what each chunk adds: `[kv_heads, batch, 1 + chunks, 1]`
+    /// Of the given state, scaled, and of what each chunk adds: `[kv_heads, batch, 1, 1 + chunks]`
     added: ValueId,
 }
 
@@ -361,12 +375,13 @@ impl Masses {
         let weights = if is_per_head { weights } else { grid.spread(p, weights, &[grid.chunk]) };
         let chunks = p.reduce("ReduceSum", weights, &[3], false);
         let added = p.concat(&[given, chunks], 2);
-        Self { start_scale, added: p.unsqueeze(added, &[3]) }
+        Self { start_scale, added: p.unsqueeze(added, &[2]) }
     }
 
     /// σ_n, `[kv_heads, batch, chunks, 1]`
     fn scale(&self, p: &mut Patch<'_>, mixing: ValueId) -> ValueId {
-        let before = p.matmul(mixing, self.added);
+        let before = p.mul(mixing, self.added);
+        let before = p.reduce("ReduceSum", before, &[3], true);
         scale_for(p, before)
     }
 }
