@@ -142,7 +142,8 @@ pub fn convert(
         return Err(ConvertError::NoSites { path: source.to_owned(), misses });
     }
     let maps = if options.link { maps.as_slice() } else { &[] };
-    let writer = Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, parameters, dtype };
+    let writer =
+        Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, parameters, dtype };
     let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked } =
         writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
