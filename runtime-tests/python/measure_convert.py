@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""measure_convert.py DIJIANG CHECKPOINT [RUNS] [--cold] [--link] [--recipe R]... [--builder PYTHON] [--optimum PYTHON]:
-time and memory of a conversion without a proof, beside copying the same weight files and, where asked for, beside other
-tools that write ONNX from the same checkpoint.
+"""measure_convert.py DIJIANG CHECKPOINT [RUNS] [--cold] [--link] [--proof] [--recipe R]... [--builder PYTHON]
+[--optimum PYTHON]: time and memory of a conversion without a proof, beside copying the same weight files and, where
+asked for, beside other tools that write ONNX from the same checkpoint.
 
 Prints of each way, as medians with the least and the most: the seconds until it has ended, the seconds until its files
 are durable (fsync by `sync`, which finds nothing left to do behind `convert`), the largest anonymous memory of the
 process and its children (RssAnon of /proc, Linux), and the bytes it left. The ways are taken in turn, in each of RUNS:
-`cp`, and `convert --no-verify` for each recipe, with `--link` linked too. The files are in the page cache; with
-`--cold` nothing is, programs neither: dirty pages are written out and the cache is dropped before each (root,
-/proc/sys/vm/drop_caches). Files are made in the working directory, one way's at a time.
+`cp`, and `convert --no-verify` for each recipe; with `--link` linked too, and with `--proof` with its proof. The files
+are in the page cache; with `--cold` nothing is, programs neither: dirty pages are written out and the cache is dropped
+before each (root, /proc/sys/vm/drop_caches). Files are made in the working directory, one way's at a time.
 
 `--builder` names a Python that has onnxruntime-genai, torch and transformers, and `--optimum` one with optimum-onnx.
-Both write the model with softmax attention, in f16 unless `--precision fp32` (fp16 of optimum is for a GPU and made on
-the CPU), and are called without a network. Of the builder's seconds, those of its imports are told apart.
+Both write the model with softmax attention, in f16 unless `--precision fp32`, and are called without a network. Of the
+builder's seconds, those of its imports are told apart.
 """
 import argparse, glob, os, shutil, statistics, subprocess, sys, tempfile, time
 
@@ -80,6 +80,8 @@ def ways(options, files, target):
         found[f'convert, {recipe}'] = convert
         if options.link:
             found[f'convert --link, {recipe}'] = [*convert, '--link']
+        if options.proof:
+            found[f'convert with its proof, {recipe}'] = [part for part in convert if part != '--no-verify']
     if options.builder:
         builder = [options.builder, '-m', 'onnxruntime_genai.models.builder']
         found['builder, imports alone'] = [options.builder, '-c', 'import onnxruntime_genai.models.builder']
@@ -124,6 +126,7 @@ parser.add_argument('checkpoint')
 parser.add_argument('runs', nargs='?', type=int, default=7)
 parser.add_argument('--cold', action='store_true')
 parser.add_argument('--link', action='store_true')
+parser.add_argument('--proof', action='store_true')
 parser.add_argument('--recipe', action='append')
 parser.add_argument('--builder', metavar='PYTHON')
 parser.add_argument('--optimum', metavar='PYTHON')
