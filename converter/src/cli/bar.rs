@@ -157,6 +157,14 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
             bar.advance(1_000_000);
         }
+        // It is drawn anew four times a second.
+        let waits = 200;
+        for _ in 0..waits {
+            if screen.drawn().contains("4.00 MB/") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let drawn = screen.drawn();
         let last = drawn.rsplit("writing the weights").next().expect("a part");
         assert!(last.contains(" 4.00 MB/4.00 GB "), "{last}");
