@@ -8,6 +8,7 @@ use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
 use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile};
+use crate::estimate::{Estimate, parameters};
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
@@ -69,6 +70,8 @@ pub struct Converted {
     /// What is likely wrong with the source.
     pub warnings: Vec<String>,
     pub dtype: DType,
+    /// What was told before anything was written.
+    pub estimate: Estimate,
     pub bytes_written: u64,
     pub verification: Option<Verification>,
     /// Whether the bundle is in place: not where a check failed.
@@ -122,6 +125,7 @@ pub fn convert(
         source::open(source, options.dtype)?;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
+    let parameters = parameters(&graph);
     let quantize = |how| quantization::apply(how, &mut graph, options.target);
     let float = options.weights.map(quantize).transpose();
     let float = float.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })?;
@@ -138,8 +142,9 @@ pub fn convert(
         return Err(ConvertError::NoSites { path: source.to_owned(), misses });
     }
     let maps = if options.link { maps.as_slice() } else { &[] };
-    let writer = Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, dtype };
-    let WrittenModel { bytes: mut bytes_written, warnings, linked } =
+    let writer =
+        Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, parameters, dtype };
+    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked } =
         writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
     bytes_written += writer.write_genai_config(&meta)?;
@@ -188,6 +193,7 @@ pub fn convert(
         added_inputs: report.added_inputs,
         dtype,
         notes,
+        estimate,
         bytes_written,
         verification,
         written,
@@ -240,11 +246,14 @@ struct Writer<'a> {
     target: &'a Path,
     options: &'a ConvertOptions,
     compiled: &'a Compiled,
+    /// Of the source.
+    parameters: u64,
     dtype: DType,
 }
 
 /// The weights and graphs of a bundle.
 struct WrittenModel {
+    estimate: Estimate,
     bytes: u64,
     /// What is wrong with the weights.
     warnings: Vec<String>,
@@ -261,6 +270,8 @@ impl Writer<'_> {
     ) -> Result<WrittenModel, ConvertError> {
         let weights = plan_weights(&[&self.compiled.source, &self.compiled.model], self.maps)?;
         let linked = self.link(&weights)?;
+        let estimate = self.estimate(&weights);
+        progress.estimate(&estimate);
         room::check(self.dir, self.target, weights.size(), self.options.free_space)?;
         let (written, forms) = rayon::join(
             || write_weights(self.dir, &weights, progress),
@@ -270,7 +281,15 @@ impl Writer<'_> {
         progress.stage("writing the graphs");
         let (forms, bound) = forms?;
         let bytes = weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?;
-        Ok(WrittenModel { bytes, warnings, linked })
+        Ok(WrittenModel { estimate, bytes, warnings, linked })
+    }
+
+    fn estimate(&self, weights: &WeightFile) -> Estimate {
+        let written = Estimate::of(weights.size(), &self.compiled.model);
+        match self.options.verify {
+            Some(_) => written.proved(self.parameters, &self.options.recipe),
+            None => written,
+        }
     }
 
     /// Links the files of the source that weights stay in, and returns what they are called here.

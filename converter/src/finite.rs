@@ -3,6 +3,9 @@
 use crate::onnx::shown;
 use dijiang_passes::ir::dtype::DType;
 
+/// Elements looked at together.
+const BLOCK: usize = 4096;
+
 /// How many there are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct NotFinite {
@@ -14,26 +17,33 @@ impl NotFinite {
     /// Counts those among whole elements.
     pub(crate) fn count(&mut self, dtype: DType, bytes: &[u8]) {
         match dtype {
-            DType::F64 => self.tally(bytes, |b| u64::from_le_bytes(b) << 1, 0x7ff0_0000_0000_0000 << 1),
-            DType::F32 => self.tally(bytes, |b| u32::from_le_bytes(b) << 1, 0x7f80_0000 << 1),
-            DType::F16 => self.tally(bytes, |b| u16::from_le_bytes(b) << 1, 0x7c00 << 1),
-            DType::BF16 => self.tally(bytes, |b| u16::from_le_bytes(b) << 1, 0x7f80 << 1),
+            DType::F64 => self.tally(bytes, |b| i64::from_le_bytes(b) & i64::MAX, 0x7ff0_0000_0000_0000),
+            DType::F32 => self.tally(bytes, |b| i32::from_le_bytes(b) & i32::MAX, 0x7f80_0000),
+            DType::F16 => self.tally(bytes, |b| i16::from_le_bytes(b) & i16::MAX, 0x7c00),
+            DType::BF16 => self.tally(bytes, |b| i16::from_le_bytes(b) & i16::MAX, 0x7f80),
             _ => {}
         }
     }
 
     /// `magnitude` are an element's bits without the sign: those of infinity, and for NaN more.
-    fn tally<const N: usize, B: Ord + Copy>(
+    fn tally<const N: usize, B: Ord + Copy + Default>(
         &mut self,
         bytes: &[u8],
         magnitude: impl Fn([u8; N]) -> B,
         infinity: B,
     ) {
         let (elements, _) = bytes.as_chunks::<N>();
-        for element in elements {
-            let found = magnitude(*element);
-            self.nan += usize::from(found > infinity);
-            self.infinite += usize::from(found == infinity);
+        for block in elements.chunks(BLOCK) {
+            // The largest is found many elements at a time, as a count of them is not.
+            let largest = block.iter().fold(B::default(), |largest, e| largest.max(magnitude(*e)));
+            if largest < infinity {
+                continue;
+            }
+            for element in block {
+                let found = magnitude(*element);
+                self.nan += usize::from(found > infinity);
+                self.infinite += usize::from(found == infinity);
+            }
         }
     }
 
@@ -72,6 +82,13 @@ mod tests {
             found.count(dtype, &wide.cast(dtype).bytes());
             assert_eq!(found, NotFinite { nan: 2, infinite }, "{dtype}");
         }
+        // Behind whole blocks without any, and in a block that is not whole.
+        let mut many = vec![1.0f32; 3 * BLOCK];
+        many.extend(numbers);
+        let many = Tensor::from_f32(&[many.len() as u64], &many);
+        let mut found = NotFinite::default();
+        found.count(DType::BF16, &many.cast(DType::BF16).bytes());
+        assert_eq!(found, NotFinite { nan: 2, infinite: 4 });
         let mut found = NotFinite::default();
         found.count(DType::I64, &[0xff; 16]);
         assert_eq!(found.line("w", 2), None);

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod compile;
 pub mod convert;
+pub mod estimate;
 mod finite;
 pub mod genai;
 pub mod onnx;

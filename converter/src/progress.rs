@@ -1,7 +1,12 @@
 //! Progress of long work, told to whoever shows it.
 
+use crate::estimate::Estimate;
+
 /// Hears what is going on.
 pub trait Progress: Send {
+    /// So much will be taken of the disk and of memory.
+    fn estimate(&mut self, estimate: &Estimate);
+
     /// A new stage begins.
     fn stage(&mut self, what: &str);
 
@@ -20,6 +25,8 @@ pub trait Progress: Send {
 pub struct Silent;
 
 impl Progress for Silent {
+    fn estimate(&mut self, _estimate: &Estimate) {}
+
     fn stage(&mut self, _what: &str) {}
 
     fn bytes(&mut self, _what: &str, _total: u64) {}

@@ -8,6 +8,7 @@ use crate::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::{
     ConvertError, ConvertOptions, describe, plan_weights, write_file, write_graph, write_weights,
 };
+use crate::estimate::Estimate;
 use crate::progress::Progress;
 use crate::source::{self, Source};
 use std::path::Path;
@@ -33,6 +34,7 @@ pub fn convert_first(
     };
     let partial = compile_first(patches, as_read, &how)?;
     let weights = plan_weights(&[&partial.graph], &[])?;
+    progress.estimate(&Estimate::of(weights.size(), &partial.graph));
     room::check(bundle.path(), target, weights.size(), options.free_space)?;
     write_weights(bundle.path(), &weights, progress)?;
     write_graph(bundle.path(), layout::MODEL, options.target.opset(), &partial.graph, &weights)?;

@@ -128,6 +128,7 @@ fn every_command_prints_one_json_object() {
     let written = converted["bytes_written"].as_u64().expect("a number");
     // The manifest grows by the checks once they are passed.
     assert!(written <= bytes && bytes < written + 5000, "{written} of {bytes}");
+    assert!(converted["estimate"]["disk_bytes"].as_u64() >= Some(bytes), "{converted}");
 
     let verified = home.dijiang("verify out/bundle --runtime tract --json").fine().object();
     assert_eq!((&verified["ok"], missing(&verified, &["checks"]).len()), (&json!(true), 0));
@@ -141,6 +142,36 @@ fn every_command_prints_one_json_object() {
     let told = home.dijiang(prompt);
     let text = format!("ROMEO:{}\n", generated["text"].as_str().expect("a text"));
     assert_eq!((told.code, told.stdout), (0, text));
+}
+
+/// The object that a run prints, and the most anonymous memory that it was seen with, in bytes.
+#[cfg(target_os = "linux")]
+fn watched(home: &Home, arguments: &str) -> (Value, u64) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+    command.current_dir(home.0.path()).args(arguments.split(' ')).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("it runs");
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    while child.try_wait().expect("a child").is_none() {
+        let told = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = told.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB"));
+        most = most.max(line.and_then(|kibibytes| kibibytes.parse().ok()).unwrap_or(0) * 1024);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let output = child.wait_with_output().expect("its output");
+    (serde_json::from_slice(&output.stdout).expect("one object"), most)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_stays_below_its_estimate() {
+    let home = Home::with("shakespeare");
+    home.dijiang("synth pythia-70m -o pythia --dtype f16 --layers 2");
+    for how in ["pythia --no-verify", "pythia --no-verify --recipe softmax", "model"] {
+        let (made, most) = watched(&home, &format!("convert {how} -o bundle --force --json"));
+        let estimate = made["estimate"]["memory_bytes"].as_u64().expect("a number");
+        assert!(most > 0 && most <= estimate, "{how}: {most} of {estimate}");
+    }
 }
 
 /// A decoder whose first attention, or whose both, let no key through but the query's own.

@@ -1,4 +1,4 @@
-//! Whether the disk can hold a bundle, asked before anything of it is written.
+//! Whether the disk can hold a bundle, and memory its proof, asked before anything of it is written.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,18 @@ const MB: u64 = 1_000_000;
 pub fn free_space(directory: &Path) -> io::Result<u64> {
     let told = rustix::fs::statvfs(directory)?;
     Ok(told.f_bavail.saturating_mul(told.f_frsize))
+}
+
+/// Bytes of memory that processes can still have, where the system tells (Linux). A container's limit is not in it.
+pub fn free_memory() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
+    available(&told)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kibibytes.saturating_mul(1024))
 }
 
 /// Bytes that a bundle with so many bytes of weights takes.
@@ -66,6 +78,14 @@ mod tests {
     #[test]
     fn a_file_system_that_tells_nothing_is_tried() {
         assert!(room_for(u64::MAX, |_| Err(io::ErrorKind::Unsupported.into())).is_ok());
+    }
+
+    #[test]
+    fn free_memory_is_read_from_its_line() {
+        let told = "MemTotal:       24684212 kB\nMemFree:  1 kB\nMemAvailable:   22000000 kB\n";
+        assert_eq!(available(told), Some(22_000_000 * 1024));
+        assert_eq!(available("MemFree: 1 kB\n"), None);
+        assert_eq!(available("MemAvailable: many kB\n"), None);
     }
 
     #[test]

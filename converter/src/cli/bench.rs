@@ -1,5 +1,6 @@
 //! `dijiang bench BUNDLE…`
 
+use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::bench::table1::paper;
 use crate::bench::{BenchOptions, Measured, Phase, Row, bench, counterpart, picture};
@@ -101,7 +102,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     };
     let mut bundles = args.bundles.clone();
     bundles.extend(args.against.clone().filter(|against| !args.bundles.contains(against)));
-    let measured = bench(&bundles, &options, &mut show::Bar::new())?;
+    let measured = bench(&bundles, &options, &mut Bar::new())?;
     if let Some(prefix) = &args.svg {
         write_pictures(prefix, &measured.rows)?;
     }

@@ -1,5 +1,6 @@
 //! `dijiang convert SRC -o BUNDLE`
 
+use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::bundle::room;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
@@ -111,7 +112,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         return stop_after(patches, args, &options);
     }
     let start = Instant::now();
-    let converted = convert(&args.source, &args.output, &options, &mut show::Bar::new());
+    let converted = convert(&args.source, &args.output, &options, &mut Bar::new());
     if let Err(ConvertError::NoSites { misses, .. }) = &converted {
         misses.iter().for_each(warn_of_miss);
     }
@@ -134,7 +135,7 @@ fn warn_of_miss(miss: &NearMiss) {
 }
 
 fn stop_after(patches: usize, args: &Args, options: &ConvertOptions) -> Result<Outcome, Failure> {
-    let partial = convert_first(patches, &args.source, &args.output, options, &mut show::Bar::new())?;
+    let partial = convert_first(patches, &args.source, &args.output, options, &mut Bar::new())?;
     if args.json {
         let last = partial.last.as_ref().map(|step| json!({"rule": step.rule, "places": step.places}));
         show::object(&json!({
@@ -165,6 +166,10 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "target": args.target.name(),
         "dtype": converted.dtype.name(),
         "weights": args.weights.map(Quantization::name),
+        "estimate": {
+            "disk_bytes": converted.estimate.disk,
+            "memory_bytes": converted.estimate.memory,
+        },
         "seconds": seconds,
         "bytes_written": converted.bytes_written,
         "dropped_inputs": converted.dropped_inputs,

@@ -1,5 +1,6 @@
 //! `dijiang import-weights BUNDLE FILE`
 
+use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::torch::import::{Imported, import_weights};
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let imported = import_weights(&args.bundle, &args.file, &mut show::Bar::new())?;
+    let imported = import_weights(&args.bundle, &args.file, &mut Bar::new())?;
     if args.json {
         print_json(args, &imported);
     } else {

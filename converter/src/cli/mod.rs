@@ -1,6 +1,7 @@
 //! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
+mod bar;
 mod bench;
 mod calibrate;
 mod convert;

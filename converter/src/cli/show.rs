@@ -1,13 +1,10 @@
 //! What the commands print.
 
-use crate::progress::Progress;
 use crate::verify::Verification;
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write as _};
-use std::time::Duration;
 
 /// What a shell reports of a program that wrote to a pipe nobody reads: 128 and the number of SIGPIPE.
 const BROKEN_PIPE: i32 = 141;
@@ -109,52 +106,5 @@ pub(super) fn site_table(sites: &[SiteReport]) {
             yes(s.rotary),
             yes(s.cache)
         ));
-    }
-}
-
-/// A bar on stderr, which appears once something takes long.
-#[derive(Debug)]
-pub(super) struct Bar {
-    bar: ProgressBar,
-}
-
-impl Bar {
-    /// Where stderr is no terminal, nothing is drawn.
-    pub(super) fn new() -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
-        bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar }
-    }
-
-    fn style(&self, template: &str) {
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.bar.set_style(style);
-        }
-    }
-}
-
-impl Progress for Bar {
-    fn stage(&mut self, what: &str) {
-        tracing::info!("{what}");
-        self.bar.unset_length();
-        self.style("{spinner} {msg} ({elapsed})");
-        self.bar.set_message(what.to_owned());
-    }
-
-    fn bytes(&mut self, what: &str, total: u64) {
-        tracing::info!("{what}");
-        self.bar.set_length(total);
-        self.bar.set_position(0);
-        self.bar.reset_eta();
-        self.style("{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
-        self.bar.set_message(what.to_owned());
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        self.bar.inc(bytes);
-    }
-
-    fn done(&mut self) {
-        self.bar.finish_and_clear();
     }
 }

@@ -1,5 +1,6 @@
 //! `dijiang synth SHAPE -o DIR`
 
+use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::synth::shapes::{self, SHAPES, Shape};
 use crate::synth::{SynthOptions, synth};
@@ -46,7 +47,7 @@ fn float(name: &str) -> Result<DType, String> {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let options = SynthOptions { dtype: args.dtype, seed: args.seed, layers: args.layers };
-    let written = synth(args.shape, &args.output, &options, &mut show::Bar::new())?;
+    let written = synth(args.shape, &args.output, &options, &mut Bar::new())?;
     if args.json {
         show::object(&json!({
             "shape": args.shape.name, "output": args.output, "tensors": written.tensors,

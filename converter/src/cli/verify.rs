@@ -1,5 +1,6 @@
 //! `dijiang verify BUNDLE`
 
+use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::verify::{Choice, VerifyOptions, verify};
 use serde_json::json;
@@ -26,7 +27,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let options =
         VerifyOptions { runtimes: args.runtime, seed: args.seed, reference: args.reference.clone() };
-    let found = verify(&args.bundle, &options, &mut show::Bar::new())?;
+    let found = verify(&args.bundle, &options, &mut Bar::new())?;
     if args.json {
         show::object(&json!({"checks": show::checks(&found), "skipped": found.skipped, "ok": found.ok}));
     } else {

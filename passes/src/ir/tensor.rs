@@ -183,6 +183,16 @@ impl Tensor {
         matches!(self.data, Data::View { .. })
     }
 
+    /// Bytes that lie in memory or in a file for the elements, before they are converted: none where they are worked
+    /// out.
+    pub fn held_bytes(&self) -> usize {
+        match &self.data {
+            Data::View { len, .. } => *len,
+            Data::Cast(from) => from.held_bytes(),
+            Data::Computed(_) => 0,
+        }
+    }
+
     /// Hands out the elements' bytes in order, a bounded block at a time.
     pub fn for_each_block<E>(&self, take: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         match &self.data {
@@ -390,6 +400,15 @@ mod tests {
             if taken == 2 { Err("enough") } else { Ok(()) }
         });
         assert_eq!((broken, taken), (Err("enough"), 2));
+    }
+
+    #[test]
+    fn a_cast_holds_what_it_is_cast_from() {
+        let x = Tensor::from_f32(&[3], &[0.0, 1.0, 2.0]);
+        let computed = Tensor::computed(DType::U8, vec![3, 2], Arc::new(Count(3)));
+        assert_eq!([x.held_bytes(), x.cast(DType::F16).held_bytes()], [12, 12]);
+        assert_eq!([computed.held_bytes(), computed.cast(DType::F32).held_bytes()], [0, 0]);
+        assert_eq!(x.rows(1..2).held_bytes(), 4);
     }
 
     #[test]

@@ -1,0 +1,198 @@
+//! What long work shows on a terminal: what it will take, then stages, bytes, their rate and the time left.
+
+use super::show;
+use crate::bundle::room;
+use crate::estimate::Estimate;
+use crate::progress::Progress;
+use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::time::Duration;
+
+/// What is shown of a stage that counts bytes.
+const BYTES: &str =
+    "{spinner} {msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
+
+fn needs(estimate: &Estimate) -> String {
+    let Estimate { disk, memory } = estimate;
+    format!("up to {} of disk and about {} of memory are needed", DecimalBytes(*disk), DecimalBytes(*memory))
+}
+
+/// What is said where less memory is free than will be needed.
+fn shortage(estimate: &Estimate, free: Option<u64>) -> Option<String> {
+    let free = free.filter(|free| *free < estimate.memory)?;
+    Some(format!(
+        "about {} of memory are needed, and {} are free (hint: --no-verify takes far less)",
+        DecimalBytes(estimate.memory),
+        DecimalBytes(free)
+    ))
+}
+
+/// A bar on stderr, which appears once something takes long.
+#[derive(Debug)]
+pub(super) struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    /// Where stderr is no terminal, nothing is drawn.
+    pub(super) fn new() -> Self {
+        Self::on(ProgressDrawTarget::stderr_with_hz(8))
+    }
+
+    fn on(target: ProgressDrawTarget) -> Self {
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self { bar }
+    }
+
+    fn style(&self, template: &str) {
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style);
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn estimate(&mut self, estimate: &Estimate) {
+        let line = needs(estimate);
+        tracing::info!("{line}");
+        self.bar.println(line);
+        if let Some(short) = shortage(estimate, room::free_memory()) {
+            self.bar.suspend(|| show::warning(&short));
+        }
+    }
+
+    fn stage(&mut self, what: &str) {
+        tracing::info!("{what}");
+        self.bar.unset_length();
+        self.style("{spinner} {msg} ({elapsed})");
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn bytes(&mut self, what: &str, total: u64) {
+        tracing::info!("{what}");
+        self.bar.set_length(total);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+        self.style(BYTES);
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
+    fn done(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use indicatif::TermLike;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    /// Keeps all that is drawn, in order.
+    #[derive(Debug, Clone, Default)]
+    struct Screen(Arc<Mutex<String>>);
+
+    impl Screen {
+        fn bar(&self) -> Bar {
+            Bar::on(ProgressDrawTarget::term_like(Box::new(self.clone())))
+        }
+
+        fn drawn(&self) -> String {
+            self.0.lock().expect("nothing panicked").clone()
+        }
+    }
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            120
+        }
+
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().expect("nothing panicked").push_str(text);
+            Ok(())
+        }
+
+        fn clear_line(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn bytes_are_shown_with_their_rate_and_the_time_left() {
+        let screen = Screen::default();
+        let mut bar = screen.bar();
+        bar.stage("reading the source");
+        assert!(screen.drawn().contains("reading the source (0s)"), "{}", screen.drawn());
+        bar.bytes("writing the weights", 4_000_000_000);
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(50));
+            bar.advance(1_000_000);
+        }
+        // It is drawn anew four times a second.
+        let waits = 200;
+        for _ in 0..waits {
+            if screen.drawn().contains("4.00 MB/") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let drawn = screen.drawn();
+        let last = drawn.rsplit("writing the weights").next().expect("a part");
+        assert!(last.contains(" 4.00 MB/4.00 GB "), "{last}");
+        // 1 MB in 50 ms, or longer on a busy machine: some MB/s, and for 4 GB minutes or hours.
+        assert!(last.contains("MB/s ") || last.contains("kB/s "), "{last}");
+        let left = last.trim_end().strip_suffix(" left").and_then(|text| text.split(' ').next_back());
+        assert!(left.is_some_and(|left| left.ends_with(['m', 'h'])), "{last}");
+    }
+
+    #[test]
+    fn what_will_be_needed_is_told_first() {
+        let screen = Screen::default();
+        let mut bar = screen.bar();
+        bar.estimate(&Estimate { disk: 2_260_000_000, memory: 140_000_000 });
+        let line = "up to 2.26 GB of disk and about 140.00 MB of memory are needed";
+        assert!(screen.drawn().contains(line), "{}", screen.drawn());
+    }
+
+    #[test]
+    fn too_little_memory_is_told() {
+        let estimate = Estimate { disk: 1, memory: 18_000_000_000 };
+        assert_eq!(
+            shortage(&estimate, Some(9_000_000_000)).as_deref(),
+            Some(
+                "about 18.00 GB of memory are needed, and 9.00 GB are free (hint: --no-verify takes far less)"
+            )
+        );
+        assert_eq!(shortage(&estimate, Some(18_000_000_000)), None);
+        assert_eq!(shortage(&estimate, None), None);
+    }
+}
