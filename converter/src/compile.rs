@@ -82,11 +82,20 @@ pub enum CompileError {
 }
 
 /// Compiles a softmax graph.
-pub fn compile(mut source: Graph, options: &CompileOptions<'_>) -> Result<Compiled, CompileError> {
+pub fn compile(source: Graph, options: &CompileOptions<'_>) -> Result<Compiled, CompileError> {
+    compile_with(source, options, None)
+}
+
+/// The same with new parameters that are there already, by name; others are drawn.
+pub fn compile_with(
+    mut source: Graph,
+    options: &CompileOptions<'_>,
+    drawn: Option<&Drawn>,
+) -> Result<Compiled, CompileError> {
     check(&source, "reading the source")?;
     canonicalize(&mut source)?;
     check(&source, "the clean-ups")?;
-    let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk), None)?;
+    let (mut model, mut report) = lower(&source, options, options.target.form(options.recipe.chunk), drawn)?;
     serve_softmax(&mut model, &mut report, options)?;
     fuse_served(&mut model)?;
     check(&model, "fusing operators")?;

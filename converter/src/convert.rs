@@ -7,7 +7,7 @@ use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceK
 use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
-use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile};
+use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile_with};
 use crate::estimate::{Estimate, parameters};
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
@@ -20,7 +20,7 @@ use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
 use dijiang_passes::attention::patterns::NearMiss;
-use dijiang_passes::attention::rewrite::SiteReport;
+use dijiang_passes::attention::rewrite::{Drawn, SiteReport, drawn};
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
@@ -91,6 +91,8 @@ pub enum ConvertError {
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
     #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
     NoSites { path: PathBuf, misses: Vec<NearMiss> },
+    #[error("{}: what its conversion added is not what this version adds (hint: convert the model anew)", bundle.display())]
+    OldBundle { bundle: PathBuf },
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -121,8 +123,27 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, mut graph, meta, dtype, stored, files, maps, dir, notes, .. } =
-        source::open(source, options.dtype)?;
+    let opened = source::open(source, options.dtype)?;
+    convert_opened(opened, None, source, target, options, progress)
+}
+
+/// What a bundle brings along that is converted again.
+pub(crate) struct Before {
+    pub(crate) manifest: Manifest,
+    /// What the conversion had added, by name.
+    pub(crate) added: Drawn,
+}
+
+/// Converts a model that is open; `source` is what errors name.
+pub(crate) fn convert_opened(
+    opened: Source,
+    before: Option<&Before>,
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Converted, ConvertError> {
+    let Source { kind, mut graph, meta, dtype, stored, files, maps, dir, notes, .. } = opened;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let parameters = parameters(&graph);
@@ -135,8 +156,11 @@ pub fn convert(
         seed: options.seed,
         layers: options.layers.as_deref(),
     };
-    let compiled = compile(graph, &how)?;
+    let compiled = compile_with(graph, &how, before.map(|before| &before.added))?;
     check_sites(&compiled, &meta, kind)?;
+    if let Some(before) = before {
+        check_added(&compiled, before, source)?;
+    }
     if compiled.report.sites.is_empty() && options.recipe.attention != Attention::Softmax {
         let misses = compiled.report.missed().cloned().collect();
         return Err(ConvertError::NoSites { path: source.to_owned(), misses });
@@ -150,6 +174,10 @@ pub fn convert(
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     manifest.linked = linked;
+    if let Some(Before { manifest: before, .. }) = before {
+        manifest.source = before.source.clone();
+        manifest.trained.clone_from(&before.trained);
+    }
     bytes_written += writer.write_manifest(&manifest)?;
     if options.train {
         progress.stage("writing the training graphs");
@@ -230,6 +258,20 @@ fn check_sites(compiled: &Compiled, meta: &ModelMeta, kind: SourceKind) -> Resul
         |m| format!("the closest at {:?}, pattern {}: {}", m.node, m.pattern, m.miss),
     );
     Err(ConvertError::MissingSites { family: meta.family, found, expected: meta.expected_sites, miss })
+}
+
+/// What a bundle brings along must be what this version would add, number by number.
+fn check_added(compiled: &Compiled, before: &Before, bundle: &Path) -> Result<(), ConvertError> {
+    let added = drawn(&compiled.model);
+    let is_there = |(name, tensor): (&String, &Tensor)| {
+        let same =
+            before.added.get(name).filter(|b| (b.dtype(), b.dims()) == (tensor.dtype(), tensor.dims()));
+        same.is_some()
+    };
+    match added.len() == before.added.len() && added.iter().all(is_there) {
+        true => Ok(()),
+        false => Err(ConvertError::OldBundle { bundle: bundle.to_owned() }),
+    }
 }
 
 fn passed(verification: &Verification) -> Vec<manifest::Check> {

@@ -15,6 +15,7 @@ mod plot;
 pub mod progress;
 pub mod quantization;
 pub mod recipes;
+pub mod requantize;
 pub mod source;
 pub mod stop_after;
 pub mod synth;

@@ -535,6 +535,57 @@ fn prompts_that_the_model_cannot_take_are_refused() {
     insta::assert_snapshot!(with("positions", json!(4), "--prompt ROMEO: -n 0"), @"error: prompt: 6 tokens and 0 new ones, but the model has 4 positions (hint: shorten it)");
 }
 
+/// Prompts of unequal length, one of which ends its text before the others.
+#[test]
+fn several_prompts_are_continued_as_each_alone() {
+    let home = Home::with("shakespeare");
+    std::fs::write(home.path("prompts"), "ROMEO:\n\nTo be\nA\n").expect("it is written");
+    for recipe in ["adaptive", "softmax"] {
+        home.dijiang(&format!("convert model -o {recipe} --recipe {recipe} --no-verify")).fine();
+        for runtime in ["ort", "tract"] {
+            let call = format!("generate {recipe} -n 6 --runtime {runtime}");
+            let run = |arguments: &[&str]| {
+                let call: Vec<&str> = call.split(' ').chain(arguments.iter().copied()).collect();
+                home.dijiang_with(&call)
+            };
+            let tokens =
+                |one: &Value| (one["text"].clone(), one["tokens"].clone(), one["prompt_tokens"].clone());
+            let alone = |stop: Option<&Value>| -> Vec<_> {
+                let eos = stop.map_or(json!([]), |stop| json!([stop]));
+                let mut model = home.json(&format!("{recipe}/dijiang.json"))["model"].clone();
+                model["eos"] = eos;
+                home.set(&format!("{recipe}/dijiang.json"), "model", model);
+                ["ROMEO:", "To be", "A"]
+                    .map(|prompt| tokens(&run(&["--prompt", prompt, "--json"]).fine().object()))
+                    .to_vec()
+            };
+            let free = alone(None);
+            let stopped = alone(Some(&free[1].1[2]));
+            assert!(stopped[1].1.as_array().map(Vec::len) < Some(6), "{stopped:?}");
+            let all =
+                run(&["--prompt", "ROMEO:", "--prompt", "To be", "--prompt", "A", "--json"]).fine().object();
+            let found: Vec<_> = all["results"].as_array().expect("a list").iter().map(tokens).collect();
+            assert_eq!(found, stopped, "{recipe} in {runtime}");
+            let told = run(&["--prompt-file", "prompts", "--lines"]);
+            let text = |one: &(Value, Value, Value)| one.0.as_str().expect("a text").to_owned();
+            let expected = format!(
+                "[1]\nROMEO:{}\n[2]\nTo be{}\n[3]\nA{}\n",
+                text(&stopped[0]),
+                text(&stopped[1]),
+                text(&stopped[2])
+            );
+            assert_eq!((told.code, told.stdout), (0, expected), "{}", told.stderr);
+        }
+    }
+    std::fs::write(home.path("empty"), "\n\n").expect("it is written");
+    let line = |arguments: &str| refused(&home, &format!("generate adaptive --runtime tract {arguments}"));
+    assert_eq!(line("--prompt-file empty --lines"), "error: --lines: every line of the file is empty");
+    assert_eq!(
+        line("--prompt a --prompt b --save-state s"),
+        "error: --save-state: a state is that of one text, and 2 were given"
+    );
+}
+
 #[test]
 fn a_saved_state_goes_on_with_the_text() {
     let home = Home::with("shakespeare");

@@ -2,8 +2,7 @@
 
 use dijiang::onnx::import::import;
 use dijiang_passes::canon::canonicalize;
-use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_passes::ir::eval::{Array, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::parameters::{Layout, Precision, Selection};
@@ -52,25 +51,11 @@ fn inputs(graph: &Graph, model: &Graph, layout: &Layout) -> BTreeMap<ValueId, Ar
     values.collect()
 }
 
-/// Evaluates node by node, and rounds what a node gives in bf16. Returns the outputs by name.
-fn rounded(graph: &Graph, mut given: BTreeMap<ValueId, Array>) -> BTreeMap<String, Vec<f64>> {
-    for node in graph.order() {
-        let outputs = &graph.node(node).outputs;
-        let values = eval(graph, &given, outputs).expect("it is evaluated");
-        for (id, value) in outputs.iter().zip(values) {
-            let value = match graph.value(*id).ty.dtype {
-                Some(DType::BF16) => {
-                    let dims: Vec<u64> = value.shape().iter().map(|d| *d as u64).collect();
-                    let numbers: Vec<f32> = value.to_f64().iter().map(|x| *x as f32).collect();
-                    let narrow = Tensor::from_f32(&dims, &numbers).cast(DType::BF16);
-                    Array::from_f64(value.shape(), narrow.to_f64()).expect("it fits")
-                }
-                _ => value,
-            };
-            given.insert(*id, value);
-        }
-    }
-    graph.outputs().iter().map(|(name, id)| (name.clone(), given[id].to_f64())).collect()
+/// The outputs by name, with what is bf16 rounded.
+fn rounded(graph: &Graph, given: &BTreeMap<ValueId, Array>) -> BTreeMap<String, Vec<f64>> {
+    let wanted: Vec<ValueId> = graph.outputs().iter().map(|(_, id)| *id).collect();
+    let values = eval_rounded(graph, given, &wanted).expect("it is evaluated");
+    graph.outputs().iter().zip(values).map(|((name, _), value)| (name.clone(), value.to_f64())).collect()
 }
 
 fn norm(x: impl Iterator<Item = f64>) -> f64 {
@@ -85,7 +70,7 @@ fn the_bf16_graph_differs_from_the_f32_graph_by_its_roundings() {
         let [exact, mixed] = [Precision::F32, Precision::Bf16].map(|precision| {
             let how = StepOptions { size: SIZE, precision, batches: Batches::First, teacher: None };
             let graph = training_step(&model, &layout, &how).expect("it is made");
-            rounded(&graph, inputs(&graph, &model, &layout))
+            rounded(&graph, &inputs(&graph, &model, &layout))
         });
         // A bf16 number is off by 2^-9 of itself at most, and the loss is a mean over tokens, in which roundings
         // cancel more than they add up.

@@ -5,6 +5,8 @@ use super::config::Config;
 use super::error::CheckpointError;
 use super::families::Family;
 use super::weights::{Stored, Weights};
+use dijiang_passes::attention::lower::grouped::TABLES;
+use dijiang_passes::attention::rewrite::is_new;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::patch::{Change, Patch};
@@ -213,10 +215,11 @@ impl<'a> Builder<'a> {
     }
 
     /// The change to apply. Warns of tensors that no one asked for, unless the family says that they
-    /// carry nothing.
+    /// carry nothing, or a conversion added them, as in a bundle.
     pub(super) fn finish(self) -> Change {
+        let is_added = |name: &str| is_new(name) || name.starts_with(TABLES);
         for name in self.weights.names().filter(|name| !self.asked.contains(name)) {
-            if !self.family.unused.iter().any(|suffix| name.ends_with(suffix)) {
+            if !is_added(name) && !self.family.unused.iter().any(|suffix| name.ends_with(suffix)) {
                 tracing::warn!(
                     tensor = name,
                     family = self.family.name,

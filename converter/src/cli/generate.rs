@@ -3,19 +3,26 @@
 use super::{Failure, Outcome, show};
 use crate::bundle::layout;
 use crate::bundle::manifest::{Manifest, Model};
-use dijiang_runtime::{Device, Engine, GenerateOptions, Serving, ServingOptions, Tokenizer, generate};
+use dijiang_runtime::{
+    Device, Engine, GenerateOptions, Generated, Serving, ServingOptions, Tokenizer, generate,
+};
+use serde_json::json;
 use std::path::PathBuf;
 
-/// Continue a text.
+/// Continue a text, or several side by side.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     bundle: PathBuf,
-    /// The text to continue; with --load-state, what comes behind the text before
+    /// The text to continue; with --load-state, what comes behind the text before. Given several times, each is
+    /// continued as if it were alone
     #[arg(long, required_unless_present_any = ["prompt_file", "load_state"])]
-    prompt: Option<String>,
+    prompt: Vec<String>,
     /// A file with the text to continue
     #[arg(long, conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
+    /// Every line of the file that is not empty is a text of its own
+    #[arg(long, requires = "prompt_file", conflicts_with = "prompt")]
+    lines: bool,
     /// New tokens at most
     #[arg(short = 'n', long, default_value_t = 64)]
     tokens: usize,
@@ -63,19 +70,22 @@ enum Runs {
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
     let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
-    let prompt = prompt(args)?;
-    let ids = match args.load_state {
-        Some(_) => tokenizer.encode_more(&prompt)?,
-        None => tokenizer.encode(&prompt)?,
+    let texts = texts(args)?;
+    let encode = |text: &String| match args.load_state {
+        Some(_) => tokenizer.encode_more(text),
+        None => tokenizer.encode(text),
     };
-    check_prompt(&ids, 0, args.tokens, &manifest.model)?;
+    let prompts = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+    let check =
+        |seen| prompts.iter().try_for_each(|ids| check_prompt(ids, seen, args.tokens, &manifest.model));
+    check(0)?;
     let mut serving = Serving::open(&args.bundle, &serving(args))?;
     if let Some(state) = &args.load_state {
         serving.load_state(state)?;
-        check_prompt(&ids, serving.seen(), args.tokens, &manifest.model)?;
+        check(serving.seen())?;
     }
     let options = GenerateOptions {
-        prompt: ids,
+        prompts,
         resume: args.load_state.is_some(),
         feed_last: args.save_state.is_some(),
         max_new_tokens: args.tokens,
@@ -84,30 +94,69 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.seed,
         stop_ids: manifest.model.eos.iter().map(|id| *id as i64).collect(),
     };
-    if args.json {
-        let generated = generate(&mut serving, &tokenizer, &options, &mut |_| {})?;
-        save(args, &serving)?;
-        show::object(&serde_json::to_value(&generated)?);
-        return Ok(Outcome::Fine);
+    let streams = texts.len() == 1 && !args.json;
+    if streams {
+        show::stream(&texts[0]);
     }
-    show::stream(&prompt);
-    let generated = generate(&mut serving, &tokenizer, &options, &mut show::stream)?;
+    let mut on_text = |_: usize, piece: &str| {
+        if streams {
+            show::stream(piece);
+        }
+    };
+    let found = generate(&mut serving, &tokenizer, &options, &mut on_text)?;
     save(args, &serving)?;
-    show::line("");
-    let rate = generated.tokens.len() as f64 / generated.decode_seconds.max(1e-9);
-    show::note(&format!(
-        "prompt: {} tokens in {:.2} s; text: {} tokens, {rate:.1} per second; state: {} bytes",
-        generated.prompt_tokens,
-        generated.prefill_seconds,
-        generated.tokens.len(),
-        generated.state_bytes
-    ));
+    match (args.json, found.as_slice()) {
+        (true, [one]) => show::object(&serde_json::to_value(one)?),
+        (true, several) => show::object(&json!({"results": several})),
+        (false, [_]) => show::line(""),
+        (false, several) => print_numbered(&texts, several),
+    }
+    if !args.json {
+        print_rates(&found);
+    }
     Ok(Outcome::Fine)
 }
 
-fn prompt(args: &Args) -> Result<String, Failure> {
-    let Some(file) = &args.prompt_file else { return Ok(args.prompt.clone().unwrap_or_default()) };
-    Ok(std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?)
+/// The texts to continue, at least one.
+fn texts(args: &Args) -> Result<Vec<String>, Failure> {
+    let texts = match &args.prompt_file {
+        None if args.prompt.is_empty() => vec![String::new()],
+        None => args.prompt.clone(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+            match args.lines {
+                false => vec![text],
+                true => text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect(),
+            }
+        }
+    };
+    let option = match (texts.len(), &args.load_state, &args.save_state) {
+        (0, ..) => return Err("--lines: every line of the file is empty".into()),
+        (1, ..) | (_, None, None) => return Ok(texts),
+        (_, Some(_), _) => "--load-state",
+        (_, None, Some(_)) => "--save-state",
+    };
+    Err(format!("{option}: a state is that of one text, and {} were given", texts.len()).into())
+}
+
+/// Each text under its number.
+fn print_numbered(prompts: &[String], found: &[Generated]) {
+    for (number, (prompt, one)) in (1..).zip(prompts.iter().zip(found)) {
+        show::line(&format!("[{number}]\n{prompt}{}", one.text));
+    }
+}
+
+fn print_rates(found: &[Generated]) {
+    let sum = |of: fn(&Generated) -> usize| found.iter().map(of).sum::<usize>();
+    let longest = |of: fn(&Generated) -> f64| found.iter().map(of).fold(0.0, f64::max);
+    let (tokens, seconds) = (sum(|one| one.tokens.len()), longest(|one| one.decode_seconds));
+    show::note(&format!(
+        "prompt: {} tokens in {:.2} s; text: {tokens} tokens, {:.1} per second; state: {} bytes",
+        sum(|one| one.prompt_tokens),
+        longest(|one| one.prefill_seconds),
+        tokens as f64 / seconds.max(1e-9),
+        sum(|one| one.state_bytes)
+    ));
 }
 
 /// Refuses what the model has no row for in its tables, which a runtime would only find while it runs.

@@ -12,6 +12,7 @@ mod generate;
 mod import_weights;
 mod inspect;
 mod plot;
+mod quantize;
 mod show;
 mod synth;
 mod training;
@@ -39,6 +40,7 @@ enum Command {
     Eval(eval::Args),
     ExportTorch(export_torch::Args),
     ImportWeights(import_weights::Args),
+    Quantize(quantize::Args),
     Bench(bench::Args),
     Synth(synth::Args),
     Plot(plot::Args),
@@ -72,6 +74,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::ExportTorch(args) => export_torch::run(&args),
         Command::ImportWeights(args) => import_weights::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Plot(args) => plot::run(&args),

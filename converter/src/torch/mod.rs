@@ -6,11 +6,17 @@ pub mod import;
 
 use crate::bundle::layout;
 use crate::bundle::manifest::{Manifest, ManifestError, SourceFile};
+use crate::checkpoint::Config;
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// The key of `config.json` that says what was converted, and how.
 const KEY: &str = "dijiang";
+
+/// Whether a config is that of the PyTorch model.
+pub(crate) fn is_exported(config: &Config) -> bool {
+    config.values().contains_key(KEY)
+}
 
 /// The value of [`KEY`]: what the PyTorch model must know besides the model's own config, and the digest that tells
 /// whether weights belong to the bundle.

@@ -24,6 +24,7 @@ use dijiang_passes::ir::verify::verify as violations;
 use dijiang_passes::widen::rounds_activations;
 use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
 use measure::{Drift, relative_error};
+use oracle::{Rounding, Tables};
 use plain::Plain;
 use prompts::Prompts;
 use reference::Reference;
@@ -140,7 +141,7 @@ pub(crate) fn quantization_drift(
 ) -> Result<Check, VerifyError> {
     progress.stage("evaluating without and with quantised weights");
     let row = Prompts::new(manifest, seed).short();
-    let logits = |graph| oracle::evaluate(graph, Path::new(layout::SOFTMAX), &row);
+    let logits = |graph| oracle::evaluate(graph, Path::new(layout::SOFTMAX), &row, Rounding::Nothing);
     let name = "drift of quantised weights: norm of the difference";
     match (logits(float)?, logits(quantized)?) {
         (Ok(float), Ok(quantized)) => Ok(Check::report(name, relative_error(&quantized, &float))),
@@ -455,29 +456,57 @@ impl<'a> Verifier<'a> {
     fn oracle(&mut self) -> Result<(), VerifyError> {
         self.stage("evaluating in f64");
         let row = self.prompts.short();
-        let exact = match oracle::logits(&self.bundle.join(layout::MODEL), &row)? {
+        let path = self.bundle.join(layout::MODEL);
+        let served = import(&path)?;
+        let exact = match oracle::evaluate(&served, &path, &row, Rounding::Nothing)? {
             Ok(exact) => exact,
             Err(unknown) => {
                 self.skip(format!("the f64 interpreter: {unknown}"));
                 return Ok(());
             }
         };
+        let (plain, stateful) = self.plain_forms();
+        let tables = Tables::of(&served);
+        let rounding = tables.as_ref().map_or(Rounding::Nothing, Rounding::Turns);
         if self.runtimes.is_empty() {
-            if let Ok(plain) = oracle::logits(&self.bundle.join(self.plain_forms().0), &row)? {
-                self.compare("f64 interpreter: served = parallel", EXACT, &exact, &plain);
-            }
-            return Ok(());
+            return self.served_exactly(plain, rounding, &exact);
         }
-        let name = self.runtimes[0].name();
-        let (file, limit) = match self.serves(0) {
-            Ok(()) => (layout::MODEL, self.served_limit()),
-            Err(_) => (self.plain_forms().1, EXACT),
-        };
+        if self.serves(0).is_ok() {
+            return self.against_oracle(layout::MODEL, self.served_limit(), &exact);
+        }
+        // The form that stands for the serving graph computes what that reads from tables.
+        if tables.is_none() {
+            return self.against_oracle(stateful, EXACT, &exact);
+        }
+        self.served_exactly(stateful, rounding, &exact)?;
+        match oracle::logits(&self.bundle.join(stateful), &row, Rounding::Nothing)? {
+            Ok(exact) => self.against_oracle(stateful, EXACT, &exact),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The serving graph against another form, both in f64.
+    fn served_exactly(
+        &mut self,
+        form: &str,
+        rounding: Rounding<'_>,
+        served: &[f32],
+    ) -> Result<(), VerifyError> {
+        let form = oracle::logits(&self.bundle.join(form), &self.prompts.short(), rounding)?;
+        if let Ok(form) = form {
+            self.compare("f64 interpreter: served = parallel", EXACT, served, &form);
+        }
+        Ok(())
+    }
+
+    /// A graph in the first runtime, against what the interpreter makes of it.
+    fn against_oracle(&mut self, file: &str, limit: f64, exact: &[f32]) -> Result<(), VerifyError> {
+        let row = self.prompts.short();
         let measured = match self.is_stateless() {
             true => self.plain(0, file)?.row(&row)?,
             false => self.model(0, file)?.row(&row)?,
         };
-        self.compare(format!("{name} = f64 interpreter"), limit, &measured, &exact);
+        self.compare(format!("{} = f64 interpreter", self.runtimes[0].name()), limit, &measured, exact);
         Ok(())
     }
 }

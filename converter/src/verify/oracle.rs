@@ -2,17 +2,78 @@
 
 use super::{VerifyError, features};
 use crate::onnx::import::import;
+use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::shape::Dim;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+
+/// What the interpreter rounds.
+#[derive(Clone, Copy)]
+pub(super) enum Rounding<'a> {
+    Nothing,
+    /// The cosines and sines that another graph reads from these.
+    Turns(&'a Tables),
+    /// Every result of half precision.
+    Results,
+}
+
+/// The cosines and sines that a graph in half precision reads from tables, which hold them rounded. The interpreter
+/// rounds nothing where another form computes them.
+pub(super) struct Tables {
+    dtype: DType,
+    /// The nodes that compute cosines and sines all the same.
+    computed: BTreeSet<String>,
+}
+
+impl Tables {
+    pub(super) fn of(graph: &Graph) -> Option<Self> {
+        let (_, _, table) = graph.consts().find(|(_, name, _)| name.starts_with(TABLES))?;
+        let dtype = Some(table.dtype()).filter(|dtype| matches!(dtype, DType::F16 | DType::BF16))?;
+        let computed = turns(graph).map(|(name, ..)| name.to_owned()).collect();
+        Some(Self { dtype, computed })
+    }
+
+    /// What the tables hold, for the outputs of a form that computes it.
+    fn values(
+        &self,
+        graph: &Graph,
+        given: &BTreeMap<ValueId, Array>,
+    ) -> Result<Vec<(ValueId, Array)>, String> {
+        let read: Vec<_> = turns(graph).filter(|(name, ..)| !self.computed.contains(*name)).collect();
+        let angles: Vec<ValueId> = read.iter().map(|(_, angle, ..)| *angle).collect();
+        let angles = eval(graph, given, &angles).map_err(|e| e.to_string())?;
+        let each = read.iter().zip(&angles).map(|((_, _, of, made), angles)| {
+            // As the tables were made: of angles in f32.
+            let turns = angles.to_f64().into_iter().map(|angle| of(f64::from(angle as f32))).collect();
+            Ok((*made, Array::from_f64(angles.shape(), turns)?.rounded(self.dtype)))
+        });
+        each.collect()
+    }
+}
+
+/// What computes cosines and sines: the node, its angles, the function, and its output.
+fn turns(graph: &Graph) -> impl Iterator<Item = (&str, ValueId, fn(f64) -> f64, ValueId)> {
+    graph.nodes().filter_map(|(_, node)| {
+        let of: fn(f64) -> f64 = match node.op.name() {
+            "Cos" => f64::cos,
+            "Sin" => f64::sin,
+            _ => return None,
+        };
+        Some((node.name.as_str(), node.input(0)?, of, node.outputs[0]))
+    })
+}
 
 /// The result for each token of one row, from an empty state; or which operator the interpreter does not
 /// know.
-pub(super) fn logits(path: &Path, row: &[i64]) -> Result<Result<Vec<f32>, String>, VerifyError> {
-    evaluate(&import(path)?, path, row)
+pub(super) fn logits(
+    path: &Path,
+    row: &[i64],
+    rounding: Rounding<'_>,
+) -> Result<Result<Vec<f32>, String>, VerifyError> {
+    evaluate(&import(path)?, path, row, rounding)
 }
 
 /// The same of a graph; `place` is what errors name.
@@ -20,6 +81,7 @@ pub(super) fn evaluate(
     graph: &Graph,
     place: &Path,
     row: &[i64],
+    rounding: Rounding<'_>,
 ) -> Result<Result<Vec<f32>, String>, VerifyError> {
     let fail = |reason: String| VerifyError::Model { file: place.display().to_string(), reason };
     if let Some((_, node)) = graph.nodes().find(|(_, node)| node.op.spec().is_none()) {
@@ -33,8 +95,12 @@ pub(super) fn evaluate(
     for input in graph.inputs() {
         given.insert(*input, fill(graph, *input, row).map_err(fail)?);
     }
+    if let Rounding::Turns(tables) = rounding {
+        given.extend(tables.values(graph, &given).map_err(fail)?);
+    }
     let wanted = result_of(graph)
         .ok_or_else(|| fail("it has no float output [batch, tokens, width] or [batch, width]".to_owned()))?;
+    let eval = if matches!(rounding, Rounding::Results) { eval_rounded } else { eval };
     let values = eval(graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
     Ok(Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect()))
 }

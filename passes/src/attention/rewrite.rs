@@ -243,9 +243,14 @@ const NEW: &str = ".dijiang.";
 /// New parameters by name.
 pub type Drawn = BTreeMap<String, Tensor>;
 
+/// Whether a weight of this name is one that a rewrite added.
+pub fn is_new(name: &str) -> bool {
+    name.contains(NEW)
+}
+
 /// The new parameters of a graph that was rewritten.
 pub fn drawn(graph: &Graph) -> Drawn {
-    let new = graph.consts().filter(|(id, name, _)| graph.value(*id).is_weight && name.contains(NEW));
+    let new = graph.consts().filter(|(id, name, _)| graph.value(*id).is_weight && is_new(name));
     new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 

@@ -143,6 +143,32 @@ fn a_wrong_attribute_of_the_operator_differs_from_the_parallel_graph() {
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), ["onnxruntime: served = parallel"]);
 }
 
+/// The measure of a check.
+fn measured(found: &Verification, name: &str) -> f64 {
+    found.checks.iter().find(|c| c.name == name).unwrap_or_else(|| panic!("{:#?}", found.checks)).measured
+}
+
+/// A serving graph in half precision reads cosines and sines that are rounded, which is no error of it.
+#[test]
+fn rounded_rotary_tables_pass_and_wrong_ones_do_not() {
+    let exactly = "f64 interpreter: served = parallel";
+    for dtype in [DType::BF16, DType::F16] {
+        let bundle = Bundle::of_fixture("llama", &recipe("softmax"), Target::Ort, dtype);
+        let found = prove(&bundle, Choice::Tract);
+        assert_eq!(failing(&found), [""; 0], "{dtype}");
+        // Both in f64, and the same numbers are rounded: 1.8e-3 in bf16 where they are not.
+        let apart = measured(&found, exactly);
+        assert!(apart < 1e-6, "{dtype}: {apart:e}");
+        damage(&bundle, layout::MODEL, |model| {
+            let attention = nodes(model).iter_mut().find(|n| n.op_type == "GroupQueryAttention");
+            let node = attention.expect("the operator");
+            let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
+            scale.f = scale.f.map(|scale| scale * 1.01);
+        });
+        assert_eq!(failing(&prove(&bundle, Choice::Tract)), [exactly], "{dtype}");
+    }
+}
+
 #[test]
 fn an_operator_without_its_decay_differs_from_the_parallel_graph() {
     if ort().is_none() {
@@ -179,4 +205,34 @@ fn wrong_graphs_for_bound_memory_differ_from_the_parallel_graph() {
     });
     let prefill = "onnxruntime: prefill.onnx in segments = parallel";
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), [prefill, decode]);
+}
+
+/// In half precision the limit is what rounding does to the model.
+#[test]
+fn wrong_graphs_for_bound_memory_are_told_from_rounding() {
+    if ort().is_none() {
+        return;
+    }
+    let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F16);
+    let found = prove(&bundle, Choice::Ort);
+    assert_eq!(failing(&found), [""; 0]);
+    let [prefill, decode] = ["prefill.onnx in segments", "decode.onnx token by token"]
+        .map(|name| format!("onnxruntime: {name} = parallel"));
+    for name in [&prefill, &decode] {
+        let check = found.checks.iter().find(|c| c.name == *name).expect("the check");
+        let limit = check.limit.expect("a limit");
+        // The graph rounds, and its limit is no more than some roundings of 2⁻¹¹.
+        assert!(check.measured > limit / 16.0 && limit <= 8.0 / 2048.0, "{name}: {check:?}");
+    }
+    damage(&bundle, layout::DECODE, |model| {
+        let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
+        let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
+        scale.f = scale.f.map(|scale| scale * 1.02);
+    });
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [decode.as_str()]);
+    damage(&bundle, layout::PREFILL, |model| {
+        let node = nodes(model).iter_mut().find(|n| n.op_type == "Softmax").expect("features");
+        node.op_type = "LogSoftmax".to_owned();
+    });
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [prefill.as_str(), decode.as_str()]);
 }

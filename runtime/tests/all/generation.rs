@@ -76,12 +76,13 @@ fn generation_is_the_argmax_of_the_whole_each_time() {
     for runtime in runtimes() {
         let mut serving = open(dir.path(), runtime.as_ref(), ALL, 2);
         let options = GenerateOptions {
-            prompt: tokenizer.encode("ab b").unwrap(),
+            prompts: vec![tokenizer.encode("ab b").unwrap()],
             max_new_tokens: 6,
             ..Default::default()
         };
         let mut shown = String::new();
-        let found = generate(&mut serving, &tokenizer, &options, &mut |piece| shown.push_str(piece)).unwrap();
+        let mut on_text = |_: usize, piece: &str| shown.push_str(piece);
+        let found = generate(&mut serving, &tokenizer, &options, &mut on_text).unwrap().swap_remove(0);
         let mut ids = tokenizer.encode("ab b").unwrap();
         assert_eq!((found.prompt_tokens, found.tokens.len()), (ids.len(), 6));
         assert_eq!(found.text, shown);
@@ -98,17 +99,21 @@ fn generation_is_the_argmax_of_the_whole_each_time() {
 fn generation_ends_at_a_stop_token_and_at_once_for_zero_tokens() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
     let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 512);
-    let mut run = |options: &GenerateOptions| generate(&mut serving, &tokenizer, options, &mut |_| ());
-    let prompt = tokenizer.encode("ab").unwrap();
-    let free = GenerateOptions { prompt, max_new_tokens: 5, ..Default::default() };
+    let mut run = |options: &GenerateOptions| {
+        generate(&mut serving, &tokenizer, options, &mut |_, _| ()).map(|mut found| found.swap_remove(0))
+    };
+    let prompts = vec![tokenizer.encode("ab").unwrap()];
+    let free = GenerateOptions { prompts, max_new_tokens: 5, ..Default::default() };
     let tokens = run(&free).unwrap().tokens;
     let stopped = GenerateOptions { stop_ids: vec![tokens[0]], ..free.clone() };
     assert!(run(&stopped).unwrap().tokens.is_empty());
     let none = GenerateOptions { max_new_tokens: 0, ..free.clone() };
     assert!(run(&none).unwrap().tokens.is_empty());
-    assert!(run(&GenerateOptions { prompt: Vec::new(), ..free.clone() }).is_err());
+    for prompts in [Vec::new(), vec![Vec::new()]] {
+        assert!(run(&GenerateOptions { prompts, ..free.clone() }).is_err());
+    }
     let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 0);
-    assert!(generate(&mut serving, &tokenizer, &free, &mut |_| ()).is_err());
+    assert!(generate(&mut serving, &tokenizer, &free, &mut |_, _| ()).is_err());
 }
 
 #[test]
@@ -116,13 +121,19 @@ fn a_text_in_two_parts_is_the_text_in_one() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
     for parts in [ALL, LINEAR] {
         let mut serving = open(dir.path(), runtimes()[0].as_ref(), parts, 512);
-        let mut run =
-            |options: &GenerateOptions| generate(&mut serving, &tokenizer, options, &mut |_| ()).unwrap();
-        let prompt = tokenizer.encode("ab b").unwrap();
-        let whole = GenerateOptions { prompt, max_new_tokens: 7, ..Default::default() };
+        let mut run = |options: &GenerateOptions| {
+            generate(&mut serving, &tokenizer, options, &mut |_, _| ()).unwrap().swap_remove(0)
+        };
+        let prompts = vec![tokenizer.encode("ab b").unwrap()];
+        let whole = GenerateOptions { prompts, max_new_tokens: 7, ..Default::default() };
         let expected = run(&whole).tokens;
         let mut found = run(&GenerateOptions { max_new_tokens: 3, feed_last: true, ..whole }).tokens;
-        let rest = GenerateOptions { resume: true, max_new_tokens: 4, ..Default::default() };
+        let rest = GenerateOptions {
+            prompts: vec![Vec::new()],
+            resume: true,
+            max_new_tokens: 4,
+            ..Default::default()
+        };
         found.extend(run(&rest).tokens);
         assert_eq!(found, expected);
     }
@@ -133,17 +144,66 @@ fn the_seed_decides_what_is_sampled() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
     let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 512);
     let mut run = |seed| {
-        let prompt = tokenizer.encode("a").unwrap();
         let options = GenerateOptions {
-            prompt,
+            prompts: vec![tokenizer.encode("a").unwrap()],
             seed,
             max_new_tokens: 12,
             temperature: 50.0,
             ..GenerateOptions::default()
         };
-        generate(&mut serving, &tokenizer, &options, &mut |_| ()).unwrap().tokens
+        generate(&mut serving, &tokenizer, &options, &mut |_, _| ()).unwrap().swap_remove(0).tokens
     };
     let first = run(1);
     assert_eq!(run(1), first);
     assert!((2..6).any(|seed| run(seed) != first));
+}
+
+/// Prompts of unequal length, and texts that end at different times.
+#[test]
+fn texts_side_by_side_are_those_of_each_alone() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
+    let prompts = ["ab b", "b", "a b a ab"].map(|text| tokenizer.encode(text).unwrap());
+    for (parts, temperature) in [(ALL, 0.0), (LINEAR, 0.0), (LINEAR, 50.0)] {
+        let mut serving = open(dir.path(), runtimes()[0].as_ref(), parts, 2);
+        let mut run = |prompts: &[Vec<i64>], stop_ids: &[i64]| {
+            let (prompts, stop_ids) = (prompts.to_vec(), stop_ids.to_vec());
+            let mut shown = vec![String::new(); prompts.len()];
+            let options = GenerateOptions {
+                prompts,
+                stop_ids,
+                temperature,
+                seed: 3,
+                max_new_tokens: 9,
+                ..GenerateOptions::default()
+            };
+            let mut on_text = |row: usize, piece: &str| shown[row].push_str(piece);
+            let found = generate(&mut serving, &tokenizer, &options, &mut on_text).unwrap();
+            assert!(found.iter().map(|one| &one.text).eq(&shown));
+            let texts = found.into_iter().map(|one| (one.prompt_tokens, one.tokens, one.text));
+            texts.collect::<Vec<_>>()
+        };
+        let stop = run(&prompts[..1], &[])[0].1[4];
+        for stop_ids in [&[][..], &[stop]] {
+            let alone: Vec<_> =
+                prompts.iter().flat_map(|prompt| run(std::slice::from_ref(prompt), stop_ids)).collect();
+            eprintln!("{:?}", alone.iter().map(|t| t.1.clone()).collect::<Vec<_>>());
+            assert_eq!(run(&prompts, stop_ids), alone);
+        }
+    }
+}
+
+#[test]
+fn prompts_go_on_from_as_many_sequences_as_there_are() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tokenizer());
+    let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 512);
+    serving.start(2).unwrap();
+    serving.prefill(&[vec![1], vec![0, 5]]).unwrap();
+    let mut run = |prompts: &[Vec<i64>]| {
+        let prompts = prompts.to_vec();
+        let options = GenerateOptions { prompts, resume: true, max_new_tokens: 2, ..Default::default() };
+        generate(&mut serving, &tokenizer, &options, &mut |_, _| ())
+    };
+    let refused = run(&[vec![1]]).unwrap_err().to_string();
+    assert_eq!(refused, "state: it holds 2 sequences, expected 1");
+    assert_eq!(run(&[Vec::new(), Vec::new()]).unwrap().len(), 2);
 }
