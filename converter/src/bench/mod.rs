@@ -257,12 +257,13 @@ impl Bench<'_> {
         })
     }
 
-    /// Doubles the batch until it does not fit, then halves the gap down to a sixteenth.
+    /// Doubles the batch, from the largest that is asked for, until it does not fit, then halves the gap down to a
+    /// sixteenth.
     fn largest(&self, row: Row) -> Result<Row, RuntimeError> {
         let (mut fits, mut fails) = (0, MOST + 1);
         let mut best = None;
         let mut failed = None;
-        let mut batch = 1;
+        let mut batch = self.options.batches.iter().copied().max().unwrap_or(1);
         while batch > fits && batch < fails {
             match self.decode(Row { batch, ..row.clone() }) {
                 Ok(found) => {

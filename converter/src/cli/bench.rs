@@ -51,7 +51,8 @@ pub(super) struct Args {
     /// Leave out prefill, or decode
     #[arg(long, value_delimiter = ',')]
     skip: Vec<Skip>,
-    /// Find the largest batch that decodes at each context; needs a GPU, whose memory can run out without harm
+    /// Find the largest batch that decodes at each context, trying that of --batch first; needs a GPU, whose memory can
+    /// run out without harm
     #[arg(long)]
     largest: bool,
     /// Print our decode throughput over that of --against beside the paper's Table 1

@@ -1,5 +1,6 @@
 //! `dijiang quantize BUNDLE -o OUT`
 
+use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::convert::Converted;
 use crate::quantization::Quantization;
@@ -43,7 +44,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };
     let start = Instant::now();
-    let made = requantize(&args.bundle, &args.output, &options, &mut show::Bar::new())?;
+    let made = requantize(&args.bundle, &args.output, &options, &mut Bar::new())?;
     made.warnings.iter().for_each(|warning| show::warning(warning));
     let seconds = start.elapsed().as_secs_f64();
     if args.json {
