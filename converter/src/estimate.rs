@@ -3,6 +3,7 @@
 use crate::bundle::room;
 use dijiang_passes::attention::rewrite::drawn;
 use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::recipe::{Attention, Recipe};
 
 /// Graphs, what threads convert at a time and the program itself, in round numbers: a conversion without a proof was
@@ -28,7 +29,7 @@ pub struct Estimate {
 impl Estimate {
     /// For a bundle with so many bytes of weights, of which `model` holds the new ones.
     pub fn of(weights: u64, model: &Graph) -> Self {
-        let held: usize = drawn(model).values().map(|tensor| tensor.held_bytes()).sum();
+        let held: usize = drawn(model).values().map(Tensor::held_bytes).sum();
         Self { disk: room::estimate(weights), memory: WORKING.saturating_add(held as u64) }
     }
 
