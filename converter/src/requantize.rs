@@ -51,7 +51,7 @@ pub enum RequantizeError {
     )]
     Field { bundle: String, key: &'static str, reason: String },
     #[error(transparent)]
-    Convert(#[from] ConvertError),
+    Convert(#[from] Box<ConvertError>),
 }
 
 /// Writes the bundle at `bundle` to `target` with the weights of its linear layers in fewer bits.
@@ -76,7 +76,8 @@ pub fn requantize(
     let added = added.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let before = Before { manifest, added };
     let opened = source::open(bundle, how.dtype)?;
-    Ok(convert_opened(opened, Some(&before), bundle, target, &how, progress)?)
+    convert_opened(opened, Some(&before), bundle, target, &how, progress)
+        .map_err(|error| Box::new(error).into())
 }
 
 /// The options of the conversion that made the bundle, with the weights as they are to be.
