@@ -605,7 +605,15 @@ impl Writer<'_, '_, '_> {
     fn read_sum(&mut self, sums: &Sums) -> ValueId {
         let epsilon = if self.p.dtype(sums.den) == DType::F16 { HALF_EPSILON } else { EPSILON };
         let den = self.p.add_scalar(sums.den, epsilon);
-        self.p.div(sums.num, den)
+        if !self.options.form.puts_heads_first() {
+            return self.p.div(sums.num, den);
+        }
+        // A device is twice as fast at it where rows are one axis.
+        let rows = self.p.reshape(sums.num, &[-1, self.site.value_dim as i64]);
+        let den = self.p.reshape(den, &[-1, 1]);
+        let read = self.p.div(rows, den);
+        let like = self.p.shape_of(sums.num, 0, 4);
+        self.p.reshape_to(read, like)
     }
 
     /// GroupNorm over each head, gated by SiLU(W_g x) (RetNet; the released code).
