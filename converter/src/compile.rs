@@ -9,6 +9,7 @@ use dijiang_passes::attention::rewrite::{
 };
 use dijiang_passes::canon::{CanonError, Law as _, canonicalize};
 use dijiang_passes::constant_factor::ConstantFactor;
+use dijiang_passes::feature_blocks::cut_features;
 use dijiang_passes::fuse::{fuse, fuse_for_many};
 use dijiang_passes::int4;
 use dijiang_passes::ir::dtype::DType;
@@ -150,6 +151,7 @@ impl Compiled {
                 one_token(&mut graph)?;
                 canonicalize(&mut graph)?;
                 fuse(&mut graph)?;
+                cut_features(&mut graph)?;
             }
             let graph = bind(graph, last)?;
             check(&graph, "binding the weights")?;

@@ -5,6 +5,7 @@ pub mod attention;
 pub mod autodiff;
 pub mod canon;
 pub mod constant_factor;
+pub mod feature_blocks;
 pub mod feature_map;
 pub mod fuse;
 pub mod int4;

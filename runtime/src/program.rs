@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::{IoBinding, RunOptions};
-use ort::value::DynTensor;
+use ort::value::{DynTensor, Shape, Tensor, TensorRefMut};
 use ort::{AsPointer, ortsys, sys};
 
 use crate::error::{RuntimeError, one_line};
@@ -177,7 +177,7 @@ impl Program {
             DeviceTensor { value: Arc::new(Mutex::new(value)), dtype, shape: shape.to_vec(), is_on_host };
         // `ort` clears memory of the host only.
         if !is_on_host {
-            tensor.write(&HostTensor::zeros(dtype, shape)?)?;
+            tensor.clear()?;
         }
         Ok(tensor)
     }
@@ -320,6 +320,16 @@ impl DeviceTensor {
         Arc::ptr_eq(&self.value, &other.value)
     }
 
+    /// Makes it zeros.
+    pub fn clear(&self) -> Result<(), RuntimeError> {
+        let bytes = self.shape.iter().product::<usize>() * self.dtype.size();
+        if self.is_on_host || bytes <= PIECE || !bytes.is_multiple_of(size_of::<f32>()) {
+            return self.write(&HostTensor::zeros(self.dtype, &self.shape)?);
+        }
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        clear_pieces(&mut value, bytes, PIECE).map_err(|e| copy_failed(one_line(e.message())))
+    }
+
     /// Puts numbers there.
     pub fn write(&self, from: &HostTensor) -> Result<(), RuntimeError> {
         if (from.dtype(), from.shape()) != (self.dtype, self.shape.as_slice()) {
@@ -346,6 +356,27 @@ impl DeviceTensor {
     }
 }
 
+/// Bytes that come from the host where all are zero. A copy takes as much memory of the device again.
+const PIECE: usize = 64 << 20;
+
+/// One piece comes from the host, and the others are copied from it where they are. Zeros are the same in every type.
+fn clear_pieces(value: &mut DynTensor, bytes: usize, piece: usize) -> ort::Result<()> {
+    let begin = value.data_ptr_mut().cast::<u8>();
+    let numbers = piece / size_of::<f32>();
+    let part = |at: usize| {
+        let info = value.memory_info().to_owned();
+        // SAFETY: the part lies in the tensor, whose memory the caller keeps from others.
+        unsafe { TensorRefMut::<f32>::from_raw(info, begin.add(at).cast(), Shape::new([numbers as i64])) }
+    };
+    Tensor::from_array(([numbers], vec![0f32; numbers]))?.copy_into(part(0)?)?;
+    let first = part(0)?;
+    for at in (piece..bytes).step_by(piece) {
+        // The last one may overlap the one before.
+        first.copy_into(part(at.min(bytes - piece))?)?;
+    }
+    Ok(())
+}
+
 /// `ort` copies no bf16 between host and device, but what is as wide.
 fn copied_as(dtype: Dtype) -> Dtype {
     match dtype {
@@ -356,4 +387,25 @@ fn copied_as(dtype: Dtype) -> Dtype {
 
 fn copy_failed(reason: String) -> RuntimeError {
     RuntimeError::Copy { reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_become_zeros_to_the_last_number() {
+        match OrtRuntime::new() {
+            Ok(_) => {}
+            Err(e) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1") => panic!("{e}"),
+            Err(_) => return,
+        }
+        for count in [4, 8, 10] {
+            let ones = HostTensor::from_f32(&[count], &vec![1.0; count]).expect("a tensor");
+            let mut value = ort_runtime::to_ort(&ones).expect("a tensor of the runtime");
+            clear_pieces(&mut value, ones.byte_len(), 4 * size_of::<f32>()).expect("copies");
+            let found = ort_runtime::from_ort(&value.into_dyn()).expect("a tensor").to_f32();
+            assert_eq!(found.expect("floats"), vec![0.0; count]);
+        }
+    }
 }
