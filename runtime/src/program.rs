@@ -356,23 +356,23 @@ impl DeviceTensor {
     }
 }
 
-/// Bytes that come from the host where all are zero. A copy takes as much memory of the device again.
-const PIECE: usize = 64 << 20;
+/// Bytes that are cleared at a time. A copy takes as much memory of the device again.
+const PIECE: usize = 16 << 20;
 
-/// One piece comes from the host, and the others are copied from it where they are. Zeros are the same in every type.
+/// Zeros are the same in every type. They come from the host, piece by piece: `ort` copies a part of a tensor only to
+/// where it is told, and locks itself out where it is told to copy from one.
 fn clear_pieces(value: &mut DynTensor, bytes: usize, piece: usize) -> ort::Result<()> {
     let begin = value.data_ptr_mut().cast::<u8>();
     let numbers = piece / size_of::<f32>();
-    let part = |at: usize| {
+    let zeros = Tensor::from_array(([numbers], vec![0f32; numbers]))?;
+    for at in (0..bytes).step_by(piece) {
         let info = value.memory_info().to_owned();
-        // SAFETY: the part lies in the tensor, whose memory the caller keeps from others.
-        unsafe { TensorRefMut::<f32>::from_raw(info, begin.add(at).cast(), Shape::new([numbers as i64])) }
-    };
-    Tensor::from_array(([numbers], vec![0f32; numbers]))?.copy_into(part(0)?)?;
-    let first = part(0)?;
-    for at in (piece..bytes).step_by(piece) {
+        let shape = Shape::new([numbers as i64]);
         // The last one may overlap the one before.
-        first.copy_into(part(at.min(bytes - piece))?)?;
+        let at = at.min(bytes - piece);
+        // SAFETY: the part lies in the tensor, whose memory the caller keeps from others.
+        let part = unsafe { TensorRefMut::<f32>::from_raw(info, begin.add(at).cast(), shape) }?;
+        zeros.copy_into(part)?;
     }
     Ok(())
 }
