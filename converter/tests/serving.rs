@@ -13,17 +13,21 @@ fn convert(fixture: &str, recipe: &str, into: &Path) -> PathBuf {
 }
 
 fn convert_with(fixture: &str, recipe: &str, into: &Path, more: &[&str]) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
     let bundle = into.join(format!("{fixture}-{recipe}"));
+    convert_to(&bundle, fixture, recipe, more);
+    bundle
+}
+
+fn convert_to(bundle: &Path, fixture: &str, recipe: &str, more: &[&str]) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
     let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
-    command.arg("convert").arg(source).arg("-o").arg(&bundle);
+    command.arg("convert").arg(source).arg("-o").arg(bundle);
     let output = command
         .args(["--recipe", recipe, "--dtype", "f32", "--no-verify"])
         .args(more)
         .output()
         .expect("it starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    bundle
 }
 
 fn open(bundle: &Path, engine: Engine, segment: usize) -> Option<Serving> {
@@ -206,5 +210,35 @@ fn logits_that_are_no_numbers_are_an_error_in_either_way() {
         for message in [prefill, decode] {
             assert!(message.starts_with("logits hold NaN at token id 0;"), "{engine:?}: {message}");
         }
+    }
+}
+
+/// 192 features are three blocks of 64, which one token's graph computes as heads of their own over the same state.
+#[test]
+fn features_in_blocks_serve_the_numbers_of_the_serving_graph() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = dir.path().join("wide.yaml");
+    let text = "name: wide\nmap: {kind: dct-softmax, features: 12, signs: true}\ndecay: learned\n";
+    std::fs::write(&recipe, text).expect("it is written");
+    for fixture in ["llama", "neox"] {
+        let bundle = dir.path().join(fixture);
+        convert_to(&bundle, fixture, recipe.to_str().expect("a name"), &[]);
+        let Some(mut plain) = open(&bundle, Engine::Ort, 16) else { return };
+        let mut bound = open(&bundle, Engine::OrtBound, 16).expect("it opens");
+        for serving in [&mut plain, &mut bound] {
+            serving.start(3).expect("it starts");
+        }
+        let mut next = plain.prefill(&prompts()).expect("it runs");
+        assert_eq!(bound.prefill(&prompts()).expect("it runs"), next);
+        for _ in 0..4 {
+            let found = bound.decode(&next).expect("it runs");
+            next = plain.decode(&next).expect("it runs");
+            assert_eq!(found, next);
+            assert_same(&logits(&mut bound), &logits(&mut plain));
+        }
+        let file = dir.path().join("state");
+        bound.save_state(&file).expect("it is saved");
+        plain.load_state(&file).expect("a state of the same shape");
+        assert_eq!(plain.decode(&next).expect("it runs"), bound.decode(&next).expect("it runs"));
     }
 }
