@@ -25,13 +25,12 @@ pub(crate) struct Part {
     pub(crate) shape: Vec<usize>,
 }
 
+/// Is given each tensor with its name and parts.
+type Take<'a> = dyn FnMut(&str, &HostTensor, &[Part]) -> Result<(), RuntimeError> + 'a;
+
 /// Hands over the tensors that are declared, in their order, each with its parts; the bundle must have them in that
 /// type and shape. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
-pub(crate) fn read(
-    bundle: &Path,
-    declared: &[Io],
-    take: &mut dyn FnMut(&str, &HostTensor, &[Part]) -> Result<(), RuntimeError>,
-) -> Result<(), RuntimeError> {
+pub(crate) fn read(bundle: &Path, declared: &[Io], take: &mut Take<'_>) -> Result<(), RuntimeError> {
     let paths = paths(bundle)?;
     let mut files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     for io_declared in declared {

@@ -75,6 +75,7 @@ struct Grid {
 }
 
 /// The size of a last axis.
+#[derive(Clone, Copy)]
 enum Last {
     Known(i64),
     Chunk,
@@ -306,10 +307,13 @@ fn carry(
     log: Option<&Logs>,
 ) -> Carried {
     let dtype = p.dtype(added);
-    let whole = log.map(|log| log.whole).unwrap_or_else(|| {
-        let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
-        grid.spread(p, zero, &[])
-    });
+    let whole = match log {
+        Some(log) => log.whole,
+        None => {
+            let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
+            grid.spread(p, zero, &[])
+        }
+    };
     let inclusive = p.cumsum(whole, 2, false);
     let exclusive = p.sub(inclusive, whole);
     let start = start(p, r);

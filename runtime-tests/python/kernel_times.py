@@ -1,0 +1,88 @@
+"""Times of the kernels that a GPU runs for prefill.onnx or decode.onnx of a bundle, by PyTorch's profiler.
+
+    python3 kernel_times.py BUNDLE/prefill.onnx --batch 1 --tokens 4096 --layers 24 [--top N]
+    python3 kernel_times.py BUNDLE/decode.onnx --batch 128 --tokens 1 --layers 24
+
+ONNX Runtime's own profile counts the host's time of a node, some 25 us each; this one records the device. Weights are
+inputs of these graphs and get random numbers, as the time does not depend on them. Needs torch and onnxruntime-gpu on a
+machine with a GPU; both must be built for the same CUDA. Kernels run one by one: a recorded run has the same ones.
+"""
+
+import argparse
+import collections
+import pathlib
+
+import torch  # Before onnxruntime, which then finds the libraries of CUDA.
+import numpy
+import onnxruntime
+from torch.profiler import ProfilerActivity, profile
+
+TYPES = {
+    "tensor(float)": (torch.float32, numpy.float32),
+    "tensor(float16)": (torch.float16, numpy.float16),
+    "tensor(int64)": (torch.int64, numpy.int64),
+}
+WARM_UP, RUNS = 4, 5
+DEVICE = "cuda"
+
+
+def filled(name, dtype, shape):
+    if dtype == torch.int64:
+        return torch.ones(shape, dtype=dtype, device=DEVICE)
+    numbers = torch.rand(shape, device=DEVICE) if name.startswith("past") else torch.randn(shape, device=DEVICE) * 0.02
+    return numbers.to(dtype)
+
+
+def bind(session, sizes):
+    binding, tensors = session.io_binding(), []
+    for put, declared, make in (
+        (binding.bind_input, session.get_inputs(), filled),
+        (binding.bind_output, session.get_outputs(), lambda _, dtype, shape: torch.zeros(shape, dtype=dtype, device=DEVICE)),
+    ):
+        for io in declared:
+            dtype, element = TYPES[io.type]
+            shape = [dim if isinstance(dim, int) else sizes.get(dim, 1) for dim in io.shape]
+            tensor = make(io.name, dtype, shape)
+            tensors.append(tensor)
+            put(io.name, DEVICE, 0, element, shape, tensor.data_ptr())
+    return binding, tensors
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("graph", type=pathlib.Path)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--layers", type=int, required=True, help="times are divided by it")
+    parser.add_argument("--top", type=int, default=40)
+    args = parser.parse_args()
+
+    sizes = {"batch": args.batch, "sequence": args.tokens}
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    for name, size in sizes.items():
+        options.add_free_dimension_override_by_name(name, size)
+    session = onnxruntime.InferenceSession(str(args.graph), options, providers=["CUDAExecutionProvider"])
+    binding, _tensors = bind(session, sizes)
+    for _ in range(WARM_UP):
+        session.run_with_iobinding(binding)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(RUNS):
+            session.run_with_iobinding(binding)
+        torch.cuda.synchronize()
+
+    times, counts = collections.Counter(), collections.Counter()
+    for event in recorded.events():
+        if event.device_time > 0:
+            times[event.name] += event.device_time
+            counts[event.name] += 1
+    each = RUNS * args.layers
+    total = sum(times.values())
+    print(f"{args.graph.name}, {args.batch} x {args.tokens}: {total / RUNS / 1e3:.2f} ms, {total / each:.0f} us a layer")
+    for name, time in times.most_common(args.top):
+        print(f"{time / each:8.1f} us a layer, {counts[name] / each:5.2f} of {time / counts[name]:6.1f}  {name[:110]}")
+
+
+if __name__ == "__main__":
+    main()
