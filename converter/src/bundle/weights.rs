@@ -22,8 +22,8 @@ const ALIGNMENT: usize = 64;
 /// Bytes of the header's length, which come before the header.
 const LENGTH_BYTES: usize = 8;
 
-/// Most bytes handed to one write. With 8 MiB the kernel takes the file's pages from larger free pieces of memory, which
-/// a virtual machine's host may have taken back: 2.8 to 4.8 s of its time for 2.2 GB, and 1.0 s with this.
+/// Most bytes handed to one write. With 8 MiB the kernel spends 2.8 to 4.8 s of its own time on 2.2 GB, and with this
+/// 1.0 s: it seems to take the file's pages from larger free pieces of memory then, which are dearer to get.
 const BLOCK: usize = 1 << 20;
 
 /// The file could not be laid out.
