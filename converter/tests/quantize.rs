@@ -1,31 +1,19 @@
 //! `dijiang quantize`: a bundle's own weights in four bits, trained or not.
 
 mod decoder;
+mod home;
 
 use dijiang_runtime::{Engine, Serving, ServingOptions};
+use home::Home;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use tempfile::TempDir;
-
-struct Home(TempDir);
+use std::path::Path;
 
 impl Home {
     /// With the bundle `b` of a fixture in f32.
     fn with(fixture: &str, more: &str) -> Self {
-        let home = Self(tempfile::tempdir().expect("a directory"));
+        let home = Self::empty();
         home.convert(fixture, "b", more);
         home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
-        command.current_dir(self.0.path()).args(arguments.split_whitespace()).env_remove("DIJIANG_LOG");
-        command.output().expect("it starts")
     }
 
     fn fine(&self, arguments: &str) {

@@ -1,36 +1,24 @@
 //! `export-torch` and `import-weights`: what they write, and what they refuse with one line and nothing left behind.
 //! The model itself is tested in runtime-tests/python/test_torch.py.
 
+mod home;
+
 use dijiang_passes::ir::dtype::DType;
+use home::Home;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use tempfile::TempDir;
-
-/// A directory with a bundle in it. Paths are relative to it, so that messages are the same everywhere.
-struct Home(TempDir);
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 impl Home {
     /// `bundle`, made of a fixture.
     fn with(fixture: &str, options: &str) -> Self {
-        let home = Self(tempfile::tempdir().expect("a temporary directory"));
+        let home = Self::empty();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
         home.fine(&format!("convert {} -o bundle --no-verify {options}", source.display()));
         home
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
-        command.current_dir(self.0.path()).args(arguments.split_whitespace()).env_remove("DIJIANG_LOG");
-        command.output().expect("it runs")
     }
 
     /// The one object of a run that is fine.

@@ -49,7 +49,7 @@ impl Cut {
         let [_, Dim::Known(1), _] = shape(0)? else { return None };
         let [_, _, Dim::Known(features), Dim::Known(value_dim)] = shape(3)? else { return None };
         let features = *features as i64;
-        let block = BLOCKS.into_iter().find(|block| features % block == 0 && features > *block)?;
+        let block = BLOCKS.into_iter().find(|block| features % block == 0)?;
         if BLOCKS.contains(&features) {
             return None;
         }

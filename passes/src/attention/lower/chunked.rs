@@ -2,20 +2,17 @@
 //! S_n = exp(L_n) S_{n-1} + Σ_j exp(L_n - L_j) φ(k_j) ⊗ v_j, carried by a cumulative sum, or with
 //! decay by an [N, N] product of decays.
 //!
-//! The normaliser is carried with the sum: values get columns of ones, [`ONES`] of them, as products of rows of
-//! multiples of 8 run fastest on a GPU. The query heads of a key/value head are rows of one product.
+//! The normaliser is carried with the sum, in columns of [ones](super::ones). The query heads of a key/value head are rows of one product.
 //!
 //! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state. A sequence shorter than a chunk is one chunk of its own length.
 
+use super::ones::{ONES, joined, with_ones};
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums, lower_triangle};
 use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
-
-/// Columns of ones behind the values.
-const ONES: i64 = 8;
 
 pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let d = r.dims;
@@ -55,16 +52,6 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
 /// Of values with their ones.
 fn width(d: Dims) -> i64 {
     d.value_dim + ONES
-}
-
-/// `[batch, kv_heads, chunks, chunk, value_dim]` → `[…, value_dim + ONES]`
-fn with_ones(p: &mut Patch<'_>, v: ValueId) -> ValueId {
-    let one = p.constant("one", Tensor::scalar(DType::F32, 1.0));
-    let lead = p.shape_of(v, 0, 4);
-    let last = p.ints(&[ONES]);
-    let shape = p.concat(&[lead, last], 0);
-    let ones = p.expand(one, shape);
-    p.concat(&[v, ones], -1)
 }
 
 /// What belongs to the values, and what to the ones.
@@ -230,7 +217,8 @@ fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<
     };
     let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
     let added = p.matmul(turned, at_end);
-    let start = start(p, r);
+    let start = joined(p, r.state);
+    let start = p.unsqueeze(start, &[2]);
     let (before, after) = match log {
         Some(log) => carry_decayed(p, r.dims, added, start, log),
         None => carry_summed(p, added, start),
@@ -239,17 +227,6 @@ fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<
     let (s, z) = apart(p, after, r.dims.value_dim);
     let z = p.slice(z, -1, 0, 1);
     Carried { before, after: State { s, z: p.squeeze(z, &[-1]) } }
-}
-
-/// The state that is given, `[batch, kv_heads, 1, m, value_dim + ONES]`.
-fn start(p: &mut Patch<'_>, r: &Recurrence) -> ValueId {
-    let z = p.unsqueeze(r.state.z, &[3]);
-    let lead = p.shape_of(z, 0, 3);
-    let last = p.ints(&[ONES]);
-    let shape = p.concat(&[lead, last], 0);
-    let z = p.expand(z, shape);
-    let joined = p.concat(&[r.state.s, z], -1);
-    p.unsqueeze(joined, &[2])
 }
 
 fn carry_summed(p: &mut Patch<'_>, added: ValueId, start: ValueId) -> (ValueId, ValueId) {

@@ -12,6 +12,7 @@ use crate::ir::patch::Patch;
 pub(crate) mod bidirectional;
 mod chunked;
 pub mod grouped;
+mod ones;
 mod parallel;
 mod recurrent;
 mod segment;

@@ -9,6 +9,7 @@
 //! the decays alone. What is summed over tokens then stays below a few hundred values. The state stays f32, and adds
 //! what a segment brings, rounded once.
 
+use super::ones::{ONES, joined, with_ones};
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums};
 use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
@@ -16,9 +17,7 @@ use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 
-/// Columns of ones behind the values, which carry the normaliser; products of rows of multiples of 8 run fastest.
-const ONES: i64 = 8;
-/// Rows of zeros behind the given state and what chunks add, for the same reason: chunks mostly come in eights.
+/// Rows of zeros behind the given state and what chunks add, so that rows are multiples of 8, as chunks mostly are.
 const UNUSED: i64 = 7;
 /// M, in tokens.
 const MASS: f64 = 64.0;
@@ -174,25 +173,22 @@ fn values(p: &mut Patch<'_>, grid: &Grid, r: &Recurrence) -> ValueId {
     let dtype = p.dtype(r.q);
     let turned = p.transpose(r.v, &[1, 0, 2, 3]);
     let v = p.cast(turned, dtype);
-    let one = p.constant("one", Tensor::scalar(dtype, 1.0));
-    let lead = p.shape_of(v, 0, 3);
-    let ones = p.ints(&[ONES]);
-    let shape = p.concat(&[lead, ones], 0);
-    let ones = p.expand(one, shape);
-    let joined = p.concat(&[v, ones], -1);
-    p.reshape(joined, &[-1, grid.width()])
+    let v = with_ones(p, v);
+    p.reshape(v, &[-1, grid.width()])
 }
 
-/// Rows times their weights `[kv_heads, batch, chunks, chunk]`, cut as those are. A device is twice as fast at it
-/// where rows are one axis.
+/// Rows times their weights `[kv_heads, batch, chunks, chunk]`, cut as those are.
 fn weighed(p: &mut Patch<'_>, grid: &Grid, rows: ValueId, weights: Option<ValueId>) -> ValueId {
-    let weighed = weights.map_or(rows, |weights| {
-        let dtype = p.dtype(rows);
-        let narrow = p.cast(weights, dtype);
-        let weights = p.reshape(narrow, &[-1, 1]);
-        p.mul(rows, weights)
-    });
+    let weighed = weights.map_or(rows, |weights| times(p, rows, weights));
     grid.cut(p, weighed, &[grid.width()])
+}
+
+/// Rows `[rows, ·]` times weights of as many numbers. A device is twice as fast at it where rows are one axis.
+fn times(p: &mut Patch<'_>, rows: ValueId, weights: ValueId) -> ValueId {
+    let dtype = p.dtype(rows);
+    let narrow = p.cast(weights, dtype);
+    let weights = p.reshape(narrow, &[-1, 1]);
+    p.mul(rows, weights)
 }
 
 /// Cumulative log decays, f32.
@@ -224,26 +220,19 @@ fn weights_at_end(p: &mut Patch<'_>, log: Option<&Logs>, valid: Option<ValueId>)
 fn decayed(p: &mut Patch<'_>, grid: &Grid, old: ValueId, log: &Logs) -> ValueId {
     let decay = p.exp(log.inside);
     let dtype = p.dtype(old);
-    let decay = p.cast(decay, dtype);
-    let decay = match grid.dims.group() {
-        1 => decay,
-        group => {
-            let rows = p.unsqueeze(decay, &[3]);
-            let group = p.ints(&[group]);
-            let spread = grid.spread(p, rows, &[group, grid.chunk]);
-            let rows = p.mul(grid.chunk, group);
-            let shape = grid.shape(p, &[rows]);
-            p.reshape_to(spread, shape)
-        }
-    };
+    let mut decay = p.cast(decay, dtype);
+    if grid.dims.group() > 1 {
+        let group = p.ints(&[grid.dims.group()]);
+        let rows = p.unsqueeze(decay, &[3]);
+        decay = grid.spread(p, rows, &[group, grid.chunk]);
+    }
     let rows = p.reshape(old, &[-1, grid.width()]);
-    let weights = p.reshape(decay, &[-1, 1]);
-    let left = p.mul(rows, weights);
+    let left = times(p, rows, decay);
     let like = p.shape_of(old, 0, 5);
     p.reshape_to(left, like)
 }
 
-/// exp(row - column) on and below the diagonal, and zero above, where the exponent might be too large.
+/// exp(row - column), which is a decay on and below the diagonal only, and might be infinite above.
 fn decay_between(p: &mut Patch<'_>, row: ValueId, column: ValueId, dtype: DType) -> ValueId {
     let between = p.sub(row, column);
     let between = p.cast(between, dtype);
@@ -269,17 +258,6 @@ fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, lo
     }
     let kept = lower_part(p, products);
     grid.by_row(p, kept, Last::Chunk)
-}
-
-/// The state with its normaliser, f32 `[kv_heads, batch, m, value_dim + ONES]`.
-fn start(p: &mut Patch<'_>, r: &Recurrence) -> ValueId {
-    let z = p.unsqueeze(r.state.z, &[3]);
-    let lead = p.shape_of(z, 0, 3);
-    let last = p.ints(&[ONES]);
-    let shape = p.concat(&[lead, last], 0);
-    let z = p.expand(z, shape);
-    let joined = p.concat(&[r.state.s, z], -1);
-    p.transpose(joined, &[1, 0, 2, 3])
 }
 
 fn state(p: &mut Patch<'_>, after: ValueId, d: Dims) -> State {
@@ -316,7 +294,8 @@ fn carry(
     };
     let inclusive = p.cumsum(whole, 2, false);
     let exclusive = p.sub(inclusive, whole);
-    let start = start(p, r);
+    let start = joined(p, r.state);
+    let start = p.transpose(start, &[1, 0, 2, 3]);
     let masses = is_half(dtype).then(|| Masses::new(p, grid, r.state.z, at_end));
 
     let first = match &masses {

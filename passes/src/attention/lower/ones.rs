@@ -1,0 +1,32 @@
+//! Columns of ones behind the values, which carry the normaliser with the sum.
+
+use super::State;
+use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
+
+/// How many: products of rows of multiples of 8 run fastest on a GPU.
+pub(super) const ONES: i64 = 8;
+
+/// `[…, value_dim]` → `[…, value_dim + ONES]`
+pub(super) fn with_ones(p: &mut Patch<'_>, v: ValueId) -> ValueId {
+    let dtype = p.dtype(v);
+    let one = p.constant("one", Tensor::scalar(dtype, 1.0));
+    spread_behind(p, v, one)
+}
+
+/// S with z as the same columns, `[batch, kv_heads, m, value_dim + ONES]`.
+pub(super) fn joined(p: &mut Patch<'_>, state: State) -> ValueId {
+    let z = p.unsqueeze(state.z, &[3]);
+    spread_behind(p, state.s, z)
+}
+
+/// `x` with ONES columns of `column` behind its last axis.
+fn spread_behind(p: &mut Patch<'_>, x: ValueId, column: ValueId) -> ValueId {
+    let last = p.rank(x) as i64 - 1;
+    let lead = p.shape_of(x, 0, last);
+    let ones = p.ints(&[ONES]);
+    let shape = p.concat(&[lead, ones], 0);
+    let columns = p.expand(column, shape);
+    p.concat(&[x, columns], -1)
+}
