@@ -19,6 +19,7 @@ use dijiang_passes::ir::patch::{PatchError, Step};
 use dijiang_passes::ir::verify::{Violation, verify};
 use dijiang_passes::recipe::{Attention, Recipe};
 use dijiang_passes::serving::{bind, one_token};
+use dijiang_passes::state_padding::pad_states;
 use dijiang_passes::widen::widen;
 use dijiang_runtime::PREFILL_CHUNK;
 
@@ -147,10 +148,12 @@ impl Compiled {
             let mut graph = lower(&self.source, options, form, Some(&drawn))?.0;
             if last {
                 fuse_for_many(&mut graph)?;
+                pad_states(&mut graph)?;
             } else {
                 one_token(&mut graph)?;
                 canonicalize(&mut graph)?;
                 fuse(&mut graph)?;
+                pad_states(&mut graph)?;
                 cut_features(&mut graph)?;
             }
             let graph = bind(graph, last)?;

@@ -18,6 +18,7 @@ pub mod random;
 pub mod rebuild;
 pub mod recipe;
 pub mod serving;
+pub mod state_padding;
 pub mod training;
 pub mod widen;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::decoder::{DecoderState, History, positions};
+use crate::decoder::{DecoderState, History, fit, positions};
 use crate::decoder_layout::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT};
 use crate::error::RuntimeError;
 use crate::ort_runtime::OrtRuntime;
@@ -233,7 +233,7 @@ impl Bound {
             return Err(bad("state", "its tensors are not those of this model"));
         }
         for (own, (_, tensor)) in run.states.iter().zip(&state.tensors) {
-            own.tensor.write(tensor)?;
+            own.tensor.write(&fit(tensor, own.tensor.shape())?)?;
         }
         (run.seen, run.columns) = (history.seen.clone(), history.columns);
         run.last = logits.map_or(Last::Nothing, Last::Host);

@@ -111,6 +111,7 @@ impl Decoder {
 
     /// Continues from a remembered state; an error when its names, dtypes or shapes are not this graph's.
     pub fn set_state(&mut self, state: DecoderState) -> Result<(), RuntimeError> {
+        let state = fitted(&self.layout, state)?;
         check_state(&self.layout, &state)?;
         let tensors: Vec<HostTensor> = state.tensors.into_iter().map(|(_, tensor)| tensor).collect();
         self.session.carry(&self.layout.links(), &tensors)?;
@@ -242,6 +243,41 @@ fn check_state(layout: &Layout, state: &DecoderState) -> Result<(), RuntimeError
     Ok(())
 }
 
+/// The state in the widths of this graph, where another of the bundle holds zeros behind them.
+fn fitted(layout: &Layout, mut state: DecoderState) -> Result<DecoderState, RuntimeError> {
+    let (batch, columns) = (state.history.seen.len(), state.history.columns);
+    for (io, (_, tensor)) in layout.states.iter().zip(&mut state.tensors) {
+        *tensor = fit(tensor, &io.shape(batch, columns))?;
+    }
+    Ok(state)
+}
+
+/// A state in a shape whose axes from the third on are longer, with zeros there, or shorter where there are zeros.
+/// What differs in another way is left as it is.
+pub(crate) fn fit(tensor: &HostTensor, shape: &[usize]) -> Result<HostTensor, RuntimeError> {
+    let (own, rank) = (tensor.shape(), shape.len());
+    let is_wider = |from: &[usize], to: &[usize]| (2..rank).all(|axis| from[axis] >= to[axis]);
+    let fits = own.len() == rank && rank > 2 && own[..2] == shape[..2];
+    if !fits || !(is_wider(own, shape) || is_wider(shape, own)) {
+        return Ok(tensor.clone());
+    }
+    let mut found = tensor.clone();
+    for (axis, (from, to)) in own.iter().copied().zip(shape.iter().copied()).enumerate().skip(2) {
+        if from < to {
+            let mut missing = found.shape().to_vec();
+            missing[axis] = to - from;
+            found = HostTensor::concat(axis, &[&found, &HostTensor::zeros(tensor.dtype(), &missing)?])?;
+        } else if from > to {
+            let behind = found.slice(axis, to, from)?;
+            if behind.to_f32()?.iter().any(|value| *value != 0.0) {
+                return Err(bad("state", format!("it is {own:?} where {shape:?} is expected")));
+            }
+            found = found.slice(axis, 0, to)?;
+        }
+    }
+    Ok(found)
+}
+
 fn check_rows(ids: &[Vec<i64>], mask: Option<&[Vec<i64>]>) -> Result<(), RuntimeError> {
     let Some(first) = ids.first() else {
         return Err(bad("input_ids", "no rows were given, expected at least one"));
@@ -334,6 +370,20 @@ mod tests {
         let mask = [vec![0, 0, 1, 1], vec![1, 1, 1, 1]];
         assert_eq!(positions(&[0, 0], &mask), [[0, 0, 0, 1], [0, 1, 2, 3]]);
         assert_eq!(positions(&[2, 4], &[vec![1, 0], vec![1, 1]]), [[2, 2], [4, 5]]);
+    }
+
+    #[test]
+    fn states_fit_where_what_differs_is_zero() {
+        let small = HostTensor::from_f32(&[1, 2, 1, 2], &[1.0, 2.0, 3.0, 4.0]).expect("a tensor");
+        let wide = fit(&small, &[1, 2, 2, 3]).expect("zeros behind");
+        let values = [1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0];
+        assert_eq!(wide, HostTensor::from_f32(&[1, 2, 2, 3], &values).expect("a tensor"));
+        assert_eq!(fit(&wide, small.shape()).expect("zeros are cut"), small);
+        let cut = fit(&small, &[1, 2, 1, 1]).expect_err("a number that is not zero is not cut").to_string();
+        assert_eq!(cut, "state: it is [1, 2, 1, 2] where [1, 2, 1, 1] is expected");
+        for other in [vec![2, 2, 2, 3], vec![1, 2, 2, 1], vec![1, 2, 2]] {
+            assert_eq!(fit(&small, &other).expect("left to the check"), small);
+        }
     }
 
     #[test]

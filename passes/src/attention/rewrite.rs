@@ -16,6 +16,10 @@ use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
 use std::collections::BTreeMap;
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
+/// Before the number of a layer in the names of the states that a graph takes and gives.
+pub(crate) const PAST: &str = "past_key_values.";
+pub(crate) const PRESENT: &str = "present.";
+
 const EPSILON: f64 = 1e-30;
 const HALF_EPSILON: f64 = 5.96e-8;
 
@@ -568,15 +572,15 @@ impl Writer<'_, '_, '_> {
     }
 
     fn state_name(&self, side: &str, part: &str) -> String {
-        format!("{side}.{}.{part}", self.layer)
+        format!("{side}{}.{part}", self.layer)
     }
 
     fn past_state(&mut self, dims: Dims) -> State {
         let batch = self.p.dim(self.site.q, 0);
         let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
         let (s, z) = (
-            self.state_name("past_key_values", "recurrent_state"),
-            self.state_name("past_key_values", "conv_state"),
+            self.state_name(PAST, "recurrent_state"),
+            self.state_name(PAST, "conv_state"),
         );
         let shape = |rest: &[u64]| -> Vec<Dim> {
             let known = [heads, features].into_iter().chain(rest.iter().copied()).map(Dim::Known);
@@ -596,8 +600,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn output_state(&mut self, state: State) {
-        let (s, z) =
-            (self.state_name("present", "recurrent_state"), self.state_name("present", "conv_state"));
+        let (s, z) = (self.state_name(PRESENT, "recurrent_state"), self.state_name(PRESENT, "conv_state"));
         self.p.output(&s, state.s);
         self.p.output(&z, state.z);
     }
