@@ -141,9 +141,32 @@ fn prompts_of_all_lengths_go_on_from_one_state() {
 fn states_move_between_the_ways_to_serve() {
     let dir = tempfile::tempdir().expect("a directory");
     let bundle = convert("llama", "adaptive", dir.path());
+    move_states(&bundle, dir.path());
+}
+
+/// 96 features of a head become 128 in bound memory, with zeros behind the model's own.
+#[test]
+fn padded_states_are_those_of_the_model() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let recipe = dir.path().join("wide.yaml");
+    let adaptive = include_str!("../recipes/adaptive.yaml");
+    std::fs::write(&recipe, adaptive.replace("features: 2", "features: 6")).expect("it is written");
+    let bundle = dir.path().join("bundle");
+    convert_to(&bundle, "llama", recipe.to_str().expect("text"), &[]);
     let Some(mut plain) = open(&bundle, Engine::Ort, 512) else { return };
     let mut bound = open(&bundle, Engine::OrtBound, 4).expect("it opens");
-    let file = dir.path().join("state");
+    for serving in [&mut plain, &mut bound] {
+        serving.start(3).expect("it starts");
+    }
+    assert_eq!(96 * bound.state_bytes(), 128 * plain.state_bytes());
+    move_states(&bundle, dir.path());
+}
+
+/// A state that bound memory saves goes on in it and in the serving graph, whose state goes on in bound memory.
+fn move_states(bundle: &Path, dir: &Path) {
+    let Some(mut plain) = open(bundle, Engine::Ort, 512) else { return };
+    let mut bound = open(bundle, Engine::OrtBound, 4).expect("it opens");
+    let file = dir.join("state");
     bound.start(3).expect("it starts");
     let next = bound.prefill(&prompts()).expect("it runs");
     bound.save_state(&file).expect("it is saved");
@@ -151,14 +174,18 @@ fn states_move_between_the_ways_to_serve() {
     let expected = logits(&mut bound);
 
     plain.load_state(&file).expect("it loads");
+    let back = dir.join("back");
+    plain.save_state(&back).expect("it is saved");
     plain.decode(&next).expect("it runs");
     assert_same(&logits(&mut plain), &expected);
 
-    let mut again = open(&bundle, Engine::OrtBound, 4).expect("it opens");
-    again.load_state(&file).expect("it loads");
-    assert_eq!((again.batch(), again.seen()), (3, 9));
-    again.decode(&next).expect("it runs");
-    assert_eq!(logits(&mut again), expected);
+    for file in [file, back] {
+        let mut again = open(bundle, Engine::OrtBound, 4).expect("it opens");
+        again.load_state(&file).expect("it loads");
+        assert_eq!((again.batch(), again.seen()), (3, 9));
+        again.decode(&next).expect("it runs");
+        assert_eq!(logits(&mut again), expected);
+    }
 }
 
 #[test]

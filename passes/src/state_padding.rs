@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn other_graphs_compute_with_their_part() {
-        let inputs: [(&str, &[usize]); 3] = [("k", &[2, 2, 40, 5]), ("v", &[2, 2, 5, 20]), (S, &[2, 2, 40, 20])];
+        let inputs: [(&str, &[usize]); 3] =
+            [("k", &[2, 2, 40, 5]), ("v", &[2, 2, 5, 20]), (S, &[2, 2, 40, 20])];
         insta::assert_snapshot!(after(PREFILL, &inputs));
     }
 

@@ -5,7 +5,7 @@
 
 ONNX Runtime's own profile counts the host's time of a node, some 25 us each; this one records the device. Weights are
 inputs of these graphs and get random numbers, as the time does not depend on them. Needs torch and onnxruntime-gpu on a
-machine with a GPU; both must be built for the same CUDA. Kernels run one by one: a recorded run has the same ones.
+machine with a GPU; both must be built for the same CUDA. Kernels are launched one by one, or with --recorded together.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--layers", type=int, required=True, help="times are divided by it")
+    parser.add_argument("--recorded", action="store_true", help="as a recorded run, and how long it takes in all")
     parser.add_argument("--top", type=int, default=40)
     args = parser.parse_args()
 
@@ -62,7 +63,8 @@ def main():
     options.log_severity_level = 3
     for name, size in sizes.items():
         options.add_free_dimension_override_by_name(name, size)
-    session = onnxruntime.InferenceSession(str(args.graph), options, providers=["CUDAExecutionProvider"])
+    provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1" if args.recorded else "0"})
+    session = onnxruntime.InferenceSession(str(args.graph), options, providers=[provider])
     binding, _tensors = bind(session, sizes)
     for _ in range(WARM_UP):
         session.run_with_iobinding(binding)
@@ -73,13 +75,15 @@ def main():
         torch.cuda.synchronize()
 
     times, counts = collections.Counter(), collections.Counter()
-    for event in recorded.events():
-        if event.device_time > 0:
-            times[event.name] += event.device_time
-            counts[event.name] += 1
+    kernels = [event for event in recorded.events() if event.device_time > 0]
+    for event in kernels:
+        times[event.name] += event.device_time
+        counts[event.name] += 1
+    span = max(event.time_range.end for event in kernels) - min(event.time_range.start for event in kernels)
     each = RUNS * args.layers
     total = sum(times.values())
     print(f"{args.graph.name}, {args.batch} x {args.tokens}: {total / RUNS / 1e3:.2f} ms, {total / each:.0f} us a layer")
+    print(f"from the first kernel to the last {span / RUNS / 1e3:.2f} ms, {len(kernels) / each:.0f} kernels a layer")
     for name, time in times.most_common(args.top):
         print(f"{time / each:8.1f} us a layer, {counts[name] / each:5.2f} of {time / counts[name]:6.1f}  {name[:110]}")
 

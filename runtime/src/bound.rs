@@ -73,6 +73,8 @@ pub const PREFILL_CHUNK: u32 = 64;
 
 /// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
 const SHORTEST: usize = 256;
+/// What a segment costs besides its tokens, in tokens: some 3 ms of small kernels, where 4,096 tokens take 15 ms.
+const SEGMENT_COST: usize = 512;
 
 /// The two ways of a segment, and decoding's only one.
 const OUT: usize = 0;
@@ -542,12 +544,19 @@ fn cut(prompts: &[Vec<i64>], start: usize, segment: usize) -> (Vec<Vec<i64>>, Ve
     prompts.iter().map(part).unzip()
 }
 
-/// The length of the segments of a prompt: what is too short for the longest takes the next power of two, and all are
-/// whole chunks or less than one.
+/// The length of the segments of a prompt, whole chunks or less than one: of the longest and the powers of two below it,
+/// the one that takes the least time.
 fn length_for(width: usize, longest: usize) -> usize {
     let chunk = PREFILL_CHUNK as usize;
     let longest = if longest > chunk { longest.next_multiple_of(chunk) } else { longest };
-    width.max(SHORTEST).next_power_of_two().min(longest)
+    let powers = std::iter::successors(Some(SHORTEST), |length| Some(2 * length));
+    let mut lengths: Vec<usize> = powers.take_while(|length| *length < longest).chain([longest]).collect();
+    // The longer of two that take as long.
+    lengths.reverse();
+    lengths
+        .into_iter()
+        .min_by_key(|length| width.div_ceil(*length) * (length + SEGMENT_COST))
+        .unwrap_or(longest)
 }
 
 fn is_weight(name: &str) -> bool {
@@ -603,10 +612,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_prompts_take_short_segments() {
-        let lengths = [1, 256, 257, 1000, 4096, 4097, 1_000_000].map(|width| length_for(width, 4096));
-        assert_eq!(lengths, [256, 256, 512, 1024, 4096, 4096, 4096]);
+    fn segments_are_long_and_seldom_padded() {
+        let lengths = [1, 256, 257, 1000, 4096, 4097, 9000, 1_000_000].map(|width| length_for(width, 8192));
+        assert_eq!(lengths, [256, 256, 512, 1024, 4096, 2048, 2048, 8192]);
         assert_eq!([1, 300].map(|width| length_for(width, 50)), [50, 50], "less than a chunk as asked for");
-        assert_eq!(length_for(2000, 1500), 1536, "whole chunks");
+        assert_eq!(length_for(1500, 1500), 1536, "whole chunks");
     }
 }

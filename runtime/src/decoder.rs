@@ -109,9 +109,17 @@ impl Decoder {
         })
     }
 
+    /// A state of another graph of the bundle in the widths of this one, which differ by zeros behind the numbers.
+    pub(crate) fn fitted(&self, mut state: DecoderState) -> Result<DecoderState, RuntimeError> {
+        let (batch, columns) = (state.history.seen.len(), state.history.columns);
+        for (io, (_, tensor)) in self.layout.states.iter().zip(&mut state.tensors) {
+            *tensor = fit(tensor, &io.shape(batch, columns))?;
+        }
+        Ok(state)
+    }
+
     /// Continues from a remembered state; an error when its names, dtypes or shapes are not this graph's.
     pub fn set_state(&mut self, state: DecoderState) -> Result<(), RuntimeError> {
-        let state = fitted(&self.layout, state)?;
         check_state(&self.layout, &state)?;
         let tensors: Vec<HostTensor> = state.tensors.into_iter().map(|(_, tensor)| tensor).collect();
         self.session.carry(&self.layout.links(), &tensors)?;
@@ -241,15 +249,6 @@ fn check_state(layout: &Layout, state: &DecoderState) -> Result<(), RuntimeError
         }
     }
     Ok(())
-}
-
-/// The state in the widths of this graph, where another of the bundle holds zeros behind them.
-fn fitted(layout: &Layout, mut state: DecoderState) -> Result<DecoderState, RuntimeError> {
-    let (batch, columns) = (state.history.seen.len(), state.history.columns);
-    for (io, (_, tensor)) in layout.states.iter().zip(&mut state.tensors) {
-        *tensor = fit(tensor, &io.shape(batch, columns))?;
-    }
-    Ok(state)
 }
 
 /// A state in a shape whose axes from the third on are longer, with zeros there, or shorter where there are zeros.

@@ -38,7 +38,7 @@ pub use growing::{GrowingDecoder, GrowingOptions, NEXT};
 pub use ort_runtime::OrtRuntime;
 pub use program::{DeviceTensor, Program};
 pub use sample::{Sampler, greedy};
-pub use serving::{Engine, Serving, ServingOptions};
+pub use serving::{BOUND_SEGMENT, Engine, Serving, ServingOptions};
 pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
 pub use tensor::{Dtype, HostTensor, TensorError};
 pub use text::{TextStream, Tokenizer};

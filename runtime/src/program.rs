@@ -99,12 +99,24 @@ struct Loaded {
     programs: u32,
 }
 
+/// Whether a GPU replays runs. The number names the recording among those of the graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Recording {
+    Never,
+    Wanted(u32),
+    There(u32),
+    /// It was tried.
+    Failed,
+}
+
+/// How often a recording is tried.
+const ATTEMPTS: usize = 2;
+
 /// A loaded graph and the tensors it works on.
 #[derive(Debug)]
 pub struct Program {
     loaded: Arc<Mutex<Loaded>>,
-    /// Names the recording of this program among those of its graph; absent where runs are not recorded.
-    recording: Option<u32>,
+    recording: Recording,
     binding: IoBinding,
     inputs: Vec<Io>,
     outputs: Vec<Io>,
@@ -125,7 +137,7 @@ impl Program {
         let device = options.device;
         Ok(Self {
             loaded: Arc::new(Mutex::new(Loaded { session, programs: 1 })),
-            recording: options.records().then_some(1),
+            recording: if options.records() { Recording::Wanted(1) } else { Recording::Never },
             binding,
             inputs,
             outputs,
@@ -142,7 +154,10 @@ impl Program {
         let binding = loaded.session.create_binding().map_err(|e| self.failed(one_line(e.message())))?;
         Ok(Self {
             loaded: Arc::clone(&self.loaded),
-            recording: self.recording.map(|_| loaded.programs),
+            recording: match self.recording {
+                Recording::Never => Recording::Never,
+                _ => Recording::Wanted(loaded.programs),
+            },
             binding,
             inputs: self.inputs.clone(),
             outputs: self.outputs.clone(),
@@ -158,7 +173,7 @@ impl Program {
 
     /// Whether a GPU replays the first run. That one runs several times, and what is bound must stay bound.
     pub fn is_recorded(&self) -> bool {
-        self.recording.is_some()
+        self.recording != Recording::Never
     }
 
     pub fn inputs(&self) -> &[Io] {
@@ -275,8 +290,29 @@ impl Program {
 
     /// Runs the graph on what is bound.
     pub fn run(&mut self) -> Result<(), RuntimeError> {
-        let recording = self.recording.map(|number| ("gpu_graph_id", number.to_string()));
-        self.run_with(recording)
+        match self.recording {
+            Recording::Never => self.run_with(None),
+            Recording::Wanted(number) => self.record(number),
+            Recording::There(number) => self.run_with(Some(graph_id(&number))),
+            Recording::Failed => self.run_with(Some(graph_id(&NOT_RECORDED))),
+        }
+    }
+
+    /// The first run, and its recording. While one is made no memory may be asked for, so that it is tried again where
+    /// a run before it has left the memory in other pieces than it needs.
+    fn record(&mut self, number: u32) -> Result<(), RuntimeError> {
+        for _ in 0..ATTEMPTS {
+            self.run_with(Some(graph_id(&NOT_RECORDED)))?;
+            match self.run_with(Some(graph_id(&number))) {
+                Ok(()) => {
+                    self.recording = Recording::There(number);
+                    return Ok(());
+                }
+                Err(error) => tracing::warn!("no recording was made: {error}"),
+            }
+        }
+        self.recording = Recording::Failed;
+        self.run_with(Some(graph_id(&NOT_RECORDED)))
     }
 
     /// Runs the graph on what is bound, and gives the memory back that the run took for itself.
@@ -304,6 +340,13 @@ impl Program {
     fn failed(&self, reason: String) -> RuntimeError {
         ort_runtime::run_failed(&self.model, reason)
     }
+}
+
+/// The number of no recording.
+const NOT_RECORDED: i32 = -1;
+
+fn graph_id(number: &dyn fmt::Display) -> (&'static str, String) {
+    ("gpu_graph_id", number.to_string())
 }
 
 impl DeviceTensor {

@@ -578,10 +578,7 @@ impl Writer<'_, '_, '_> {
     fn past_state(&mut self, dims: Dims) -> State {
         let batch = self.p.dim(self.site.q, 0);
         let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
-        let (s, z) = (
-            self.state_name(PAST, "recurrent_state"),
-            self.state_name(PAST, "conv_state"),
-        );
+        let (s, z) = (self.state_name(PAST, "recurrent_state"), self.state_name(PAST, "conv_state"));
         let shape = |rest: &[u64]| -> Vec<Dim> {
             let known = [heads, features].into_iter().chain(rest.iter().copied()).map(Dim::Known);
             std::iter::once(batch.clone()).chain(known).collect()
