@@ -1,6 +1,7 @@
 //! Calibration and fine-tuning by the command line, on a small checkpoint and made-up text.
 
 use dijiang::train::metrics::Line;
+use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -91,6 +92,44 @@ fn the_loss_falls_below_half_and_the_trained_bundle_serves() {
         // The graphs were not written anew, and still hold together on the new weights.
         let output = run(&["verify", &setting.bundle(), "--json"]);
         assert!(output.status.success(), "{recipe}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn low_rank_additions_become_part_of_their_weights() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let before = setting.weights();
+    let output = setting.train("finetune", &["--train", "lora:4", "--steps", "100", "--lr", "1e-2"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let lines = setting.metrics();
+    assert!(lines[99].loss < 0.8 * lines[0].loss, "{} became {}", lines[0].loss, lines[99].loss);
+    let after = setting.weights();
+    let [before, after] = [&before, &after].map(|bytes| SafeTensors::deserialize(bytes).expect("weights"));
+    assert_eq!(before.names().len(), after.names().len());
+    let same = |name: &str| {
+        let [before, after] = [&before, &after].map(|file| file.tensor(name).expect("it is there"));
+        before.data() == after.data()
+    };
+    assert!(same("model.embed_tokens.weight") && same("model.layers.0.input_layernorm.weight"));
+    assert!(!same("model.layers.0.mlp.up_proj.weight") && !same("model.layers.0.self_attn.q_proj.weight"));
+    // What was trained is what is there: the sums are rounded once to the element type of the weights, f32.
+    let trained = number(&output, "valid_perplexity");
+    let output = setting.train("finetune", &["--steps", "1", "--lr", "0"]);
+    let merged = number(&output, "valid_perplexity_before");
+    assert!((merged / trained - 1.0).abs() < 1e-4, "{trained} became {merged}");
+    let output = run(&["verify", &setting.bundle(), "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn a_scope_that_does_not_exist_is_refused() {
+    for scope in ["lora", "lora:0", "lora:x", "norms"] {
+        let output = run(&["finetune", "bundle", "--data", "text", "--train", scope]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains("lora:RANK"), "{}", said(&output));
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) struct Args {
     warm_up: usize,
     #[arg(long, default_value_t = WEIGHT_DECAY)]
     weight_decay: f64,
-    /// Which weights to train
+    /// Which weights to train: all, attention (those modules), dijiang (what the conversion added), or lora:RANK (that,
+    /// and additions of a rank to the linear layers, which become part of them in the end)
     #[arg(long, default_value = "all")]
     train: Scope,
     /// A bundle whose softmax model teaches, or `self` for this bundle's own as it is before the run

@@ -15,25 +15,52 @@ use crate::bundle::replace::replace_file;
 use crate::onnx::import;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::training::TrainingError;
+use dijiang_passes::training::lora::{Addition, add_low_rank};
 use dijiang_passes::training::parameters::{Layout, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Instant;
 
 /// Where a run keeps its graphs, checkpoint and metrics, in the bundle.
 pub const DIR: &str = "train";
 
 /// Which weights are trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Every weight
+    /// Every weight.
     All,
-    /// The attention modules
+    /// The attention modules.
     Attention,
-    /// What the conversion added
+    /// What the conversion added.
     Dijiang,
+    /// That, and additions of this rank to the linear layers, which become part of their weights in the end.
+    Lora(u64),
+}
+
+impl FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("lora:").map(str::parse)) {
+            ("all", _) => Ok(Self::All),
+            ("attention", _) => Ok(Self::Attention),
+            ("dijiang", _) => Ok(Self::Dijiang),
+            (_, Some(Ok(rank @ 1..))) => Ok(Self::Lora(rank)),
+            _ => Err("expected all, attention, dijiang, or lora:RANK with a rank from 1 on".to_owned()),
+        }
+    }
+}
+
+/// What a run trains, and its graphs in the bundle.
+#[derive(Debug)]
+pub struct Plan {
+    pub layout: Layout,
+    pub additions: Vec<Addition>,
+    pub graphs: GraphFiles,
 }
 
 /// What a run reads.
@@ -88,8 +115,9 @@ pub fn finetune(
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
     let dir = bundle.join(DIR);
     let weight = options.teacher.as_ref().map(|t| t.weight);
-    let (layout, graphs) = write_graphs(bundle, &manifest, options.scope, &options.trainer, weight)?;
-    let weights = Weights::open(bundle, &layout)?;
+    let what = (options.scope, options.seed);
+    let Plan { layout, additions, graphs } = write_graphs(bundle, &manifest, what, &options.trainer, weight)?;
+    let weights = Weights::with_additions(bundle, &layout, additions)?;
     let runtime = OrtRuntime::new()?;
     let load =
         |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
@@ -124,20 +152,25 @@ pub fn finetune(
     })
 }
 
-/// Writes a run's graphs into the bundle. `teacher` is the weight of the divergence from one.
+/// Writes a run's graphs into the bundle. The seed is that of additions; `teacher` is the weight of the divergence
+/// from one.
 pub fn write_graphs(
     bundle: &Path,
     manifest: &Manifest,
-    scope: Scope,
+    (scope, seed): (Scope, u64),
     options: &TrainerOptions,
     teacher: Option<f64>,
-) -> Result<(Layout, GraphFiles), TrainError> {
-    let model = model_graph(bundle, manifest, options.size.sequence)?;
+) -> Result<Plan, TrainError> {
+    let mut model = model_graph(bundle, manifest, options.size.sequence)?;
+    let additions = match scope {
+        Scope::Lora(rank) => add_low_rank(&mut model, rank, seed).map_err(TrainingError::from)?,
+        Scope::All | Scope::Attention | Scope::Dijiang => Vec::new(),
+    };
     let layout = Layout::of(&model, &selection(scope, manifest))?;
     let evaluation = evaluation(&model, &layout, options.size, options.precision)?;
     let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher, ..*how });
     let graphs = RunGraphs::new(options, step, evaluation)?.write(&bundle.join(DIR), &layout, options)?;
-    Ok((layout, graphs))
+    Ok(Plan { layout, additions, graphs })
 }
 
 fn selection(scope: Scope, manifest: &Manifest) -> Selection {
@@ -145,6 +178,7 @@ fn selection(scope: Scope, manifest: &Manifest) -> Selection {
         Scope::All => Selection::All,
         Scope::Attention => Selection::Attention(manifest.sites.iter().map(|s| s.name.clone()).collect()),
         Scope::Dijiang => Selection::New,
+        Scope::Lora(_) => Selection::LowRank,
     }
 }
 

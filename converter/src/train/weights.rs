@@ -5,7 +5,8 @@ use crate::bundle::layout;
 use crate::bundle::replace::replace_file;
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::training::parameters::{Group, Layout};
+use dijiang_passes::training::lora::Addition;
+use dijiang_passes::training::parameters::{Group, Layout, Parameter};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub struct Weights {
     path: PathBuf,
     map: Mmap,
     places: BTreeMap<String, Place>,
+    /// Trained in place of the weights that they are added to.
+    additions: Vec<Addition>,
 }
 
 impl std::fmt::Debug for Weights {
@@ -50,6 +53,15 @@ impl std::fmt::Debug for Weights {
 impl Weights {
     /// Opens the weight file of a bundle and finds what is trained.
     pub fn open(bundle: &Path, trained: &Layout) -> Result<Self, WeightsError> {
+        Self::with_additions(bundle, trained, Vec::new())
+    }
+
+    /// The same where some of what is trained is not in the file, but is added to weights that are.
+    pub fn with_additions(
+        bundle: &Path,
+        trained: &Layout,
+        additions: Vec<Addition>,
+    ) -> Result<Self, WeightsError> {
         let path = bundle.join(layout::WEIGHTS);
         let io = |source| WeightsError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
@@ -62,7 +74,9 @@ impl Weights {
         let tensors = SafeTensors::deserialize(&map).map_err(format)?;
         let base = map.as_ptr() as usize;
         let mut places = BTreeMap::new();
-        for parameter in trained.parameters() {
+        let added = |name: &str| additions.iter().any(|a| a.down.0 == name || a.up.0 == name);
+        let own = trained.parameters().filter(|p| !added(&p.name)).cloned();
+        for parameter in own.chain(additions.iter().map(Addition::weight)) {
             let name = parameter.name.clone();
             let missing = |_| WeightsError::Missing { path: path.clone(), name: name.clone() };
             let view = tensors.tensor(&parameter.name).map_err(missing)?;
@@ -81,35 +95,63 @@ impl Weights {
             places.insert(name, Place { begin, end: begin + view.data().len(), dtype });
         }
         drop(tensors);
-        Ok(Self { path, map, places })
+        Ok(Self { path, map, places, additions })
     }
 
     /// The flat vector of a group.
     pub fn flat(&self, group: &Group) -> Vec<f32> {
         let mut flat = vec![0.0; group.len()];
         for (at, parameter) in group.offsets() {
-            let place = &self.places[&parameter.name];
-            let bytes = self.map[place.begin..place.end].to_vec();
-            // The length was checked when the file was opened.
-            if let Ok(tensor) = Tensor::from_bytes(place.dtype, parameter.dims.clone(), bytes) {
-                let part = &mut flat[at..at + parameter.len()];
-                part.iter_mut().zip(tensor.to_f64()).for_each(|(to, from)| *to = from as f32);
-            }
+            let part = &mut flat[at..at + parameter.len()];
+            let numbers = self.numbers(&parameter.name, &parameter.dims);
+            part.iter_mut().zip(numbers).for_each(|(to, from)| *to = from);
         }
         flat
+    }
+
+    /// The numbers of a weight in the file, or those that an addition begins with.
+    fn numbers(&self, name: &str, dims: &[u64]) -> Vec<f32> {
+        let in_file = self.places.get(name).and_then(|place| {
+            let bytes = self.map[place.begin..place.end].to_vec();
+            // The length was checked when the file was opened.
+            Tensor::from_bytes(place.dtype, dims.to_vec(), bytes).ok()
+        });
+        let added = || {
+            let parts = self.additions.iter().flat_map(|addition| [&addition.down, &addition.up]);
+            parts.into_iter().find(|(own, _)| own == name).map(|(_, numbers)| numbers.clone())
+        };
+        let numbers = in_file.or_else(added).map_or(Vec::new(), |tensor| tensor.to_f64());
+        numbers.into_iter().map(|number| number as f32).collect()
     }
 
     /// Replaces the file by one with new numbers for the trained weights, whole or not at all.
     pub fn replace(&self, groups: &[(&Group, &[f32])]) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: self.path.clone(), source };
         let mut bytes = self.map.to_vec();
+        let mut put = |name: &str, dims: &[u64], numbers: &[f32]| {
+            let place = &self.places[name];
+            let tensor = Tensor::from_f32(dims, numbers).cast(place.dtype);
+            bytes[place.begin..place.end].copy_from_slice(&tensor.bytes());
+        };
+        let mut trained: BTreeMap<&str, &[f32]> = BTreeMap::new();
         for (group, flat) in groups {
             for (at, parameter) in group.offsets() {
-                let place = &self.places[&parameter.name];
-                let tensor =
-                    Tensor::from_f32(&parameter.dims, &flat[at..at + parameter.len()]).cast(place.dtype);
-                bytes[place.begin..place.end].copy_from_slice(&tensor.bytes());
+                let numbers = &flat[at..at + parameter.len()];
+                trained.insert(&parameter.name, numbers);
+                if self.places.contains_key(&parameter.name) {
+                    put(&parameter.name, &parameter.dims, numbers);
+                }
             }
+        }
+        for addition in &self.additions {
+            let [Some(down), Some(up)] = [&addition.down, &addition.up].map(|(name, _)| trained.get(&**name))
+            else {
+                continue;
+            };
+            let Parameter { name, dims } = addition.weight();
+            let own = self.numbers(&name, &dims);
+            let sum: Vec<f32> = own.iter().zip(addition.product(down, up)).map(|(w, p)| w + p).collect();
+            put(&name, &dims, &sum);
         }
         replace_file(&self.path, &bytes).map_err(io)
     }

@@ -5,6 +5,7 @@
 //! the number of weights. Batch size and sequence length are numbers, so that shape arithmetic folds away.
 
 mod finish;
+pub mod lora;
 pub mod loss;
 pub mod mixed;
 pub mod optimizer;

@@ -3,6 +3,7 @@
 //! A training graph takes each weight and gives each gradient on its own; for the runtime they are parts of
 //! flat vectors, which is what the optimiser's graph works on.
 
+use super::lora::is_addition;
 use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Use, ValueId};
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub enum Selection {
     Attention(Vec<String>),
     /// What the conversion added.
     New,
+    /// That, and the additions of [`super::lora`].
+    LowRank,
     /// Every weight, the fixed ones too.
     Everything,
 }
@@ -33,6 +36,7 @@ impl Selection {
             Self::All => !is_fixed(name),
             Self::Attention(modules) => !is_fixed(name) && modules.iter().any(|m| lies_in(name, m)),
             Self::New => !is_fixed(name) && name.contains(NEW),
+            Self::LowRank => is_addition(name) || Self::New.takes(name),
             Self::Everything => true,
         }
     }
@@ -42,6 +46,7 @@ impl Selection {
             Self::All | Self::Everything => "a weight",
             Self::Attention(_) => "a weight of an attention",
             Self::New => "one that the conversion added",
+            Self::LowRank => "an addition",
         }
     }
 }
@@ -216,7 +221,7 @@ fn group_of(graph: &Graph, id: ValueId, dims: &[u64]) -> &'static str {
 }
 
 /// Whether rows are picked from a value, as it is or cast.
-fn is_table(graph: &Graph, id: ValueId) -> bool {
+pub(super) fn is_table(graph: &Graph, id: ValueId) -> bool {
     graph.value(id).uses.iter().any(|user| match user {
         Use::Node { node, slot: 0 } => match graph.node(*node) {
             node if node.op.is("Gather") => true,
