@@ -264,7 +264,7 @@ fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, lo
         let decay = p.unsqueeze(decay, &[3]);
         products = p.mul(products, decay);
     }
-    // Not `Trilu`, whose kernel takes twice as long.
+    // Not `Trilu`, for which a device takes longer.
     let (seen, dtype) = (grid.seen(p), p.dtype(products));
     let none = p.constant("zero", Tensor::scalar(dtype, 0.0));
     let kept = p.select(seen, products, none);
