@@ -233,7 +233,7 @@ pub(crate) fn convert_opened(
 fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
     let sequence = manifest.model.positions.map_or(CONTEXT, |positions| positions.min(CONTEXT));
     let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
-    let plan = write_graphs(bundle, manifest, (Scope::All, 0), &options, None).map_err(Box::new)?;
+    let plan = write_graphs(bundle, manifest, Scope::All, 0, &options, None).map_err(Box::new)?;
     let size = |path: &PathBuf| {
         let file = std::fs::metadata(path);
         file.map(|file| file.len()).map_err(|source| ConvertError::Io { path: path.clone(), source })

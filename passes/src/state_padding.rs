@@ -48,8 +48,8 @@ struct State {
     widths: Vec<(u64, u64)>,
 }
 
-/// What was padded already, as two states read the same features.
-type Padded = BTreeMap<ValueId, ValueId>;
+/// What was padded already, by its width, as two states read the same features.
+type Padded = BTreeMap<(ValueId, u64), ValueId>;
 
 impl State {
     fn of(graph: &Graph, past: ValueId) -> Option<Self> {
@@ -106,7 +106,7 @@ impl State {
             .chain([(2, kv_heads, self.widths.get(1))])
         {
             if let (Some(Some(x)), Some(width)) = (inputs.get(slot).copied(), width) {
-                let wide = *padded.entry(x).or_insert_with(|| zeros_in_heads(p, x, heads, *width));
+                let wide = *padded.entry((x, width.1)).or_insert_with(|| zeros_in_heads(p, x, heads, *width));
                 inputs[slot] = Some(wide);
             }
         }
@@ -129,28 +129,34 @@ impl State {
     }
 }
 
-/// The operator that alone reads a state and makes the next one; a normaliser is that of values one wide.
+/// The operator that alone reads a state and makes the next one; a normaliser is that of values one wide. Its scale must
+/// not depend on the features, and its decay must be one for all of a head's.
 fn recurrence<'g>(graph: &'g Graph, state: &State) -> Option<&'g Node> {
     let only_user = |value: ValueId| match graph.value(value).uses[..] {
         [Use::Node { node, .. }] => Some(graph.node(node)),
         _ => None,
     };
     let mut node = only_user(state.past)?;
-    let is = |node: &Node, op: &str| (node.op.domain(), node.op.name()) == ("", op);
-    if is(node, "Unsqueeze") {
+    if node.op.is("Unsqueeze") {
         node = only_user(node.outputs[0])?;
+    }
+    if (node.op.domain(), node.op.name()) != ("com.microsoft", "LinearAttention") {
+        return None;
     }
     let read = graph.value(node.input(3)?);
     let reads = match read.def {
         Def::Input => state.widths.len() == 2,
         _ => state.widths.len() == 1 && read.ty.shape.as_deref()?.last() == Some(&Dim::Known(1)),
     };
-    let made = *node.outputs.get(1)?;
-    let present = graph.output(&state.present)?;
+    let (made, present) = (*node.outputs.get(1)?, graph.output(&state.present)?);
     let gives = made == present
         || graph.made_by(present, "Squeeze").is_some_and(|squeeze| squeeze.input(0) == Some(made));
-    let found = (node.op.domain(), node.op.name()) == ("com.microsoft", "LinearAttention") && reads && gives;
-    found.then_some(node)
+    let decay = node
+        .input(4)
+        .map(|decay| graph.value(decay).ty.shape.as_deref().and_then(|dims| dims.last().cloned()));
+    let is_per_head = decay.is_none_or(|width| width == Some(state.lead[1].clone()));
+    let is_scaled = node.op.float("scale").is_some_and(|scale| scale != 0.0);
+    (reads && gives && is_per_head && is_scaled).then_some(node)
 }
 
 /// The width in whole blocks, if that is less than twice as much.
@@ -183,7 +189,7 @@ mod tests {
     use super::*;
     use crate::ir::eval::Array;
     use crate::ir::text::{parse, print};
-    use crate::testing::{noise, run};
+    use crate::testing::{noise, relative_error, run};
 
     const DECODE: &str = r#"graph "g" {
   input %q: f32[batch, 1, 160]
@@ -192,9 +198,10 @@ mod tests {
   input %past_key_values.0.recurrent_state: f32[batch, 2, 40, 20]
   input %past_key_values.0.conv_state: f32[batch, 2, 40]
   input %ones: f32[batch, 1, 2]
-  %y, %s = com.microsoft.LinearAttention(%q, %k, %v, %past_key_values.0.recurrent_state) {kv_num_heads: 2, q_num_heads: 4, scale: 1.0, update_rule: "linear"}
+  input %g: f32[batch, 1, 2]
+  %y, %s = com.microsoft.LinearAttention(%q, %k, %v, %past_key_values.0.recurrent_state, %g) {kv_num_heads: 2, q_num_heads: 4, scale: 1.0, update_rule: "gated"}
   %z = Unsqueeze(%past_key_values.0.conv_state) {axes: [3]}
-  %d, %u = com.microsoft.LinearAttention(%q, %k, %ones, %z) {kv_num_heads: 2, q_num_heads: 4, scale: 1.0, update_rule: "linear"}
+  %d, %u = com.microsoft.LinearAttention(%q, %k, %ones, %z, %g) {kv_num_heads: 2, q_num_heads: 4, scale: 1.0, update_rule: "gated"}
   %w = Squeeze(%u) {axes: [3]}
   output "y" %y
   output "d" %d
@@ -247,22 +254,43 @@ mod tests {
                 "present.0.conv_state" => (name, wide(value, &[2, 2, 64])),
                 _ => (name, value.clone()),
             };
-            assert_eq!(found[name], value, "{name}");
+            let error = relative_error(&found[name], &value);
+            assert!(error < 1e-12, "{name}: {error:e}");
         }
         print(&graph)
     }
 
+    const INPUTS: [(&str, &[usize]); 7] = [
+        ("q", &[2, 1, 160]),
+        ("k", &[2, 1, 80]),
+        ("v", &[2, 1, 40]),
+        (S, &[2, 2, 40, 20]),
+        (Z, &[2, 2, 40]),
+        ("ones", &[2, 1, 2]),
+        ("g", &[2, 1, 2]),
+    ];
+
     #[test]
     fn the_operator_computes_with_all_of_it() {
-        let inputs: [(&str, &[usize]); 6] = [
-            ("q", &[2, 1, 160]),
-            ("k", &[2, 1, 80]),
-            ("v", &[2, 1, 40]),
-            (S, &[2, 2, 40, 20]),
-            (Z, &[2, 2, 40]),
-            ("ones", &[2, 1, 2]),
-        ];
-        insta::assert_snapshot!(after(DECODE, &inputs));
+        insta::assert_snapshot!(after(DECODE, &INPUTS));
+    }
+
+    /// A scale that depends on the features, and a state that something else reads too.
+    #[test]
+    fn an_operator_that_padding_would_change_computes_with_its_part() {
+        for (from, to) in [
+            ("scale: 1.0", "scale: 0.0"),
+            (
+                "  output \"y\"",
+                "  %n = Neg(%past_key_values.0.recurrent_state)\n  output \"n\" %n\n  output \"y\"",
+            ),
+        ] {
+            let after = after(&DECODE.replace(from, to), &INPUTS);
+            assert!(
+                after.contains("%past_key_values.0.recurrent_state, %present.0.recurrent_state/ints"),
+                "{after}"
+            );
+        }
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Decoder {
     /// A state of another graph of the bundle in the widths of this one, which differ by zeros behind the numbers.
     pub(crate) fn fitted(&self, mut state: DecoderState) -> Result<DecoderState, RuntimeError> {
         let (batch, columns) = (state.history.seen.len(), state.history.columns);
-        for (io, (_, tensor)) in self.layout.states.iter().zip(&mut state.tensors) {
+        for (io, (_, tensor)) in self.layout.states.iter().zip(&mut state.tensors).filter(|(io, _)| !io.grows)
+        {
             *tensor = fit(tensor, &io.shape(batch, columns))?;
         }
         Ok(state)
@@ -251,17 +252,26 @@ fn check_state(layout: &Layout, state: &DecoderState) -> Result<(), RuntimeError
     Ok(())
 }
 
-/// A state in a shape whose axes from the third on are longer, with zeros there, or shorter where there are zeros.
-/// What differs in another way is left as it is.
+/// Widths of a state that graphs for bound memory may hold as whole blocks: features, axis 2, and values, axis 3.
+const BLOCKS: [usize; 2] = [64, 32];
+
+/// Whether one of two widths is the other in whole blocks.
+fn is_padded(a: usize, b: usize, block: usize) -> bool {
+    let (own, wide) = (a.min(b), a.max(b));
+    own == wide || (own.next_multiple_of(block) == wide && wide < 2 * own)
+}
+
+/// A state in the widths of another graph of its bundle: with zeros behind its numbers, or without those that are there.
+/// What is no such state is left as it is.
 pub(crate) fn fit(tensor: &HostTensor, shape: &[usize]) -> Result<HostTensor, RuntimeError> {
-    let (own, rank) = (tensor.shape(), shape.len());
-    let is_wider = |from: &[usize], to: &[usize]| (2..rank).all(|axis| from[axis] >= to[axis]);
-    let fits = own.len() == rank && rank > 2 && own[..2] == shape[..2];
-    if !fits || !(is_wider(own, shape) || is_wider(shape, own)) {
+    let own = tensor.shape();
+    let is_state = own.len() == shape.len() && (3..=4).contains(&own.len()) && own[..2] == shape[..2];
+    let widths = || own.iter().copied().zip(shape.iter().copied()).enumerate().skip(2);
+    if !is_state || !widths().zip(BLOCKS).all(|((_, (a, b)), block)| is_padded(a, b, block)) {
         return Ok(tensor.clone());
     }
     let mut found = tensor.clone();
-    for (axis, (from, to)) in own.iter().copied().zip(shape.iter().copied()).enumerate().skip(2) {
+    for (axis, (from, to)) in widths() {
         if from < to {
             let mut missing = found.shape().to_vec();
             missing[axis] = to - from;
@@ -372,15 +382,20 @@ mod tests {
     }
 
     #[test]
-    fn states_fit_where_what_differs_is_zero() {
-        let small = HostTensor::from_f32(&[1, 2, 1, 2], &[1.0, 2.0, 3.0, 4.0]).expect("a tensor");
-        let wide = fit(&small, &[1, 2, 2, 3]).expect("zeros behind");
-        let values = [1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0];
-        assert_eq!(wide, HostTensor::from_f32(&[1, 2, 2, 3], &values).expect("a tensor"));
+    fn states_fit_where_what_differs_is_padding() {
+        let numbers: Vec<f32> = (1..=2 * 33 * 17).map(|n| n as f32).collect();
+        let small = HostTensor::from_f32(&[1, 2, 33, 17], &numbers).expect("a tensor");
+        let wide = fit(&small, &[1, 2, 64, 32]).expect("zeros behind");
+        assert_eq!(wide.shape(), [1, 2, 64, 32]);
+        let values = wide.to_f32().expect("floats");
+        assert_eq!(values.iter().sum::<f32>(), numbers.iter().sum::<f32>());
+        assert_eq!((values[16], values[17], values[32]), (17.0, 0.0, 18.0));
         assert_eq!(fit(&wide, small.shape()).expect("zeros are cut"), small);
-        let cut = fit(&small, &[1, 2, 1, 1]).expect_err("a number that is not zero is not cut").to_string();
-        assert_eq!(cut, "state: it is [1, 2, 1, 2] where [1, 2, 1, 1] is expected");
-        for other in [vec![2, 2, 2, 3], vec![1, 2, 2, 1], vec![1, 2, 2]] {
+        let full = HostTensor::from_f32(&[1, 1, 64], &[1.0; 64]).expect("a tensor");
+        let cut = fit(&full, &[1, 1, 60]).expect_err("a number that is not zero is not cut").to_string();
+        assert_eq!(cut, "state: it is [1, 1, 64] where [1, 1, 60] is expected");
+        // Other rows, other blocks, twice as wide, another rank.
+        for other in [vec![2, 2, 64, 32], vec![1, 2, 65, 17], vec![1, 2, 128, 17], vec![1, 2, 64]] {
             assert_eq!(fit(&small, &other).expect("left to the check"), small);
         }
     }

@@ -92,11 +92,19 @@ fn create_value(
     Ok(())
 }
 
-/// A loaded graph, and how many programs run it.
+/// A loaded graph, which several programs may run.
 #[derive(Debug)]
 struct Loaded {
     session: ort::session::Session,
-    programs: u32,
+    /// The last number of a recording.
+    last_number: u32,
+}
+
+impl Loaded {
+    fn next_number(&mut self) -> u32 {
+        self.last_number += 1;
+        self.last_number
+    }
 }
 
 /// Whether a GPU replays runs. The number names the recording among those of the graph.
@@ -105,7 +113,7 @@ enum Recording {
     Never,
     Wanted(u32),
     There(u32),
-    /// It was tried.
+    /// It was tried in vain: runs go kernel by kernel.
     Failed,
 }
 
@@ -136,7 +144,7 @@ impl Program {
         let outputs = ort_runtime::declared(session.outputs()).map_err(failed)?;
         let device = options.device;
         Ok(Self {
-            loaded: Arc::new(Mutex::new(Loaded { session, programs: 1 })),
+            loaded: Arc::new(Mutex::new(Loaded { session, last_number: 1 })),
             recording: if options.records() { Recording::Wanted(1) } else { Recording::Never },
             binding,
             inputs,
@@ -150,13 +158,13 @@ impl Program {
     /// The same graph for other tensors: loaded once, and nothing is bound.
     pub fn again(&self) -> Result<Self, RuntimeError> {
         let mut loaded = self.loaded();
-        loaded.programs += 1;
+        let number = loaded.next_number();
         let binding = loaded.session.create_binding().map_err(|e| self.failed(one_line(e.message())))?;
         Ok(Self {
             loaded: Arc::clone(&self.loaded),
             recording: match self.recording {
                 Recording::Never => Recording::Never,
-                _ => Recording::Wanted(loaded.programs),
+                _ => Recording::Wanted(number),
             },
             binding,
             inputs: self.inputs.clone(),
@@ -171,7 +179,8 @@ impl Program {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a GPU replays the first run. That one runs several times, and what is bound must stay bound.
+    /// Whether the first run makes a recording that later ones replay. It then runs several times, and what is bound must
+    /// stay bound.
     pub fn is_recorded(&self) -> bool {
         self.recording != Recording::Never
     }
@@ -300,7 +309,7 @@ impl Program {
 
     /// The first run, and its recording. While one is made no memory may be asked for, so that it is tried again where
     /// a run before it has left the memory in other pieces than it needs.
-    fn record(&mut self, number: u32) -> Result<(), RuntimeError> {
+    fn record(&mut self, mut number: u32) -> Result<(), RuntimeError> {
         for _ in 0..ATTEMPTS {
             self.run_with(Some(graph_id(&NOT_RECORDED)))?;
             match self.run_with(Some(graph_id(&number))) {
@@ -310,6 +319,8 @@ impl Program {
                 }
                 Err(error) => tracing::warn!("no recording was made: {error}"),
             }
+            // What is left of one must not be taken for the next.
+            number = self.loaded().next_number();
         }
         self.recording = Recording::Failed;
         self.run_with(Some(graph_id(&NOT_RECORDED)))

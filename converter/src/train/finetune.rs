@@ -115,8 +115,9 @@ pub fn finetune(
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
     let dir = bundle.join(DIR);
     let weight = options.teacher.as_ref().map(|t| t.weight);
-    let what = (options.scope, options.seed);
-    let Plan { layout, additions, graphs } = write_graphs(bundle, &manifest, what, &options.trainer, weight)?;
+    let (scope, seed) = (options.scope, options.seed);
+    let Plan { layout, additions, graphs } =
+        write_graphs(bundle, &manifest, scope, seed, &options.trainer, weight)?;
     let weights = Weights::with_additions(bundle, &layout, additions)?;
     let runtime = OrtRuntime::new()?;
     let load =
@@ -157,7 +158,8 @@ pub fn finetune(
 pub fn write_graphs(
     bundle: &Path,
     manifest: &Manifest,
-    (scope, seed): (Scope, u64),
+    scope: Scope,
+    seed: u64,
     options: &TrainerOptions,
     teacher: Option<f64>,
 ) -> Result<Plan, TrainError> {

@@ -120,8 +120,9 @@ impl Weights {
             let parts = self.additions.iter().flat_map(|addition| [&addition.down, &addition.up]);
             parts.into_iter().find(|(own, _)| own == name).map(|(_, numbers)| numbers.clone())
         };
-        let numbers = in_file.or_else(added).map_or(Vec::new(), |tensor| tensor.to_f64());
-        numbers.into_iter().map(|number| number as f32).collect()
+        let numbers = in_file.or_else(added).map(|tensor| tensor.to_f64());
+        // All names were found when the file was opened.
+        numbers.unwrap_or_default().into_iter().map(|number| number as f32).collect()
     }
 
     /// Replaces the file by one with new numbers for the trained weights, whole or not at all.

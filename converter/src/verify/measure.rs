@@ -11,6 +11,21 @@ pub(super) fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
     (difference.sum::<f64>() / whole.sum::<f64>()).sqrt()
 }
 
+/// The same for each row of `width` numbers, and of these the median, which a few rows that round further than others
+/// do not move.
+pub(super) fn median_error(values: &[f32], reference: &[f32], width: usize) -> f64 {
+    if values.len() != reference.len() || reference.is_empty() {
+        return f64::NAN;
+    }
+    let rows = values.chunks(width).zip(reference.chunks(width));
+    let mut errors: Vec<f64> = rows.map(|(row, expected)| relative_error(row, expected)).collect();
+    errors.sort_by(f64::total_cmp);
+    match errors.iter().any(|error| error.is_nan()) {
+        true => f64::NAN,
+        false => errors[errors.len() / 2],
+    }
+}
+
 /// How a converted model differs from the model it was made from, before any training.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Drift {
@@ -54,6 +69,15 @@ mod tests {
         assert!((relative_error(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-12);
         assert!(relative_error(&[f32::NAN], &[1.0]).is_nan());
         assert!(relative_error(&[1.0], &[1.0, 2.0]).is_nan());
+    }
+
+    #[test]
+    fn one_row_in_three_does_not_move_the_median() {
+        let reference = [2.0, 4.0, 8.0];
+        assert!((median_error(&[3.0, 4.4, 8.0], &reference, 1) - 0.1).abs() < 1e-6);
+        assert!(median_error(&[2.0, 4.0, f32::NAN], &reference, 1).is_nan());
+        assert!(median_error(&[2.0, 4.0], &reference, 1).is_nan());
+        assert!(median_error(&[], &[], 1).is_nan());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{VerifyError, features};
 use crate::onnx::import::import;
 use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::shape::Dim;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,8 @@ pub(super) enum Rounding<'a> {
     Nothing,
     /// The cosines and sines that another graph reads from these.
     Turns(&'a Tables),
+    /// Every result of half precision.
+    Results,
 }
 
 /// The cosines and sines that a graph in half precision reads from tables, which hold them rounded. The interpreter
@@ -98,6 +100,7 @@ pub(super) fn evaluate(
     }
     let wanted = result_of(graph)
         .ok_or_else(|| fail("it has no float output [batch, tokens, width] or [batch, width]".to_owned()))?;
+    let eval = if matches!(rounding, Rounding::Results) { eval_rounded } else { eval };
     let values = eval(graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
     Ok(Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect()))
 }

@@ -15,11 +15,11 @@ use crate::random::Random;
 use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
 use std::collections::BTreeMap;
 
-/// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 /// Before the number of a layer in the names of the states that a graph takes and gives.
 pub(crate) const PAST: &str = "past_key_values.";
 pub(crate) const PRESENT: &str = "present.";
 
+/// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
 const HALF_EPSILON: f64 = 5.96e-8;
 

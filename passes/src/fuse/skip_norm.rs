@@ -3,7 +3,7 @@
 //! the bias of the second value, so that the product that made it has none to copy first. Another norm of the same
 //! sum adds once more: a GPU takes half as long for it as for the plain norm
 //! Exact: yes, up to rounding
-//! Declines when: the sum broadcasts, or is not `[batch, sequence, width]`
+//! Declines when: the sum broadcasts, or is not `[batch, sequence, width]`, or the norm is over another axis
 
 use super::bias_gelu::biased;
 use crate::canon::{Law, Writer, rewrite_nodes};
@@ -47,11 +47,11 @@ fn fused(
     name: &str,
     sums: &mut BTreeMap<ValueId, Sum>,
 ) -> Option<Vec<ValueId>> {
-    let whole = node.input(0)?;
-    let (known, first) = (sums.get(&whole).copied(), w.is_untouched(whole));
-    let sum = match known {
+    let whole = node.input(0).filter(|_| matches!(node.op.int("axis"), Some(-1 | 2)))?;
+    let before = sums.get(&whole).copied();
+    let sum = match before {
         Some(sum) => sum,
-        None => sum_of(w, whole, node).filter(|_| first)?,
+        None => sum_of(w, whole)?,
     };
     let op = Op::in_domain("com.microsoft", name).with("epsilon", node.op.float("epsilon")?);
     let mut inputs: Vec<Option<ValueId>> = sum.parts.map(Some).to_vec();
@@ -62,7 +62,7 @@ fn fused(
         inputs.resize(if name == PLAIN { 4 } else { 3 }, None);
         inputs.push(Some(bias));
     }
-    if known.is_some() {
+    if before.is_some() {
         return Some(w.patch.node_outputs(op, &inputs, 1));
     }
     let made = w.patch.node_outputs(op, &inputs, 4);
@@ -71,14 +71,13 @@ fn fused(
     Some(vec![made[0]])
 }
 
-fn sum_of(w: &Writer<'_>, sum: ValueId, norm: &Node) -> Option<Sum> {
-    let add = w.graph.made_by(sum, "Add")?;
+fn sum_of(w: &Writer<'_>, sum: ValueId) -> Option<Sum> {
+    let add = w.graph.made_by(sum, "Add").filter(|_| w.is_untouched(sum))?;
     let shape = |value: ValueId| w.graph.value(value).ty.shape.clone();
     let (a, b, whole) = (add.input(0)?, add.input(1)?, shape(sum)?);
     let same = shape(a).as_ref() == Some(&whole) && shape(b).as_ref() == Some(&whole);
-    let known = whole.iter().all(|dim| *dim != Dim::Unknown);
-    let over_last = matches!(norm.op.int("axis"), Some(-1 | 2));
-    if !same || !known || whole.len() != 3 || !over_last {
+    let all_known = whole.iter().all(|dim| *dim != Dim::Unknown);
+    if !same || !all_known || whole.len() != 3 {
         return None;
     }
     let (b, bias) = match biased(w.graph, b).filter(|_| w.graph.value(b).uses.len() == 1) {
@@ -91,7 +90,9 @@ fn sum_of(w: &Writer<'_>, sum: ValueId, norm: &Node) -> Option<Sum> {
 #[cfg(test)]
 mod tests {
     use super::SkipNorm;
+    use crate::canon::Law;
     use crate::fuse::tests::after;
+    use crate::ir::text::{parse, print};
 
     #[test]
     fn a_residual_goes_into_the_norm_and_comes_out_of_it() {
@@ -129,15 +130,17 @@ mod tests {
   %q = Add(%n, %c)
   %t = Add(%s, %q)
   %m = SimplifiedLayerNormalization(%t, %w) {epsilon: 0.25}
+  %k = LayerNormalization(%t, %w, %b) {epsilon: 0.25}
   %z = Add(%t, %m)
   output "z" %z
+  output "k" %k
 }"#,
             &[("x", &[2, 3, 4]), ("y", &[2, 3, 4])],
         ));
     }
 
     #[test]
-    fn a_second_norm_adds_again_and_sums_that_broadcast_stay() {
+    fn a_second_norm_adds_again_and_others_stay() {
         insta::assert_snapshot!(after(
             &SkipNorm,
             r#"graph "g" {
@@ -156,5 +159,26 @@ mod tests {
 }"#,
             &[("x", &[2, 3, 4]), ("y", &[2, 3, 4])],
         ));
+    }
+
+    /// The interpreter does not compute it, and nor does the fused operator.
+    #[test]
+    fn a_second_norm_over_another_axis_stays() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, 3, 4]
+  input %y: f32[batch, 3, 4]
+  weight %w: f32[4] = [1.0, 2.0, 3.0, 4.0]
+  weight %o: f32[3, 4] = [1.0, 2.0, 3.0, 4.0, 0.5, -0.5, 1.0, 0.0, 1.0, 1.0, -1.0, 2.0]
+  %t = Add(%x, %y)
+  %m = LayerNormalization(%t, %w, %w) {epsilon: 0.25}
+  %l = LayerNormalization(%t, %o, %o) {axis: 1, epsilon: 0.25}
+  output "m" %m
+  output "l" %l
+}"#;
+        let mut graph = parse(text).expect("it parses");
+        SkipNorm.sweep(&mut graph).expect("a patch");
+        let after = print(&graph);
+        assert_eq!(after.matches(" = LayerNormalization").count(), 1, "{after}");
+        assert!(after.contains("%o, %o) {axis: 1, epsilon: 0.25}"), "{after}");
     }
 }

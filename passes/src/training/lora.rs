@@ -2,12 +2,13 @@
 //! A `[rank, in]` and B `[out, rank]`, which are trained in place of W. B is zero at first, so that nothing changes, and
 //! W + B A takes the place of W in the end. The paper's factor α / r is 1: a learning rate says the same.
 
-use super::parameters::{NEW, Parameter, is_table};
+use super::parameters::{NEW, Parameter};
 use crate::canon::rewrite_nodes;
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::PatchError;
 use crate::ir::tensor::Tensor;
 use crate::random::Random;
+use crate::serving::is_fixed;
 use std::collections::BTreeMap;
 
 /// The names of A and B are that of the weight with this behind it.
@@ -51,7 +52,10 @@ pub(super) fn is_addition(name: &str) -> bool {
     name.ends_with(DOWN) || name.ends_with(UP)
 }
 
-/// Adds to every linear layer of the source but the one that makes the logits.
+/// Adds to every linear layer of the source but the one that makes the logits. What else reads a weight would not see
+/// the addition, so that one is left alone which is read in another way too. Refuses what [`Patch`] does.
+///
+/// [`Patch`]: crate::ir::patch::Patch
 pub fn add_low_rank(graph: &mut Graph, rank: u64, seed: u64) -> Result<Vec<Addition>, PatchError> {
     let mut made: BTreeMap<ValueId, (Addition, [ValueId; 2])> = BTreeMap::new();
     rewrite_nodes(graph, "lora", |w, node| {
@@ -82,18 +86,12 @@ impl Layer {
         let mut weight = node.input(1).filter(|_| node.op.is("MatMul"))?;
         let mut is_transposed = false;
         while let Some((id, _)) = graph.producer(weight) {
-            let before = graph.node(id);
-            match before.op.name() {
-                "Transpose" if before.op.ints("perm") == Some(&[1, 0]) => is_transposed = !is_transposed,
-                "Cast" => (),
-                _ => return None,
-            }
-            weight = before.input(0)?;
+            is_transposed ^= turns(graph.node(id))?;
+            weight = graph.node(id).input(0)?;
         }
         let value = graph.value(weight);
         let numbers = value.as_const().filter(|_| value.is_weight && !value.name.contains(NEW))?;
-        let fits =
-            numbers.dims().len() == 2 && !is_table(graph, weight) && !makes_logits(graph, node.outputs[0]);
+        let fits = numbers.dims().len() == 2 && is_in_layers_alone(graph, weight, is_transposed);
         fits.then_some(Self { weight, is_transposed })
     }
 
@@ -118,11 +116,37 @@ impl Layer {
     }
 }
 
-/// Whether the logits are a value, as it is or cast.
-fn makes_logits(graph: &Graph, value: ValueId) -> bool {
-    graph.output("logits").is_some_and(|logits| {
-        logits == value || graph.made_by(logits, "Cast").is_some_and(|cast| cast.input(0) == Some(value))
+/// Whether what stands between a weight and a product turns it; `None` where it does something else.
+fn turns(node: &Node) -> Option<bool> {
+    match node.op.name() {
+        "Transpose" if node.op.ints("perm") == Some(&[1, 0]) => Some(true),
+        "Cast" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether all that reads a weight are products with it, turned or not, and none of them makes the logits.
+fn is_in_layers_alone(graph: &Graph, value: ValueId, turned: bool) -> bool {
+    graph.value(value).uses.iter().all(|user| {
+        let Use::Node { node, slot } = user else { return false };
+        let node = graph.node(*node);
+        match turns(node) {
+            Some(turn) => is_in_layers_alone(graph, node.outputs[0], turned ^ turn),
+            None => node.op.is("MatMul") && *slot == 1 && !turned && !makes_logits(graph, node.outputs[0]),
+        }
     })
+}
+
+/// Whether the logits are a value, in another shape or type or with a constant added or as a factor.
+fn makes_logits(graph: &Graph, value: ValueId) -> bool {
+    let mut logits = graph.output("logits");
+    while let Some(found) = logits.filter(|found| *found != value) {
+        let before = graph.producer(found).map(|(id, _)| graph.node(id));
+        let before = before.filter(|node| ["Add", "Cast", "Mul", "Reshape"].iter().any(|op| node.op.is(op)));
+        logits = before
+            .and_then(|node| node.inputs.iter().flatten().copied().find(|input| !is_fixed(graph, *input)));
+    }
+    logits == Some(value)
 }
 
 #[cfg(test)]
@@ -147,7 +171,9 @@ mod tests {
   %c = Cast(%down.weight) {to: "f32"}
   %d = MatMul(%u, %c)
   %g = MatMul(%d, %a.dijiang.gate.weight)
-  %logits = MatMul(%g, %head.weight)
+  %l = MatMul(%g, %head.weight)
+  const %bias: f32[5] = [1.0, 0.0, 0.0, 0.0, 2.0]
+  %logits = Add(%l, %bias)
   output "logits" %logits
 }"#;
 
@@ -163,6 +189,27 @@ mod tests {
         );
         let inputs = [("x", noise(&[2, 4, 3], 1)), ("ids", ids())];
         assert_eq!(run(&graph, &inputs), run(&before, &inputs), "nothing changes at first");
+    }
+
+    /// By products of either orientation, by a table, by another operator.
+    #[test]
+    fn weights_that_something_else_reads_stay() {
+        let read = [
+            ("%t = Transpose(%up.weight) {perm: [1, 0]}", "%o = MatMul(%w, %up.weight)"),
+            ("%e = Gather(%embed.weight, %ids)", "%o = Gather(%up.weight, %ids)"),
+            ("%t = Transpose(%up.weight) {perm: [1, 0]}", "%o = Exp(%up.weight)"),
+        ];
+        for (before, other) in read {
+            let text = MODEL.replace(before, &format!("{before}\n  {other}"));
+            let text = text.replace("  output", "  output \"o\" %o\n  output");
+            let text = text.replace("input %ids", "input %w: f32[batch, 4]\n  input %ids");
+            let additions = add_low_rank(&mut parse(&text).expect("it parses"), 2, 7).expect("a patch");
+            assert_eq!(
+                additions.iter().map(|a| a.weight.as_str()).collect::<Vec<_>>(),
+                ["down.weight"],
+                "{other}"
+            );
+        }
     }
 
     /// The graph with other numbers for B, and the one with W + B A.

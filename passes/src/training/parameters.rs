@@ -221,7 +221,7 @@ fn group_of(graph: &Graph, id: ValueId, dims: &[u64]) -> &'static str {
 }
 
 /// Whether rows are picked from a value, as it is or cast.
-pub(super) fn is_table(graph: &Graph, id: ValueId) -> bool {
+fn is_table(graph: &Graph, id: ValueId) -> bool {
     graph.value(id).uses.iter().any(|user| match user {
         Use::Node { node, slot: 0 } => match graph.node(*node) {
             node if node.op.is("Gather") => true,

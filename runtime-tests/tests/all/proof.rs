@@ -207,32 +207,32 @@ fn wrong_graphs_for_bound_memory_differ_from_the_parallel_graph() {
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), [prefill, decode]);
 }
 
-/// In half precision what they are off by is reported, and shows a wrong graph.
+/// In half precision the limit is what rounding does to the model.
 #[test]
-fn wrong_graphs_for_bound_memory_are_further_off_than_rounding() {
+fn wrong_graphs_for_bound_memory_are_told_from_rounding() {
     if ort().is_none() {
         return;
     }
     let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F16);
-    let off = |name: &str| {
-        let found = prove(&bundle, Choice::Ort);
-        assert_eq!(failing(&found), [""; 0]);
-        let check = found.checks.into_iter().find(|c| c.name.contains(name)).expect("the check");
-        assert_eq!(check.limit, None);
-        check.measured
-    };
-    // Some roundings of 2⁻¹¹.
-    let [prefill, decode] = ["prefill.onnx in segments", "decode.onnx token by token"];
-    assert!(off(prefill) < 8.0 / 2048.0 && off(decode) < 8.0 / 2048.0);
+    let found = prove(&bundle, Choice::Ort);
+    assert_eq!(failing(&found), [""; 0]);
+    let [prefill, decode] = ["prefill.onnx in segments", "decode.onnx token by token"]
+        .map(|name| format!("onnxruntime: {name} = parallel"));
+    for name in [&prefill, &decode] {
+        let check = found.checks.iter().find(|c| c.name == *name).expect("the check");
+        let limit = check.limit.expect("a limit");
+        // The graph rounds, and its limit is no more than some roundings of 2⁻¹¹.
+        assert!(check.measured > limit / 32.0 && limit <= 16.0 / 2048.0, "{name}: {check:?}");
+    }
     damage(&bundle, layout::DECODE, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
         let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
-        scale.f = scale.f.map(|scale| scale * 1.02);
+        scale.f = scale.f.map(|scale| scale * 1.05);
     });
-    assert!(off(decode) > 8.0 / 2048.0);
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [decode.as_str()]);
     damage(&bundle, layout::PREFILL, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "Softmax").expect("features");
         node.op_type = "LogSoftmax".to_owned();
     });
-    assert!(off(prefill) > 8.0 / 2048.0);
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [prefill.as_str(), decode.as_str()]);
 }

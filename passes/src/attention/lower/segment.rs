@@ -264,7 +264,7 @@ fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, lo
         let decay = p.unsqueeze(decay, &[3]);
         products = p.mul(products, decay);
     }
-    // Not `Trilu`, for which a device takes longer.
+    // Not `Trilu`, for which a device takes longer where it is as much as this.
     let (seen, dtype) = (grid.seen(p), p.dtype(products));
     let none = p.constant("zero", Tensor::scalar(dtype, 0.0));
     let kept = p.select(seen, products, none);
