@@ -72,8 +72,8 @@ impl Verifier<'_> {
         Ok(Some((ROUNDINGS * error).log2().ceil().exp2()).filter(|limit| limit.is_finite()))
     }
 
-    /// In half precision by the median token: first ones, whose residuals are the largest, may round ten times further
-    /// than others.
+    /// In half precision by the median token: a few, whose residuals are the largest, may round ten times further than
+    /// others.
     fn compare_bound(&mut self, name: String, limit: Option<f64>, found: &[f32], reference: &[f32]) {
         if self.dtype == DType::F32 {
             return self.compare(name, self.served_limit(), found, reference);
