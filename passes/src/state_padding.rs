@@ -99,23 +99,21 @@ impl State {
             return p.fail(format!("`{}` states no heads", node.name));
         };
         p.set_scope(&node.name);
-        let features = self.widths[0];
+        let (features, values) = (self.widths.first(), self.widths.get(1));
         let mut inputs = node.inputs.clone();
-        for (slot, heads, width) in [(0, heads, Some(&features)), (1, kv_heads, Some(&features))]
-            .into_iter()
-            .chain([(2, kv_heads, self.widths.get(1))])
-        {
+        for (slot, heads, width) in [(0, heads, features), (1, kv_heads, features), (2, kv_heads, values)] {
             if let (Some(Some(x)), Some(width)) = (inputs.get(slot).copied(), width) {
                 let wide = *padded.entry((x, width.1)).or_insert_with(|| zeros_in_heads(p, x, heads, *width));
                 inputs[slot] = Some(wide);
             }
         }
         let made = p.node_outputs(node.op.clone(), &inputs, 2);
-        let y = match self.widths.get(1) {
+        let y = match values {
             Some((own, wide)) if own != wide => {
-                let apart = p.reshape(made[0], &[0, 0, heads, *wide as i64]);
-                let own = p.slice(apart, 3, 0, *own as i64);
-                p.reshape(own, &[0, 0, heads * self.widths[1].0 as i64])
+                let (own, wide) = (*own as i64, *wide as i64);
+                let apart = p.reshape(made[0], &[0, 0, heads, wide]);
+                let cut = p.slice(apart, 3, 0, own);
+                p.reshape(cut, &[0, 0, heads * own])
             }
             _ => made[0],
         };

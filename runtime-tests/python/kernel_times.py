@@ -15,7 +15,7 @@ import pathlib
 import torch  # Before onnxruntime, which then finds the libraries of CUDA.
 import numpy
 import onnxruntime
-from torch.profiler import ProfilerActivity, profile
+from gpu_kernels import kernels
 
 TYPES = {
     "tensor(float)": (torch.float32, numpy.float32),
@@ -66,24 +66,17 @@ def main():
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1" if args.recorded else "0"})
     session = onnxruntime.InferenceSession(str(args.graph), options, providers=[provider])
     binding, _tensors = bind(session, sizes)
-    for _ in range(WARM_UP):
-        session.run_with_iobinding(binding)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        for _ in range(RUNS):
-            session.run_with_iobinding(binding)
-        torch.cuda.synchronize()
+    found = kernels(lambda: session.run_with_iobinding(binding), WARM_UP, RUNS)
 
     times, counts = collections.Counter(), collections.Counter()
-    kernels = [event for event in recorded.events() if event.device_time > 0]
-    for event in kernels:
+    for event in found:
         times[event.name] += event.device_time
         counts[event.name] += 1
-    span = max(event.time_range.end for event in kernels) - min(event.time_range.start for event in kernels)
+    span = max(event.time_range.end for event in found) - min(event.time_range.start for event in found)
     each = RUNS * args.layers
     total = sum(times.values())
     print(f"{args.graph.name}, {args.batch} x {args.tokens}: {total / RUNS / 1e3:.2f} ms, {total / each:.0f} us a layer")
-    print(f"from the first kernel to the last {span / RUNS / 1e3:.2f} ms, {len(kernels) / each:.0f} kernels a layer")
+    print(f"from the first kernel to the last {span / RUNS / 1e3:.2f} ms, {len(found) / each:.0f} kernels a layer")
     for name, time in times.most_common(args.top):
         print(f"{time / each:8.1f} us a layer, {counts[name] / each:5.2f} of {time / counts[name]:6.1f}  {name[:110]}")
 

@@ -10,10 +10,9 @@ import argparse
 
 import torch  # Before onnxruntime, which then finds the libraries of CUDA.
 import numpy
-import onnx
 import onnxruntime
 from onnx import TensorProto, helper
-from torch.profiler import ProfilerActivity, profile
+from gpu_kernels import kernels
 
 TYPES = {
     "f32": (TensorProto.FLOAT, torch.float32, numpy.float32),
@@ -58,14 +57,8 @@ def measure(rows, sizes, dtype):
     tensors["y"] = torch.zeros(outputs["y"], dtype=torch_type, device=DEVICE)
     for name, tensor in (("y", tensors["y"]), ("t", tensors["s"])):
         binding.bind_output(name, DEVICE, 0, numpy_type, outputs[name], tensor.data_ptr())
-    for _ in range(WARM_UP):
-        session.run_with_iobinding(binding)
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        for _ in range(RUNS):
-            session.run_with_iobinding(binding)
-        torch.cuda.synchronize()
-    time = sum(event.device_time for event in recorded.events()) / RUNS
+    found = kernels(lambda: session.run_with_iobinding(binding), WARM_UP, RUNS)
+    time = sum(event.device_time for event in found) / RUNS
     moved = 2 * tensors["s"].numel() * tensors["s"].element_size()
     size = "x".join(str(n) for n in sizes)
     print(f"{size:>12} {dtype}: {time:8.1f} us, {moved / time / 1e6:5.2f} TB/s of state")
