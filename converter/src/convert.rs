@@ -1,31 +1,34 @@
 //! The whole conversion: a source in, a verified bundle out, written whole or not at all.
 
 use crate::bundle::atomic::{BundleError, NewBundle};
-use crate::bundle::layout;
 use crate::bundle::link::{LinkError, MappedFile};
-use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
-use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile_with};
+use crate::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::estimate::{Estimate, parameters};
 use crate::genai;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::progress::Progress;
-use crate::quantization::{self, Quantization, QuantizeError};
+use crate::quantization::{self, QuantizeError};
 use crate::source::{self, Source, SourceError};
-use crate::target::{PORTABLE_OPSET, Target};
 use crate::train::TrainError;
 use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
+use dijiang_format::names::PAST;
+use dijiang_format::quantization::Quantization;
+use dijiang_format::recipe::{Attention, Recipe};
+use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::{Drawn, SiteReport, drawn};
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::recipe::{Attention, Recipe};
+use dijiang_passes::pipeline::PipelineError;
 use dijiang_passes::training::specialize::Size;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -86,7 +89,7 @@ pub enum ConvertError {
     #[error("{}: {source}", path.display())]
     Quantize { path: PathBuf, source: Box<QuantizeError> },
     #[error(transparent)]
-    Compile(#[from] CompileError),
+    Compile(#[from] PipelineError),
     #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
     #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
@@ -359,17 +362,17 @@ impl Writer<'_> {
         weights: &WeightFile,
     ) -> Result<u64, ConvertError> {
         let mut graphs = vec![
-            (layout::MODEL, self.options.target.opset(), &self.compiled.model),
-            (layout::SOFTMAX, PORTABLE_OPSET, &forms.softmax),
+            (files::MODEL, self.options.target.opset(), &self.compiled.model),
+            (files::SOFTMAX, PORTABLE_OPSET, &forms.softmax),
         ];
         if let Some(linear) = &forms.linear {
-            graphs.push((layout::PARALLEL, PORTABLE_OPSET, &linear.parallel));
-            graphs.push((layout::CHUNKED, PORTABLE_OPSET, &linear.chunked));
+            graphs.push((files::PARALLEL, PORTABLE_OPSET, &linear.parallel));
+            graphs.push((files::CHUNKED, PORTABLE_OPSET, &linear.chunked));
         }
         if let Some(bound) = bound {
             let opset = self.options.target.opset();
-            graphs.push((layout::PREFILL, opset, &bound.prefill));
-            graphs.push((layout::DECODE, opset, &bound.decode));
+            graphs.push((files::PREFILL, opset, &bound.prefill));
+            graphs.push((files::DECODE, opset, &bound.decode));
         }
         let write =
             |(name, opset, graph): &(&str, i64, &Graph)| write_graph(self.dir, name, *opset, graph, weights);
@@ -400,7 +403,7 @@ impl Writer<'_> {
             return Ok(0);
         }
         let config = genai::config(meta, &self.compiled.model);
-        self.write(layout::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
+        self.write(files::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
     }
 
     fn manifest(
@@ -419,7 +422,7 @@ impl Writer<'_> {
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<u64, ConvertError> {
-        self.write(layout::MANIFEST, manifest.to_json()?.as_bytes())
+        self.write(files::MANIFEST, manifest.to_json()?.as_bytes())
     }
 }
 
@@ -440,7 +443,7 @@ pub(crate) fn write_weights(
     progress: &mut dyn Progress,
 ) -> Result<Vec<String>, ConvertError> {
     progress.bytes("writing the weights", weights.size());
-    let path = dir.join(layout::WEIGHTS);
+    let path = dir.join(files::WEIGHTS);
     let io = |source| ConvertError::Io { path: path.clone(), source };
     let mut file = File::create(&path).map_err(io)?;
     let warnings = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
@@ -456,7 +459,7 @@ pub(crate) fn write_graph(
     graph: &Graph,
     weights: &WeightFile,
 ) -> Result<u64, ConvertError> {
-    let external = ExternalWeights { location: layout::WEIGHTS, file: weights };
+    let external = ExternalWeights { location: files::WEIGHTS, file: weights };
     let bytes = export(graph, &ExportOptions { opset, weights: Some(external) })?;
     write_file(dir, name, &bytes)
 }
@@ -480,16 +483,16 @@ pub(crate) fn describe(
     Ok(Manifest {
         format_version: manifest::FORMAT,
         dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
-        source: manifest::Source { kind, dtype: stored.name().to_owned(), files },
+        source: manifest::Source { kind, dtype: stored, files },
         model: manifest::Model {
             family: meta.family.to_owned(),
             vocab: meta.vocab,
             positions: meta.learned_positions,
             eos: meta.eos.clone(),
         },
-        recipe: serde_json::to_value(&options.recipe)?,
-        target: options.target.name().to_owned(),
-        dtype: dtype.name().to_owned(),
+        recipe: options.recipe.clone(),
+        target: options.target,
+        dtype,
         weights: options.weights,
         seed: options.seed,
         sites: Vec::new(),
@@ -504,8 +507,8 @@ pub(crate) fn describe(
 
 /// Copied from the checkpoint as they are.
 const COPIED: [&str; 6] = [
-    layout::CONFIG,
-    layout::TOKENIZER,
+    files::CONFIG,
+    files::TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
@@ -536,11 +539,13 @@ fn miss(near: &NearMiss) -> manifest::Miss {
 fn states(graph: &Graph) -> Vec<manifest::State> {
     let inputs = graph.inputs().iter().map(|v| graph.value(*v));
     inputs
-        .filter(|v| v.name.starts_with("past_key_values."))
-        .map(|v| manifest::State {
-            name: v.name.clone(),
-            shape: v.ty.shape.iter().flatten().map(extent).collect(),
-            dtype: v.ty.dtype.map_or("?", DType::name).to_owned(),
+        .filter(|v| v.name.starts_with(PAST))
+        .filter_map(|v| {
+            Some(manifest::State {
+                name: v.name.clone(),
+                shape: v.ty.shape.iter().flatten().map(extent).collect(),
+                dtype: v.ty.dtype?,
+            })
         })
         .collect()
 }

@@ -1,10 +1,10 @@
 //! What a conversion takes of the disk and of memory, told before anything is written.
 
 use crate::bundle::room;
+use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_passes::attention::rewrite::drawn;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::recipe::{Attention, Recipe};
 
 /// Graphs, what threads convert at a time and the program itself, in round numbers: a conversion without a proof was
 /// measured at 65 to 101 MB (135 million to 1.1 billion parameters, with and without weights of four bits).

@@ -1,7 +1,7 @@
 //! NaN and infinite numbers among weights: a model that holds them gives no numbers.
 
 use crate::onnx::shown;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 
 /// Elements looked at together.
 const BLOCK: usize = 4096;

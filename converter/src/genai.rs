@@ -2,8 +2,8 @@
 //!
 //! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names.
 
-use crate::bundle::layout;
 use crate::checkpoint::ModelMeta;
+use dijiang_format::files;
 use dijiang_passes::ir::graph::Graph;
 use serde_json::{Map, Value, json};
 
@@ -32,7 +32,7 @@ pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {
             "vocab_size": meta.vocab,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-                "filename": layout::MODEL,
+                "filename": files::MODEL,
                 "head_size": meta.head_dim,
                 "hidden_size": meta.hidden,
                 "num_attention_heads": meta.heads,

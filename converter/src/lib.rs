@@ -19,7 +19,6 @@ pub mod requantize;
 pub mod source;
 pub mod stop_after;
 pub mod synth;
-pub mod target;
 pub mod torch;
 pub mod train;
 pub mod verify;

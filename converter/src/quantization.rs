@@ -1,28 +1,11 @@
-//! Weights of fewer bits than the source's.
+//! Weights of fewer bits than the source's, from a source graph.
 
-use crate::target::Target;
+use dijiang_format::quantization::Quantization;
+use dijiang_format::target::Target;
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::int4::{BLOCK, quantize};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;
-use serde::{Deserialize, Serialize};
-
-/// How the weights of linear layers are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantization {
-    /// Four bits, in blocks of 32 with a scale and a zero point
-    Int4,
-}
-
-impl Quantization {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Int4 => "int4",
-        }
-    }
-}
-
 /// The weights cannot be stored so.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantizeError {

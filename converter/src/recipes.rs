@@ -1,6 +1,7 @@
 //! The recipes that ship, and recipes from files.
 
-use dijiang_passes::recipe::{Recipe, RecipeError};
+use dijiang_format::recipe::Recipe;
+use dijiang_passes::feature_map::recipe_check::{self, RecipeError};
 use std::path::{Path, PathBuf};
 
 /// The recipe of a conversion that names none.
@@ -53,7 +54,7 @@ fn parse(text: &str, place: &str) -> Result<Recipe, RecipeFileError> {
         let reason = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         RecipeFileError::Yaml { place: place.to_owned(), reason }
     })?;
-    recipe.check()?;
+    recipe_check::check(&recipe)?;
     Ok(recipe)
 }
 

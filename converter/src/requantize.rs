@@ -3,18 +3,17 @@
 //! The weights of a bundle are called as in the checkpoint that it was made from, and its config lies beside them, so
 //! it is converted like that checkpoint. What the conversion added is taken over as it is.
 
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
 use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
 use crate::convert::{Before, ConvertError, ConvertOptions, Converted, convert_opened};
 use crate::progress::Progress;
-use crate::quantization::Quantization;
 use crate::source::{self, SourceError};
 use crate::torch;
 use crate::verify::VerifyOptions;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::quantization::Quantization;
 use dijiang_passes::attention::rewrite::is_new;
-use dijiang_passes::ir::dtype::UnknownDType;
 use std::path::Path;
 
 /// How to make a bundle anew.
@@ -42,14 +41,9 @@ pub enum RequantizeError {
     FromOnnx { bundle: String, weights: &'static str },
     #[error(
         "{bundle}: its {} is that of the PyTorch model (hint: convert the model anew, `import-weights` what was trained into that, and quantize it)",
-        layout::CONFIG
+        files::CONFIG
     )]
     Exported { bundle: String },
-    #[error(
-        "{bundle}: `{key}` in {} is not what this version writes: {reason} (hint: convert the model anew)",
-        layout::MANIFEST
-    )]
-    Field { bundle: String, key: &'static str, reason: String },
     #[error(transparent)]
     Convert(#[from] Box<ConvertError>),
 }
@@ -67,11 +61,11 @@ pub fn requantize(
     if manifest.source.kind == SourceKind::Onnx {
         return Err(RequantizeError::FromOnnx { bundle: place(), weights: options.weights.name() });
     }
-    if torch::is_exported(&Config::read(&bundle.join(layout::CONFIG))?) {
+    if torch::is_exported(&Config::read(&bundle.join(files::CONFIG))?) {
         return Err(RequantizeError::Exported { bundle: place() });
     }
-    let how = as_before(bundle, &manifest, options)?;
-    let weights = Weights::read(&bundle.join(layout::WEIGHTS))?;
+    let how = as_before(&manifest, options);
+    let weights = Weights::read(&bundle.join(files::WEIGHTS))?;
     let added = weights.tensors().filter(|(name, _)| is_new(name));
     let added = added.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let before = Before { manifest, added };
@@ -81,19 +75,12 @@ pub fn requantize(
 }
 
 /// The options of the conversion that made the bundle, with the weights as they are to be.
-fn as_before(
-    bundle: &Path,
-    manifest: &Manifest,
-    options: &RequantizeOptions,
-) -> Result<ConvertOptions, RequantizeError> {
-    let field =
-        |key, reason: String| RequantizeError::Field { bundle: bundle.display().to_string(), key, reason };
+fn as_before(manifest: &Manifest, options: &RequantizeOptions) -> ConvertOptions {
     let linear = manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect();
-    Ok(ConvertOptions {
-        recipe: serde_json::from_value(manifest.recipe.clone())
-            .map_err(|e| field("recipe", e.to_string()))?,
-        target: manifest.target.parse().map_err(|e| field("target", e))?,
-        dtype: Some(manifest.dtype.parse().map_err(|e: UnknownDType| field("dtype", e.to_string()))?),
+    ConvertOptions {
+        recipe: manifest.recipe.clone(),
+        target: manifest.target,
+        dtype: Some(manifest.dtype),
         weights: Some(options.weights),
         layers: Some(linear),
         seed: manifest.seed,
@@ -102,5 +89,5 @@ fn as_before(
         free_space: room::free_space,
         link: false,
         verify: options.verify.clone(),
-    })
+    }
 }

@@ -1,12 +1,12 @@
 //! What is converted: a checkpoint or an ONNX graph, in one form.
 
 use crate::bundle::link::MappedFile;
-use crate::bundle::manifest::SourceKind;
 use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
 use crate::onnx::import::{self, ImportError};
+use dijiang_format::dtype::DType;
+use dijiang_format::manifest::SourceKind;
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::{CanonError, canonicalize};
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::shape::Dim;
 use std::path::{Path, PathBuf};

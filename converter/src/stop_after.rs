@@ -1,8 +1,6 @@
 //! A conversion that is stopped on the way, for finding a wrong patch by halving.
 
 use crate::bundle::atomic::NewBundle;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
 use crate::bundle::room;
 use crate::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::{
@@ -11,6 +9,8 @@ use crate::convert::{
 use crate::estimate::Estimate;
 use crate::progress::Progress;
 use crate::source::{self, Source};
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use std::path::Path;
 
 /// Writes the serving graph as it stands after the first `patches` patches. Nothing is verified, and what is
@@ -37,12 +37,12 @@ pub fn convert_first(
     progress.estimate(&Estimate::of(weights.size(), &partial.graph));
     room::check(bundle.path(), target, weights.size(), options.free_space)?;
     write_weights(bundle.path(), &weights, progress)?;
-    write_graph(bundle.path(), layout::MODEL, options.target.opset(), &partial.graph, &weights)?;
+    write_graph(bundle.path(), files::MODEL, options.target.opset(), &partial.graph, &weights)?;
     let manifest = Manifest {
         stopped_after: Some(partial.patches as u64),
         ..describe(options, kind, stored, &files, &meta, dtype)?
     };
-    write_file(bundle.path(), layout::MANIFEST, manifest.to_json()?.as_bytes())?;
+    write_file(bundle.path(), files::MANIFEST, manifest.to_json()?.as_bytes())?;
     bundle.commit()?;
     progress.done();
     Ok(partial)

@@ -7,7 +7,7 @@
 use dijiang::compile::{CompileOptions, compile};
 use dijiang::onnx::import;
 use dijiang::recipes;
-use dijiang::target::Target;
+use dijiang_format::target::Target;
 use dijiang_passes::attention::patterns::{Found, find_sites};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::eval::{Array, eval};

@@ -6,8 +6,8 @@ use dijiang::progress::Silent;
 use dijiang::recipes;
 use dijiang::synth::shapes::{SHAPES, find};
 use dijiang::synth::{SynthOptions, synth};
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::target::Target;
 use std::path::Path;
 
 /// Parameters as their authors count them: EleutherAI's table of Pythia's total parameters, and the sizes of the

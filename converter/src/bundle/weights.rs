@@ -7,7 +7,7 @@
 
 use super::link::{MappedFile, Place};
 use crate::finite::NotFinite;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@
 use super::message::shown;
 use super::proto::{GraphProto, NodeProto, ValueInfoProto};
 use super::reader::Reader;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
 use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::shape::Dim;

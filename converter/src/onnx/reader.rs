@@ -11,7 +11,7 @@ use super::proto::{
     OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
 use super::{attribute, branches, domain, dtype, forms, forms::Form};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::{Attr, Op};
 use dijiang_passes::ir::patch::{Change, Patch};

@@ -10,14 +10,14 @@ use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
 use super::trainer::{RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use dijiang_format::recipe::Recipe;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::{Options, write_beside};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::recipe::Recipe;
 use dijiang_passes::training::parameters::{Layout, NEW, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
@@ -156,10 +156,8 @@ struct Softmax {
 
 impl Softmax {
     fn of(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Self, TrainError> {
-        let path = bundle.join(layout::MANIFEST);
-        let recipe: Recipe = serde_json::from_value(manifest.recipe.clone())
-            .map_err(|e| TrainError::Recipe { path, reason: e.to_string() })?;
-        let mut graph = import::import(&bundle.join(layout::SOFTMAX))?;
+        let recipe = manifest.recipe.clone();
+        let mut graph = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut graph)?;
         let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
             Form::Chunked(recipe.chunk)

@@ -1,6 +1,6 @@
 //! Training text: read, tokenised, joined to one stream, and cut into windows.
 
-use dijiang_passes::random::Random;
+use dijiang_passes::numeric::random::Random;
 use dijiang_runtime::{RuntimeError, Tokenizer};
 use std::path::{Path, PathBuf};
 

@@ -4,8 +4,8 @@ use super::TrainError;
 use super::data::{self, DataError, Texts, Windows};
 use super::finetune::model_graph;
 use super::trainer;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::training::loss::IGNORE;
 use dijiang_passes::training::parameters::{Layout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
@@ -105,7 +105,7 @@ impl Evaluator {
 
     /// The perplexity over whole windows of a file, of `most` tokens at most, as fine-tuning validates.
     pub fn perplexity(&mut self, file: &Path, most: Option<usize>) -> Result<Measured, TrainError> {
-        let tokenizer = self.bundle.join(layout::TOKENIZER);
+        let tokenizer = self.bundle.join(files::TOKENIZER);
         let model = &self.manifest.model;
         let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
         let stream = data::read(&[file.to_owned()], &texts)?;
@@ -122,7 +122,7 @@ impl Evaluator {
     /// The share of questions whose right choice is the likeliest after the context.
     pub fn accuracy(&mut self, file: &Path, most: Option<usize>) -> Result<Measured, TrainError> {
         let questions = read_questions(file, most)?;
-        let path = self.bundle.join(layout::TOKENIZER);
+        let path = self.bundle.join(files::TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
         let mut right = 0;
         for question in &questions {

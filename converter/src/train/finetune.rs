@@ -9,10 +9,10 @@ use super::schedule::Schedule;
 use super::teacher::{Teacher, TeacherOptions};
 use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, SourceFile};
 use crate::bundle::replace::replace_file;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, SourceFile};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
@@ -191,13 +191,12 @@ pub(super) fn trains_in_chunks(sequence: u64, chunk: u64) -> bool {
 
 /// The form of the model that training computes.
 pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
-    let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64);
     let file = if manifest.sites.iter().all(|site| !site.lowered) {
-        layout::SOFTMAX
-    } else if trains_in_chunks(sequence, chunk) {
-        layout::CHUNKED
+        files::SOFTMAX
+    } else if trains_in_chunks(sequence, u64::from(manifest.recipe.chunk)) {
+        files::CHUNKED
     } else {
-        layout::PARALLEL
+        files::PARALLEL
     };
     let mut graph = import::import(&bundle.join(file))?;
     canonicalize(&mut graph)?;
@@ -215,7 +214,7 @@ pub(super) fn read_data(
     if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
         return Err(TrainError::Positions { positions, context });
     }
-    let tokenizer = bundle.join(layout::TOKENIZER);
+    let tokenizer = bundle.join(files::TOKENIZER);
     let texts = Texts {
         tokenizer: &tokenizer,
         end: manifest.model.eos.first().copied(),
@@ -259,12 +258,12 @@ pub(super) fn vouch_for_nothing(bundle: &Path, manifest: &mut Manifest) -> Resul
 
 /// Takes the digest of the weights as they are now.
 pub(super) fn vouch_for_weights(bundle: &Path, manifest: &mut Manifest) -> Result<(), TrainError> {
-    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(layout::WEIGHTS))?);
+    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(files::WEIGHTS))?);
     replace_manifest(bundle, manifest)
 }
 
 fn replace_manifest(bundle: &Path, manifest: &Manifest) -> Result<(), TrainError> {
-    let path = bundle.join(layout::MANIFEST);
+    let path = bundle.join(files::MANIFEST);
     let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
     let text = manifest.to_json().map_err(|e| io(e.into()))?;
     replace_file(&path, text.as_bytes()).map_err(io)

@@ -1,9 +1,9 @@
 //! Training a bundle: the graphs of `dijiang_passes::training` run by ONNX Runtime over data, and the trained
 //! weights put back where the serving graphs read them.
 
-use crate::bundle::manifest::ManifestError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use dijiang_format::manifest::ManifestError;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
 use dijiang_passes::training::TrainingError;
@@ -48,8 +48,6 @@ pub enum TrainError {
     Checkpoint(#[from] checkpoint::CheckpointError),
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
-    #[error("{}: the recipe in it is not one: {reason}", path.display())]
-    Recipe { path: PathBuf, reason: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(

@@ -1,9 +1,9 @@
 //! The trained weights of a bundle: read from its weight file as f32, and written back in the element types
 //! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
 
-use crate::bundle::layout;
 use crate::bundle::replace::replace_file;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::lora::Addition;
 use dijiang_passes::training::parameters::{Group, Layout, Parameter};
@@ -62,7 +62,7 @@ impl Weights {
         trained: &Layout,
         additions: Vec<Addition>,
     ) -> Result<Self, WeightsError> {
-        let path = bundle.join(layout::WEIGHTS);
+        let path = bundle.join(files::WEIGHTS);
         let io = |source| WeightsError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
         // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.

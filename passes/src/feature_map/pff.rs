@@ -10,8 +10,8 @@ use super::{Emitted, FeatureMap, Numbers, Parameter, Role, frequency, single};
 use super::{dot, emit_add_per_head, emit_exp, emit_norm, eval_exp, eval_rows, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::{MapSpec, Radial};
+use crate::numeric::random::Random;
+use dijiang_format::recipe::{MapSpec, Radial};
 
 pub(super) struct Pff;
 pub(super) struct Wpff;

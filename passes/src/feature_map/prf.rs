@@ -5,8 +5,8 @@ use super::{Emitted, FeatureMap, Numbers, Parameter, Role, single};
 use super::{dot, emit_exp, emit_norm, eval_exp, eval_rows};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 
 pub(super) struct Prf;
 

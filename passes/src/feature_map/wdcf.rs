@@ -7,8 +7,8 @@ use super::{Emitted, FeatureMap, Numbers, Parameter, Role, frequency, single};
 use super::{emit_add_per_head, emit_exp, eval_exp, eval_rows, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 
 pub(super) struct Wdcf;
 
