@@ -2,7 +2,7 @@
 //! `cargo bench -p dijiang`. Figures are kept in docs/benchmarks.md.
 
 use dijiang::checkpoint;
-use dijiang::compile::{CompileOptions, compile};
+use dijiang::convert::compile::{CompileOptions, compile};
 use dijiang::onnx::export::{ExportOptions, export};
 use dijiang::onnx::import::import_bytes;
 use dijiang::recipes;

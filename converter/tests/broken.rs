@@ -5,9 +5,9 @@
 mod decoder;
 
 use decoder::{difference, evaluate, text, write};
-use dijiang::compile::{CompileOptions, Compiled, compile};
+use dijiang::convert::compile::{CompileOptions, Compiled, compile};
 use dijiang::convert::{ConvertOptions, convert};
-use dijiang::progress::Silent;
+use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang::{recipes, source};
 use dijiang_format::target::Target;

@@ -4,7 +4,7 @@
 
 #![expect(clippy::print_stderr, reason = "the tables are what the test is for")]
 
-use dijiang::compile::{CompileOptions, compile};
+use dijiang::convert::compile::{CompileOptions, compile};
 use dijiang::onnx::import;
 use dijiang::recipes;
 use dijiang_format::target::Target;

@@ -3,8 +3,8 @@
 
 use dijiang::convert::{ConvertOptions, convert};
 use dijiang::onnx::import::import;
-use dijiang::progress::Silent;
 use dijiang::recipes;
+use dijiang::report::progress::Silent;
 use dijiang::verify::{Choice, VerifyOptions};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;

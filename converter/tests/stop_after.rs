@@ -3,12 +3,13 @@
 mod decoder;
 
 use decoder::{difference, evaluate, text, write};
-use dijiang::compile::{CompileOptions, compile, compile_first};
 use dijiang::convert::ConvertOptions;
+use dijiang::convert::compile::{CompileOptions, compile, compile_first};
+use dijiang::convert::source;
+use dijiang::convert::stop_after::convert_first;
 use dijiang::onnx::import;
-use dijiang::progress::Silent;
-use dijiang::stop_after::convert_first;
-use dijiang::{recipes, source};
+use dijiang::recipes;
+use dijiang::report::progress::Silent;
 use dijiang_format::target::Target;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::{Graph, ValueId};

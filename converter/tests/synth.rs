@@ -2,8 +2,8 @@
 
 use dijiang::checkpoint;
 use dijiang::convert::{ConvertError, ConvertOptions, convert};
-use dijiang::progress::Silent;
 use dijiang::recipes;
+use dijiang::report::progress::Silent;
 use dijiang::synth::shapes::{SHAPES, find};
 use dijiang::synth::{SynthOptions, synth};
 use dijiang_format::dtype::DType;

@@ -11,7 +11,7 @@ use crate::bundle::weights::LayoutError;
 use crate::checkpoint::CheckpointError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
-use crate::progress::Progress;
+use crate::report::progress::Progress;
 use dijiang_format::files;
 use dijiang_format::manifest::ManifestError;
 use dijiang_runtime::{
@@ -320,7 +320,7 @@ pub fn counterpart<'a>(rows: &'a [Row], row: &Row, against: &Path) -> Option<&'a
 mod tests {
     use super::*;
     use crate::convert::{ConvertOptions, convert};
-    use crate::progress::Silent;
+    use crate::report::progress::Silent;
     use dijiang_format::dtype::DType;
     use dijiang_format::target::Target;
     use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime as _};

@@ -6,7 +6,7 @@
 //! first), then name, so that each one is aligned to its elements, as the `safetensors` crate does.
 
 use super::link::{MappedFile, Place};
-use crate::finite::NotFinite;
+use crate::bundle::finite::NotFinite;
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;

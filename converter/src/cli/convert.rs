@@ -3,9 +3,9 @@
 use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::bundle::room;
+use crate::convert::stop_after::convert_first;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
 use crate::recipes;
-use crate::stop_after::convert_first;
 use crate::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
 use dijiang_format::quantization::Quantization;

@@ -4,13 +4,13 @@ use super::external::ExternalFiles;
 use super::functions::{self, Functions, Given};
 use super::import::{ImportProblem, OPSETS};
 use super::legacy::{self, Flattened};
-use super::message::shown;
 use super::notes::Notes;
 use super::proto::{
     AttributeProto, DimValue, DimensionProto, EXTERNAL, FunctionProto, GraphProto, NodeProto,
     OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
 use super::{attribute, branches, domain, dtype, forms, forms::Form};
+use crate::report::message::shown;
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::{Attr, Op};

@@ -5,7 +5,7 @@ pub mod shapes;
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{self, CheckpointError};
-use crate::progress::Progress;
+use crate::report::progress::Progress;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};

@@ -5,7 +5,7 @@ use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
-use crate::progress::Progress;
+use crate::report::progress::Progress;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};

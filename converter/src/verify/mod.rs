@@ -15,7 +15,7 @@ mod run;
 mod whole;
 
 use crate::onnx::import::{ImportError, import};
-use crate::progress::Progress;
+use crate::report::progress::Progress;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};

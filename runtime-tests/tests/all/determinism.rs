@@ -2,8 +2,8 @@
 
 use crate::support::{FIXTURES, convert_to, options, recipe};
 use dijiang::convert::{ConvertError, ConvertOptions, convert};
-use dijiang::progress::Silent;
 use dijiang::recipes::PRESETS;
+use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;

@@ -2,7 +2,7 @@
 
 use crate::support::{Bundle, FIXTURES, ort, recipe};
 use dijiang::onnx::proto::{ModelProto, NodeProto, TensorProto};
-use dijiang::progress::Silent;
+use dijiang::report::progress::Silent;
 use dijiang::verify::{Choice, Verification, VerifyOptions, verify};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;

@@ -1,8 +1,8 @@
 //! Fixtures converted into temporary directories.
 
 use dijiang::convert::{ConvertOptions, Converted, convert};
-use dijiang::progress::Silent;
 use dijiang::recipes;
+use dijiang::report::progress::Silent;
 use dijiang_format::dtype::DType;
 use dijiang_format::manifest::Manifest;
 use dijiang_format::recipe::Recipe;

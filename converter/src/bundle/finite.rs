@@ -1,6 +1,6 @@
 //! NaN and infinite numbers among weights: a model that holds them gives no numbers.
 
-use crate::onnx::shown;
+use crate::report::message::shown;
 use dijiang_format::dtype::DType;
 
 /// Elements looked at together.

@@ -2,13 +2,13 @@
 
 use crate::bundle::atomic::NewBundle;
 use crate::bundle::room;
-use crate::compile::{CompileOptions, Partial, compile_first};
+use crate::convert::compile::{CompileOptions, Partial, compile_first};
+use crate::convert::source::{self, Source};
 use crate::convert::{
     ConvertError, ConvertOptions, describe, plan_weights, write_file, write_graph, write_weights,
 };
-use crate::estimate::Estimate;
-use crate::progress::Progress;
-use crate::source::{self, Source};
+use crate::report::progress::Estimate;
+use crate::report::progress::Progress;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use std::path::Path;

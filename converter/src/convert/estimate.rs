@@ -1,6 +1,7 @@
 //! What a conversion takes of the disk and of memory, told before anything is written.
 
 use crate::bundle::room;
+use crate::report::progress::Estimate;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_passes::attention::rewrite::drawn;
 use dijiang_passes::ir::graph::Graph;
@@ -16,15 +17,6 @@ const PROOF_WORKING: u64 = 400_000_000;
 /// million parameters took 1,443 and 2,177 MB in all, and with softmax attention 1,633 and 4,412 MB.
 const PROOF: u64 = 16;
 const SOFTMAX_PROOF: u64 = 33;
-
-/// What a conversion takes at most of the disk, and about of memory, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Estimate {
-    /// Of the new bundle; what it replaces is there until then.
-    pub disk: u64,
-    /// Anonymous memory. The source's weights are not in it: they stay in their files.
-    pub memory: u64,
-}
 
 impl Estimate {
     /// For a bundle with so many bytes of weights, of which `model` holds the new ones.

@@ -9,7 +9,7 @@ pub(crate) fn shown(name: &str) -> String {
 }
 
 /// A message on one line, however the names in it are spelled.
-pub(super) fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     clipped(&escaped(message), MAX_LINE)
 }
 

@@ -1,6 +1,13 @@
 //! Progress of long work, told to whoever shows it.
 
-use crate::estimate::Estimate;
+/// What a conversion takes at most of the disk, and about of memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// Of the new bundle; what it replaces is there until then.
+    pub disk: u64,
+    /// Anonymous memory. The source's weights are not in it: they stay in their files.
+    pub memory: u64,
+}
 
 /// Hears what is going on.
 pub trait Progress: Send {

@@ -1,17 +1,25 @@
 //! The whole conversion: a source in, a verified bundle out, written whole or not at all.
 
+pub mod compile;
+pub mod estimate;
+pub mod genai;
+pub mod quantization;
+pub mod requantize;
+pub mod source;
+pub mod stop_after;
+
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
-use crate::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
-use crate::estimate::{Estimate, parameters};
-use crate::genai;
+use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
+use crate::convert::estimate::parameters;
+use crate::convert::quantization::QuantizeError;
+use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
-use crate::progress::Progress;
-use crate::quantization::{self, QuantizeError};
-use crate::source::{self, Source, SourceError};
+use crate::report::progress::Estimate;
+use crate::report::progress::Progress;
 use crate::train::TrainError;
 use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 /// The recipe of a conversion that names none.
 pub const DEFAULT: &str = "adaptive";
 
-/// Name and text of every recipe under `recipes/`, in the order they are listed.
+/// Name and text of every recipe beside this file, in the order they are listed.
 pub const PRESETS: &[(&str, &str)] = &[
-    ("adaptive", include_str!("../recipes/adaptive.yaml")),
-    ("paper", include_str!("../recipes/paper.yaml")),
-    ("released", include_str!("../recipes/released.yaml")),
-    ("performer", include_str!("../recipes/performer.yaml")),
-    ("pff", include_str!("../recipes/pff.yaml")),
-    ("wpff", include_str!("../recipes/wpff.yaml")),
-    ("retnet", include_str!("../recipes/retnet.yaml")),
-    ("softmax", include_str!("../recipes/softmax.yaml")),
+    ("adaptive", include_str!("adaptive.yaml")),
+    ("paper", include_str!("paper.yaml")),
+    ("released", include_str!("released.yaml")),
+    ("performer", include_str!("performer.yaml")),
+    ("pff", include_str!("pff.yaml")),
+    ("wpff", include_str!("wpff.yaml")),
+    ("retnet", include_str!("retnet.yaml")),
+    ("softmax", include_str!("softmax.yaml")),
 ];
 
 /// A recipe cannot be had.
@@ -64,11 +64,11 @@ mod tests {
 
     #[test]
     fn every_file_is_in_the_table_and_parses() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
-        let mut files: Vec<String> = std::fs::read_dir(dir)
-            .expect("the recipes")
-            .map(|e| e.expect("an entry").path().file_stem().expect("a name").to_string_lossy().into_owned())
-            .collect();
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/recipes");
+        let files = std::fs::read_dir(dir).expect("the recipes").map(|entry| entry.expect("an entry").path());
+        let files = files.filter(|file| file.extension().is_some_and(|e| e == "yaml"));
+        let mut files: Vec<String> =
+            files.map(|file| file.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
         files.sort();
         let mut table: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
         table.sort_unstable();

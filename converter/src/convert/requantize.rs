@@ -5,9 +5,9 @@
 
 use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
+use crate::convert::source::{self, SourceError};
 use crate::convert::{Before, ConvertError, ConvertOptions, Converted, convert_opened};
-use crate::progress::Progress;
-use crate::source::{self, SourceError};
+use crate::report::progress::Progress;
 use crate::torch;
 use crate::verify::VerifyOptions;
 use dijiang_format::files;
