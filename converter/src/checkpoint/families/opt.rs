@@ -15,8 +15,6 @@ pub(super) const FAMILY: Family = Family {
     name: "opt",
     model_types: &["opt"],
     base_prefix: "model.",
-    // A tied output projection may be stored again.
-    unused: &["lm_head.weight"],
     meta: read_meta,
     build,
 };
