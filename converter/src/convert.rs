@@ -143,7 +143,9 @@ pub(crate) fn convert_opened(
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    let Source { kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, .. } = opened;
+    let Source {
+        kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
+    } = opened;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let parameters = parameters(&graph);

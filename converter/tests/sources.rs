@@ -64,9 +64,9 @@ impl Home {
         let mut tensors: Vec<(String, TensorView<'_>)> =
             SafeTensors::deserialize(&bytes).expect("a file").tensors();
         let one = 1_f32.to_le_bytes();
-        tensors.extend(names.map(|name| {
-            (name, TensorView::new(Dtype::F32, vec![1], &one).expect("one number"))
-        }));
+        tensors.extend(
+            names.map(|name| (name, TensorView::new(Dtype::F32, vec![1], &one).expect("one number"))),
+        );
         let bytes = safetensors::serialize(tensors, None).expect("a file");
         std::fs::write(&path, bytes).expect("it is written");
     }
@@ -130,7 +130,8 @@ fn both_spellings_of_rotary_scaling_together_give_the_sources_logits() {
     let home = Home::with(&source);
     let made = home.object("convert model -o bundle --recipe softmax --json");
     let checks = made["checks"].as_array().expect("checks");
-    let reference = checks.iter().filter(|c| c["name"].as_str().is_some_and(|n| n.ends_with("softmax = reference")));
+    let reference =
+        checks.iter().filter(|c| c["name"].as_str().is_some_and(|n| n.ends_with("softmax = reference")));
     assert!(reference.clone().count() > 0, "{made}");
     assert!(checks.iter().all(|c| c["ok"] == true), "{made}");
 }
@@ -201,7 +202,9 @@ fn a_bf16_checkpoint_proves_itself_without_a_runtime() {
     let checks = made["checks"].as_array().expect("checks");
     assert!(checks.iter().all(|c| c["ok"] == true), "{made}");
     let exact = |c: &&Value| c["name"] == "f64 interpreter: served = parallel" && c["limit"] == json!(1e-4);
-    let skips = |reason: &str| made["skipped"].as_array().expect("reasons").iter().any(|s| s.to_string().contains(reason));
+    let skips = |reason: &str| {
+        made["skipped"].as_array().expect("reasons").iter().any(|s| s.to_string().contains(reason))
+    };
     if skips("everything in ONNX Runtime") {
         assert_eq!(checks.iter().filter(exact).count(), 1, "{made}");
     }
@@ -218,7 +221,8 @@ fn what_cannot_be_measured_is_refused() {
     let expected =
         "error: --validation-windows 0: without a window there is nothing to validate on (hint: 1 or more)";
     for command in ["finetune", "calibrate"] {
-        let call = format!("{command} bundle --data model/valid.txt --context 32 --steps 1 --validation-windows 0");
+        let call =
+            format!("{command} bundle --data model/valid.txt --context 32 --steps 1 --validation-windows 0");
         assert_eq!(home.refused(&call), expected);
     }
 }

@@ -96,7 +96,7 @@ impl<'t, R: Read> Pieces<'t, R> {
                 self.encode(text, 0)?
             }
         };
-        let mut ids = self.beginning(&piece.text)?;
+        let mut ids = self.beginning(&piece)?;
         let mut more = self.sizes.piece;
         while !self.text.is_over {
             let cut = piece.text.floor_char_boundary(piece.text.len().saturating_sub(self.sizes.overlap));
@@ -111,24 +111,29 @@ impl<'t, R: Read> Pieces<'t, R> {
             }
             let Piece { text, begin, given, .. } = piece;
             piece = Piece { given, ..self.encode(text + &next.text[overlap..], begin)? };
+            ids.extend(self.beginning(&piece)?);
             // What is encoded again doubles each time, so that all of it stays a multiple of the text.
             more = piece.text.len();
         }
         self.done = true;
         ids.extend(piece.tokens[piece.given..].iter().map(|token| token.id));
-        ids.append(self.end.as_mut().unwrap_or(&mut Vec::new()));
+        match &self.end {
+            Some(end) => ids.extend(end),
+            // Nothing in the text is a token.
+            None => ids.extend(self.tokenizer.encoding("", self.ends)?.get_ids()),
+        }
         Ok(Some(ids))
     }
 
-    /// The tokenizer's tokens in front of the text, the first time.
-    fn beginning(&mut self, text: &str) -> Result<Vec<u32>, TextError> {
-        if !self.ends || self.end.is_some() {
+    /// The tokenizer's tokens in front of the text, once there is one of the text to tell them from those behind.
+    fn beginning(&mut self, piece: &Piece) -> Result<Vec<u32>, TextError> {
+        if !self.ends || self.end.is_some() || piece.tokens.is_empty() {
             return Ok(Vec::new());
         }
-        let encoding = self.tokenizer.encoding(text, true)?;
+        let encoding = self.tokenizer.encoding(&piece.text, true)?;
         let (ids, added) = (encoding.get_ids(), encoding.get_special_tokens_mask());
         let before = added.iter().take_while(|added| **added == 1).count();
-        let behind = added[before..].iter().rev().take_while(|added| **added == 1).count();
+        let behind = added.iter().rev().take_while(|added| **added == 1).count();
         self.end = Some(ids[ids.len() - behind..].to_vec());
         Ok(ids[..before].to_vec())
     }
@@ -279,12 +284,14 @@ mod tests {
 
     /// As BERT: lower case, whitespace dropped, and parts of words.
     fn word_piece() -> Tokenizer {
-        let mut inner = tokenizers::Tokenizer::new(WordPiece::builder().unk_token("[UNK]".into()).build().unwrap());
+        let mut inner =
+            tokenizers::Tokenizer::new(WordPiece::builder().unk_token("[UNK]".into()).build().unwrap());
         ends(&mut inner);
         inner.with_normalizer(Some(BertNormalizer::default()));
         inner.with_pre_tokenizer(Some(BertPreTokenizer));
         let unknown = vec![AddedToken::from("[UNK]", true)];
-        let trainer = WordPieceTrainer::builder().vocab_size(500).special_tokens(unknown).show_progress(false);
+        let trainer =
+            WordPieceTrainer::builder().vocab_size(500).special_tokens(unknown).show_progress(false);
         learned(inner, TrainerWrapper::from(trainer.build()))
     }
 
@@ -296,7 +303,23 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % n
         };
-        let parts = ["the", " ", "  ", "\n", "\r\n", "king's", "3141592653", "é", "日本", "👩‍👩‍👧", "e\u{301}", "<s>", "!?...", "\t", "aaaa"];
+        let parts = [
+            "the",
+            " ",
+            "  ",
+            "\n",
+            "\r\n",
+            "king's",
+            "3141592653",
+            "é",
+            "日本",
+            "👩‍👩‍👧",
+            "e\u{301}",
+            "<s>",
+            "!?...",
+            "\t",
+            "aaaa",
+        ];
         let mixed: String = (0..4000).map(|_| parts[random(parts.len())]).collect();
         vec![
             play[..12_000].to_owned(),
@@ -390,7 +413,10 @@ mod tests {
         assert!(refused(&[0xff]) && refused("é".as_bytes().split_last().unwrap().1));
         assert!(refused(&[vec![b'a'; 3000], vec![0xc3]].concat()));
         // A character on the edge of two reads is whole.
-        assert!(!refused("é".repeat(1500).as_bytes()) && !refused(&["a".repeat(1023), "日".into()].concat().into_bytes()));
+        assert!(
+            !refused("é".repeat(1500).as_bytes())
+                && !refused(&["a".repeat(1023), "日".into()].concat().into_bytes())
+        );
         assert!(pieces(&tokenizer, &b""[..], SMALL).is_empty());
     }
 }

@@ -165,8 +165,9 @@ impl Config {
     /// `rope_parameters` says beyond the default must be the same then: the file would mean two models.
     pub(super) fn rope(&self, keys: &RopeKeys) -> Result<RopeConfig, CheckpointError> {
         let top = self.top();
-        let filled = |key| Ok(top.section(key)?.filter(|section| !section.values.is_empty()));
-        let (old, new) = (filled("rope_scaling")?, filled("rope_parameters")?);
+        let is_filled = |section: &Section<'_>| !section.values.is_empty();
+        let old = top.section("rope_scaling")?.filter(is_filled);
+        let new = top.section("rope_parameters")?.filter(is_filled);
         let rope = self.rope_of(keys, old.as_ref().or(new.as_ref()))?;
         let (Some(_), Some(new)) = (old, new) else { return Ok(rope) };
         let other = self.rope_of(keys, Some(&new))?;
@@ -503,7 +504,9 @@ mod tests {
         );
         assert_eq!(
             rope(json!({"rope_scaling": {"rope_type": "default", "type": "linear", "factor": 4.0}})),
-            format!("config.json: `rope_scaling.rope_type` is default and `rope_scaling.type` is linear {hint}")
+            format!(
+                "config.json: `rope_scaling.rope_type` is default and `rope_scaling.type` is linear {hint}"
+            )
         );
     }
 

@@ -34,15 +34,29 @@ pub(super) struct Asked<'a> {
     pub(super) table: Option<&'a str>,
 }
 
-impl Asked<'_> {
-    /// Whether a tensor of this name belongs to the model: to one of its modules, or, in the files of a base model,
-    /// which leave the name of that out, to anything.
-    fn is_inside(&self, name: &str) -> bool {
-        let root = |name: &str| name.split('.').next().map(str::to_owned);
-        let is_head = |name: &str| root(name).as_deref() == Some(self.head);
-        let is_bare = |name: &&str| !name.starts_with(self.family.base_prefix) && !is_head(name);
-        is_head(name) || self.names.iter().any(|asked| is_bare(asked) || root(asked) == root(name))
+/// The modules that a model's tensors belong to, by the first part of their names.
+struct Inside<'a> {
+    roots: BTreeSet<&'a str>,
+    /// Whether the files are those of a base model, which leave its name out: any tensor may be one of it.
+    is_bare: bool,
+}
+
+impl<'a> Inside<'a> {
+    fn of(asked: &Asked<'a>) -> Self {
+        let mut roots: BTreeSet<&str> = asked.names.iter().map(|name| root(name)).collect();
+        let base = root(asked.family.base_prefix);
+        let is_bare = roots.iter().any(|root| *root != base && *root != asked.head);
+        roots.insert(asked.head);
+        Self { roots, is_bare }
     }
+
+    fn has(&self, name: &str) -> bool {
+        self.is_bare || self.roots.contains(root(name))
+    }
+}
+
+fn root(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(root, _)| root)
 }
 
 /// The first names of a kind, and how many there are.
@@ -65,6 +79,7 @@ impl Names {
 pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>, CheckpointError> {
     let (mut buffers, mut outside, mut inside) = (Names::default(), Names::default(), Names::default());
     let head = format!("{}.weight", asked.head);
+    let model = Inside::of(asked);
     for (name, stored) in weights.stored() {
         // A conversion added these, as in a bundle.
         let is_added = is_new(name) || name.starts_with(TABLES);
@@ -74,7 +89,7 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
         match asked.table {
             Some(table) if name == head => check_copy(weights, (name, stored), table)?,
             _ if is_buffer(name, stored) => buffers.add(name),
-            _ if asked.is_inside(name) => inside.add(name),
+            _ if model.has(name) => inside.add(name),
             _ => outside.add(name),
         }
     }
@@ -84,7 +99,8 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
         let family = asked.family.name;
         return Err(CheckpointError::ExtraTensors { place: place.to_owned(), family, names, count });
     }
-    let kinds = [(buffers, "not read, as they change nothing"), (outside, "not read, as they lie outside the model")];
+    let kinds =
+        [(buffers, "not read, as they change nothing"), (outside, "not read, as they lie outside the model")];
     let kinds = kinds.into_iter().filter(|(names, _)| names.count > 0);
     let told = |(Names { first, count }, why): (Names, &str)| {
         format!("{}: {}: {why}", place.display(), listed(&first, count))
@@ -94,17 +110,22 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
 
 fn is_buffer(name: &str, stored: &Stored) -> bool {
     let rank = stored.tensor.as_ref().map(|tensor| tensor.dims().len());
-    let is_named = |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let is_named =
+        |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
     BUFFERS.iter().any(|b| is_named(b.end) && rank.as_ref().is_ok_and(|rank| b.ranks.contains(rank)))
 }
 
 /// A tied output projection may be stored again, number by number.
-fn check_copy(weights: &Weights, (name, stored): (&str, &Stored), table: &str) -> Result<(), CheckpointError> {
+fn check_copy(
+    weights: &Weights,
+    (name, stored): (&str, &Stored),
+    table: &str,
+) -> Result<(), CheckpointError> {
     let copy = stored.tensor.as_ref().ok();
     let original = weights.get_key(table).and_then(|(_, stored)| stored.tensor.as_ref().ok());
-    let same = copy.zip(original).is_some_and(|(a, b)| {
-        (a.dtype(), a.dims()) == (b.dtype(), b.dims()) && a.bytes() == b.bytes()
-    });
+    let same = copy
+        .zip(original)
+        .is_some_and(|(a, b)| (a.dtype(), a.dims()) == (b.dtype(), b.dims()) && a.bytes() == b.bytes());
     if same {
         return Ok(());
     }

@@ -1,9 +1,9 @@
 //! `generation_config.json`: the ids that begin, end and pad a text. transformers reads them there first, and in
 //! `config.json` where that says nothing.
 
+use super::ModelMeta;
 use super::config::Config;
 use super::error::CheckpointError;
-use super::ModelMeta;
 use std::path::Path;
 
 const FILE: &str = "generation_config.json";

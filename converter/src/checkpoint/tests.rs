@@ -224,9 +224,11 @@ fn tensors_of_another_model_are_refused() {
     let layer = "model.layers.0.self_attn";
     let hint = "(hint: export the model to ONNX with its own code, and convert that)";
     refused(
-        &llama()
-            .tensor(&format!("{layer}.q_norm.weight"), Dtype::F16, &[2])
-            .tensor(&format!("{layer}.proj_matrix"), Dtype::F16, &[2, 2]),
+        &llama().tensor(&format!("{layer}.q_norm.weight"), Dtype::F16, &[2]).tensor(
+            &format!("{layer}.proj_matrix"),
+            Dtype::F16,
+            &[2, 2],
+        ),
         &format!(
             "model.safetensors: 2 tensors (`{layer}.proj_matrix`, `{layer}.q_norm.weight`), for which llama has no place: without them it would be another model {hint}"
         ),
@@ -272,10 +274,20 @@ fn a_tied_projection_may_be_stored_again_as_it_is() {
 
 #[test]
 fn config_keys_that_nobody_reads_are_refused_or_told() {
-    assert!(told(&llama().with("architectures", json!(["LlamaForCausalLM"])).with("dropout", json!(0.1))).is_empty());
+    assert!(
+        told(&llama().with("architectures", json!(["LlamaForCausalLM"])).with("dropout", json!(0.1)))
+            .is_empty()
+    );
     assert_eq!(
-        told(&llama().with("auto_map", json!({})).with("rotary_emb_base", json!(5000)).with("unset", json!(null))),
-        ["config.json: `auto_map`, `rotary_emb_base`: llama reads no such key, and the model is built without"]
+        told(
+            &llama()
+                .with("auto_map", json!({}))
+                .with("rotary_emb_base", json!(5000))
+                .with("unset", json!(null))
+        ),
+        [
+            "config.json: `auto_map`, `rotary_emb_base`: llama reads no such key, and the model is built without"
+        ]
     );
     let harmless = [
         ("qk_norm", json!(false)),
@@ -287,7 +299,11 @@ fn config_keys_that_nobody_reads_are_refused_or_told() {
         assert!(told(&llama().with(key, value)).is_empty(), "{key}");
     }
     let refusals = [
-        ("sliding_window", json!(4096), "sliding_window `4096` is not supported; supported: null (attention to all positions)"),
+        (
+            "sliding_window",
+            json!(4096),
+            "sliding_window `4096` is not supported; supported: null (attention to all positions)",
+        ),
         ("qk_norm", json!(true), "qk_norm `true` is not supported; supported: false"),
         ("logit_scale", json!(0.0625), "logit_scale `0.0625` is not supported; supported: 1"),
         (

@@ -13,13 +13,8 @@ use crate::checkpoint::config::{Config, RopeConfig, RopeKeys};
 use crate::checkpoint::error::CheckpointError;
 use dijiang_passes::ir::graph::ValueId;
 
-pub(super) const FAMILY: Family = Family {
-    name: "gpt_neox",
-    model_types: &["gpt_neox"],
-    base_prefix: "gpt_neox.",
-    meta: read_meta,
-    build,
-};
+pub(super) const FAMILY: Family =
+    Family { name: "gpt_neox", model_types: &["gpt_neox"], base_prefix: "gpt_neox.", meta: read_meta, build };
 
 /// `rope_theta` follows `rotary_emb_base` in transformers, so that one wins where both are there.
 const ROPE_KEYS: RopeKeys = RopeKeys {
