@@ -6,11 +6,11 @@ mod decoder;
 
 use decoder::{difference, evaluate, text, write};
 use dijiang::convert::compile::{CompileOptions, Compiled, compile};
+use dijiang::convert::source;
 use dijiang::convert::{ConvertOptions, convert};
+use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
-use dijiang::convert::source;
-use dijiang::recipes;
 use dijiang_format::target::Target;
 use dijiang_passes::attention::patterns::NearMiss;
 use std::path::Path;

@@ -18,6 +18,7 @@ pub use ort::device_memory::memory_in_use;
 pub use ort::program::{DeviceTensor, Program};
 pub use ort::runtime::OrtRuntime;
 pub use serve::generate::{GenerateOptions, Generated, generate};
+pub use serve::pieces::{Pieces, TextError};
 pub use serve::sample::{Sampler, greedy};
 pub use serve::serving::{BOUND_SEGMENT, Serving, ServingOptions};
 pub use serve::text::{TextStream, Tokenizer};

@@ -179,10 +179,6 @@ impl Weights {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored))
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
     /// The tensors that can be read, in the order of their names.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().filter_map(|(name, stored)| Some((name.as_str(), stored.tensor.as_ref().ok()?)))

@@ -14,7 +14,7 @@ use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::ModelMeta;
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
-use crate::convert::estimate::parameters;
+use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
 use crate::convert::quantization::QuantizeError;
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
@@ -154,7 +154,9 @@ pub(crate) fn convert_opened(
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    let Source { kind, mut graph, meta, dtype, stored, files, maps, dir, notes, .. } = opened;
+    let Source {
+        kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
+    } = opened;
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let parameters = parameters(&graph);
@@ -177,11 +179,21 @@ pub(crate) fn convert_opened(
         return Err(ConvertError::NoSites { path: source.to_owned(), misses });
     }
     let maps = if options.link { maps.as_slice() } else { &[] };
-    let writer =
-        Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, parameters, dtype };
+    let writer = Writer {
+        dir: bundle.path(),
+        source,
+        maps,
+        target,
+        options,
+        compiled: &compiled,
+        parameters,
+        texts: &dir,
+        positions: meta.learned_positions,
+        dtype,
+    };
     let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked } =
         writer.write_weights_and_graphs(&how, progress)?;
-    bytes_written += writer.copy_texts(&dir)?;
+    bytes_written += writer.copy_texts()?;
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     manifest.linked = linked;
@@ -224,9 +236,10 @@ pub(crate) fn convert_opened(
     let misses = report.missed().cloned().collect();
     // The reader of ONNX has looked for numbers that are not finite too.
     let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();
+    doubts.extend(warnings);
     Ok(Converted {
         misses,
-        warnings,
+        warnings: doubts,
         sites: report.sites,
         dropped_inputs: report.dropped_inputs,
         added_inputs: report.added_inputs,
@@ -242,7 +255,7 @@ pub(crate) fn convert_opened(
 /// The graphs of a run over all weights, of the default size or of as many tokens as the model has positions.
 /// Returns the bytes written.
 fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
-    let sequence = manifest.model.positions.map_or(CONTEXT, |positions| positions.min(CONTEXT));
+    let sequence = training_context(manifest.model.positions);
     let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
     let plan = write_graphs(bundle, manifest, Scope::All, 0, &options, None).map_err(Box::new)?;
     let size = |path: &PathBuf| {
@@ -250,6 +263,10 @@ fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertErro
         file.map(|file| file.len()).map_err(|source| ConvertError::Io { path: path.clone(), source })
     };
     plan.graphs.paths().map(size).sum()
+}
+
+fn training_context(positions: Option<u64>) -> u64 {
+    positions.map_or(CONTEXT, |positions| positions.min(CONTEXT))
 }
 
 /// A checkpoint that comes with reference logits is compared with them.
@@ -301,6 +318,10 @@ struct Writer<'a> {
     compiled: &'a Compiled,
     /// Of the source.
     parameters: u64,
+    /// Where its tokenizer and other texts lie.
+    texts: &'a Path,
+    /// How many positions it has, where it has so many and no more.
+    positions: Option<u64>,
     dtype: DType,
 }
 
@@ -323,9 +344,9 @@ impl Writer<'_> {
     ) -> Result<WrittenModel, ConvertError> {
         let weights = plan_weights(&[&self.compiled.source, &self.compiled.model], self.maps)?;
         let linked = self.link(&weights)?;
-        let estimate = self.estimate(&weights);
+        let estimate = self.estimate(&weights)?;
         progress.estimate(&estimate);
-        room::check(self.dir, self.target, weights.size(), self.options.free_space)?;
+        room::check(self.dir, self.target, estimate.disk, self.options.free_space)?;
         let (written, forms) = rayon::join(
             || write_weights(self.dir, &weights, progress),
             || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
@@ -337,12 +358,30 @@ impl Writer<'_> {
         Ok(WrittenModel { estimate, bytes, warnings, linked })
     }
 
-    fn estimate(&self, weights: &WeightFile) -> Estimate {
-        let written = Estimate::of(weights.size(), &self.compiled.model);
-        match self.options.verify {
+    fn estimate(&self, weights: &WeightFile) -> Result<Estimate, ConvertError> {
+        let Compiled { model, report, .. } = self.compiled;
+        let serving = graph_bytes(self.options.target.opset(), model, weights)?.len() as u64;
+        let is_linear = report.sites.iter().any(|site| site.kept.is_none());
+        let graphs: &[u64] = match (is_linear, self.options.target, self.options.weights) {
+            (false, ..) => &[SOFTMAX],
+            (true, Target::Ort, Some(Quantization::Int4)) => &[SOFTMAX, FORMS_INT4, BOUND],
+            (true, _, Some(Quantization::Int4)) => &[SOFTMAX, FORMS_INT4],
+            (true, Target::Ort, None) => &[SOFTMAX, FORMS, BOUND],
+            (true, _, None) => &[SOFTMAX, FORMS],
+        };
+        let texts = COPIED.iter().filter_map(|name| std::fs::metadata(self.texts.join(name)).ok());
+        let texts = texts.map(|file| file.len()).sum();
+        let attentions = (report.sites.len() + report.misses.len()) as u64;
+        let training = match self.options.train {
+            true => estimate::training(serving, attentions, BATCH, training_context(self.positions)),
+            false => 0,
+        };
+        let beside = Beside { serving, graphs, attentions, texts, training };
+        let written = Estimate::of(weights.size(), &beside, model);
+        Ok(match self.options.verify {
             Some(_) => written.proved(self.parameters, &self.options.recipe),
             None => written,
-        }
+        })
     }
 
     /// Links the files of the source that weights stay in, and returns what they are called here.
@@ -392,10 +431,10 @@ impl Writer<'_> {
     }
 
     /// The files beside the weights that other tools read.
-    fn copy_texts(&self, source: &Path) -> Result<u64, ConvertError> {
+    fn copy_texts(&self) -> Result<u64, ConvertError> {
         let mut written = 0;
         for name in COPIED {
-            let from = source.join(name);
+            let from = self.texts.join(name);
             if !from.exists() {
                 continue;
             }
@@ -467,9 +506,12 @@ pub(crate) fn write_graph(
     graph: &Graph,
     weights: &WeightFile,
 ) -> Result<u64, ConvertError> {
+    write_file(dir, name, &graph_bytes(opset, graph, weights)?)
+}
+
+pub(crate) fn graph_bytes(opset: i64, graph: &Graph, weights: &WeightFile) -> Result<Vec<u8>, ConvertError> {
     let external = ExternalWeights { location: files::WEIGHTS, file: weights };
-    let bytes = export(graph, &ExportOptions { opset, weights: Some(external) })?;
-    write_file(dir, name, &bytes)
+    Ok(export(graph, &ExportOptions { opset, weights: Some(external) })?)
 }
 
 pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {

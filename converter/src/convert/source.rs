@@ -31,6 +31,8 @@ pub struct Source {
     pub dir: PathBuf,
     /// What is worth knowing of how it was read.
     pub notes: Vec<String>,
+    /// What is likely wrong with it.
+    pub warnings: Vec<String>,
 }
 
 /// A source cannot be read.
@@ -93,6 +95,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         maps: checkpoint.maps().to_vec(),
         dir,
         notes: Vec::new(),
+        warnings: built.warnings,
     })
 }
 
@@ -108,7 +111,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         )));
     }
     let dir = file.parent().unwrap_or(Path::new("")).to_owned();
-    let meta = describe(&graph, &dir)?;
+    let (meta, warnings) = describe(&graph, &dir)?;
     Ok(Source {
         kind: SourceKind::Onnx,
         graph,
@@ -120,6 +123,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         maps: Vec::new(),
         dir,
         notes,
+        warnings,
     })
 }
 
@@ -131,16 +135,23 @@ fn main_dtype(graph: &Graph) -> DType {
     [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|d| bytes(*d)).unwrap_or(DType::F32)
 }
 
-/// What a graph tells of its model, and a config.json beside it.
-fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
+/// What a graph tells of its model, and a config.json beside it; and what is wrong with that.
+fn describe(graph: &Graph, dir: &Path) -> Result<(ModelMeta, Vec<String>), SourceError> {
     let report = inspect(graph);
     let attentions = report.sites.len() + report.missed().count();
     let first = report.sites.first();
-    let config = Config::read(&dir.join("config.json")).ok();
+    let (config, mut warnings) = config_beside(dir);
     let size = |key: &str| config.as_ref().and_then(|c| c.opt_size(key).ok().flatten());
     let max_positions = size("max_position_embeddings").or_else(|| size("n_positions"));
-    let token = |key: &str| config.as_ref().and_then(|c| c.token(key).ok().flatten());
-    Ok(ModelMeta {
+    let mut tokens = |key: &str| match config.as_ref().map(|c| c.tokens(key)) {
+        Some(Ok(tokens)) => tokens,
+        Some(Err(bad)) => {
+            warnings.push(bad.to_string());
+            Vec::new()
+        }
+        None => Vec::new(),
+    };
+    let mut meta = ModelMeta {
         family: "onnx",
         model_type: config.as_ref().and_then(|c| c.str("model_type").ok()).unwrap_or("onnx").to_owned(),
         layers: attentions as u64,
@@ -152,11 +163,25 @@ fn describe(graph: &Graph, dir: &Path) -> Result<ModelMeta, SourceError> {
         max_positions,
         // Without rotation, positions come from a table of that many rows.
         learned_positions: max_positions.filter(|_| first.is_some_and(|s| !s.rotary)),
-        bos: token("bos_token_id"),
-        eos: config.as_ref().and_then(|c| c.tokens("eos_token_id").ok()).unwrap_or_default(),
-        pad: token("pad_token_id"),
+        bos: tokens("bos_token_id").first().copied(),
+        eos: tokens("eos_token_id"),
+        pad: tokens("pad_token_id").first().copied(),
         expected_sites: attentions,
-    })
+    };
+    checkpoint::take_tokens(dir, &mut meta)?;
+    Ok((meta, warnings))
+}
+
+/// The config of a graph's folder: one that cannot be read may be that of another program.
+fn config_beside(dir: &Path) -> (Option<Config>, Vec<String>) {
+    let path = dir.join("config.json");
+    if !path.exists() {
+        return (None, Vec::new());
+    }
+    match Config::read(&path) {
+        Ok(config) => (Some(config), Vec::new()),
+        Err(bad) => (None, vec![bad.to_string()]),
+    }
 }
 
 /// How many token ids there are: the rows of the table that `input_ids` picks from, or else the width of

@@ -3,12 +3,12 @@
 use crate::bundle::atomic::NewBundle;
 use crate::bundle::room;
 use crate::convert::compile::{CompileOptions, Partial, compile_first};
+use crate::convert::estimate::Beside;
 use crate::convert::source::{self, Source};
 use crate::convert::{
-    ConvertError, ConvertOptions, describe, plan_weights, write_file, write_graph, write_weights,
+    ConvertError, ConvertOptions, describe, graph_bytes, plan_weights, write_file, write_graph, write_weights,
 };
-use crate::report::progress::Estimate;
-use crate::report::progress::Progress;
+use crate::report::progress::{Estimate, Progress};
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use std::path::Path;
@@ -23,7 +23,9 @@ pub fn convert_first(
     progress: &mut dyn Progress,
 ) -> Result<Partial, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, as_read, meta, dtype, stored, files, .. } = source::open(source, options.dtype)?;
+    let Source { kind, as_read, meta, dtype, stored, files, warnings, .. } =
+        source::open(source, options.dtype)?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -34,8 +36,11 @@ pub fn convert_first(
     };
     let partial = compile_first(patches, as_read, &how)?;
     let weights = plan_weights(&[&partial.graph], &[])?;
-    progress.estimate(&Estimate::of(weights.size(), &partial.graph));
-    room::check(bundle.path(), target, weights.size(), options.free_space)?;
+    let serving = graph_bytes(options.target.opset(), &partial.graph, &weights)?.len() as u64;
+    let beside = Beside { serving, ..Beside::default() };
+    let estimate = Estimate::of(weights.size(), &beside, &partial.graph);
+    progress.estimate(&estimate);
+    room::check(bundle.path(), target, estimate.disk, options.free_space)?;
     write_weights(bundle.path(), &weights, progress)?;
     write_graph(bundle.path(), files::MODEL, options.target.opset(), &partial.graph, &weights)?;
     let manifest = Manifest {

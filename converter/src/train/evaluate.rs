@@ -20,6 +20,8 @@ const FILE: &str = "likelihood.onnx";
 pub struct EvalOptions {
     /// Tokens per row.
     pub context: u64,
+    /// Tokens of a text, at most; only whole rows are measured.
+    pub max_tokens: Option<usize>,
     pub device: Device,
     pub threads: Option<usize>,
 }
@@ -42,12 +44,16 @@ pub struct Evaluator {
     bundle: PathBuf,
     manifest: Manifest,
     context: usize,
+    max_tokens: Option<usize>,
 }
 
 impl Evaluator {
     pub fn new(bundle: &Path, options: &EvalOptions) -> Result<Self, TrainError> {
-        let manifest = Manifest::read(bundle)?;
         let context = options.context as usize;
+        if let Some(most) = options.max_tokens.filter(|most| *most < context) {
+            return Err(TrainError::MaxTokens { most, context });
+        }
+        let manifest = Manifest::read(bundle)?;
         if let Some(positions) = manifest.model.positions.filter(|p| *p < options.context) {
             return Err(TrainError::Positions { positions, context });
         }
@@ -86,6 +92,7 @@ impl Evaluator {
             bundle: bundle.to_owned(),
             manifest,
             context,
+            max_tokens: options.max_tokens,
         })
     }
 
@@ -103,14 +110,15 @@ impl Evaluator {
         Ok((trainer::number_in(&self.sum)?, trainer::number_in(&self.count)?.round() as usize))
     }
 
-    /// The perplexity over whole windows of a file, of `most` tokens at most, as fine-tuning validates.
-    pub fn perplexity(&mut self, file: &Path, most: Option<usize>) -> Result<Measured, TrainError> {
+    /// The perplexity over whole windows of a file, as fine-tuning validates.
+    pub fn perplexity(&mut self, file: &Path) -> Result<Measured, TrainError> {
+        let context = self.context;
+        let most = self.max_tokens.map(|most| most - most % context);
         let tokenizer = self.bundle.join(files::TOKENIZER);
         let model = &self.manifest.model;
         let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
-        let stream = data::read(&[file.to_owned()], &texts)?;
-        let windows = most.map_or(usize::MAX, |most| (most / self.context).max(1));
-        let windows = Windows::new(stream, self.context, 0)?.in_order(windows);
+        let stream = data::read(&[file.to_owned()], &texts, most)?;
+        let windows = Windows::new(stream, context, 0)?.in_order(usize::MAX);
         let (mut sum, mut n) = (0.0, 0);
         for window in &windows {
             let (loss, count) = self.loss(window, 0)?;

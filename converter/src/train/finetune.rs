@@ -214,20 +214,23 @@ pub(super) fn read_data(
     if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
         return Err(TrainError::Positions { positions, context });
     }
+    if sources.validation_windows == 0 {
+        return Err(TrainError::NoValidation);
+    }
     let tokenizer = bundle.join(files::TOKENIZER);
     let texts = Texts {
         tokenizer: &tokenizer,
         end: manifest.model.eos.first().copied(),
         vocab: manifest.model.vocab,
     };
-    let mut stream = data::read(&sources.data, &texts)?;
+    let mut stream = data::read(&sources.data, &texts, None)?;
     // Before a part is held out: it is the data that is too short then.
     data::check_length(stream.len(), context)?;
     let held_out = if sources.valid.is_empty() {
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
     } else {
-        data::read(&sources.valid, &texts)?
+        data::read(&sources.valid, &texts, None)?
     };
     let held_out = Windows::new(held_out, context, seed)?.in_order(sources.validation_windows);
     Ok((Windows::new(stream, context, seed)?, held_out))

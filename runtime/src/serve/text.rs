@@ -1,8 +1,11 @@
 //! Text to token ids and back, through a `tokenizer.json`.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::serve::pieces::{PIECE, Pieces, TextError};
 use crate::session::error::{RuntimeError, one_line};
+use tokenizers::Encoding;
 
 /// A tokenizer and the file it came from.
 #[derive(Clone, Debug)]
@@ -32,9 +35,31 @@ impl Tokenizer {
         self.ids(text, false)
     }
 
+    /// Token ids of a text that is read on the way, those of [`Self::encode`].
+    pub fn encode_read<R: Read>(&self, text: R) -> Pieces<'_, R> {
+        Pieces::new(self, text, true)
+    }
+
     fn ids(&self, text: &str, add_special: bool) -> Result<Vec<i64>, RuntimeError> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| self.failed(one_line(e)))?;
-        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+        let mut ids = Vec::new();
+        let mut take = |part: &[u32]| ids.extend(part.iter().map(|&id| i64::from(id)));
+        if text.len() <= PIECE {
+            let encoding = self.inner.encode_fast(text, add_special).map_err(|e| self.failed(one_line(e)))?;
+            take(encoding.get_ids());
+            return Ok(ids);
+        }
+        for piece in Pieces::new(self, text.as_bytes(), add_special) {
+            take(&piece.map_err(|error| match error {
+                TextError::Tokenizer(error) => error,
+                other => self.failed(one_line(other)),
+            })?);
+        }
+        Ok(ids)
+    }
+
+    /// A text's tokens with their places in it.
+    pub(crate) fn encoding(&self, text: &str, add_special: bool) -> Result<Encoding, RuntimeError> {
+        self.inner.encode(text, add_special).map_err(|e| self.failed(one_line(e)))
     }
 
     /// The text of token ids, special tokens left out.
