@@ -1,11 +1,12 @@
 //! The whole conversion: a source in, a verified bundle out, written whole or not at all.
 
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::digests::WeightDigests;
 use crate::bundle::layout;
 use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
-use crate::bundle::weights::{LayoutError, WeightFile};
+use crate::bundle::weights::{LayoutError, WeightFile, Written};
 use crate::checkpoint::ModelMeta;
 use crate::compile::{Bound, CompileError, CompileOptions, Compiled, Forms, compile_with};
 use crate::estimate::{Estimate, parameters};
@@ -168,12 +169,13 @@ pub(crate) fn convert_opened(
     let maps = if options.link { maps.as_slice() } else { &[] };
     let writer =
         Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, parameters, dtype };
-    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked } =
+    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked, digests } =
         writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts(&dir)?;
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     manifest.linked = linked;
+    manifest.digests = Some(digests);
     if let Some(Before { manifest: before, .. }) = before {
         manifest.source = before.source.clone();
         manifest.trained.clone_from(&before.trained);
@@ -301,6 +303,7 @@ struct WrittenModel {
     warnings: Vec<String>,
     /// Names of the files that are the source's.
     linked: Vec<String>,
+    digests: WeightDigests,
 }
 
 impl Writer<'_> {
@@ -319,11 +322,11 @@ impl Writer<'_> {
             || write_weights(self.dir, &weights, progress),
             || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
         );
-        let warnings = written?;
+        let Written { warnings, digests } = written?;
         progress.stage("writing the graphs");
         let (forms, bound) = forms?;
         let bytes = weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?;
-        Ok(WrittenModel { estimate, bytes, warnings, linked })
+        Ok(WrittenModel { estimate, bytes, warnings, linked, digests })
     }
 
     fn estimate(&self, weights: &WeightFile) -> Estimate {
@@ -433,20 +436,20 @@ pub(crate) fn plan_weights(graphs: &[&Graph], files: &[MappedFile]) -> Result<We
     Ok(WeightFile::plan_beside(tensors.into_iter(), files)?)
 }
 
-/// Returns what is wrong with the weights.
+/// Returns what there is to say of the weights.
 pub(crate) fn write_weights(
     dir: &Path,
     weights: &WeightFile,
     progress: &mut dyn Progress,
-) -> Result<Vec<String>, ConvertError> {
+) -> Result<Written, ConvertError> {
     progress.bytes("writing the weights", weights.size());
     let path = dir.join(layout::WEIGHTS);
     let io = |source| ConvertError::Io { path: path.clone(), source };
     let mut file = File::create(&path).map_err(io)?;
-    let warnings = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    let written = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
     // Begun here, it overlaps with compiling; the commit waits for what is left.
     file.sync_data().map_err(io)?;
-    Ok(warnings)
+    Ok(written)
 }
 
 pub(crate) fn write_graph(
@@ -499,6 +502,7 @@ pub(crate) fn describe(
         stopped_after: None,
         trained: None,
         linked: Vec::new(),
+        digests: None,
     })
 }
 

@@ -15,6 +15,7 @@ use crate::torch;
 use crate::verify::VerifyOptions;
 use dijiang_passes::attention::rewrite::is_new;
 use dijiang_passes::ir::dtype::UnknownDType;
+use dijiang_passes::recipe::Recipe;
 use std::path::Path;
 
 /// How to make a bundle anew.
@@ -89,9 +90,11 @@ fn as_before(
     let field =
         |key, reason: String| RequantizeError::Field { bundle: bundle.display().to_string(), key, reason };
     let linear = manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect();
+    let recipe: Recipe =
+        serde_json::from_value(manifest.recipe.clone()).map_err(|e| field("recipe", e.to_string()))?;
+    recipe.check().map_err(|e| field("recipe", e.to_string()))?;
     Ok(ConvertOptions {
-        recipe: serde_json::from_value(manifest.recipe.clone())
-            .map_err(|e| field("recipe", e.to_string()))?,
+        recipe,
         target: manifest.target.parse().map_err(|e| field("target", e))?,
         dtype: Some(manifest.dtype.parse().map_err(|e: UnknownDType| field("dtype", e.to_string()))?),
         weights: Some(options.weights),

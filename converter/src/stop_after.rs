@@ -36,10 +36,11 @@ pub fn convert_first(
     let weights = plan_weights(&[&partial.graph], &[])?;
     progress.estimate(&Estimate::of(weights.size(), &partial.graph));
     room::check(bundle.path(), target, weights.size(), options.free_space)?;
-    write_weights(bundle.path(), &weights, progress)?;
+    let written = write_weights(bundle.path(), &weights, progress)?;
     write_graph(bundle.path(), layout::MODEL, options.target.opset(), &partial.graph, &weights)?;
     let manifest = Manifest {
         stopped_after: Some(partial.patches as u64),
+        digests: Some(written.digests),
         ..describe(options, kind, stored, &files, &meta, dtype)?
     };
     write_file(bundle.path(), layout::MANIFEST, manifest.to_json()?.as_bytes())?;

@@ -123,7 +123,7 @@ pub enum RecipeError {
 /// The most features, as a multiple of head_dim: a state far larger than any cache it stands for.
 const MOST_FEATURES: u64 = 64;
 /// The most tokens of a chunk: its scores are a square of so many.
-const MOST_CHUNK: u64 = 1 << 16;
+pub const MOST_CHUNK: u64 = 1 << 16;
 
 impl Recipe {
     pub fn check(&self) -> Result<(), RecipeError> {

@@ -2,11 +2,11 @@
 //!
 //! The text depends on nothing but the contents: no time, no path, no host.
 
+use super::digests::{Hasher, WeightDigests};
 use super::layout;
 use crate::quantization::Quantization;
+use dijiang_passes::recipe::MOST_CHUNK;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -49,6 +49,9 @@ pub struct Manifest {
     /// Weight files that are the source's own, as they are called in the bundle.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub linked: Vec<String>,
+    /// Of the bundle's own weight file. Earlier versions wrote none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digests: Option<WeightDigests>,
 }
 
 /// What was converted.
@@ -152,6 +155,8 @@ pub enum ManifestError {
     Json { file: String, reason: String },
     #[error("{file}: `format_version` is {found}, expected {FORMAT} (hint: convert the model anew)")]
     Version { file: String, found: u64 },
+    #[error("{file}: `recipe.chunk` is {found}, expected 1 to {MOST_CHUNK} (hint: convert the model anew)")]
+    Chunk { file: String, found: String },
     #[error("{file}: it is not a safetensors file: a header of {header} bytes in a file of {bytes}")]
     Header { file: String, header: u64, bytes: u64 },
     #[error(
@@ -211,6 +216,12 @@ impl Manifest {
             return Err(ManifestError::Version { file: file.to_owned(), found });
         }
         let manifest: Self = serde_json::from_str(text).map_err(|e| json(&e))?;
+        // Everything that is sized by it trusts it.
+        if let Some(chunk) = manifest.recipe.get("chunk")
+            && !chunk.as_u64().is_some_and(|chunk| (1..=MOST_CHUNK).contains(&chunk))
+        {
+            return Err(ManifestError::Chunk { file: file.to_owned(), found: chunk.to_string() });
+        }
         match manifest.stopped_after {
             Some(patches) => Err(ManifestError::Stopped { file: file.to_owned(), patches }),
             None => Ok(manifest),
@@ -260,7 +271,7 @@ impl SourceFile {
 }
 
 fn digest(from: &mut dyn std::io::Read) -> std::io::Result<String> {
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::default();
     let mut block = vec![0; 1 << 20];
     loop {
         match from.read(&mut block)? {
@@ -268,18 +279,14 @@ fn digest(from: &mut dyn std::io::Read) -> std::io::Result<String> {
             n => hasher.update(&block[..n]),
         }
     }
-    let mut text = String::new();
-    for byte in hasher.finalize() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn manifest() -> Manifest {
+    pub(in crate::bundle) fn manifest() -> Manifest {
         let file = SourceFile {
             name: "model.safetensors".to_owned(),
             bytes: 269_060_552,
@@ -313,6 +320,7 @@ mod tests {
             stopped_after: None,
             trained: None,
             linked: Vec::new(),
+            digests: None,
         }
     }
 
@@ -393,6 +401,14 @@ mod tests {
             error(&text.replace("\"seed\": 0,", "")),
             "b/dijiang.json: missing field `seed` at line 56 column 1 (hint: was it written by dijiang?)"
         );
+        for (chunk, found) in [("0", "0"), ("1000000000000", "1000000000000"), ("\"x\"", "\"x\"")] {
+            assert_eq!(
+                error(&text.replace("\"feature_map\": \"wdcf\"", &format!("\"chunk\": {chunk}"))),
+                format!(
+                    "b/dijiang.json: `recipe.chunk` is {found}, expected 1 to 65536 (hint: convert the model anew)"
+                )
+            );
+        }
         assert_eq!(
             error("{"),
             "b/dijiang.json: EOF while parsing an object at line 1 column 1 (hint: was it written by dijiang?)"

@@ -3,6 +3,7 @@
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::layout;
+use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
 use crate::checkpoint::{CheckpointError, Config};
 use serde_json::{Value, json};
@@ -29,6 +30,8 @@ pub enum ExportTorchError {
     Config(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(
         "{bundle}: it was made from an ONNX graph, and there is PyTorch code for checkpoints only (hint: convert the checkpoint)"
     )]
@@ -43,13 +46,14 @@ pub enum ExportTorchError {
 
 /// Writes the model into `bundle` and returns its class. Doing it again changes nothing.
 pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
+    let lock = BundleLock::acquire(bundle)?;
     let manifest = Manifest::float_weights(bundle)?;
     let class = class(bundle, &manifest)?;
     let path = bundle.join(layout::CONFIG);
     let config = Config::read(&path)?;
     let text = with_class(&config, class, &description(bundle, &manifest)?);
     let text = text.map_err(|source| ExportTorchError::Json { path, source })?;
-    let new = NewBundle::revise(bundle, &[layout::CONFIG, layout::TORCH])?;
+    let new = NewBundle::revise(bundle, &[layout::CONFIG, layout::TORCH], lock)?;
     for (name, text) in [(layout::CONFIG, text.as_str()), (layout::TORCH, CODE)] {
         let path = new.path().join(name);
         std::fs::write(&path, text).map_err(|source| ExportTorchError::Io { path, source })?;

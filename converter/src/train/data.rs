@@ -1,5 +1,6 @@
 //! Training text: read, tokenised, joined to one stream, and cut into windows.
 
+use crate::bundle::digests::Hasher;
 use dijiang_passes::random::Random;
 use dijiang_runtime::{RuntimeError, Tokenizer};
 use std::path::{Path, PathBuf};
@@ -138,6 +139,13 @@ impl Windows {
         let mut windows = Self { stream, context, seed, epoch: 0, order: Vec::new() };
         windows.shuffle(0);
         Ok(windows)
+    }
+
+    /// Of the stream, whatever files it was read from.
+    pub fn digest(&self) -> String {
+        let mut hasher = Hasher::default();
+        self.stream.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+        hasher.finish()
     }
 
     /// Windows per epoch.

@@ -99,6 +99,7 @@ mod tests {
             stopped_after: None,
             trained: None,
             linked: Vec::new(),
+            digests: None,
         };
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
