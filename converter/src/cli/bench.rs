@@ -26,25 +26,25 @@ pub(super) struct Args {
     #[arg(long)]
     against: Option<PathBuf>,
     /// Tokens of context
-    #[arg(long, value_delimiter = ',', default_value = "512,2048,8192", value_parser = numbers::count())]
+    #[arg(long, value_delimiter = ',', default_value = "512,2048,8192", allow_negative_numbers = true, value_parser = numbers::count())]
     context: Vec<usize>,
     /// Rows decoded side by side
-    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = numbers::count())]
+    #[arg(long, value_delimiter = ',', default_value = "1", allow_negative_numbers = true, value_parser = numbers::count())]
     batch: Vec<usize>,
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads inside one operator
-    #[arg(long, value_parser = numbers::threads())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// Runs that a figure is the median of
-    #[arg(long, default_value = "5", value_parser = numbers::count())]
+    #[arg(long, default_value = "5", allow_negative_numbers = true, value_parser = numbers::count())]
     runs: usize,
     /// Tokens decoded in a run
-    #[arg(long, default_value = "16", value_parser = numbers::count())]
+    #[arg(long, default_value = "16", allow_negative_numbers = true, value_parser = numbers::count())]
     steps: usize,
     /// Prompt tokens fed at a time: 4,096 where not given, on a GPU 8,192
-    #[arg(long, value_parser = numbers::tokens_at_once())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::tokens_at_once())]
     segment: Option<usize>,
     /// On a GPU: launch the kernels of a linear model one by one instead of replaying recorded runs, as --profile does
     #[arg(long)]

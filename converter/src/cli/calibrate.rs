@@ -14,7 +14,7 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     /// Updates of what the conversion added
-    #[arg(long, default_value_t = 150, value_parser = numbers::steps())]
+    #[arg(long, default_value_t = 150, allow_negative_numbers = true, value_parser = numbers::steps())]
     steps: usize,
     /// Leave out the fit of feature weights that comes before the updates
     #[arg(long)]

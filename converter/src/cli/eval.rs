@@ -18,19 +18,19 @@ pub(super) struct Args {
     #[arg(long, value_parser = task)]
     task: Vec<(String, PathBuf)>,
     /// Tokens per row
-    #[arg(long, default_value_t = 512, value_parser = numbers::context())]
+    #[arg(long, default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::context())]
     context: u64,
     /// Tokens of the text, at most
-    #[arg(long, value_parser = numbers::count())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::count())]
     max_tokens: Option<usize>,
     /// Questions of each task, at most
-    #[arg(long, value_parser = numbers::count())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::count())]
     limit: Option<usize>,
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads of an operator
-    #[arg(long, value_parser = numbers::threads())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]

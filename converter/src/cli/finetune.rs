@@ -16,10 +16,10 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     /// Updates of the weights
-    #[arg(long, default_value_t = 250, value_parser = numbers::steps())]
+    #[arg(long, default_value_t = 250, allow_negative_numbers = true, value_parser = numbers::steps())]
     steps: usize,
     /// Tokens to train on, in place of --steps
-    #[arg(long, conflicts_with = "steps", value_parser = numbers::count())]
+    #[arg(long, conflicts_with = "steps", allow_negative_numbers = true, value_parser = numbers::count())]
     tokens: Option<usize>,
     /// Learning rate
     #[arg(long, default_value_t = 6e-4, allow_negative_numbers = true, value_parser = numbers::rate)]
@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long, default_value = "cosine")]
     schedule: Shape,
     /// Steps in which the learning rate rises
-    #[arg(long, default_value_t = 10, value_parser = numbers::steps())]
+    #[arg(long, default_value_t = 10, allow_negative_numbers = true, value_parser = numbers::steps())]
     warm_up: usize,
     #[arg(long, default_value_t = WEIGHT_DECAY, allow_negative_numbers = true, value_parser = numbers::rate)]
     weight_decay: f64,
@@ -45,10 +45,10 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 0.5, requires = "teacher", allow_negative_numbers = true, value_parser = numbers::rate)]
     teacher_weight: f64,
     /// Steps between checkpoints
-    #[arg(long, default_value_t = 100, value_parser = numbers::count64())]
+    #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = numbers::count64())]
     checkpoint_every: u64,
     /// Steps between validations
-    #[arg(long, default_value_t = 50, value_parser = numbers::count64())]
+    #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = numbers::count64())]
     validate_every: u64,
     /// Go on from the last checkpoint
     #[arg(long)]

@@ -24,7 +24,7 @@ pub(super) struct Args {
     #[arg(long, requires = "prompt_file", conflicts_with = "prompt")]
     lines: bool,
     /// New tokens at most
-    #[arg(short = 'n', long, default_value_t = 64, value_parser = numbers::steps())]
+    #[arg(short = 'n', long, default_value_t = 64, allow_negative_numbers = true, value_parser = numbers::steps())]
     tokens: usize,
     /// 0 takes the likeliest token each time
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_parser = numbers::temperature)]
@@ -45,7 +45,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_cuda_graph: bool,
     /// Threads inside one operator
-    #[arg(long, value_parser = numbers::threads())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// Go on from a state that --save-state wrote
     #[arg(long, value_name = "FILE")]
@@ -54,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
     /// Prompt tokens fed at a time, at most
-    #[arg(long, value_parser = numbers::tokens_at_once())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::tokens_at_once())]
     segment: Option<usize>,
     /// Print one JSON object
     #[arg(long)]

@@ -24,7 +24,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Layers, instead of the shape's own
-    #[arg(long, value_parser = numbers::layers())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::layers())]
     layers: Option<u64>,
     /// Print one JSON object
     #[arg(long)]

@@ -20,16 +20,16 @@ pub(super) struct Common {
     #[arg(long, num_args = 1..)]
     valid: Vec<PathBuf>,
     /// Windows to validate on, at most
-    #[arg(long, default_value_t = 64, value_parser = numbers::count())]
+    #[arg(long, default_value_t = 64, allow_negative_numbers = true, value_parser = numbers::count())]
     validation_windows: usize,
     /// Rows per batch
-    #[arg(long, default_value_t = BATCH, value_parser = numbers::count64())]
+    #[arg(long, default_value_t = BATCH, allow_negative_numbers = true, value_parser = numbers::count64())]
     batch: u64,
     /// Batches per update
-    #[arg(long, default_value_t = 1, value_parser = numbers::batches())]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = numbers::batches())]
     accumulate: u64,
     /// Tokens per row
-    #[arg(long, default_value_t = CONTEXT, value_parser = numbers::context())]
+    #[arg(long, default_value_t = CONTEXT, allow_negative_numbers = true, value_parser = numbers::context())]
     context: u64,
     /// Gradients of a larger norm are scaled down to it
     #[arg(long, default_value_t = CLIP_NORM, allow_negative_numbers = true, value_parser = numbers::norm)]
@@ -41,7 +41,7 @@ pub(super) struct Common {
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads of an operator
-    #[arg(long, value_parser = numbers::threads())]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// On a GPU, launch every kernel on its own instead of recording them once
     #[arg(long)]

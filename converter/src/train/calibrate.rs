@@ -2,7 +2,7 @@
 //! the conversion added is trained.
 
 use super::TrainError;
-use super::finetune::{DIR, Sources, check_worth, model_graph, put_back, read_data, trains_in_chunks};
+use super::finetune::{DIR, Data, Sources, model_graph, put_back, read_data, trains_in_chunks};
 use super::fit::{self, Fitted, Values, fit_features};
 use super::memory;
 use super::metrics::{self, Line, Metrics};
@@ -64,7 +64,7 @@ pub fn calibrate(
     let mut manifest = Manifest::float_weights(bundle)?;
     let size = options.trainer.size;
     memory::check(&manifest, size, options.trainer.device)?;
-    let (mut windows, held_out) =
+    let Data { mut windows, held_out, .. } =
         read_data(bundle, &manifest, &options.sources, size.sequence as usize, options.seed)?;
     let linear = model_graph(bundle, &manifest, size.sequence)?;
     let layout = Layout::of(&linear, &Selection::New)?;
@@ -100,10 +100,8 @@ pub fn calibrate(
         0 => "the fit".to_owned(),
         steps => format!("step {steps}"),
     };
-    if options.schedule.steps > 0 || fitted.is_some_and(|fitted| fitted.kept) {
-        check_worth(&when, after)?;
-    }
-    put_back(bundle, &mut manifest, &trainer, &weights, &when)?;
+    let is_changed = options.schedule.steps > 0 || fitted.is_some_and(|fitted| fitted.kept);
+    put_back(bundle, &mut manifest, &weights, (&trainer, is_changed.then_some(after)), &when)?;
     let error = |line: Option<&Line>| line.map(|l| l.loss);
     Ok(Calibrated {
         steps: options.schedule.steps,

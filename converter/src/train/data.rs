@@ -115,6 +115,13 @@ fn lines(path: &Path, bytes: &[u8]) -> Result<Vec<String>, DataError> {
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(read).collect()
 }
 
+/// The digest of a stream, whatever files it was read from.
+pub fn digest(stream: &[u32]) -> String {
+    let mut hasher = Hasher::default();
+    stream.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+    hasher.finish()
+}
+
 /// Windows of a stream, in an order that depends on the seed alone, so that a resumed run reads on where the
 /// other stopped.
 #[derive(Debug)]
@@ -139,13 +146,6 @@ impl Windows {
         let mut windows = Self { stream, context, seed, epoch: 0, order: Vec::new() };
         windows.shuffle(0);
         Ok(windows)
-    }
-
-    /// Of the stream, whatever files it was read from.
-    pub fn digest(&self) -> String {
-        let mut hasher = Hasher::default();
-        self.stream.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
-        hasher.finish()
     }
 
     /// Windows per epoch.

@@ -128,9 +128,9 @@ pub fn finetune(
     let mut manifest = Manifest::float_weights(bundle)?;
     let context = options.trainer.size.sequence;
     memory::check(&manifest, options.trainer.size, options.trainer.device)?;
-    let (mut windows, held_out) =
-        read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
-    let identity = RunIdentity::of(bundle, options, &windows, &held_out)?;
+    let data = read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
+    let identity = RunIdentity::of(bundle, options, &data)?;
+    let Data { mut windows, held_out, .. } = data;
     let dir = bundle.join(DIR);
     let weight = options.teacher.as_ref().map(|t| t.weight);
     let (scope, seed) = (options.scope, options.seed);
@@ -161,10 +161,8 @@ pub fn finetune(
     let tokens = metrics.lines.last().map_or(0, |l| l.tokens);
     let trained_parameters = trainer.layout.len();
     let when = format!("step {}", options.schedule.steps);
-    if first < options.schedule.steps {
-        check_worth(&when, perplexity)?;
-    }
-    put_back(bundle, &mut manifest, &trainer, &weights, &when)?;
+    let after = (first < options.schedule.steps).then_some(perplexity);
+    put_back(bundle, &mut manifest, &weights, (&trainer, after), &when)?;
     Ok(Finetuned {
         steps: options.schedule.steps,
         tokens,
@@ -232,14 +230,24 @@ pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> 
     Ok(graph)
 }
 
-/// Training windows, and those to validate on.
+/// What a run reads, read.
+#[derive(Debug)]
+pub struct Data {
+    /// To train on.
+    pub windows: Windows,
+    /// To validate on.
+    pub held_out: Vec<Vec<i64>>,
+    /// Of all tokens, those that are held out too.
+    pub digest: String,
+}
+
 pub(super) fn read_data(
     bundle: &Path,
     manifest: &Manifest,
     sources: &Sources,
     context: usize,
     seed: u64,
-) -> Result<(Windows, Vec<Vec<i64>>), TrainError> {
+) -> Result<Data, TrainError> {
     if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
         return Err(TrainError::Positions { positions, context });
     }
@@ -252,6 +260,7 @@ pub(super) fn read_data(
     let mut stream = data::read(&sources.data, &texts)?;
     // Before a part is held out: it is the data that is too short then.
     data::check_length(stream.len(), context)?;
+    let digest = data::digest(&stream);
     let held_out = if sources.valid.is_empty() {
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
@@ -259,25 +268,18 @@ pub(super) fn read_data(
         data::read(&sources.valid, &texts)?
     };
     let held_out = Windows::new(held_out, context, seed)?.in_order(sources.validation_windows);
-    Ok((Windows::new(stream, context, seed)?, held_out))
-}
-
-/// Refuses what a run made if nothing can be computed with it, though its numbers are finite.
-pub(super) fn check_worth(when: &str, perplexity: f64) -> Result<(), TrainError> {
-    match perplexity.is_finite() {
-        true => Ok(()),
-        false => Err(TrainError::Worthless { when: when.to_owned(), loss: perplexity.ln() }),
-    }
+    Ok(Data { windows: Windows::new(stream, context, seed)?, held_out, digest })
 }
 
 /// Puts the trained weights into the bundle, if they are finite as they are stored and the bundle is the one that was
 /// read. The checks of the conversion were of other weights: the manifest forgets them and the digests first, so that
-/// at no time it vouches for what was not checked. `when` is what errors name.
+/// at no time it vouches for what was not checked. `after` is the perplexity where weights changed, and `when` what
+/// errors name.
 pub(super) fn put_back(
     bundle: &Path,
     manifest: &mut Manifest,
-    trainer: &Trainer,
     weights: &Weights,
+    (trainer, after): (&Trainer, Option<f64>),
     when: &str,
 ) -> Result<(), TrainError> {
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
@@ -285,6 +287,9 @@ pub(super) fn put_back(
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
     let diverged = |source| TrainError::Diverged { when: when.to_owned(), source };
     let new = weights.with(&flats).map_err(diverged)?;
+    if let Some(perplexity) = after.filter(|perplexity| !perplexity.is_finite()) {
+        return Err(TrainError::Worthless { when: when.to_owned(), loss: perplexity.ln() });
+    }
     weights.check_unchanged()?;
     let digests = manifest.digests.take();
     manifest.checks.clear();

@@ -2,8 +2,7 @@
 //! their values.
 
 use super::TrainError;
-use super::data::Windows;
-use super::finetune::FinetuneOptions;
+use super::finetune::{Data, FinetuneOptions};
 use super::teacher::Source;
 use crate::bundle::digests::Hasher;
 use clap::ValueEnum as _;
@@ -30,23 +29,18 @@ pub struct RunIdentity {
 
 impl RunIdentity {
     /// Of a run over a bundle with its data.
-    pub fn of(
-        bundle: &Path,
-        options: &FinetuneOptions,
-        windows: &Windows,
-        held_out: &[Vec<i64>],
-    ) -> Result<Self, TrainError> {
+    pub fn of(bundle: &Path, options: &FinetuneOptions, data: &Data) -> Result<Self, TrainError> {
         let ModelIdentity { weights, conversion } = ModelIdentity::of(bundle)?;
         let teacher = options.teacher.as_ref().map(|teacher| match &teacher.source {
             Source::Itself => Ok("self".to_owned()),
             Source::Bundle(path) => ModelIdentity::of(path).map(|of| of.weights + " " + &of.conversion),
         });
         let mut valid = Hasher::default();
-        held_out.iter().flatten().for_each(|id| valid.update(&id.to_le_bytes()));
+        data.held_out.iter().flatten().for_each(|id| valid.update(&id.to_le_bytes()));
         Ok(Self {
             weights,
             conversion,
-            data: windows.digest(),
+            data: data.digest.clone(),
             valid: valid.finish(),
             teacher: teacher.transpose()?,
             options: told(options),
@@ -89,7 +83,10 @@ fn told(options: &FinetuneOptions) -> BTreeMap<String, String> {
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16",
     };
+    // Without it, less is trained on.
+    let valid = if options.sources.valid.is_empty() { "not given" } else { "given" };
     let mut told = vec![
+        ("--valid", valid.to_owned()),
         ("--train", options.scope.to_string()),
         ("--precision", precision.to_owned()),
         ("--batch", trainer.size.batch.to_string()),

@@ -34,9 +34,17 @@ pub enum WeightsError {
         path.display()
     )]
     Changed { path: PathBuf },
+    #[error(
+        "`{name}` holds {found:e}, and {before:e} was its largest number before the run, so nothing was written (hint: a lower --lr)"
+    )]
+    Grown { name: String, found: f32, before: f32 },
     #[error("`{name}` holds {what}, so nothing was written (hint: a lower --lr)")]
     NotFinite { name: String, what: String },
 }
+
+/// How often the largest number of a weight, or 1, a run may come to: one that learns moves a number by the sum of its
+/// learning rates, which is about 1.
+const GROWTH: f32 = 1e4;
 
 /// What tells a file from another that takes its place, and from itself once it is edited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +186,7 @@ impl Weights {
                 let numbers = &flat[at..at + parameter.len()];
                 trained.insert(&parameter.name, numbers);
                 if let Some(place) = self.places.get(&parameter.name) {
+                    self.check_growth(parameter, numbers)?;
                     new.put(&parameter.name, place, &Tensor::from_f32(&parameter.dims, numbers))?;
                 }
             }
@@ -187,12 +196,25 @@ impl Weights {
             else {
                 continue;
             };
-            let Parameter { name, dims } = addition.weight();
-            let own = self.numbers(&name, &dims);
+            let weight = addition.weight();
+            let own = self.numbers(&weight.name, &weight.dims);
             let sum: Vec<f32> = own.iter().zip(addition.product(down, up)).map(|(w, p)| w + p).collect();
-            new.put(&name, &self.places[&name], &Tensor::from_f32(&dims, &sum))?;
+            self.check_growth(&weight, &sum)?;
+            new.put(&weight.name, &self.places[&weight.name], &Tensor::from_f32(&weight.dims, &sum))?;
         }
         Ok(new)
+    }
+
+    /// Refuses a weight that left all that it was, though it is finite: one form of the model may give numbers with it,
+    /// and another none.
+    fn check_growth(&self, parameter: &Parameter, numbers: &[f32]) -> Result<(), WeightsError> {
+        let largest = |numbers: &[f32]| numbers.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let found = largest(numbers);
+        let before = largest(&self.numbers(&parameter.name, &parameter.dims));
+        match found.is_infinite() || found <= GROWTH * before.max(1.0) {
+            true => Ok(()),
+            false => Err(WeightsError::Grown { name: parameter.name.clone(), found, before }),
+        }
     }
 
     /// Refuses where another command, or a hand, changed the bundle since these weights were opened.
@@ -285,31 +307,39 @@ mod tests {
     use dijiang_passes::training::parameters::Group;
 
     /// A weight file of one tensor, and the group that trains it.
-    fn opened(dir: &Path, dtype: DType) -> (Weights, Layout) {
-        let stored = Tensor::from_f32(&[2], &[1.0, 2.0]).cast(dtype);
+    fn opened(dir: &Path, largest: f32, dtype: DType) -> (Weights, Layout) {
+        let stored = Tensor::from_f32(&[2], &[1.0, largest]).cast(dtype);
         let file = WeightFile::plan([("w", &stored)].into_iter()).expect("a layout");
         let mut out = File::create(dir.join(layout::WEIGHTS)).expect("a file");
         file.write(&mut out, &mut |_| ()).expect("it is written");
         std::fs::write(dir.join(layout::MANIFEST), "{}").expect("it is written");
         let parameters = vec![Parameter { name: "w".to_owned(), dims: vec![2] }];
-        let layout = Layout { groups: vec![Group { parameters, ..group() }] };
+        let group = Group { name: "matrices", parameters, decays: true, is_new: false };
+        let layout = Layout { groups: vec![group] };
         (Weights::open(dir, &layout).expect("it fits"), layout)
     }
 
     #[test]
     fn what_is_not_finite_as_it_is_stored_is_not_written() {
         let dir = tempfile::tempdir().expect("a directory");
-        let written = |dtype, numbers: [f32; 2]| {
-            let (weights, layout) = opened(dir.path(), dtype);
+        let written_over = |before: f32, dtype, numbers: [f32; 2]| {
+            let (weights, layout) = opened(dir.path(), before, dtype);
             weights.with(&[(&layout.groups[0], &numbers)]).map(|_| ()).map_err(|e| e.to_string())
         };
-        assert_eq!(written(DType::F32, [1e30, -1e30]), Ok(()));
-        assert_eq!(written(DType::F16, [65504.0, 0.0]), Ok(()));
+        let written = |dtype, numbers| written_over(2.0, dtype, numbers);
+        assert_eq!(written(DType::F32, [2e4, -2e4]), Ok(()));
+        assert_eq!(
+            written(DType::F32, [0.0, -1e30]),
+            Err("`w` holds 1e30, and 2e0 was its largest number before the run, so nothing was written (hint: a lower --lr)"
+                .to_owned())
+        );
+        assert_eq!(written(DType::F16, [20000.0, 0.0]), Ok(()));
         let refused =
             |what: &str| Err(format!("`w` holds {what}, so nothing was written (hint: a lower --lr)"));
         let too_large = |dtype| refused(&format!("a number too large for {dtype}, in which it is stored"));
-        assert_eq!(written(DType::F16, [0.0, 1e5]), too_large("f16"));
-        assert_eq!(written(DType::BF16, [f32::MAX, 0.0]), too_large("bf16"));
+        assert_eq!(written_over(50000.0, DType::F16, [0.0, 65520.0]), too_large("f16"));
+        assert_eq!(written_over(50000.0, DType::F16, [0.0, 65504.0]), Ok(()));
+        assert_eq!(written_over(f32::MAX / 2.0, DType::BF16, [f32::MAX, 0.0]), too_large("bf16"));
         for number in [f32::NAN, f32::INFINITY] {
             for dtype in [DType::F32, DType::F16, DType::F64] {
                 assert_eq!(written(dtype, [0.0, number]), refused("NaN or infinity"));
@@ -320,7 +350,7 @@ mod tests {
     #[test]
     fn what_was_changed_meanwhile_is_not_written_over() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (weights, _) = opened(dir.path(), DType::F32);
+        let (weights, _) = opened(dir.path(), 2.0, DType::F32);
         weights.check_unchanged().expect("nothing was");
         std::fs::write(dir.path().join(layout::MANIFEST), "{ }").expect("it is written");
         let error = weights.check_unchanged().expect_err("the manifest was").to_string();
@@ -340,7 +370,7 @@ mod tests {
     #[test]
     fn what_is_not_trained_keeps_the_digest_it_was_written_with() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (weights, layout) = opened(dir.path(), DType::F32);
+        let (weights, layout) = opened(dir.path(), 2.0, DType::F32);
         let new = || weights.with(&[(&layout.groups[0], &[3.0, 4.0])]).expect("numbers");
         let before = WeightDigests {
             header: "h".to_owned(),
