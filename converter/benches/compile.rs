@@ -1,11 +1,10 @@
 //! How long the parts of a conversion take on a small model, so that a change that slows one down is seen:
 //! `cargo bench -p dijiang`. Figures are kept in docs/benchmarks.md.
 
-use dijiang::checkpoint;
 use dijiang::convert::compile::{CompileOptions, compile};
 use dijiang::onnx::export::{ExportOptions, export};
 use dijiang::onnx::import::import_bytes;
-use dijiang::recipes;
+use dijiang::{checkpoint, recipes};
 use dijiang_format::dtype::DType;
 use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_passes::attention::lower::Form;

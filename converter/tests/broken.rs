@@ -6,8 +6,7 @@ mod decoder;
 
 use decoder::{difference, evaluate, text, write};
 use dijiang::convert::compile::{CompileOptions, Compiled, compile};
-use dijiang::convert::source;
-use dijiang::convert::{ConvertOptions, convert};
+use dijiang::convert::{ConvertOptions, convert, source};
 use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;

@@ -3,10 +3,9 @@
 mod decoder;
 
 use decoder::{difference, evaluate, text, write};
-use dijiang::convert::ConvertOptions;
 use dijiang::convert::compile::{CompileOptions, compile, compile_first};
-use dijiang::convert::source;
 use dijiang::convert::stop_after::convert_first;
+use dijiang::convert::{ConvertOptions, source};
 use dijiang::onnx::import;
 use dijiang::recipes;
 use dijiang::report::progress::Silent;

@@ -1,11 +1,10 @@
 //! Random checkpoints are those of the published shapes, and convert like any other.
 
-use dijiang::checkpoint;
 use dijiang::convert::{ConvertError, ConvertOptions, convert};
-use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::synth::shapes::{SHAPES, find};
 use dijiang::synth::{SynthOptions, synth};
+use dijiang::{checkpoint, recipes};
 use dijiang_format::dtype::DType;
 use dijiang_format::target::Target;
 use std::path::Path;

@@ -5,6 +5,7 @@
 //! Nothing here knows a graph or a session: the compiler (`dijiang-passes`) and the runtime (`dijiang-runtime`) stand
 //! on this crate and do not see each other.
 
+pub mod digest;
 pub mod dtype;
 pub mod elements;
 pub mod files;

@@ -2,14 +2,13 @@
 //!
 //! The text depends on nothing but the contents: no time, no path, no host.
 
+use crate::digest::{Hasher, WeightDigests};
 use crate::dtype::DType;
 use crate::files;
 use crate::quantization::Quantization;
-use crate::recipe::Recipe;
+use crate::recipe::{MOST_CHUNK, Recipe};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -51,6 +50,9 @@ pub struct Manifest {
     /// Weight files that are the source's own, as they are called in the bundle.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub linked: Vec<String>,
+    /// Of the bundle's own weight file. Earlier versions wrote none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digests: Option<WeightDigests>,
 }
 
 /// What was converted.
@@ -154,6 +156,8 @@ pub enum ManifestError {
     Json { file: String, reason: String },
     #[error("{file}: `format_version` is {found}, expected {FORMAT} (hint: convert the model anew)")]
     Version { file: String, found: u64 },
+    #[error("{file}: `recipe.chunk` is {found}, expected 1 to {MOST_CHUNK} (hint: convert the model anew)")]
+    Chunk { file: String, found: u32 },
     #[error("{file}: it is not a safetensors file: a header of {header} bytes in a file of {bytes}")]
     Header { file: String, header: u64, bytes: u64 },
     #[error(
@@ -172,6 +176,29 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// What is known before anything is compiled.
+    pub fn new(source: Source, model: Model, recipe: Recipe, target: Target, dtype: DType) -> Self {
+        Self {
+            format_version: FORMAT,
+            dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
+            source,
+            model,
+            recipe,
+            target,
+            dtype,
+            weights: None,
+            seed: 0,
+            sites: Vec::new(),
+            misses: Vec::new(),
+            state: Vec::new(),
+            checks: Vec::new(),
+            stopped_after: None,
+            trained: None,
+            linked: Vec::new(),
+            digests: None,
+        }
+    }
+
     /// The text of the file.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
@@ -213,6 +240,11 @@ impl Manifest {
             return Err(ManifestError::Version { file: file.to_owned(), found });
         }
         let manifest: Self = serde_json::from_str(text).map_err(|e| json(&e))?;
+        // Everything that is sized by it trusts it.
+        let chunk = manifest.recipe.chunk;
+        if !(1..=MOST_CHUNK).contains(&chunk) {
+            return Err(ManifestError::Chunk { file: file.to_owned(), found: chunk });
+        }
         match manifest.stopped_after {
             Some(patches) => Err(ManifestError::Stopped { file: file.to_owned(), patches }),
             None => Ok(manifest),
@@ -262,7 +294,7 @@ impl SourceFile {
 }
 
 fn digest(from: &mut dyn std::io::Read) -> std::io::Result<String> {
-    let mut hasher = Sha256::new();
+    let mut hasher = Hasher::default();
     let mut block = vec![0; 1 << 20];
     loop {
         match from.read(&mut block)? {
@@ -270,18 +302,14 @@ fn digest(from: &mut dyn std::io::Read) -> std::io::Result<String> {
             n => hasher.update(&block[..n]),
         }
     }
-    let mut text = String::new();
-    for byte in hasher.finalize() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
-    fn manifest() -> Manifest {
+    pub(crate) fn manifest() -> Manifest {
         let file = SourceFile {
             name: "model.safetensors".to_owned(),
             bytes: 269_060_552,
@@ -298,23 +326,14 @@ pub(crate) mod tests {
         };
         let shape = vec![Extent::Open("batch".to_owned()), Extent::Known(3)];
         let name = "past_key_values.0.conv_state".to_owned();
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: vec![file] };
+        let model = Model { family: "llama".to_owned(), vocab: 49152, positions: None, eos: vec![2] };
+        let recipe = serde_json::from_str(r#"{"name": "paper"}"#).expect("a recipe");
         Manifest {
-            format_version: FORMAT,
-            dijiang_version: "0.1.0".to_owned(),
-            source: Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: vec![file] },
-            model: Model { family: "llama".to_owned(), vocab: 49152, positions: None, eos: vec![2] },
-            recipe: serde_json::from_str(r#"{"name": "paper"}"#).expect("a recipe"),
-            target: Target::Ort,
-            dtype: DType::F32,
-            weights: None,
-            seed: 0,
             sites: vec![site],
-            misses: vec![],
             state: vec![State { name, shape, dtype: DType::F32 }],
             checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
-            stopped_after: None,
-            trained: None,
-            linked: Vec::new(),
+            ..Manifest::new(source, model, recipe, Target::Ort, DType::F32)
         }
     }
 
@@ -345,6 +364,14 @@ pub(crate) mod tests {
             error(&text.replace("\"seed\": 0,", "")),
             "b/dijiang.json: missing field `seed` at line 68 column 1 (hint: was it written by dijiang?)"
         );
+        for chunk in ["0", "100000"] {
+            assert_eq!(
+                error(&text.replace("\"chunk\": 64", &format!("\"chunk\": {chunk}"))),
+                format!(
+                    "b/dijiang.json: `recipe.chunk` is {chunk}, expected 1 to 65536 (hint: convert the model anew)"
+                )
+            );
+        }
         assert_eq!(
             error("{"),
             "b/dijiang.json: EOF while parsing an object at line 1 column 1 (hint: was it written by dijiang?)"

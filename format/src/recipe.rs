@@ -24,6 +24,9 @@ pub struct Recipe {
     pub chunk: u32,
 }
 
+/// The most tokens of a chunk: its scores are a square of so many.
+pub const MOST_CHUNK: u32 = 1 << 16;
+
 fn default_chunk() -> u32 {
     64
 }

@@ -14,6 +14,7 @@ pub use dijiang_format::serving::{Device, Engine};
 
 pub use decode::decoder::{Decoder, DecoderState, History};
 pub use decode::growing::{GrowingDecoder, GrowingOptions};
+pub use decode::identity::ModelIdentity;
 pub use ort::device_memory::memory_in_use;
 pub use ort::program::{DeviceTensor, Program};
 pub use ort::runtime::OrtRuntime;

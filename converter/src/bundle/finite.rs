@@ -25,6 +25,11 @@ impl NotFinite {
         }
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_none(self) -> bool {
+        self == Self::default()
+    }
+
     /// `magnitude` are an element's bits without the sign: those of infinity, and for NaN more.
     fn tally<const N: usize, B: Ord + Copy + Default>(
         &mut self,

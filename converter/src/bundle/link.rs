@@ -7,9 +7,8 @@
 use dijiang_format::files::LINKED;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
 use std::borrow::Cow;
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 /// A weight file of the source.
 #[derive(Clone)]

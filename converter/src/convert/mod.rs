@@ -11,19 +11,19 @@ pub mod stop_after;
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
-use crate::bundle::weights::{LayoutError, WeightFile};
+use crate::bundle::weights::{LayoutError, WeightFile, Written};
 use crate::checkpoint::ModelMeta;
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
 use crate::convert::quantization::QuantizeError;
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
-use crate::report::progress::Estimate;
-use crate::report::progress::Progress;
+use crate::report::progress::{Estimate, Progress};
 use crate::train::TrainError;
 use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
+use dijiang_format::digest::WeightDigests;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
@@ -191,12 +191,13 @@ pub(crate) fn convert_opened(
         positions: meta.learned_positions,
         dtype,
     };
-    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked } =
+    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked, digests } =
         writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts()?;
     bytes_written += writer.write_genai_config(&meta)?;
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     manifest.linked = linked;
+    manifest.digests = Some(digests);
     if let Some(Before { manifest: before, .. }) = before {
         manifest.source = before.source.clone();
         manifest.trained.clone_from(&before.trained);
@@ -333,6 +334,7 @@ struct WrittenModel {
     warnings: Vec<String>,
     /// Names of the files that are the source's.
     linked: Vec<String>,
+    digests: WeightDigests,
 }
 
 impl Writer<'_> {
@@ -351,11 +353,11 @@ impl Writer<'_> {
             || write_weights(self.dir, &weights, progress),
             || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
         );
-        let warnings = written?;
+        let Written { warnings, digests } = written?;
         progress.stage("writing the graphs");
         let (forms, bound) = forms?;
         let bytes = weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?;
-        Ok(WrittenModel { estimate, bytes, warnings, linked })
+        Ok(WrittenModel { estimate, bytes, warnings, linked, digests })
     }
 
     fn estimate(&self, weights: &WeightFile) -> Result<Estimate, ConvertError> {
@@ -483,20 +485,20 @@ pub(crate) fn plan_weights(graphs: &[&Graph], files: &[MappedFile]) -> Result<We
     Ok(WeightFile::plan_beside(tensors.into_iter(), files)?)
 }
 
-/// Returns what is wrong with the weights.
+/// Returns what there is to say of the weights.
 pub(crate) fn write_weights(
     dir: &Path,
     weights: &WeightFile,
     progress: &mut dyn Progress,
-) -> Result<Vec<String>, ConvertError> {
+) -> Result<Written, ConvertError> {
     progress.bytes("writing the weights", weights.size());
     let path = dir.join(files::WEIGHTS);
     let io = |source| ConvertError::Io { path: path.clone(), source };
     let mut file = File::create(&path).map_err(io)?;
-    let warnings = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    let written = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
     // Begun here, it overlaps with compiling; the commit waits for what is left.
     file.sync_data().map_err(io)?;
-    Ok(warnings)
+    Ok(written)
 }
 
 pub(crate) fn write_graph(
@@ -530,29 +532,15 @@ pub(crate) fn describe(
     dtype: DType,
 ) -> Result<Manifest, ConvertError> {
     let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
-    Ok(Manifest {
-        format_version: manifest::FORMAT,
-        dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
-        source: manifest::Source { kind, dtype: stored, files },
-        model: manifest::Model {
-            family: meta.family.to_owned(),
-            vocab: meta.vocab,
-            positions: meta.learned_positions,
-            eos: meta.eos.clone(),
-        },
-        recipe: options.recipe.clone(),
-        target: options.target,
-        dtype,
-        weights: options.weights,
-        seed: options.seed,
-        sites: Vec::new(),
-        misses: Vec::new(),
-        state: Vec::new(),
-        checks: Vec::new(),
-        stopped_after: None,
-        trained: None,
-        linked: Vec::new(),
-    })
+    let source = manifest::Source { kind, dtype: stored, files };
+    let model = manifest::Model {
+        family: meta.family.to_owned(),
+        vocab: meta.vocab,
+        positions: meta.learned_positions,
+        eos: meta.eos.clone(),
+    };
+    let described = Manifest::new(source, model, options.recipe.clone(), options.target, dtype);
+    Ok(Manifest { weights: options.weights, seed: options.seed, ..described })
 }
 
 /// Copied from the checkpoint as they are.

@@ -41,10 +41,11 @@ pub fn convert_first(
     let estimate = Estimate::of(weights.size(), &beside, &partial.graph);
     progress.estimate(&estimate);
     room::check(bundle.path(), target, estimate.disk, options.free_space)?;
-    write_weights(bundle.path(), &weights, progress)?;
+    let written = write_weights(bundle.path(), &weights, progress)?;
     write_graph(bundle.path(), files::MODEL, options.target.opset(), &partial.graph, &weights)?;
     let manifest = Manifest {
         stopped_after: Some(partial.patches as u64),
+        digests: Some(written.digests),
         ..describe(options, kind, stored, &files, &meta, dtype)?
     };
     write_file(bundle.path(), files::MANIFEST, manifest.to_json()?.as_bytes())?;

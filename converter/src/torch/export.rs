@@ -2,6 +2,7 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::lock::{BundleLock, LockError};
 use crate::checkpoint::{CheckpointError, Config};
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
@@ -29,6 +30,8 @@ pub enum ExportTorchError {
     Config(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(
         "{bundle}: it was made from an ONNX graph, and there is PyTorch code for checkpoints only (hint: convert the checkpoint)"
     )]
@@ -43,13 +46,14 @@ pub enum ExportTorchError {
 
 /// Writes the model into `bundle` and returns its class. Doing it again changes nothing.
 pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
+    let lock = BundleLock::acquire(bundle)?;
     let manifest = Manifest::float_weights(bundle)?;
     let class = class(bundle, &manifest)?;
     let path = bundle.join(files::CONFIG);
     let config = Config::read(&path)?;
     let text = with_class(&config, class, &description(bundle, &manifest)?);
     let text = text.map_err(|source| ExportTorchError::Json { path, source })?;
-    let new = NewBundle::revise(bundle, &[files::CONFIG, files::TORCH])?;
+    let new = NewBundle::revise(bundle, &[files::CONFIG, files::TORCH], lock)?;
     for (name, text) in [(files::CONFIG, text.as_str()), (files::TORCH, CODE)] {
         let path = new.path().join(name);
         std::fs::write(&path, text).map_err(|source| ExportTorchError::Io { path, source })?;

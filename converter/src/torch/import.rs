@@ -3,6 +3,7 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
 use crate::report::progress::Progress;
@@ -36,6 +37,8 @@ pub enum ImportError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error("{}: tensor `{tensor}` is missing; the bundle has it with shape {shape:?}", file.display())]
@@ -78,6 +81,7 @@ pub fn import_weights(
     progress: &mut dyn Progress,
 ) -> Result<Imported, ImportError> {
     progress.stage("comparing the weights");
+    let lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
     let own = Weights::read(&bundle.join(files::WEIGHTS))?;
     let new = Weights::read(from)?;
@@ -89,12 +93,13 @@ pub fn import_weights(
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
     check_layout(&bundle.join(files::WEIGHTS), &file)?;
 
-    let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST])?;
+    let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST], lock)?;
     progress.bytes("writing the weights", file.size());
     let path = revised.path().join(files::WEIGHTS);
     let io = |source| ImportError::Io { path: path.clone(), source };
     let mut out = File::create(&path).map_err(io)?;
-    file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    let written = file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    manifest.digests = Some(written.digests);
     let weights = SourceFile::describe_whole(&path)?;
     manifest.trained = Some(weights.clone());
     // They were of other weights.

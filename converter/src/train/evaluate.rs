@@ -1,9 +1,8 @@
 //! Measuring a bundle on text: perplexity, and questions with several answers by their likelihood.
 
-use super::TrainError;
 use super::data::{self, DataError, Texts, Windows};
 use super::finetune::model_graph;
-use super::trainer;
+use super::{TrainError, memory, trainer};
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::training::loss::IGNORE;
@@ -57,8 +56,9 @@ impl Evaluator {
         if let Some(positions) = manifest.model.positions.filter(|p| *p < options.context) {
             return Err(TrainError::Positions { positions, context });
         }
-        let model = model_graph(bundle, &manifest, options.context)?;
         let size = Size { batch: 1, sequence: options.context };
+        memory::check(&manifest, size, options.device)?;
+        let model = model_graph(bundle, &manifest, options.context)?;
         let graph = evaluation(&model, &Layout { groups: Vec::new() }, size, Precision::F32)?;
         // Nothing is put into a bundle that is only measured.
         let io = |source| TrainError::Io { path: std::env::temp_dir(), source };

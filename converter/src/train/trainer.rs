@@ -339,13 +339,17 @@ impl Trainer {
     /// Step number `number` of a run over `windows`, and what there is to say of it.
     pub fn advance(&mut self, windows: &mut Windows, number: usize, rate: f64) -> Result<Line, TrainError> {
         let begun = Instant::now();
-        let rows = self.options.size.batch as usize * self.options.accumulate;
-        let chosen: Vec<Vec<i64>> = (0..rows).map(|i| windows.get((number - 1) * rows + i)).collect();
-        let done = self.step(&chosen, number, rate)?;
-        let tokens = rows * self.options.size.sequence as usize;
+        let rows = self.options.size.batch as usize;
+        let each = rows * self.options.accumulate;
+        let mut batch = |i: usize| -> Vec<Vec<i64>> {
+            let first = (number - 1) * each + i * rows;
+            (first..first + rows).map(|index| windows.get(index)).collect()
+        };
+        let done = self.step(&mut batch, number, rate)?;
+        let tokens = each * self.options.size.sequence as usize;
         Ok(Line {
             step: number,
-            tokens: tokens * number,
+            tokens: tokens.saturating_mul(number),
             loss: done.loss,
             kl: done.divergence,
             grad_norm: done.gradient_norm,
@@ -355,13 +359,17 @@ impl Trainer {
         })
     }
 
-    /// One step on windows for all micro-batches. Numbers that are not finite leave everything as it was.
-    fn step(&mut self, windows: &[Vec<i64>], number: usize, rate: f64) -> Result<Step, TrainError> {
+    /// One step on micro-batches, asked for by their number. Numbers that are not finite leave everything as it was.
+    fn step(
+        &mut self,
+        batch: &mut dyn FnMut(usize) -> Vec<Vec<i64>>,
+        number: usize,
+        rate: f64,
+    ) -> Result<Step, TrainError> {
         let begun = Instant::now();
-        let rows = self.options.size.batch as usize;
         let (mut loss, mut divergence) = (0.0, self.teacher.is_some().then_some(0.0));
-        for (i, batch) in windows.chunks(rows).enumerate() {
-            self.feed(batch, &[])?;
+        for i in 0..self.options.accumulate {
+            self.feed(&batch(i), &[])?;
             if let Some(teacher) = &mut self.teacher {
                 teacher.run()?;
             }
@@ -374,7 +382,7 @@ impl Trainer {
                 *sum += number_in(&self.small.divergence)?;
             }
         }
-        let count = windows.len().div_ceil(rows) as f64;
+        let count = self.options.accumulate as f64;
         let gradients = begun.elapsed();
         let divergence = divergence.map(|sum| sum / count);
         let step = Step { loss: loss / count, divergence, gradient_norm: self.gradient_norm()? / count };

@@ -79,30 +79,15 @@ mod tests {
     use super::*;
     use crate::recipes;
     use dijiang_format::dtype::DType;
-    use dijiang_format::manifest::{FORMAT, Model, Source, SourceKind};
+    use dijiang_format::manifest::{Model, Source, SourceKind};
     use dijiang_format::target::Target;
 
     #[test]
     fn a_manifest_without_tokens_or_positions_still_gives_rows() {
         let model = Model { family: "llama".to_owned(), vocab: 0, positions: Some(0), eos: Vec::new() };
-        let manifest = Manifest {
-            format_version: FORMAT,
-            dijiang_version: String::new(),
-            source: Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() },
-            model,
-            recipe: recipes::load(recipes::DEFAULT).expect("a recipe"),
-            target: Target::Ort,
-            dtype: DType::F32,
-            weights: None,
-            seed: 0,
-            sites: Vec::new(),
-            misses: Vec::new(),
-            state: Vec::new(),
-            checks: Vec::new(),
-            stopped_after: None,
-            trained: None,
-            linked: Vec::new(),
-        };
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
+        let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
     }

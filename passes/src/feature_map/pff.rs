@@ -6,8 +6,10 @@
 //! averages exp((v·(q + k))²/2). With `radial: chi` the lengths are those of a standard normal vector
 //! and c = ½, and the average is exactly exp(q·k).
 
-use super::{Emitted, FeatureMap, Numbers, Parameter, Role, frequency, single};
-use super::{dot, emit_add_per_head, emit_exp, emit_norm, eval_exp, eval_rows, repeat};
+use super::{
+    Emitted, FeatureMap, Numbers, Parameter, Role, dot, emit_add_per_head, emit_exp, emit_norm, eval_exp,
+    eval_rows, frequency, repeat, single,
+};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::numeric::random::Random;

@@ -1,7 +1,7 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{MAPS, find};
-use dijiang_format::recipe::Recipe;
+use dijiang_format::recipe::{MOST_CHUNK, Recipe};
 
 /// A recipe that asks for what there is not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -16,8 +16,6 @@ pub enum RecipeError {
 
 /// The most features, as a multiple of head_dim: a state far larger than any cache it stands for.
 const MOST_FEATURES: u64 = 64;
-/// The most tokens of a chunk: its scores are a square of so many.
-const MOST_CHUNK: u64 = 1 << 16;
 
 /// Whether the compiler can do what a recipe asks for.
 pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
@@ -30,7 +28,7 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
         });
     };
     check_range(recipe, "map.features", recipe.map.features as u64, MOST_FEATURES)?;
-    check_range(recipe, "chunk", u64::from(recipe.chunk), MOST_CHUNK)?;
+    check_range(recipe, "chunk", u64::from(recipe.chunk), u64::from(MOST_CHUNK))?;
     match recipe.map.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
         None => Ok(()),
         Some(field) => Err(RecipeError::Ignored {

@@ -4,6 +4,7 @@
 pub(crate) mod bound;
 pub(crate) mod decoder;
 pub(crate) mod growing;
+pub(crate) mod identity;
 pub(crate) mod layout;
 pub(crate) mod state_file;
 pub(crate) mod weight_file;

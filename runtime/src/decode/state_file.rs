@@ -1,11 +1,13 @@
 //! A decoder's state as a safetensors file: its tensors, what was fed, and the logits after it.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
 
 use crate::decode::decoder::{DecoderState, History};
+use crate::decode::identity::Writer;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
@@ -20,11 +22,24 @@ const LOGITS: &str = "logits";
 /// Before the names of the state's own tensors, with their place in the graph's order.
 const STATE: &str = "state.";
 
+/// The metadata that names what wrote the file; the one entry, as entries have no order.
+const WRITER: &str = "dijiang.model";
+
+/// What a file holds.
+pub(crate) struct SavedState {
+    pub(crate) state: DecoderState,
+    /// Where a token was fed.
+    pub(crate) logits: Option<HostTensor>,
+    /// Absent in files of earlier versions, and in those of graphs that are in no bundle.
+    pub(crate) writer: Option<Writer>,
+}
+
 /// Writes the file whole, or leaves what was there.
 pub(crate) fn write(
     path: &Path,
     state: &DecoderState,
     logits: Option<&HostTensor>,
+    writer: Option<&Writer>,
 ) -> Result<(), RuntimeError> {
     let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
     let tensors = named(state, logits)?;
@@ -35,7 +50,8 @@ pub(crate) fn write(
         let view = TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
         views.push((name.as_str(), view.map_err(|e| failed(e.to_string()))?));
     }
-    let whole = safetensors::serialize(views, None).map_err(|e| failed(e.to_string()))?;
+    let metadata = writer.map(|writer| HashMap::from([(WRITER.to_owned(), writer.to_string())]));
+    let whole = safetensors::serialize(views, metadata).map_err(|e| failed(e.to_string()))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| failed(e.to_string()))?;
     file.write_all(&whole).map_err(|e| failed(e.to_string()))?;
@@ -62,8 +78,8 @@ fn named(
     Ok(tensors)
 }
 
-/// The state, and the logits where a token was fed.
-pub(crate) fn read(path: &Path) -> Result<(DecoderState, Option<HostTensor>), RuntimeError> {
+/// What the file holds.
+pub(crate) fn read(path: &Path) -> Result<SavedState, RuntimeError> {
     let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
     let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
@@ -87,7 +103,10 @@ pub(crate) fn read(path: &Path) -> Result<(DecoderState, Option<HostTensor>), Ru
     };
     let tensors = names.iter().map(state).collect::<Result<_, RuntimeError>>()?;
     let logits = file.names().contains(&LOGITS).then(|| tensor(LOGITS)).transpose()?;
-    Ok((DecoderState { tensors, history: History { mask, seen, columns } }, logits))
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+    let writer = header.metadata().as_ref().and_then(|entries| entries.get(WRITER));
+    let state = DecoderState { tensors, history: History { mask, seen, columns } };
+    Ok(SavedState { state, logits, writer: writer.map(|text| Writer::parse(text)) })
 }
 
 fn rows(mask: &HostTensor, count: usize) -> Option<Vec<Vec<i64>>> {

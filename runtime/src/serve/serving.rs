@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::decode::bound::Bound;
 use crate::decode::decoder::Decoder;
-use crate::decode::state_file;
+use crate::decode::identity::Model;
+use crate::decode::state_file::{self, SavedState};
 use crate::ort::runtime::OrtRuntime;
 use crate::serve::sample::greedy;
 use crate::session::error::RuntimeError;
@@ -59,6 +60,8 @@ impl Default for ServingOptions {
 #[derive(Debug)]
 pub struct Serving {
     way: Way,
+    /// The model of a bundle; none of a graph that is driven alone.
+    model: Option<Model>,
 }
 
 /// The two ways to serve.
@@ -83,6 +86,7 @@ impl Serving {
     /// Loads a bundle, with an empty state for one sequence.
     pub fn open(bundle: &Path, options: &ServingOptions) -> Result<Self, RuntimeError> {
         let manifest = Manifest::read(bundle)?;
+        let model = Some(Model::of(bundle, &manifest)?);
         let load = LoadOptions {
             threads: options.threads,
             device: options.device,
@@ -99,6 +103,7 @@ impl Serving {
                     &load,
                     options.segment.unwrap_or(BOUND_SEGMENT),
                 )?)),
+                model,
             });
         }
         let runtime: Box<dyn Runtime> = match options.engine {
@@ -109,6 +114,7 @@ impl Serving {
         let load = load.profiled(options.profile.as_deref(), &file);
         let mut serving =
             Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment.unwrap_or(SEGMENT));
+        serving.model = model;
         if let Way::Driven(driven) = &mut serving.way {
             driven.max_tokens = options.max_tokens;
         }
@@ -117,7 +123,8 @@ impl Serving {
 
     /// Serves a graph that is loaded already, prompts so many tokens at a time.
     pub fn over(decoder: Decoder, segment: usize) -> Self {
-        Self { way: Way::Driven(Driven { decoder, segment, max_tokens: None, logits: None }) }
+        let driven = Driven { decoder, segment, max_tokens: None, logits: None };
+        Self { way: Way::Driven(driven), model: None }
     }
 
     /// Forgets everything, and serves this many sequences from here on.
@@ -159,15 +166,22 @@ impl Serving {
     /// Writes what was fed so far, as the state that it left, to a file from which [`Serving::load_state`]
     /// goes on with the same numbers.
     pub fn save_state(&self, path: &Path) -> Result<(), RuntimeError> {
-        match &self.way {
-            Way::Bound(bound) => state_file::write(path, &bound.state()?, bound.logits().ok().as_ref()),
-            Way::Driven(driven) => state_file::write(path, &driven.decoder.state()?, driven.logits.as_ref()),
-        }
+        let writer = self.model.as_ref().map(Model::writer).transpose()?;
+        let (state, logits) = match &self.way {
+            Way::Bound(bound) => (bound.state()?, bound.logits().ok()),
+            Way::Driven(driven) => (driven.decoder.state()?, driven.logits.clone()),
+        };
+        state_file::write(path, &state, logits.as_ref(), writer.as_ref())
     }
 
-    /// Goes on from a file. Its rows become the sequences that are served. An error leaves the state as it was.
+    /// Goes on from a file, which this model must have written. Its rows become the sequences that are served. An error
+    /// leaves the state as it was. Files of earlier versions do not say what wrote them: they are taken for this
+    /// model's, with a warning.
     pub fn load_state(&mut self, path: &Path) -> Result<(), RuntimeError> {
-        let (state, logits) = state_file::read(path)?;
+        let SavedState { state, logits, writer } = state_file::read(path)?;
+        if let Some(model) = &self.model {
+            model.check(path, writer)?;
+        }
         let loaded = match &mut self.way {
             Way::Bound(bound) => bound.set_state(&state, logits),
             Way::Driven(driven) => driven

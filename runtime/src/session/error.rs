@@ -171,6 +171,19 @@ pub enum RuntimeError {
         /// What went wrong.
         reason: String,
     },
+    /// A saved state was written by another model.
+    #[error(
+        "state {}: the model of bundle `{writer}` wrote it, and `{}` holds another (hint: `dijiang generate {} --prompt TEXT --save-state {}` writes one of this model)",
+        path.display(), bundle.display(), bundle.display(), path.display()
+    )]
+    StateOfAnother {
+        /// The file.
+        path: PathBuf,
+        /// What the bundle was called that wrote it.
+        writer: String,
+        /// The bundle that is served.
+        bundle: PathBuf,
+    },
     /// A tokenizer file cannot be read, or cannot code a text.
     #[error("tokenizer {}: {reason}", path.display())]
     Tokenizer {
