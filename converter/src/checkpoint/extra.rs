@@ -5,7 +5,7 @@ use super::error::{CheckpointError, SHOWN, listed};
 use super::families::Family;
 use super::weights::{Stored, Weights};
 use dijiang_passes::attention::lower::grouped::TABLES;
-use dijiang_passes::attention::rewrite::is_new;
+use dijiang_passes::feature_map::added;
 use std::collections::BTreeSet;
 
 /// Tensors that the model's code makes anew, and that old versions of it saved with the weights. The rank tells them
@@ -82,7 +82,7 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
     let model = Inside::of(asked);
     for (name, stored) in weights.stored() {
         // A conversion added these, as in a bundle.
-        let is_added = is_new(name) || name.starts_with(TABLES);
+        let is_added = added::is_added(name) || name.starts_with(TABLES);
         if is_added || asked.names.contains(name) {
             continue;
         }

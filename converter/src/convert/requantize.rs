@@ -13,7 +13,7 @@ use crate::verify::VerifyOptions;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
 use dijiang_format::quantization::Quantization;
-use dijiang_passes::attention::rewrite::is_new;
+use dijiang_passes::feature_map::added::is_added;
 use std::path::Path;
 
 /// How to make a bundle anew.
@@ -66,7 +66,7 @@ pub fn requantize(
     }
     let how = as_before(&manifest, options);
     let weights = Weights::read(&bundle.join(files::WEIGHTS))?;
-    let added = weights.tensors().filter(|(name, _)| is_new(name));
+    let added = weights.tensors().filter(|(name, _)| is_added(name));
     let added = added.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let before = Before { manifest, added };
     let opened = source::open(bundle, how.dtype)?;

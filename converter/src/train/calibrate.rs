@@ -16,8 +16,9 @@ use dijiang_format::recipe::Recipe;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::{Options, write_beside};
 use dijiang_passes::canon::canonicalize;
+use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::training::parameters::{Layout, NEW, PARAMETERS, Selection};
+use dijiang_passes::training::parameters::{Layout, PARAMETERS, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
 use dijiang_runtime::OrtRuntime;
@@ -123,7 +124,7 @@ fn fit_weights(
     trainer: &mut Trainer,
     weights: &Weights,
 ) -> Result<Option<Fitted>, TrainError> {
-    let new = linear.consts().filter(|(_, name, _)| name.contains(NEW));
+    let new = linear.consts().filter(|(_, name, _)| is_added(name));
     let current: Values = new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let how = trainer.options().clone();
     let graph = (softmax.graph.clone(), &softmax.options());

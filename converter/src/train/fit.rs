@@ -6,10 +6,10 @@ use super::finetune::DIR;
 use super::trainer::{self, TrainerOptions};
 use dijiang_passes::attention::fit::{self, Fit, Window};
 use dijiang_passes::attention::rewrite::{Options, SAMPLES, SampledSite, write_samples};
-use dijiang_passes::feature_map::{self, FeatureMap, Numbers, Role};
+use dijiang_passes::feature_map::added::{self, is_added_to};
+use dijiang_passes::feature_map::{self, FeatureMap, Numbers, Owner, ParameterSpec, Role};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::training::parameters::NEW;
 use dijiang_passes::training::samples::sample_graph;
 use dijiang_passes::training::specialize::TOKENS;
 use dijiang_runtime::{DeviceTensor, HostTensor, LoadOptions, OrtRuntime, Program};
@@ -67,8 +67,7 @@ pub(super) fn fit_features(
     for site in &sites {
         let mut work = Fitting { map, sampled: site, samples: &samples, stride, values: current.clone() };
         errors.extend(work.fit());
-        let own = format!("{}{NEW}", site.name);
-        values.extend(work.values.into_iter().filter(|(name, _)| name.starts_with(&own)));
+        values.extend(work.values.into_iter().filter(|(name, _)| is_added_to(name, &site.name)));
     }
     let mean = |of: fn(&(f64, f64)) -> f64| errors.iter().map(of).sum::<f64>() / errors.len() as f64;
     let (error_before, error) = (mean(|e| e.0), mean(|e| e.1));
@@ -95,8 +94,8 @@ impl Fitting<'_> {
                 .collect()
         };
         let before = of_all(self);
-        if let Some(name) = self.map.frequencies() {
-            self.scale(name);
+        if let Some(parameter) = self.map.frequencies() {
+            self.scale(parameter);
         }
         let fits: Vec<Option<Fit>> = (0..heads)
             .into_par_iter()
@@ -104,8 +103,8 @@ impl Fitting<'_> {
             .collect();
         let after = fits.iter().map(|f| f.as_ref().map_or(f64::NAN, |f| f.after));
         let errors = before.into_iter().zip(after).collect();
-        let name = self.map.log_weights().and_then(|name| self.name(name, Role::Query));
-        if let Some(name) = name {
+        if let Some(parameter) = self.map.log_weights() {
+            let name = self.name(parameter, Role::Query);
             let logs = fits.iter().flatten().flat_map(|f| f.weights.iter().map(|w| w.ln()));
             let old = &self.values[&name];
             let new: Vec<f32> = old.to_f64().iter().zip(logs).map(|(o, log)| (o + log) as f32).collect();
@@ -116,7 +115,7 @@ impl Fitting<'_> {
     }
 
     /// Multiplies the frequencies of a key head and of the query heads that share it.
-    fn scale(&mut self, parameter: &str) {
+    fn scale(&mut self, parameter: &ParameterSpec) {
         let (heads, kv_heads) = (self.sampled.heads, self.sampled.kv_heads);
         let each = heads / kv_heads;
         let best: Vec<f64> = (0..kv_heads)
@@ -129,7 +128,7 @@ impl Fitting<'_> {
             })
             .collect();
         for role in [Role::Query, Role::Key] {
-            let Some(name) = self.name(parameter, role) else { continue };
+            let name = self.name(parameter, role);
             let old = &self.values[&name];
             let numbers = old.to_f64();
             let part = numbers.len() / kv_heads;
@@ -140,33 +139,24 @@ impl Fitting<'_> {
         }
     }
 
-    /// What a parameter is called, shared by roles or not.
-    fn name(&self, parameter: &str, role: Role) -> Option<String> {
-        let names = [format!("{}.{parameter}", role.prefix()), parameter.to_owned()];
-        names
-            .into_iter()
-            .map(|n| format!("{}{NEW}{n}", self.sampled.name))
-            .find(|n| self.values.contains_key(n))
+    /// What a parameter of the map is called.
+    fn name(&self, parameter: &ParameterSpec, role: Role) -> String {
+        added::name(&self.sampled.name, parameter.role(role), parameter.name)
     }
 
     /// The parameters of one head, with its frequencies scaled.
     fn numbers(&self, role: Role, head: usize, heads: usize, scale: f64) -> Numbers {
-        let prefix = format!("{}{NEW}", self.sampled.name);
         let mut numbers = Numbers::new();
-        for name in self.map.parameter_names() {
-            let Some(full) = self.name(name, role) else { continue };
-            let all = self.values[&full].to_f64();
-            let own = full
-                .strip_prefix(&prefix)
-                .is_some_and(|rest| rest.starts_with(role.prefix()) && rest != *name);
-            let mut part = match own {
-                true => all[head * all.len() / heads..(head + 1) * all.len() / heads].to_vec(),
-                false => all,
+        for parameter in self.map.parameters() {
+            let all = self.values[&self.name(parameter, role)].to_f64();
+            let mut part = match parameter.owner {
+                Owner::Head => all[head * all.len() / heads..(head + 1) * all.len() / heads].to_vec(),
+                Owner::Everyone => all,
             };
-            if self.map.frequencies() == Some(*name) {
+            if self.map.frequencies() == Some(parameter) {
                 part.iter_mut().for_each(|x| *x *= scale);
             }
-            numbers.insert(name, part);
+            numbers.insert(parameter.name, part);
         }
         numbers
     }

@@ -5,8 +5,9 @@ use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State, Sums, bidirec
 use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
+use crate::feature_map::added::{self, is_added};
 use crate::feature_map::recipe_check::{self, RecipeError};
-use crate::feature_map::{self, Emitted, FeatureMap, Role};
+use crate::feature_map::{self, Emitted, FeatureMap, Owner, Role};
 use crate::ir::graph::{Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
@@ -239,20 +240,12 @@ pub fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError
     Ok(names)
 }
 
-/// What the name of every new parameter holds.
-const NEW: &str = ".dijiang.";
-
 /// New parameters by name.
 pub type Drawn = BTreeMap<String, Tensor>;
 
-/// Whether a weight of this name is one that a rewrite added.
-pub fn is_new(name: &str) -> bool {
-    name.contains(NEW)
-}
-
 /// The new parameters of a graph that was rewritten.
 pub fn drawn(graph: &Graph) -> Drawn {
-    let new = graph.consts().filter(|(id, name, _)| graph.value(*id).is_weight && is_new(name));
+    let new = graph.consts().filter(|(id, name, _)| graph.value(*id).is_weight && is_added(name));
     new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
@@ -398,8 +391,8 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn parameter(&mut self, name: &str, tensor: Tensor) -> ValueId {
-        let name = format!("{}{NEW}{name}", self.site.name);
+    fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {
+        let name = added::name(&self.site.name, role, name);
         let is_same = |other: &&Tensor| (other.dtype(), other.dims()) == (tensor.dtype(), tensor.dims());
         let tensor = self.options.drawn.and_then(|d| d.get(&name)).filter(is_same).cloned().unwrap_or(tensor);
         self.p.weight(&name, tensor)
@@ -462,21 +455,17 @@ impl Writer<'_, '_, '_> {
     ) -> ValueId {
         let spec = &self.options.recipe.map;
         let mut random = Random::named(self.options.seed, &format!("layer.{}", self.layer));
-        let drawn = map.parameters(spec, heads as usize, self.site.head_dim as usize, &mut random);
+        let initial = map.initial(spec, heads as usize, self.site.head_dim as usize, &mut random);
         let dtype = self.feature_type(map);
         let mut emitted = shared.clone();
-        for parameter in drawn {
+        for (parameter, tensor) in map.parameters().iter().zip(initial) {
             if emitted.contains_key(parameter.name) {
                 continue;
             }
-            let name = match parameter.shared {
-                true => parameter.name.to_owned(),
-                false => format!("{}.{}", role.prefix(), parameter.name),
-            };
-            let value = self.parameter(&name, parameter.tensor);
+            let value = self.parameter(parameter.role(role), parameter.name, tensor);
             let value = self.p.cast(value, dtype);
             emitted.insert(parameter.name, value);
-            if parameter.shared {
+            if parameter.owner == Owner::Everyone {
                 shared.insert(parameter.name, value);
             }
         }
@@ -533,7 +522,7 @@ impl Writer<'_, '_, '_> {
     fn fixed_decay(&mut self) -> ValueId {
         let heads = self.site.kv_heads;
         let logs: Vec<f32> = (0..heads).map(|h| (-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect();
-        let logs = self.parameter("log_decay", Tensor::from_f32(&[heads, 1], &logs));
+        let logs = self.parameter(None, "log_decay", Tensor::from_f32(&[heads, 1], &logs));
         let shape = self.p.shape_of(self.site.k, 0, 3);
         self.p.expand(logs, shape)
     }
@@ -546,8 +535,8 @@ impl Writer<'_, '_, '_> {
         // sigmoid(b) = 1 - 2^-s
         let biases: Vec<f32> = (0..heads).map(|h| (spread(h).exp2() - 1.0).ln()).collect();
         let zeros = vec![0.0; (heads * width) as usize];
-        let weight = self.parameter("gate.weight", Tensor::from_f32(&[heads, width], &zeros));
-        let bias = self.parameter("gate.bias", Tensor::from_f32(&[heads], &biases));
+        let weight = self.parameter(None, "gate.weight", Tensor::from_f32(&[heads, width], &zeros));
+        let bias = self.parameter(None, "gate.bias", Tensor::from_f32(&[heads], &biases));
         let dtype = self.gate_type(hidden);
         let p = &mut *self.p;
         let (x, weight) = (p.cast(hidden, dtype), p.cast(weight, dtype));
@@ -622,7 +611,7 @@ impl Writer<'_, '_, '_> {
         let mut random = Random::named(self.options.seed, &format!("layer.{}.readout", self.layer));
         let deviation = (width as f64).sqrt().recip();
         let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
-        let weight = self.parameter("readout.weight", Tensor::from_f32(&[rows, width], &values));
+        let weight = self.parameter(None, "readout.weight", Tensor::from_f32(&[rows, width], &values));
         let p = &mut *self.p;
         let ones =
             p.constant("ones", Tensor::from_f32(&[site.value_dim], &vec![1.0; site.value_dim as usize]));

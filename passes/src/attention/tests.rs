@@ -4,7 +4,7 @@
 use super::lower::Form;
 use super::rewrite::{Options, Report, rewrite};
 use crate::canon::canonicalize;
-use crate::feature_map::{self, Numbers, Role};
+use crate::feature_map::{self, Numbers, Owner, Role};
 use crate::ir::eval::Array;
 use crate::ir::graph::Graph;
 use crate::ir::text::{parse, print};
@@ -185,17 +185,21 @@ fn definition(
     };
     let map = feature_map::find(&recipe.map.kind).expect("a map");
     let numbers = |role: Role, head: usize| -> Numbers {
-        let mut random = crate::numeric::random::Random::named(5, "layer.0");
-        map.parameters(&recipe.map, 4, HEAD_DIM as usize, &mut random)
+        map.parameters()
             .iter()
             .map(|p| {
-                let name = if p.shared { p.name.to_owned() } else { format!("{}.{}", role.prefix(), p.name) };
-                let value =
-                    graph.find_value(&format!("h.0.attn.dijiang.{name}")).and_then(|v| graph.as_const(v));
+                let name = feature_map::added::name("h.0.attn", p.role(role), p.name);
+                let value = graph.find_value(&name).and_then(|v| graph.as_const(v));
                 let all = value.expect("the parameter").to_f64();
                 let heads = if role == Role::Query { HEADS } else { KV_HEADS } as usize;
                 let each = all.len() / heads;
-                (p.name, if p.shared { all } else { all[head * each..(head + 1) * each].to_vec() })
+                (
+                    p.name,
+                    match p.owner {
+                        Owner::Everyone => all,
+                        Owner::Head => all[head * each..(head + 1) * each].to_vec(),
+                    },
+                )
             })
             .collect()
     };

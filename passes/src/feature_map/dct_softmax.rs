@@ -1,9 +1,10 @@
 //! `dct-softmax`: φ(x) = softmax over the m features of (W x + log D), W learned per head and
 //! started at T C, with `signs` at T C and -T C. The bounded form of the released code.
 
-use super::{Emitted, FeatureMap, Numbers, Parameter, Role, eval_rows, frequency, repeat};
+use super::{Emitted, FeatureMap, Numbers, ParameterSpec, Role, eval_rows, frequency, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::recipe::MapSpec;
 
@@ -19,23 +20,24 @@ impl FeatureMap for DctSoftmax {
     }
 
     /// Those of a query: what they change of the sum over features is a factor per query.
-    fn log_weights(&self) -> Option<&'static str> {
-        Some("log_d")
+    fn log_weights(&self) -> Option<&'static ParameterSpec> {
+        self.parameters().iter().find(|spec| spec.name == "log_d")
     }
 
     fn sums_to_one(&self) -> bool {
         true
     }
 
-    fn frequencies(&self) -> Option<&'static str> {
-        Some("w")
+    fn frequencies(&self) -> Option<&'static ParameterSpec> {
+        self.parameters().iter().find(|spec| spec.name == "w")
     }
 
-    fn parameter_names(&self) -> &'static [&'static str] {
-        &["w", "log_d"]
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const ALL: &[ParameterSpec] = &[ParameterSpec::learned("w"), ParameterSpec::learned("log_d")];
+        ALL
     }
 
-    fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
+    fn initial(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Tensor> {
         let m = self.features(spec, d);
         let drawn = if spec.signs { m.div_ceil(2) } else { m };
         let t = frequency::lengths(spec, d, drawn, random);
@@ -45,10 +47,7 @@ impl FeatureMap for DctSoftmax {
             let flipped: Vec<f64> = w.iter().map(|x| -x).take((m - drawn) * d).collect();
             w.extend(flipped);
         }
-        vec![
-            Parameter { name: "w", shared: false, tensor: repeat(heads, &[m as u64, d as u64], &w) },
-            Parameter { name: "log_d", shared: false, tensor: repeat(heads, &[m as u64], &vec![0.0; m]) },
-        ]
+        vec![repeat(heads, &[m as u64, d as u64], &w), repeat(heads, &[m as u64], &vec![0.0; m])]
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, _role: Role) -> ValueId {

@@ -11,6 +11,7 @@ use crate::numeric::random::Random;
 use dijiang_format::recipe::MapSpec;
 use std::collections::BTreeMap;
 
+pub mod added;
 pub mod frequency;
 pub mod quality;
 pub mod recipe_check;
@@ -19,6 +20,7 @@ mod dct_softmax;
 mod pff;
 mod prf;
 mod wdcf;
+mod wpff;
 
 /// Whose features: the parameters may differ, and only the keys' scale matters (a factor per query
 /// cancels in every readout), so the queries' largest exponent is taken out before the exponential.
@@ -37,13 +39,39 @@ impl Role {
     }
 }
 
-/// A parameter of a map, f32.
-#[derive(Debug, Clone)]
-pub struct Parameter {
+/// Whose a parameter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// One tensor for all heads, those of queries and those of keys.
+    Everyone,
+    /// One part for each head, of queries and of keys.
+    Head,
+}
+
+/// A parameter of a map as the map declares it, f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterSpec {
     pub name: &'static str,
-    /// One tensor for queries and keys; otherwise each has its own.
-    pub shared: bool,
-    pub tensor: Tensor,
+    pub owner: Owner,
+    /// Whether training changes it.
+    pub trained: bool,
+}
+
+impl ParameterSpec {
+    /// What a recipe draws or computes once, for all heads.
+    const fn fixed(name: &'static str) -> Self {
+        Self { name, owner: Owner::Everyone, trained: false }
+    }
+
+    /// What each head learns.
+    const fn learned(name: &'static str) -> Self {
+        Self { name, owner: Owner::Head, trained: true }
+    }
+
+    /// The part of its name that says whose it is.
+    pub fn role(&self, role: Role) -> Option<Role> {
+        (self.owner == Owner::Head).then_some(role)
+    }
 }
 
 /// A map's parameters in a graph, by name.
@@ -69,7 +97,7 @@ pub trait FeatureMap: Sync {
 
     /// The parameter `[heads, m]` whose exponential weighs each feature of a query, up to a factor per query;
     /// `None` where the map has no such weights, which then cannot be fitted.
-    fn log_weights(&self) -> Option<&'static str> {
+    fn log_weights(&self) -> Option<&'static ParameterSpec> {
         None
     }
 
@@ -78,23 +106,17 @@ pub trait FeatureMap: Sync {
         false
     }
 
-    /// The names of its parameters.
-    fn parameter_names(&self) -> &'static [&'static str];
+    /// Its parameters, in the order they are drawn.
+    fn parameters(&self) -> &'static [ParameterSpec];
 
     /// The learned parameter `[heads, m, head_dim]` that holds the frequencies T C, which may then be scaled.
-    fn frequencies(&self) -> Option<&'static str> {
+    fn frequencies(&self) -> Option<&'static ParameterSpec> {
         None
     }
 
-    /// The initial parameters of one attention site, for `heads` heads of one role. Shared ones
-    /// must come out equal for both roles: draw them first.
-    fn parameters(
-        &self,
-        spec: &MapSpec,
-        heads: usize,
-        head_dim: usize,
-        random: &mut Random,
-    ) -> Vec<Parameter>;
+    /// What the parameters of one attention site are at first, for `heads` heads of one role, in their order. Those of
+    /// everyone must come out equal for both roles: draw them first.
+    fn initial(&self, spec: &MapSpec, heads: usize, head_dim: usize, random: &mut Random) -> Vec<Tensor>;
 
     /// Writes φ: `x` `[batch, heads, sequence, head_dim]` → `[batch, heads, sequence, m]`, or without the batch;
     /// parameters have the type of `x`.
@@ -106,7 +128,7 @@ pub trait FeatureMap: Sync {
 
 /// Every map.
 pub static MAPS: &[&dyn FeatureMap] =
-    &[&dct_softmax::DctSoftmax, &pff::Pff, &prf::Prf, &wdcf::Wdcf, &pff::Wpff];
+    &[&dct_softmax::DctSoftmax, &pff::Pff, &prf::Prf, &wdcf::Wdcf, &wpff::Wpff];
 
 /// The map of a recipe.
 pub fn find(name: &str) -> Option<&'static dyn FeatureMap> {
@@ -177,4 +199,37 @@ fn repeat(heads: usize, tail: &[u64], values: &[f64]) -> Tensor {
 fn single(dims: &[u64], values: &[f64]) -> Tensor {
     let values: Vec<f32> = values.iter().map(|x| *x as f32).collect();
     Tensor::from_f32(dims, &values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::file_stems;
+
+    /// What lies beside the maps and is none.
+    const BESIDE: [&str; 4] = ["added", "frequency", "quality", "recipe_check"];
+
+    #[test]
+    fn every_file_is_in_the_table() {
+        let mut files = file_stems("src/feature_map");
+        files.retain(|name| !BESIDE.contains(&name.as_str()));
+        let names: Vec<String> = MAPS.iter().map(|map| map.name().replace('-', "_")).collect();
+        assert_eq!(files, names);
+    }
+
+    #[test]
+    fn a_map_draws_what_it_declares() {
+        for map in MAPS {
+            let spec = MapSpec { kind: map.name().to_owned(), ..MapSpec::default() };
+            let drawn = map.initial(&spec, 3, 4, &mut Random::named(1, "layer.0"));
+            assert_eq!(drawn.len(), map.parameters().len(), "{}", map.name());
+            for (parameter, tensor) in map.parameters().iter().zip(&drawn) {
+                let by_head = tensor.dims().first() == Some(&3);
+                assert_eq!(by_head, parameter.owner == Owner::Head, "{} {}", map.name(), parameter.name);
+            }
+            for named in [map.log_weights(), map.frequencies()].into_iter().flatten() {
+                assert!(map.parameters().contains(named), "{} {}", map.name(), named.name);
+            }
+        }
+    }
 }

@@ -2,10 +2,11 @@
 //! Choromanski et al. 2021). The average of φ(q)·φ(k) is exactly exp(q·k).
 
 use super::{
-    Emitted, FeatureMap, Numbers, Parameter, Role, dot, emit_exp, emit_norm, eval_exp, eval_rows, single,
+    Emitted, FeatureMap, Numbers, ParameterSpec, Role, dot, emit_exp, emit_norm, eval_exp, eval_rows, single,
 };
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::recipe::MapSpec;
 
@@ -21,14 +22,15 @@ impl FeatureMap for Prf {
         &["features"]
     }
 
-    fn parameter_names(&self) -> &'static [&'static str] {
-        &["omega"]
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const ALL: &[ParameterSpec] = &[ParameterSpec::fixed("omega")];
+        ALL
     }
 
-    fn parameters(&self, spec: &MapSpec, _heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
+    fn initial(&self, spec: &MapSpec, _heads: usize, d: usize, random: &mut Random) -> Vec<Tensor> {
         let m = self.features(spec, d);
         let omega: Vec<f64> = (0..m * d).map(|_| random.normal()).collect();
-        vec![Parameter { name: "omega", shared: true, tensor: single(&[m as u64, d as u64], &omega) }]
+        vec![single(&[m as u64, d as u64], &omega)]
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {

@@ -3,7 +3,7 @@
 //! The paper's theorems 3.2 and 3.3 claim that fixed (quasi-Monte Carlo) features come closer than
 //! random ones, and weighted ones closer still. This measures it.
 
-use super::{Numbers, Parameter, Role, dot, find};
+use super::{Numbers, Role, dot, find};
 use crate::numeric::nnls;
 use crate::numeric::random::Random;
 use dijiang_format::recipe::MapSpec;
@@ -68,8 +68,9 @@ impl Features {
     fn new(setup: &Setup) -> Option<Self> {
         let map = find(&setup.spec.kind)?;
         let mut random = Random::named(setup.seed, "map");
-        let drawn = map.parameters(&setup.spec, 1, setup.head_dim, &mut random);
-        let numbers = drawn.iter().map(|p: &Parameter| (p.name, p.tensor.to_f64())).collect();
+        let drawn = map.initial(&setup.spec, 1, setup.head_dim, &mut random);
+        let numbers =
+            map.parameters().iter().zip(drawn).map(|(p, tensor)| (p.name, tensor.to_f64())).collect();
         Some(Self { map, numbers, count: map.features(&setup.spec, setup.head_dim) })
     }
 

@@ -4,11 +4,12 @@
 //! With more than `head_dim` features, further bases take the place of C.
 
 use super::{
-    Emitted, FeatureMap, Numbers, Parameter, Role, emit_add_per_head, emit_exp, eval_exp, eval_rows,
+    Emitted, FeatureMap, Numbers, ParameterSpec, Role, emit_add_per_head, emit_exp, eval_exp, eval_rows,
     frequency, repeat, single,
 };
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::recipe::MapSpec;
 
@@ -19,22 +20,24 @@ impl FeatureMap for Wdcf {
         "wdcf"
     }
 
-    fn log_weights(&self) -> Option<&'static str> {
-        Some("log_d")
+    fn log_weights(&self) -> Option<&'static ParameterSpec> {
+        self.parameters().iter().find(|spec| spec.name == "log_d")
     }
 
-    fn parameter_names(&self) -> &'static [&'static str] {
-        &["t", "c", "log_d"]
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const ALL: &[ParameterSpec] =
+            &[ParameterSpec::fixed("t"), ParameterSpec::fixed("c"), ParameterSpec::learned("log_d")];
+        ALL
     }
 
-    fn parameters(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Parameter> {
+    fn initial(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Tensor> {
         let m = self.features(spec, d);
         let t = frequency::lengths(spec, d, m, random);
         let c = frequency::directions(d, m, random);
         vec![
-            Parameter { name: "t", shared: true, tensor: single(&[m as u64], &t) },
-            Parameter { name: "c", shared: true, tensor: single(&[m as u64, d as u64], &c) },
-            Parameter { name: "log_d", shared: false, tensor: repeat(heads, &[m as u64], &vec![0.0; m]) },
+            single(&[m as u64], &t),
+            single(&[m as u64, d as u64], &c),
+            repeat(heads, &[m as u64], &vec![0.0; m]),
         ]
     }
 

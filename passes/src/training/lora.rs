@@ -2,8 +2,9 @@
 //! A `[rank, in]` and B `[out, rank]`, which are trained in place of W. B is zero at first, so that nothing changes, and
 //! W + B A takes the place of W in the end. The paper's factor α / r is 1: a learning rate says the same.
 
-use super::parameters::{NEW, Parameter};
+use super::parameters::Parameter;
 use crate::canon::rewrite_nodes;
+use crate::feature_map::added::is_added;
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::PatchError;
 use crate::ir::tensor::Tensor;
@@ -98,7 +99,7 @@ impl Layer {
             weight = graph.node(id).input(0)?;
         }
         let value = graph.value(weight);
-        let numbers = value.as_const().filter(|_| value.is_weight && !value.name.contains(NEW))?;
+        let numbers = value.as_const().filter(|_| value.is_weight && !is_added(&value.name))?;
         let fits = numbers.dims().len() == 2 && is_in_layers_alone(graph, weight, is_transposed);
         fits.then_some(Self { weight, is_transposed })
     }

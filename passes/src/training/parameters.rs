@@ -4,16 +4,10 @@
 //! flat vectors, which is what the optimiser's graph works on.
 
 use super::lora::is_addition;
+use crate::feature_map::added::{is_added, is_fixed};
 use crate::ir::graph::{Graph, Use, ValueId};
 use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
-
-/// What a recipe draws or computes once and never learns: the DCT, its lengths, random frequencies, their
-/// norms, and a fixed decay. By the last part of the name.
-const FIXED: [&str; 5] = ["c", "log_decay", "norm", "omega", "t"];
-
-/// Parameters that the conversion added carry this in their name.
-pub const NEW: &str = ".dijiang.";
 
 /// Which weights to train.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +29,7 @@ impl Selection {
         match self {
             Self::All => !is_fixed(name),
             Self::Attention(modules) => !is_fixed(name) && modules.iter().any(|m| lies_in(name, m)),
-            Self::New => !is_fixed(name) && name.contains(NEW),
+            Self::New => !is_fixed(name) && is_added(name),
             Self::LowRank => is_addition(name) || Self::New.takes(name),
             Self::Everything => true,
         }
@@ -49,10 +43,6 @@ impl Selection {
             Self::LowRank => "an addition",
         }
     }
-}
-
-fn is_fixed(name: &str) -> bool {
-    name.split_once(NEW).is_some_and(|(_, rest)| FIXED.contains(&rest))
 }
 
 fn lies_in(name: &str, module: &str) -> bool {
@@ -209,7 +199,7 @@ impl Layout {
 }
 
 fn group_of(graph: &Graph, id: ValueId, dims: &[u64]) -> &'static str {
-    if graph.value(id).name.contains(NEW) {
+    if is_added(&graph.value(id).name) {
         "new"
     } else if is_table(graph, id) {
         "tables"
