@@ -1,5 +1,6 @@
 //! What a checkpoint says beside its weights, and holds beside them, run as scripts run it: what changes the model is
 //! applied or refused by name, and what does not is told in a line.
+#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 mod home;
 
