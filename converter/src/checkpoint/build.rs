@@ -1,12 +1,11 @@
 //! What the families build with: a patch, and weights by name with their shapes checked.
 
-use super::ModelMeta;
 use super::config::Config;
 use super::error::CheckpointError;
-use super::extra;
 use super::families::Family;
 use super::weights::{Stored, Weights};
-use dijiang_passes::ir::dtype::DType;
+use super::{ModelMeta, extra};
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::patch::{Change, Patch};
 use dijiang_passes::ir::shape::Dim;

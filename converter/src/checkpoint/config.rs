@@ -1,7 +1,7 @@
 //! `config.json`: typed access to its keys, and the spellings that transformers 4 and 5 use.
 
 use super::error::CheckpointError;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fmt;

@@ -29,7 +29,7 @@ pub(crate) use weights::{Stored, Weights};
 
 use crate::bundle::link::MappedFile;
 use build::Builder;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use families::Family;

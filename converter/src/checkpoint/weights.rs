@@ -3,7 +3,7 @@
 
 use super::error::CheckpointError;
 use crate::bundle::link::MappedFile;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
 use memmap2::{Mmap, MmapOptions};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};

@@ -1,7 +1,7 @@
 //! `dijiang inspect SRC`
 
 use super::{Failure, Outcome, show};
-use crate::source::{self, Source};
+use crate::convert::source::{self, Source};
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::text;

@@ -1,6 +1,7 @@
 //! Training text: read, tokenised, joined to one stream, and cut into windows.
 
-use dijiang_passes::random::Random;
+use dijiang_format::digest::Hasher;
+use dijiang_passes::numeric::random::Random;
 use dijiang_runtime::{RuntimeError, TextError, Tokenizer};
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -179,6 +180,13 @@ impl Reader<'_> {
 
 fn load(path: &Path) -> Result<Tokenizer, DataError> {
     Tokenizer::load(path).map_err(|source| DataError::Tokenizer { path: path.to_owned(), source })
+}
+
+/// The digest of a stream, whatever files it was read from.
+pub fn digest(stream: &[u32]) -> String {
+    let mut hasher = Hasher::default();
+    stream.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+    hasher.finish()
 }
 
 /// Windows of a stream, in an order that depends on the seed alone, so that a resumed run reads on where the

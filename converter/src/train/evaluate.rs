@@ -1,11 +1,10 @@
 //! Measuring a bundle on text: perplexity, and questions with several answers by their likelihood.
 
-use super::TrainError;
 use super::data::{self, DataError, Texts, Windows};
 use super::finetune::model_graph;
-use super::trainer;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
+use super::{TrainError, memory, trainer};
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::training::loss::IGNORE;
 use dijiang_passes::training::parameters::{Layout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
@@ -57,8 +56,9 @@ impl Evaluator {
         if let Some(positions) = manifest.model.positions.filter(|p| *p < options.context) {
             return Err(TrainError::Positions { positions, context });
         }
-        let model = model_graph(bundle, &manifest, options.context)?;
         let size = Size { batch: 1, sequence: options.context };
+        memory::check(&manifest, size, options.device)?;
+        let model = model_graph(bundle, &manifest, options.context)?;
         let graph = evaluation(&model, &Layout { groups: Vec::new() }, size, Precision::F32)?;
         // Nothing is put into a bundle that is only measured.
         let io = |source| TrainError::Io { path: std::env::temp_dir(), source };
@@ -114,7 +114,7 @@ impl Evaluator {
     pub fn perplexity(&mut self, file: &Path) -> Result<Measured, TrainError> {
         let context = self.context;
         let most = self.max_tokens.map(|most| most - most % context);
-        let tokenizer = self.bundle.join(layout::TOKENIZER);
+        let tokenizer = self.bundle.join(files::TOKENIZER);
         let model = &self.manifest.model;
         let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
         let stream = data::read(&[file.to_owned()], &texts, most)?;
@@ -130,7 +130,7 @@ impl Evaluator {
     /// The share of questions whose right choice is the likeliest after the context.
     pub fn accuracy(&mut self, file: &Path, most: Option<usize>) -> Result<Measured, TrainError> {
         let questions = read_questions(file, most)?;
-        let path = self.bundle.join(layout::TOKENIZER);
+        let path = self.bundle.join(files::TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
         let mut right = 0;
         for question in &questions {
