@@ -173,12 +173,17 @@ impl Config {
         let other = self.rope_of(keys, Some(&new))?;
         let same = |part: &str, one: f64, other: f64| match one.to_bits() == other.to_bits() {
             true => Ok(()),
-            false => Err(self.contradiction(&new.full(part), other, BY_SCALING, one)),
+            false => Err(self.contradiction(&new.full(part), &other, BY_SCALING, &one)),
         };
         same("rope_theta", rope.theta, other.theta)?;
         same("partial_rotary_factor", rope.partial, other.partial)?;
         if other.scaling != RopeScaling::None && other.scaling != rope.scaling {
-            return Err(self.contradiction(&new.full("rope_type"), other.scaling, BY_SCALING, rope.scaling));
+            return Err(self.contradiction(
+                &new.full("rope_type"),
+                &other.scaling,
+                BY_SCALING,
+                &rope.scaling,
+            ));
         }
         Ok(rope)
     }
@@ -196,7 +201,7 @@ impl Config {
             }
             match (inside, outside) {
                 (Some((inner, x)), Some((outer, y))) if x.to_bits() != y.to_bits() => {
-                    Err(self.contradiction(&inner, x, &format!("`{outer}`"), y))
+                    Err(self.contradiction(&inner, &x, &format!("`{outer}`"), &y))
                 }
                 (inside, outside) => Ok(inside.or(outside).map_or(default, |(_, value)| value)),
             }
@@ -212,7 +217,7 @@ impl Config {
         let (key, kind) = match (section.str("rope_type")?, section.str("type")?) {
             (Some(new), Some(old)) if new != old => {
                 let other = format!("`{}`", section.full("type"));
-                return Err(self.contradiction(&section.full("rope_type"), new, &other, old));
+                return Err(self.contradiction(&section.full("rope_type"), &new, &other, &old));
             }
             (Some(kind), _) => ("rope_type", kind),
             (None, kind) => ("type", kind.unwrap_or("default")),
@@ -247,9 +252,9 @@ impl Config {
     fn contradiction(
         &self,
         key: &str,
-        found: impl ToString,
+        found: &dyn fmt::Display,
         other: &str,
-        stated: impl ToString,
+        stated: &dyn fmt::Display,
     ) -> CheckpointError {
         CheckpointError::Contradiction {
             path: self.path.clone(),

@@ -77,7 +77,7 @@ impl Names {
 
 /// Returns what is to be told of the tensors that nobody asked for.
 pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>, CheckpointError> {
-    let (mut buffers, mut outside, mut inside) = (Names::default(), Names::default(), Names::default());
+    let (mut copies, mut outside, mut inside) = (Names::default(), Names::default(), Names::default());
     let head = format!("{}.weight", asked.head);
     let model = Inside::of(asked);
     for (name, stored) in weights.stored() {
@@ -87,8 +87,11 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
             continue;
         }
         match asked.table {
-            Some(table) if name == head => check_copy(weights, (name, stored), table)?,
-            _ if is_buffer(name, stored) => buffers.add(name),
+            Some(table) if name == head => {
+                check_copy(weights, (name, stored), table)?;
+                copies.add(name);
+            }
+            _ if is_buffer(name, stored) => copies.add(name),
             _ if model.has(name) => inside.add(name),
             _ => outside.add(name),
         }
@@ -100,7 +103,7 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
         return Err(CheckpointError::ExtraTensors { place: place.to_owned(), family, names, count });
     }
     let kinds =
-        [(buffers, "not read, as they change nothing"), (outside, "not read, as they lie outside the model")];
+        [(copies, "not read, as they change nothing"), (outside, "not read, as they lie outside the model")];
     let kinds = kinds.into_iter().filter(|(names, _)| names.count > 0);
     let told = |(Names { first, count }, why): (Names, &str)| {
         format!("{}: {}: {why}", place.display(), listed(&first, count))
@@ -115,7 +118,7 @@ fn is_buffer(name: &str, stored: &Stored) -> bool {
     BUFFERS.iter().any(|b| is_named(b.end) && rank.as_ref().is_ok_and(|rank| b.ranks.contains(rank)))
 }
 
-/// A tied output projection may be stored again, number by number.
+/// A tied output projection may be stored again, number by number: any other would be left out.
 fn check_copy(
     weights: &Weights,
     (name, stored): (&str, &Stored),

@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
             add(&file.display().to_string(), "perplexity", found.value, found.n);
         }
         for (name, file) in &args.task {
-            let found = evaluator.accuracy(file, args.limit.map(|n| n as usize))?;
+            let found = evaluator.accuracy(file, args.limit)?;
             add(name, "accuracy", found.value, found.n);
         }
     }

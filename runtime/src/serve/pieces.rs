@@ -371,6 +371,24 @@ mod tests {
         assert_eq!(more.len() + 2, whole.len());
     }
 
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test says what it leaves out")]
+    fn tokens_of_a_published_tokenizer_are_those_of_the_whole_text() {
+        let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+        let path = shared.join("models/smollm2-135m/tokenizer.json");
+        let Ok(text) = std::fs::read_to_string(shared.join("data/wikitext2_valid.txt")) else {
+            eprintln!("skipped: shared/ is not there");
+            return;
+        };
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        for text in [text.clone(), text.replace('\n', " ")] {
+            let whole = tokenizer.encoding(&text, true).unwrap().get_ids().to_vec();
+            for sizes in [SMALL, Sizes::default()] {
+                assert!(pieces(&tokenizer, text.as_bytes(), sizes).concat() == whole);
+            }
+        }
+    }
+
     /// A text without an end.
     struct Endless {
         given: usize,

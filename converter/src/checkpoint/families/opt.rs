@@ -61,7 +61,8 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     for layer in 0..meta.layers {
         x = model.layer(b, layer, x)?;
     }
-    if model.norm_first && !config.bool_or("_remove_final_layer_norm", false)? {
+    let without_last_norm = config.bool_or("_remove_final_layer_norm", false)?;
+    if model.norm_first && !without_last_norm {
         x = b.layer_norm("model.decoder.final_layer_norm", x, EPSILON)?;
     }
     if model.narrow != meta.hidden {
