@@ -546,7 +546,7 @@ fn one_command_at_a_time_writes_a_bundle() {
     while !is_told() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let held = format!("error: DIR/bundle: `dijiang finetune DIR/bundle --data DIR/text.u16 --batch 4 ");
+    let held = "error: DIR/bundle: `dijiang finetune DIR/bundle --data DIR/text.u16 --batch 4 ";
     for output in [
         setting.convert(&["--force"]),
         setting.train("finetune", &["--steps", "1"]),
@@ -557,7 +557,7 @@ fn one_command_at_a_time_writes_a_bundle() {
     ] {
         let told = setting.refused(&output);
         let process = format!("` (process {} ", child.id());
-        assert!(told.starts_with(&held) && told.contains(&process), "{told}");
+        assert!(told.starts_with(held) && told.contains(&process), "{told}");
         assert!(told.ends_with(" UTC) is writing it (hint: wait until that has ended)\n"), "{told}");
     }
     // What only reads goes on.

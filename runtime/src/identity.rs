@@ -1,6 +1,6 @@
 //! Which model a bundle holds: what tells it from another whose states and weights have the same shapes.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,11 @@ fn add_file(hasher: &mut Sha256, path: &Path) -> Result<(), RuntimeError> {
 }
 
 fn hexadecimal(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in hasher.finalize() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// The model that is served.
