@@ -1,8 +1,8 @@
 //! Calibration and fine-tuning by the command line, on a small checkpoint and made-up text.
 
 use dijiang::bundle::digests::{Compared, Difference, compare};
-use dijiang::bundle::manifest::Manifest;
 use dijiang::train::metrics::Line;
+use dijiang_format::manifest::Manifest;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

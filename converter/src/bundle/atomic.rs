@@ -1,7 +1,7 @@
 //! Directories that appear whole or not at all: written beside the target, made durable, and renamed.
 
-use super::layout;
 use super::lock::{BundleLock, LockError};
+use dijiang_format::files;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -160,7 +160,7 @@ fn check(target: &Path, force: bool) -> Result<(), BundleError> {
     if !(target.exists() || target.is_symlink()) || is_empty(target) {
         return Ok(());
     }
-    if !target.join(layout::MANIFEST).is_file() {
+    if !target.join(files::MANIFEST).is_file() {
         return Err(BundleError::NotABundle { path: show(target) });
     }
     if force { Ok(()) } else { Err(BundleError::Exists { path: show(target) }) }
@@ -204,7 +204,7 @@ fn remove_abandoned(parent: &Path, prefix: &OsString) -> io::Result<()> {
 fn restore(target: &Path, parent: &Path, prefix: &OsString) -> io::Result<()> {
     let is_bundle = |path: &&PathBuf| {
         path.as_os_str().as_encoded_bytes().ends_with(ASIDE.as_bytes())
-            && path.join(layout::MANIFEST).is_file()
+            && path.join(files::MANIFEST).is_file()
     };
     match abandoned(parent, prefix)?.iter().find(is_bundle) {
         Some(old) => std::fs::rename(old, target),
@@ -275,13 +275,13 @@ mod tests {
     /// A bundle whose one file says `text`.
     fn write(target: &Path, force: bool, text: &str) -> Result<(), BundleError> {
         let new = NewBundle::begin(target, force)?;
-        fs::write(new.path().join(layout::MANIFEST), text).expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), text).expect("it is written");
         fs::create_dir(new.path().join("train")).expect("it is made");
         new.commit()
     }
 
     fn read(target: &Path) -> String {
-        fs::read_to_string(target.join(layout::MANIFEST)).expect("it is there")
+        fs::read_to_string(target.join(files::MANIFEST)).expect("it is there")
     }
 
     fn names(directory: &Path) -> Vec<OsString> {
@@ -328,16 +328,16 @@ mod tests {
         fs::write(target.join("train/step"), "7").expect("it is written");
         let revise = |target: &Path| {
             let lock = BundleLock::acquire(target).expect("nobody holds it");
-            NewBundle::revise(target, &[layout::MANIFEST], lock)
+            NewBundle::revise(target, &[files::MANIFEST], lock)
         };
         drop(revise(&target).expect("it begins"));
         assert_eq!(
             (read(&target), names(&target)),
-            ("one".to_owned(), vec![layout::MANIFEST.into(), "train".into()])
+            ("one".to_owned(), vec![files::MANIFEST.into(), "train".into()])
         );
         let new = revise(&target).expect("it begins");
         assert_eq!(names(new.path()), ["train"]);
-        fs::write(new.path().join(layout::MANIFEST), "two").expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
         new.commit().expect("it is replaced");
         let step = fs::read_to_string(target.join("train/step")).expect("it is there");
         assert_eq!((read(&target), step), ("two".to_owned(), "7".to_owned()));
@@ -351,7 +351,7 @@ mod tests {
         let target = directory.path().join("b");
         let abandoned = directory.path().join(".b.tmp-1");
         fs::create_dir(&abandoned).expect("it is made");
-        fs::write(abandoned.join(layout::WEIGHTS), "").expect("it is written");
+        fs::write(abandoned.join(files::WEIGHTS), "").expect("it is written");
         let new = NewBundle::begin(&target, false).expect("it begins");
         assert!(!abandoned.exists());
         assert!(new.path().exists());

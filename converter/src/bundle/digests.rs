@@ -1,26 +1,14 @@
 //! Digests of what a weight file holds: one of its header and one of each tensor's bytes, so that a byte that changed
 //! since is found, and the tensor it lies in is named. They are computed while the file is written.
 
-use super::layout;
-use super::manifest::{Manifest, ManifestError, SourceFile};
+use dijiang_format::digest::{WeightDigests, digest};
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::SafeTensors;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-
-/// SHA-256 in hexadecimal of the parts of a weight file. Weights that stay in the files of the source are not in it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WeightDigests {
-    /// Of the length of the header and the header, which name every tensor's type, shape and place.
-    pub header: String,
-    /// Of each tensor's bytes, by its name.
-    pub tensors: BTreeMap<String, String>,
-}
 
 /// How a weight file stands to what the manifest says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,49 +43,14 @@ pub enum DigestError {
     Format { path: PathBuf, reason: String },
 }
 
-/// A digest on its way.
-#[derive(Debug, Default)]
-pub struct Hasher(Sha256);
-
-impl Hasher {
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-    }
-
-    pub fn finish(self) -> String {
-        let mut text = String::new();
-        for byte in self.0.finalize() {
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
-    }
-}
-
-/// The digest of some bytes.
-pub fn digest(bytes: &[u8]) -> String {
-    let mut hasher = Hasher::default();
-    hasher.update(bytes);
-    hasher.finish()
-}
-
-impl WeightDigests {
-    /// Of a weight file's bytes.
-    pub fn of(bytes: &[u8]) -> Result<Self, safetensors::SafeTensorError> {
-        let file = SafeTensors::deserialize(bytes)?;
-        let (header, _) = SafeTensors::read_metadata(bytes)?;
-        let tensors = file.tensors();
-        let tensors = tensors.par_iter().map(|(name, view)| (name.clone(), digest(view.data()))).collect();
-        let head = bytes.get(..LENGTH_BYTES + header).unwrap_or(bytes);
-        Ok(Self { header: digest(head), tensors })
-    }
-
-    /// The tensors that are in only one of the two, or have other bytes.
-    fn differences(&self, other: &Self) -> Vec<String> {
-        let names: std::collections::BTreeSet<&String> =
-            self.tensors.keys().chain(other.tensors.keys()).collect();
-        let differs = |name: &&&String| self.tensors.get(**name) != other.tensors.get(**name);
-        names.iter().filter(differs).map(|name| (*name).clone()).collect()
-    }
+/// The digests of a weight file's bytes.
+pub fn of_file(bytes: &[u8]) -> Result<WeightDigests, safetensors::SafeTensorError> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let (header, _) = SafeTensors::read_metadata(bytes)?;
+    let tensors = file.tensors();
+    let tensors = tensors.par_iter().map(|(name, view)| (name.clone(), digest(view.data()))).collect();
+    let head = bytes.get(..LENGTH_BYTES + header).unwrap_or(bytes);
+    Ok(WeightDigests { header: digest(head), tensors })
 }
 
 /// Bytes of the header's length, which come before the header.
@@ -105,14 +58,14 @@ const LENGTH_BYTES: usize = 8;
 
 /// Compares the weight file of a bundle with the digests in its manifest.
 pub fn compare(bundle: &Path, manifest: &Manifest) -> Result<Compared, DigestError> {
-    let path = bundle.join(layout::WEIGHTS);
+    let path = bundle.join(files::WEIGHTS);
     let Some(recorded) = &manifest.digests else { return compare_whole(&path, manifest) };
     let io = |source| DigestError::Io { path: path.clone(), source };
     let file = File::open(&path).map_err(io)?;
     // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
     let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let found = WeightDigests::of(&map)
-        .map_err(|e| DigestError::Format { path: path.clone(), reason: e.to_string() })?;
+    let found =
+        of_file(&map).map_err(|e| DigestError::Format { path: path.clone(), reason: e.to_string() })?;
     let tensors = recorded.differences(&found);
     Ok(match (tensors.is_empty(), recorded.header == found.header) {
         (false, _) => Compared::Differs(Difference::Tensors(tensors)),
@@ -136,17 +89,26 @@ fn compare_whole(path: &Path, manifest: &Manifest) -> Result<Compared, DigestErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::manifest::tests::manifest;
     use crate::bundle::weights::WeightFile;
-    use dijiang_passes::ir::dtype::DType;
+    use crate::recipes;
+    use dijiang_format::dtype::DType;
+    use dijiang_format::manifest::{Model, Source, SourceKind};
+    use dijiang_format::target::Target;
     use dijiang_passes::ir::tensor::Tensor;
+
+    fn manifest() -> Manifest {
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let model = Model { family: "llama".to_owned(), vocab: 2, positions: None, eos: Vec::new() };
+        let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
+        Manifest::new(source, model, recipe, Target::Ort, DType::F32)
+    }
 
     /// A bundle of a weight file with its manifest.
     fn bundle(dir: &Path) -> Manifest {
         let numbers = Tensor::from_f32(&[2, 2], &[1.0, 2.0, 3.0, 4.0]);
         let tensors = [("a", numbers.clone()), ("b", numbers.cast(DType::F16)), ("c", numbers)];
         let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor))).expect("a layout");
-        let mut out = File::create(dir.join(layout::WEIGHTS)).expect("a file");
+        let mut out = File::create(dir.join(files::WEIGHTS)).expect("a file");
         let written = file.write(&mut out, &mut |_| ()).expect("it is written");
         Manifest { digests: Some(written.digests), ..manifest() }
     }
@@ -155,8 +117,8 @@ mod tests {
     fn what_is_digested_while_it_is_written_is_what_is_read() {
         let dir = tempfile::tempdir().expect("a directory");
         let manifest = bundle(dir.path());
-        let bytes = std::fs::read(dir.path().join(layout::WEIGHTS)).expect("it is there");
-        assert_eq!(manifest.digests, Some(WeightDigests::of(&bytes).expect("weights")));
+        let bytes = std::fs::read(dir.path().join(files::WEIGHTS)).expect("it is there");
+        assert_eq!(manifest.digests, Some(of_file(&bytes).expect("weights")));
         assert_eq!(compare(dir.path(), &manifest).expect("it is read"), Compared::Matches);
     }
 
@@ -164,7 +126,7 @@ mod tests {
     fn every_flipped_byte_is_found_and_its_tensor_named() {
         let dir = tempfile::tempdir().expect("a directory");
         let manifest = bundle(dir.path());
-        let path = dir.path().join(layout::WEIGHTS);
+        let path = dir.path().join(files::WEIGHTS);
         let whole = std::fs::read(&path).expect("it is there");
         let elements = whole.len() - 2 * 16 - 8;
         for at in 0..whole.len() {
@@ -185,7 +147,7 @@ mod tests {
     #[test]
     fn bundles_of_earlier_versions_are_compared_by_what_they_recorded() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join(layout::WEIGHTS);
+        let path = dir.path().join(files::WEIGHTS);
         let old = Manifest { digests: None, ..bundle(dir.path()) };
         let compared = |manifest: &Manifest| compare(dir.path(), manifest).expect("it is read");
         assert_eq!(compared(&old), Compared::NotRecorded);

@@ -2,10 +2,9 @@
 
 pub mod atomic;
 pub mod digests;
-pub mod layout;
+pub(crate) mod finite;
 pub mod link;
 pub mod lock;
-pub mod manifest;
 pub mod replace;
 pub mod room;
 pub mod weights;

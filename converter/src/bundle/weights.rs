@@ -5,10 +5,10 @@
 //! The elements start at a multiple of 64, and tensors lie in the order of element size (largest
 //! first), then name, so that each one is aligned to its elements, as the `safetensors` crate does.
 
-use super::digests::{Hasher, WeightDigests, digest};
 use super::link::{MappedFile, Place};
-use crate::finite::NotFinite;
-use dijiang_passes::ir::dtype::DType;
+use crate::bundle::finite::NotFinite;
+use dijiang_format::digest::{Hasher, WeightDigests, digest};
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;

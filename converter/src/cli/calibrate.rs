@@ -1,8 +1,7 @@
 //! `dijiang calibrate BUNDLE --data PATH…`
 
-use super::numbers;
 use super::training::{Common, progress};
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::train::calibrate::{CalibrateOptions, calibrate};
 use crate::train::schedule::{Schedule, Shape};
 use std::path::PathBuf;

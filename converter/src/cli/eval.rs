@@ -20,7 +20,7 @@ pub(super) struct Args {
     /// Tokens per row
     #[arg(long, default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::context())]
     context: u64,
-    /// Tokens of the text, at most
+    /// Tokens of the text, at most, in whole rows: --context or more
     #[arg(long, allow_negative_numbers = true, value_parser = numbers::count())]
     max_tokens: Option<usize>,
     /// Questions of each task, at most
@@ -43,7 +43,12 @@ fn task(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let options = EvalOptions { context: args.context, device: args.device, threads: args.threads };
+    let options = EvalOptions {
+        context: args.context,
+        max_tokens: args.max_tokens,
+        device: args.device,
+        threads: args.threads,
+    };
     let mut results = Vec::new();
     for bundle in &args.bundles {
         let mut evaluator = Evaluator::new(bundle, &options)?;
@@ -56,11 +61,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
             );
         };
         if let Some(file) = &args.perplexity {
-            let found = evaluator.perplexity(file, args.max_tokens)?;
+            let found = evaluator.perplexity(file)?;
             add(&file.display().to_string(), "perplexity", found.value, found.n);
         }
         for (name, file) in &args.task {
-            let found = evaluator.accuracy(file, args.limit)?;
+            let found = evaluator.accuracy(file, args.limit.map(|n| n as usize))?;
             add(name, "accuracy", found.value, found.n);
         }
     }

@@ -1,8 +1,7 @@
 //! `dijiang finetune BUNDLE --data PATH…`
 
-use super::numbers;
 use super::training::{Common, progress};
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::teacher::{Source, TeacherOptions};

@@ -1,8 +1,8 @@
 //! `dijiang generate BUNDLE --prompt P`
 
 use super::{Failure, Outcome, numbers, show};
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, Model};
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, Model};
 use dijiang_runtime::{
     Device, Engine, GenerateOptions, Generated, Serving, ServingOptions, Tokenizer, generate,
 };
@@ -69,7 +69,7 @@ enum Runs {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
-    let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
+    let tokenizer = Tokenizer::load(&args.bundle.join(files::TOKENIZER))?;
     let texts = texts(args)?;
     let encode = |text: &String| match args.load_state {
         Some(_) => tokenizer.encode_more(text),
@@ -167,7 +167,7 @@ fn check_prompt(ids: &[i64], seen: usize, new_tokens: usize, model: &Model) -> R
         return Err(format!(
             "prompt: the tokenizer gives token {id}, but the model knows {} (hint: is {} the model's own?)",
             model.vocab,
-            layout::TOKENIZER
+            files::TOKENIZER
         )
         .into());
     }

@@ -4,7 +4,7 @@ use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
 use crate::synth::shapes::{self, SHAPES, Shape};
 use crate::synth::{SynthOptions, synth};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use serde_json::json;
 use std::path::PathBuf;
 

@@ -3,14 +3,14 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
-use crate::bundle::layout;
 use crate::bundle::lock::{BundleLock, LockError};
-use crate::bundle::manifest::{Manifest, ManifestError, SourceFile};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
-use crate::progress::Progress;
+use crate::report::progress::Progress;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
 use dijiang_passes::attention::lower::grouped::TABLES;
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -83,7 +83,7 @@ pub fn import_weights(
     progress.stage("comparing the weights");
     let lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
-    let own = Weights::read(&bundle.join(layout::WEIGHTS))?;
+    let own = Weights::read(&bundle.join(files::WEIGHTS))?;
     let new = Weights::read(from)?;
     check_origin(bundle, &manifest, &new.dir)?;
     let pairs = Pairs { own: &own, new: &new };
@@ -91,11 +91,11 @@ pub fn import_weights(
     let tensors = pairs.matched()?;
     check_finite(&new, &tensors)?;
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
-    check_layout(&bundle.join(layout::WEIGHTS), &file)?;
+    check_layout(&bundle.join(files::WEIGHTS), &file)?;
 
-    let revised = NewBundle::revise(bundle, &[layout::WEIGHTS, layout::MANIFEST], lock)?;
+    let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST], lock)?;
     progress.bytes("writing the weights", file.size());
-    let path = revised.path().join(layout::WEIGHTS);
+    let path = revised.path().join(files::WEIGHTS);
     let io = |source| ImportError::Io { path: path.clone(), source };
     let mut out = File::create(&path).map_err(io)?;
     let written = file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
@@ -104,7 +104,7 @@ pub fn import_weights(
     manifest.trained = Some(weights.clone());
     // They were of other weights.
     manifest.checks.clear();
-    let path = revised.path().join(layout::MANIFEST);
+    let path = revised.path().join(files::MANIFEST);
     std::fs::write(&path, manifest.to_json()?).map_err(|source| ImportError::Io { path, source })?;
     progress.stage("making it durable");
     revised.commit()?;
@@ -114,7 +114,7 @@ pub fn import_weights(
 
 /// Weights that lie beside a config of [`super::export`] must come from this bundle.
 fn check_origin(bundle: &Path, manifest: &Manifest, dir: &Path) -> Result<(), ImportError> {
-    let config = dir.join(layout::CONFIG);
+    let config = dir.join(files::CONFIG);
     if !config.is_file() {
         return Ok(());
     }

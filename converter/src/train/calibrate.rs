@@ -1,23 +1,22 @@
 //! Calibration: feature weights fitted without gradients, then attention transfer from the softmax model in the bundle to its linear attentions. Only what
 //! the conversion added is trained.
 
-use super::TrainError;
 use super::finetune::{DIR, Data, Sources, Trained, model_graph, put_back, read_data, trains_in_chunks};
 use super::fit::{self, Fitted, Values, fit_features};
-use super::memory;
 use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
 use super::trainer::{RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
-use crate::bundle::layout;
+use super::{TrainError, memory};
 use crate::bundle::lock::BundleLock;
-use crate::bundle::manifest::Manifest;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use dijiang_format::recipe::Recipe;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::{Options, write_beside};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::recipe::Recipe;
 use dijiang_passes::training::parameters::{Layout, NEW, PARAMETERS, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
@@ -158,12 +157,8 @@ struct Softmax {
 
 impl Softmax {
     fn of(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Self, TrainError> {
-        let path = bundle.join(layout::MANIFEST);
-        let no_recipe = |reason: String| TrainError::Recipe { path: path.clone(), reason };
-        let recipe: Recipe =
-            serde_json::from_value(manifest.recipe.clone()).map_err(|e| no_recipe(e.to_string()))?;
-        recipe.check().map_err(|e| no_recipe(e.to_string()))?;
-        let mut graph = import::import(&bundle.join(layout::SOFTMAX))?;
+        let recipe = manifest.recipe.clone();
+        let mut graph = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut graph)?;
         let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
             Form::Chunked(recipe.chunk)

@@ -1,21 +1,19 @@
 //! Fine-tuning: cross-entropy over data until the steps are done, with checkpoints to go on from.
 
-use super::TrainError;
 use super::checkpoint::{self, Checkpoint, CheckpointError};
 use super::data::{self, Texts, Windows};
 use super::identity::RunIdentity;
-use super::memory;
 use super::metrics::{Line, Metrics};
-use super::plot;
 use super::schedule::Schedule;
 use super::teacher::{Teacher, TeacherOptions};
 use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::{Weights, WeightsError};
-use crate::bundle::layout;
+use super::{TrainError, memory, plot};
 use crate::bundle::lock::BundleLock;
-use crate::bundle::manifest::{Manifest, SourceFile};
 use crate::bundle::replace::replace_file;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, SourceFile};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
@@ -217,13 +215,12 @@ pub(super) fn trains_in_chunks(sequence: u64, chunk: u64) -> bool {
 
 /// The form of the model that training computes.
 pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
-    let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64);
     let file = if manifest.sites.iter().all(|site| !site.lowered) {
-        layout::SOFTMAX
-    } else if trains_in_chunks(sequence, chunk) {
-        layout::CHUNKED
+        files::SOFTMAX
+    } else if trains_in_chunks(sequence, u64::from(manifest.recipe.chunk)) {
+        files::CHUNKED
     } else {
-        layout::PARALLEL
+        files::PARALLEL
     };
     let mut graph = import::import(&bundle.join(file))?;
     canonicalize(&mut graph)?;
@@ -251,13 +248,16 @@ pub(super) fn read_data(
     if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
         return Err(TrainError::Positions { positions, context });
     }
-    let tokenizer = bundle.join(layout::TOKENIZER);
+    if sources.validation_windows == 0 {
+        return Err(TrainError::NoValidation);
+    }
+    let tokenizer = bundle.join(files::TOKENIZER);
     let texts = Texts {
         tokenizer: &tokenizer,
         end: manifest.model.eos.first().copied(),
         vocab: manifest.model.vocab,
     };
-    let mut stream = data::read(&sources.data, &texts)?;
+    let mut stream = data::read(&sources.data, &texts, None)?;
     // Before a part is held out: it is the data that is too short then.
     data::check_length(stream.len(), context)?;
     let digest = data::digest(&stream);
@@ -265,7 +265,7 @@ pub(super) fn read_data(
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
     } else {
-        data::read(&sources.valid, &texts)?
+        data::read(&sources.valid, &texts, None)?
     };
     let held_out = Windows::new(held_out, context, seed)?.in_order(sources.validation_windows);
     Ok(Data { windows: Windows::new(stream, context, seed)?, held_out, digest })
@@ -305,12 +305,12 @@ pub(super) fn put_back(
     replace_manifest(bundle, manifest)?;
     weights.replace(&new)?;
     manifest.digests = Some(weights.digests(new, digests)?);
-    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(layout::WEIGHTS))?);
+    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(files::WEIGHTS))?);
     replace_manifest(bundle, manifest)
 }
 
 fn replace_manifest(bundle: &Path, manifest: &Manifest) -> Result<(), TrainError> {
-    let path = bundle.join(layout::MANIFEST);
+    let path = bundle.join(files::MANIFEST);
     let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
     let text = manifest.to_json().map_err(|e| io(e.into()))?;
     replace_file(&path, text.as_bytes()).map_err(io)

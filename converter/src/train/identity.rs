@@ -4,8 +4,8 @@
 use super::TrainError;
 use super::finetune::{Data, FinetuneOptions};
 use super::teacher::Source;
-use crate::bundle::digests::Hasher;
 use clap::ValueEnum as _;
+use dijiang_format::digest::Hasher;
 use dijiang_passes::training::parameters::Precision;
 use dijiang_runtime::ModelIdentity;
 use serde::{Deserialize, Serialize};

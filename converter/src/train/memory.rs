@@ -1,8 +1,8 @@
 //! Whether memory can hold a batch at all, asked before anything of its size is made.
 
 use super::TrainError;
-use crate::bundle::manifest::{Manifest, Site};
 use crate::bundle::room;
+use dijiang_format::manifest::{Manifest, Site};
 use dijiang_passes::training::specialize::Size;
 use dijiang_runtime::Device;
 

@@ -2,9 +2,9 @@
 //! weights put back where the serving graphs read them.
 
 use crate::bundle::lock::LockError;
-use crate::bundle::manifest::ManifestError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use dijiang_format::manifest::ManifestError;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
 use dijiang_passes::training::TrainingError;
@@ -54,8 +54,6 @@ pub enum TrainError {
     Checkpoint(#[from] checkpoint::CheckpointError),
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
-    #[error("{}: the recipe in it is not one: {reason}", path.display())]
-    Recipe { path: PathBuf, reason: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
@@ -83,4 +81,10 @@ pub enum TrainError {
     TeacherVocabulary { bundle: PathBuf, found: u64, expected: u64 },
     #[error("the model has {positions} positions, and --context asks for {context}")]
     Positions { positions: u64, context: usize },
+    #[error(
+        "--max-tokens {most}: a row takes --context {context} tokens, and only whole rows are measured (hint: --max-tokens {context} or more, or a smaller --context)"
+    )]
+    MaxTokens { most: usize, context: usize },
+    #[error("--validation-windows 0: without a window there is nothing to validate on (hint: 1 or more)")]
+    NoValidation,
 }

@@ -6,8 +6,8 @@ use super::metrics::Line;
 use super::teacher::Teacher;
 use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
-use crate::target::PORTABLE_OPSET;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::TrainingError;
@@ -18,7 +18,7 @@ use dijiang_passes::training::parameters::{
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{self, Batches, StepOptions};
 use dijiang_runtime::{
-    Device, DeviceTensor, DimSpec, Dtype, HostTensor, Io, LoadOptions, OrtRuntime, Program, RuntimeError,
+    Device, DeviceTensor, DimSpec, HostTensor, Io, LoadOptions, OrtRuntime, Program, RuntimeError,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -264,14 +264,14 @@ impl Trainer {
         for group in &layout.groups {
             let Types { read, gradients } = options.types(group);
             for part in CARRIED {
-                vectors.insert(group.vector(part), first.allocate(Dtype::F32, &[group.len()])?);
+                vectors.insert(group.vector(part), first.allocate(DType::F32, &[group.len()])?);
             }
             vectors.insert(group.vector(GRADIENTS), first.allocate(element_type(gradients), &[group.len()])?);
             if read != DType::F32 {
                 vectors.insert(group.vector(READ), first.allocate(element_type(read), &[group.len()])?);
             }
         }
-        let scalar = || first.allocate(Dtype::F32, &[]);
+        let scalar = || first.allocate(DType::F32, &[]);
         let small = Small {
             tokens: first.allocate_like(TOKENS)?,
             labels: evaluation.allocate_like(step::LABELS)?,
@@ -279,7 +279,7 @@ impl Trainer {
             loss_sum: scalar()?,
             divergence: scalar()?,
             count: scalar()?,
-            squares: first.allocate(Dtype::F32, &[squares.len() * SPACE])?,
+            squares: first.allocate(DType::F32, &[squares.len() * SPACE])?,
             rate: scalar()?,
             step: scalar()?,
             scale: scalar()?,
@@ -567,10 +567,10 @@ fn numbers(io: &Io) -> Vec<usize> {
     fixed.collect()
 }
 
-pub(super) fn element_type(dtype: DType) -> Dtype {
+pub(super) fn element_type(dtype: DType) -> DType {
     match dtype {
-        DType::BF16 => Dtype::BF16,
-        _ => Dtype::F32,
+        DType::BF16 => DType::BF16,
+        _ => DType::F32,
     }
 }
 

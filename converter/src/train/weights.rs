@@ -1,11 +1,12 @@
 //! The trained weights of a bundle: read from its weight file as f32, and written back in the element types
 //! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
 
-use crate::bundle::digests::{WeightDigests, digest};
-use crate::bundle::layout;
+use crate::bundle::digests::of_file;
+use crate::bundle::finite::NotFinite;
 use crate::bundle::replace::replace_file;
-use crate::finite::NotFinite;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::digest::{WeightDigests, digest};
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::lora::Addition;
 use dijiang_passes::training::parameters::{Group, Layout, Parameter};
@@ -99,7 +100,7 @@ impl Weights {
         trained: &Layout,
         additions: Vec<Addition>,
     ) -> Result<Self, WeightsError> {
-        let path = bundle.join(layout::WEIGHTS);
+        let path = bundle.join(files::WEIGHTS);
         let io = |source| WeightsError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
         // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
@@ -244,7 +245,7 @@ impl Weights {
                 digests.tensors.extend(new.digests);
                 Ok(digests)
             }
-            None => WeightDigests::of(&new.bytes)
+            None => of_file(&new.bytes)
                 .map_err(|e| WeightsError::Format { path: self.path.clone(), reason: e.to_string() }),
         }
     }
@@ -286,7 +287,7 @@ impl NewWeights {
 }
 
 fn read_manifest(weights: &Path) -> Result<Vec<u8>, WeightsError> {
-    let path = weights.with_file_name(layout::MANIFEST);
+    let path = weights.with_file_name(files::MANIFEST);
     std::fs::read(&path).map_err(|source| WeightsError::Io { path, source })
 }
 
@@ -310,9 +311,9 @@ mod tests {
     fn opened(dir: &Path, largest: f32, dtype: DType) -> (Weights, Layout) {
         let stored = Tensor::from_f32(&[2], &[1.0, largest]).cast(dtype);
         let file = WeightFile::plan([("w", &stored)].into_iter()).expect("a layout");
-        let mut out = File::create(dir.join(layout::WEIGHTS)).expect("a file");
+        let mut out = File::create(dir.join(files::WEIGHTS)).expect("a file");
         file.write(&mut out, &mut |_| ()).expect("it is written");
-        std::fs::write(dir.join(layout::MANIFEST), "{}").expect("it is written");
+        std::fs::write(dir.join(files::MANIFEST), "{}").expect("it is written");
         let parameters = vec![Parameter { name: "w".to_owned(), dims: vec![2] }];
         let group = Group { name: "matrices", parameters, decays: true, is_new: false };
         let layout = Layout { groups: vec![group] };
@@ -352,16 +353,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (weights, _) = opened(dir.path(), 2.0, DType::F32);
         weights.check_unchanged().expect("nothing was");
-        std::fs::write(dir.path().join(layout::MANIFEST), "{ }").expect("it is written");
+        std::fs::write(dir.path().join(files::MANIFEST), "{ }").expect("it is written");
         let error = weights.check_unchanged().expect_err("the manifest was").to_string();
         assert!(
             error.contains("the bundle was changed meanwhile, so nothing was written (hint: "),
             "{error}"
         );
-        std::fs::write(dir.path().join(layout::MANIFEST), "{}").expect("it is written");
+        std::fs::write(dir.path().join(files::MANIFEST), "{}").expect("it is written");
         weights.check_unchanged().expect("it is as it was");
         // The same bytes, but another file.
-        let path = dir.path().join(layout::WEIGHTS);
+        let path = dir.path().join(files::WEIGHTS);
         let bytes = std::fs::read(&path).expect("it is there");
         replace_file(&path, &bytes).expect("it is replaced");
         assert!(matches!(weights.check_unchanged(), Err(WeightsError::Changed { .. })));

@@ -7,8 +7,8 @@ use crate::canon::rewrite_nodes;
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::PatchError;
 use crate::ir::tensor::Tensor;
-use crate::random::Random;
-use crate::serving::is_fixed;
+use crate::numeric::random::Random;
+use crate::serve::bind::is_fixed;
 use std::collections::BTreeMap;
 
 /// The names of A and B are that of the weight with this behind it.

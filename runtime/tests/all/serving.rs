@@ -1,5 +1,6 @@
-use dijiang_runtime::{Decoder, Engine, HostTensor, LoadOptions, Serving, ServingOptions, TractRuntime};
-use dijiang_runtime::{Runtime, greedy};
+use dijiang_runtime::{
+    Decoder, Engine, HostTensor, LoadOptions, Runtime, Serving, ServingOptions, TractRuntime, greedy,
+};
 use std::path::Path;
 
 use crate::assert_close;
