@@ -510,14 +510,17 @@ fn sizes_beyond_memory_and_model_are_refused_before_memory_is_asked_for() {
         told.starts_with("error: --train lora:99999999: the linear layers of this model have a rank of "),
         "{told}"
     );
-    let text = setting.manifest().replace("\"chunk\": 64", "\"chunk\": 18446744073709551615");
-    std::fs::write(Path::new(&bundle).join("dijiang.json"), text).expect("it is written");
-    for what in ["finetune", "calibrate"] {
-        let told = setting.refused(&setting.train(what, &["--steps", "1"]));
-        assert!(
-            told.contains("`recipe.chunk` is 18446744073709551615, expected 1 to 65536 (hint: "),
-            "{told}"
-        );
+    let whole = setting.manifest();
+    for (chunk, expected) in [
+        ("4000000000", "`recipe.chunk` is 4000000000, expected 1 to 65536 (hint: "),
+        ("18446744073709551615", "dijiang.json: invalid value: integer `18446744073709551615`, expected u32"),
+    ] {
+        let text = whole.replace("\"chunk\": 64", &format!("\"chunk\": {chunk}"));
+        std::fs::write(Path::new(&bundle).join("dijiang.json"), text).expect("it is written");
+        for what in ["finetune", "calibrate"] {
+            let told = setting.refused(&setting.train(what, &["--steps", "1"]));
+            assert!(told.contains(expected), "{told}");
+        }
     }
 }
 
@@ -546,7 +549,7 @@ fn one_command_at_a_time_writes_a_bundle() {
     while !is_told() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let held = format!("error: DIR/bundle: `dijiang finetune DIR/bundle --data DIR/text.u16 --batch 4 ");
+    let held = "error: DIR/bundle: `dijiang finetune DIR/bundle --data DIR/text.u16 --batch 4 ";
     for output in [
         setting.convert(&["--force"]),
         setting.train("finetune", &["--steps", "1"]),
@@ -557,7 +560,7 @@ fn one_command_at_a_time_writes_a_bundle() {
     ] {
         let told = setting.refused(&output);
         let process = format!("` (process {} ", child.id());
-        assert!(told.starts_with(&held) && told.contains(&process), "{told}");
+        assert!(told.starts_with(held) && told.contains(&process), "{told}");
         assert!(told.ends_with(" UTC) is writing it (hint: wait until that has ended)\n"), "{told}");
     }
     // What only reads goes on.

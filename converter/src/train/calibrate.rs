@@ -1,7 +1,7 @@
 //! Calibration: feature weights fitted without gradients, then attention transfer from the softmax model in the bundle to its linear attentions. Only what
 //! the conversion added is trained.
 
-use super::finetune::{DIR, Data, Sources, model_graph, put_back, read_data, trains_in_chunks};
+use super::finetune::{DIR, Data, Sources, Trained, model_graph, put_back, read_data, trains_in_chunks};
 use super::fit::{self, Fitted, Values, fit_features};
 use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
@@ -101,7 +101,8 @@ pub fn calibrate(
         steps => format!("step {steps}"),
     };
     let is_changed = options.schedule.steps > 0 || fitted.is_some_and(|fitted| fitted.kept);
-    put_back(bundle, &mut manifest, &weights, (&trainer, is_changed.then_some(after)), &when)?;
+    let trained = Trained { trainer: &trainer, perplexity: is_changed.then_some(after), when };
+    put_back(bundle, &mut manifest, &weights, &trained)?;
     let error = |line: Option<&Line>| line.map(|l| l.loss);
     Ok(Calibrated {
         steps: options.schedule.steps,

@@ -160,7 +160,7 @@ pub fn finetune(
     let trained_parameters = trainer.layout.len();
     let when = format!("step {}", options.schedule.steps);
     let after = (first < options.schedule.steps).then_some(perplexity);
-    put_back(bundle, &mut manifest, &weights, (&trainer, after), &when)?;
+    put_back(bundle, &mut manifest, &weights, &Trained { trainer: &trainer, perplexity: after, when })?;
     Ok(Finetuned {
         steps: options.schedule.steps,
         tokens,
@@ -271,24 +271,32 @@ pub(super) fn read_data(
     Ok(Data { windows: Windows::new(stream, context, seed)?, held_out, digest })
 }
 
+/// What a run made.
+pub(super) struct Trained<'a> {
+    pub(super) trainer: &'a Trainer,
+    /// On what is validated, where weights changed.
+    pub(super) perplexity: Option<f64>,
+    /// What errors name.
+    pub(super) when: String,
+}
+
 /// Puts the trained weights into the bundle, if they are finite as they are stored and the bundle is the one that was
 /// read. The checks of the conversion were of other weights: the manifest forgets them and the digests first, so that
-/// at no time it vouches for what was not checked. `after` is the perplexity where weights changed, and `when` what
-/// errors name.
+/// at no time it vouches for what was not checked.
 pub(super) fn put_back(
     bundle: &Path,
     manifest: &mut Manifest,
     weights: &Weights,
-    (trainer, after): (&Trainer, Option<f64>),
-    when: &str,
+    trained: &Trained<'_>,
 ) -> Result<(), TrainError> {
+    let Trained { trainer, perplexity, when } = trained;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
-    let diverged = |source| TrainError::Diverged { when: when.to_owned(), source };
+    let diverged = |source| TrainError::Diverged { when: when.clone(), source };
     let new = weights.with(&flats).map_err(diverged)?;
-    if let Some(perplexity) = after.filter(|perplexity| !perplexity.is_finite()) {
-        return Err(TrainError::Worthless { when: when.to_owned(), loss: perplexity.ln() });
+    if let Some(perplexity) = perplexity.filter(|perplexity| !perplexity.is_finite()) {
+        return Err(TrainError::Worthless { when: when.clone(), loss: perplexity.ln() });
     }
     weights.check_unchanged()?;
     let digests = manifest.digests.take();
