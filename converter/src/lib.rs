@@ -18,6 +18,7 @@ pub mod recipes;
 pub mod requantize;
 pub mod source;
 pub mod stop_after;
+pub mod stored_file;
 pub mod synth;
 pub mod target;
 pub mod torch;

@@ -166,6 +166,14 @@ pub enum RuntimeError {
         /// What went wrong.
         reason: String,
     },
+    /// A file cannot be written.
+    #[error("{}: it cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A tokenizer file cannot be read, or cannot code a text.
     #[error("tokenizer {}: {reason}", path.display())]
     Tokenizer {

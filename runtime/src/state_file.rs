@@ -1,12 +1,12 @@
 //! A decoder's state as a safetensors file: its tensors, what was fed, and the logits after it.
 
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
 
 use crate::decoder::{DecoderState, History};
 use crate::error::RuntimeError;
+use crate::output_file::write_file;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Tokens that were no padding, per row.
@@ -35,11 +35,7 @@ pub(crate) fn write(
         views.push((name.as_str(), view.map_err(|e| failed(e.to_string()))?));
     }
     let whole = safetensors::serialize(views, None).map_err(|e| failed(e.to_string()))?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| failed(e.to_string()))?;
-    file.write_all(&whole).map_err(|e| failed(e.to_string()))?;
-    file.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
-    file.persist(path).map(|_| ()).map_err(|e| failed(e.to_string()))
+    write_file(path, &whole).map_err(|source| RuntimeError::Write { path: path.to_path_buf(), source })
 }
 
 fn named(

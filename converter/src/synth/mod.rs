@@ -128,7 +128,7 @@ impl Pool {
         let is_scale = dims.len() == 1 && name.ends_with("norm.weight");
         let owner = if is_scale { &self.ones } else { &self.random };
         // Each tensor has a window of its own, so that layers differ.
-        let room = ((**owner).as_ref().len() - bytes) / size;
+        let room = (owner.size() - bytes) / size;
         let at = Random::named(self.options.seed, name).next_u64() % (room as u64 + 1);
         Tensor::view(self.options.dtype, dims.to_vec(), owner.clone(), at as usize * size, bytes)
     }

@@ -1,7 +1,7 @@
 //! A matrix in blocks of four bits. Nothing of it is read before it is written out, and then a few rows at a time.
 
 use crate::ir::dtype::DType;
-use crate::ir::tensor::{Elements, Tensor};
+use crate::ir::tensor::{Elements, ReadError, Tensor};
 use half::{bf16, f16};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -125,6 +125,10 @@ impl Elements for Part {
             }
             take(&out)
         });
+    }
+
+    fn problem(&self) -> Option<ReadError> {
+        self.matrix.tensor.problem()
     }
 }
 
