@@ -11,6 +11,8 @@ use crate::convert::{
 use crate::estimate::Estimate;
 use crate::progress::Progress;
 use crate::source::{self, Source};
+use crate::stored_file;
+use dijiang_passes::ir::tensor::Tensor;
 use std::path::Path;
 
 /// Writes the serving graph as it stands after the first `patches` patches. Nothing is verified, and what is
@@ -24,6 +26,7 @@ pub fn convert_first(
 ) -> Result<Partial, ConvertError> {
     progress.stage("reading the source");
     let Source { kind, as_read, meta, dtype, stored, files, .. } = source::open(source, options.dtype)?;
+    let read: Vec<Tensor> = as_read.consts().map(|(_, _, tensor)| tensor.clone()).collect();
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -43,6 +46,7 @@ pub fn convert_first(
         ..describe(options, kind, stored, &files, &meta, dtype)?
     };
     write_file(bundle.path(), layout::MANIFEST, manifest.to_json()?.as_bytes())?;
+    stored_file::check(read.iter())?;
     bundle.commit()?;
     progress.done();
     Ok(partial)

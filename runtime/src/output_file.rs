@@ -96,7 +96,10 @@ mod tests {
         write_file(&at("link"), b"one").unwrap();
         write_file(&at("early"), b"two").unwrap();
         assert!(at("link").is_symlink() && at("early").is_symlink());
-        assert_eq!((std::fs::read(at("a")).unwrap(), std::fs::read(at("new")).unwrap()), (b"one".into(), b"two".into()));
+        assert_eq!(
+            (std::fs::read(at("a")).unwrap(), std::fs::read(at("new")).unwrap()),
+            (b"one".into(), b"two".into())
+        );
     }
 
     #[test]

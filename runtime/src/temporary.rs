@@ -33,13 +33,12 @@ pub struct Temporary {
 /// What this process has open, and what it has kept on the way.
 #[derive(Debug, Default)]
 struct Open {
-    /// Directories, and the places that they are for.
-    places: BTreeMap<PathBuf, PathBuf>,
+    /// Directories, and the places that they are for, where that is anything to a user.
+    places: BTreeMap<PathBuf, Option<PathBuf>>,
     notes: BTreeMap<PathBuf, String>,
 }
 
-static OPEN: Mutex<Open> =
-    Mutex::new(Open { places: BTreeMap::new(), notes: BTreeMap::new() });
+static OPEN: Mutex<Open> = Mutex::new(Open { places: BTreeMap::new(), notes: BTreeMap::new() });
 
 fn open() -> MutexGuard<'static, Open> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -48,6 +47,10 @@ fn open() -> MutexGuard<'static, Open> {
 impl Temporary {
     /// Makes one for what is to be at `target`, in the same directory. What killed runs left there goes, as far as it can.
     pub fn beside(target: &Path) -> io::Result<Self> {
+        Self::begin(target, Some(target.to_owned()))
+    }
+
+    fn begin(target: &Path, place: Option<PathBuf>) -> io::Result<Self> {
         if let Err(e) = remove_abandoned(target) {
             tracing::debug!("{}: what killed runs left could not be removed: {e}", target.display());
         }
@@ -64,7 +67,7 @@ impl Temporary {
                 Err(e) => return Err(e),
                 Ok(()) => {
                     let lock = claim(&directory).inspect_err(|_| drop(remove(&directory)))?;
-                    open.places.insert(directory.clone(), target.to_owned());
+                    open.places.insert(directory.clone(), place);
                     return Ok(Self { directory, _lock: lock });
                 }
             }
@@ -75,6 +78,13 @@ impl Temporary {
     /// The same, for a directory, which is made.
     pub fn directory(target: &Path) -> io::Result<Self> {
         let made = Self::beside(target)?;
+        std::fs::create_dir(made.path())?;
+        Ok(made)
+    }
+
+    /// A directory for what is needed for a while only, where the system has such things.
+    pub fn scratch(name: &str) -> io::Result<Self> {
+        let made = Self::begin(&std::env::temp_dir().join(name), None)?;
         std::fs::create_dir(made.path())?;
         Ok(made)
     }
@@ -183,7 +193,7 @@ pub fn set_aside(target: &Path) -> io::Result<Option<PathBuf>> {
 
 /// Whether this process is writing to the target.
 pub fn is_open(target: &Path) -> bool {
-    open().places.values().any(|place| place == target)
+    open().places.values().flatten().any(|place| place == target)
 }
 
 /// Does what a signal must not break off, such as renaming into place.
@@ -208,7 +218,7 @@ pub fn give_up() -> Vec<String> {
             tracing::warn!("{} could not be removed", directory.display());
         }
     }
-    let unchanged = held.places.values().map(|target| match target.exists() {
+    let unchanged = held.places.values().flatten().map(|target| match target.exists() {
         true => format!("{} is as it was", target.display()),
         false => format!("{} was not written", target.display()),
     });
@@ -228,7 +238,9 @@ mod tests {
         for name in [".b.tmp-1", ".b.tmp-4194304", ".b.tmp-17-3"] {
             assert!(is_own(name), "{name}");
         }
-        for name in [".b.tmp-", ".b.tmp-notes", ".b.tmp-1.old", ".b.tmp-1-2-3", ".b.tmp--1", ".c.tmp-1", "b.tmp-1"] {
+        for name in
+            [".b.tmp-", ".b.tmp-notes", ".b.tmp-1.old", ".b.tmp-1-2-3", ".b.tmp--1", ".c.tmp-1", "b.tmp-1"]
+        {
             assert!(!is_own(name), "{name}");
         }
     }

@@ -39,6 +39,9 @@ pub struct Manifest {
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub misses: Vec<Miss>,
     pub state: Vec<State>,
+    /// The files that the conversion wrote, besides this one. Bundles of earlier versions name none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub files: Vec<String>,
     pub checks: Vec<Check>,
     /// There where the conversion was stopped on the way: the graph is for looking into it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -127,8 +130,13 @@ pub enum Extent {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     pub name: String,
-    pub limit: f64,
-    pub ok: bool,
+    /// None where it was not made.
+    pub limit: Option<f64>,
+    /// None where it was not made.
+    pub ok: Option<bool>,
+    /// Why it was not made.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub skipped: Option<String>,
 }
 
 /// What a runner must know of the model.
@@ -309,7 +317,11 @@ mod tests {
             sites: vec![site],
             misses: vec![],
             state: vec![State { name, shape, dtype: "f32".to_owned() }],
-            checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
+            files: Vec::new(),
+            checks: vec![
+                Check { name: "chunked".to_owned(), limit: Some(1e-4), ok: Some(true), skipped: None },
+                Check { name: "all".to_owned(), limit: None, ok: None, skipped: Some("none".to_owned()) },
+            ],
             stopped_after: None,
             trained: None,
             linked: Vec::new(),

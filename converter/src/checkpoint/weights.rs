@@ -235,8 +235,8 @@ fn metadata(head: &[u8], size: usize) -> Result<Metadata, SafeTensorError> {
         Err(SafeTensorError::MetadataIncompleteBuffer) | Ok(_) => {}
         Err(error) => return Err(error),
     }
-    let metadata: Metadata =
-        serde_json::from_slice(&head[LENGTH_BYTES..]).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    let metadata: Metadata = serde_json::from_slice(&head[LENGTH_BYTES..])
+        .map_err(SafeTensorError::InvalidHeaderDeserialization)?;
     match head.len().checked_add(metadata.data_len()) == Some(size) {
         true => Ok(metadata),
         false => Err(SafeTensorError::MetadataIncompleteBuffer),

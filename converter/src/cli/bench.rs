@@ -4,8 +4,7 @@ use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::bench::table1::paper;
 use crate::bench::{BenchOptions, Measured, Phase, Row, bench, counterpart, picture};
-use crate::bundle::replace::replace_file;
-use dijiang_runtime::{BOUND_SEGMENT, Device};
+use dijiang_runtime::{BOUND_SEGMENT, Device, write_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -122,9 +121,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 fn write_pictures(prefix: &Path, rows: &[Row]) -> Result<(), Failure> {
     for (name, svg) in [("latency", picture::latency(rows)), ("memory", picture::memory(rows))] {
         let path = PathBuf::from(format!("{}-{name}.svg", prefix.display()));
-        // A bare name has no directory to write beside.
-        let place = std::path::absolute(&path)?;
-        replace_file(&place, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+        write_file(&path, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
 }

@@ -14,11 +14,13 @@ mod inspect;
 mod plot;
 mod quantize;
 mod show;
+mod signals;
 mod synth;
 mod training;
 mod verify;
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Compiles pretrained transformers to constant-state ONNX.
@@ -62,8 +64,28 @@ impl Outcome {
     }
 }
 
-/// Runs the command line.
-pub fn run(cli: Cli) -> ExitCode {
+/// Runs the command line of this process.
+///
+/// Arguments are UTF-8, paths too: the formats that paths go into, JSON and ONNX, know no others.
+pub fn main() -> ExitCode {
+    if let Some(argument) = std::env::args_os().skip(1).find(|argument| argument.to_str().is_none()) {
+        show::error(&not_text(&argument));
+        return ExitCode::from(2);
+    }
+    let cli = Cli::parse();
+    if let Err(e) = signals::listen() {
+        tracing::warn!("signals end the program without removing what it was writing: {e}");
+    }
+    run(cli)
+}
+
+fn not_text(argument: &OsString) -> String {
+    format!(
+        "{argument:?}: this argument is not UTF-8, and cannot be told in JSON or in an ONNX file (hint: rename the file, or name it through a link)"
+    )
+}
+
+fn run(cli: Cli) -> ExitCode {
     let outcome = match cli.command {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -12,6 +12,7 @@ use super::wire::decoded_size;
 use bytes::Bytes;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;
+use dijiang_passes::ir::tensor::ReadError;
 use prost::Message;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -67,6 +68,8 @@ pub enum ImportProblem {
     Initializer { name: String, reason: String },
     #[error("node `{node}` ({op}): {reason}")]
     Node { node: String, op: String, reason: String },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error(transparent)]
     Graph(#[from] PatchError),
 }

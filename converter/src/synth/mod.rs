@@ -66,7 +66,7 @@ pub fn synth(
         let path = path.display().to_string();
         |source| SynthError::Io { path, source }
     };
-    std::fs::write(&path, format!("{config:#}\n")).map_err(io(&path))?;
+    std::fs::write(&path, format!("{config:#}\n")).map_err(io(&directory.place(layout::CONFIG)))?;
     let weights = checkpoint::weights_of(&path, options.dtype)?;
     let pool = Pool::new(&weights, options);
     let tensors: Vec<(&str, Tensor)> = weights
@@ -76,8 +76,9 @@ pub fn synth(
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
     progress.bytes("writing the weights", file.size());
     let path = directory.path().join(layout::WEIGHTS);
-    let mut out = File::create(&path).map_err(io(&path))?;
-    file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io(&path))?;
+    let place = directory.place(layout::WEIGHTS);
+    let mut out = File::create(&path).map_err(io(&place))?;
+    file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io(&place))?;
     drop(out);
     progress.stage("making it durable");
     directory.commit()?;

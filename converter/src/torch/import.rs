@@ -8,9 +8,10 @@ use crate::bundle::manifest::{Manifest, ManifestError, SourceFile};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
 use crate::progress::Progress;
+use crate::stored_file;
 use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -38,6 +39,8 @@ pub enum ImportError {
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error("{}: tensor `{tensor}` is missing; the bundle has it with shape {shape:?}", file.display())]
     Missing { file: PathBuf, tensor: String, shape: Vec<u64> },
     #[error("{}: the bundle has no tensor `{tensor}`{hint}", file.display())]
@@ -92,15 +95,17 @@ pub fn import_weights(
     let revised = NewBundle::revise(bundle, &[layout::WEIGHTS, layout::MANIFEST])?;
     progress.bytes("writing the weights", file.size());
     let path = revised.path().join(layout::WEIGHTS);
-    let io = |source| ImportError::Io { path: path.clone(), source };
+    let io = |source| ImportError::Io { path: revised.place(layout::WEIGHTS), source };
     let mut out = File::create(&path).map_err(io)?;
     file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    stored_file::check(own.tensors().chain(new.tensors()).map(|(_, tensor)| tensor))?;
     let weights = SourceFile::describe_whole(&path)?;
     manifest.trained = Some(weights.clone());
     // They were of other weights.
     manifest.checks.clear();
     let path = revised.path().join(layout::MANIFEST);
-    std::fs::write(&path, manifest.to_json()?).map_err(|source| ImportError::Io { path, source })?;
+    let io = |source| ImportError::Io { path: revised.place(layout::MANIFEST), source };
+    std::fs::write(&path, manifest.to_json()?).map_err(io)?;
     progress.stage("making it durable");
     revised.commit()?;
     progress.done();

@@ -133,7 +133,7 @@ fn fit_weights(
         weights.replace_some(values.iter().filter(|(name, _)| learned.contains(*name)))?;
         let weights = Weights::open(bundle, &trainer.layout)?;
         for group in trainer.layout.groups.clone() {
-            trainer.set_vector(&group.vector("parameters"), &weights.flat(&group))?;
+            trainer.set_vector(&group.vector("parameters"), &weights.flat(&group)?)?;
         }
         vouch_for_weights(bundle, manifest)
     };

@@ -1,7 +1,7 @@
 //! Fine-tuning: cross-entropy over data until the steps are done, with checkpoints to go on from.
 
 use super::TrainError;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{self, Checkpoint};
 use super::data::{self, Texts, Windows};
 use super::metrics::{Line, Metrics};
 use super::plot;
@@ -20,6 +20,7 @@ use dijiang_passes::training::lora::{Addition, add_low_rank};
 use dijiang_passes::training::parameters::{Layout, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
+use dijiang_runtime::temporary::note_kept;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -128,6 +129,7 @@ pub fn finetune(
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
     let mut perplexity = before;
+    note_kept(bundle, "has its weights of before");
     for step in first + 1..=options.schedule.steps {
         let line = run.step(step, &mut windows)?;
         perplexity = line.valid_perplexity.unwrap_or(perplexity);
@@ -242,6 +244,7 @@ pub(super) fn put_back(
     trainer: &Trainer,
     weights: &Weights,
 ) -> Result<(), TrainError> {
+    note_kept(bundle, "has its weights of before or the new ones, all of them");
     vouch_for_nothing(bundle, manifest)?;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector("parameters"))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
@@ -333,6 +336,11 @@ impl Run<'_> {
                 vectors.insert(name, values);
             }
         }
-        Ok(Checkpoint { step, options: self.identity(), vectors }.write(&self.dir)?)
+        Checkpoint { step, options: self.identity(), vectors }.write(&self.dir)?;
+        note_kept(
+            &self.dir.join(checkpoint::FILE),
+            &format!("holds step {step} (hint: --resume goes on from it)"),
+        );
+        Ok(())
     }
 }

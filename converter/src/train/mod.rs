@@ -6,6 +6,7 @@ use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
+use dijiang_passes::ir::tensor::ReadError;
 use dijiang_passes::training::TrainingError;
 use dijiang_runtime::{RuntimeError, TensorError};
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ pub enum TrainError {
     Weights(#[from] weights::WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
     #[error("{}: the recipe in it is not one: {reason}", path.display())]

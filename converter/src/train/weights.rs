@@ -3,43 +3,39 @@
 
 use crate::bundle::layout;
 use crate::bundle::replace::replace_file;
+use crate::checkpoint::{self, CheckpointError};
+use crate::stored_file::StoredFile;
 use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::ir::tensor::{ReadError, SharedBytes, Storage as _, Tensor};
 use dijiang_passes::training::lora::Addition;
 use dijiang_passes::training::parameters::{Group, Layout, Parameter};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The weight file does not fit what is trained.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: {reason}", path.display())]
-    Format { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Format(#[from] Box<CheckpointError>),
     #[error("{}: `{name}` is not there (hint: convert the model anew)", path.display())]
     Missing { path: PathBuf, name: String },
     #[error("{}: `{name}` is {found:?}, expected {expected:?} (hint: convert the model anew)", path.display())]
-    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<u64> },
+    Shape { path: PathBuf, name: String, found: Vec<u64>, expected: Vec<u64> },
     #[error("{}: `{name}` holds {dtype} elements, which cannot be trained", path.display())]
     Type { path: PathBuf, name: String, dtype: String },
-}
-
-/// Where a weight lies in the file.
-struct Place {
-    begin: usize,
-    end: usize,
-    dtype: DType,
 }
 
 /// An open weight file.
 pub struct Weights {
     path: PathBuf,
-    map: Mmap,
-    places: BTreeMap<String, Place>,
+    file: Arc<StoredFile>,
+    /// Those that are trained, as they lie in the file.
+    stored: BTreeMap<String, Tensor>,
     /// Trained in place of the weights that they are added to.
     additions: Vec<Addition>,
 }
@@ -64,58 +60,63 @@ impl Weights {
     ) -> Result<Self, WeightsError> {
         let path = bundle.join(layout::WEIGHTS);
         let io = |source| WeightsError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
-        // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let format = |e: safetensors::SafeTensorError| WeightsError::Format {
-            path: path.clone(),
-            reason: e.to_string(),
-        };
-        let tensors = SafeTensors::deserialize(&map).map_err(format)?;
-        let base = map.as_ptr() as usize;
-        let mut places = BTreeMap::new();
+        let file = Arc::new(StoredFile::open(&path).map_err(io)?);
+        let bytes: SharedBytes = file.clone();
+        let all = checkpoint::read_header(&bytes, &path).map_err(Box::new)?;
+        let mut stored = BTreeMap::new();
         let added = |name: &str| additions.iter().any(|a| a.down.0 == name || a.up.0 == name);
         let own = trained.parameters().filter(|p| !added(&p.name)).cloned();
         for parameter in own.chain(additions.iter().map(Addition::weight)) {
             let name = parameter.name.clone();
-            let missing = |_| WeightsError::Missing { path: path.clone(), name: name.clone() };
-            let view = tensors.tensor(&parameter.name).map_err(missing)?;
-            if !view.shape().iter().map(|d| *d as u64).eq(parameter.dims.iter().copied()) {
-                let (found, expected) = (view.shape().to_vec(), parameter.dims.clone());
-                return Err(WeightsError::Shape { path: path.clone(), name, found, expected });
-            }
-            let Some(dtype) = float(view.dtype()) else {
-                return Err(WeightsError::Type {
-                    path: path.clone(),
-                    name,
-                    dtype: format!("{:?}", view.dtype()),
-                });
+            let Some(found) = all.get(&name).cloned() else {
+                return Err(WeightsError::Missing { path, name });
             };
-            let begin = view.data().as_ptr() as usize - base;
-            places.insert(name, Place { begin, end: begin + view.data().len(), dtype });
+            let dtype =
+                found.as_ref().map_or_else(Clone::clone, |tensor| tensor.dtype().name().to_uppercase());
+            let tensor = found.ok().filter(|tensor| tensor.dtype().is_float());
+            let Some(tensor) = tensor else { return Err(WeightsError::Type { path, name, dtype }) };
+            if tensor.dims() != parameter.dims {
+                let (found, expected) = (tensor.dims().to_vec(), parameter.dims.clone());
+                return Err(WeightsError::Shape { path, name, found, expected });
+            }
+            stored.insert(name, tensor);
         }
-        drop(tensors);
-        Ok(Self { path, map, places, additions })
+        Ok(Self { path, file, stored, additions })
     }
 
     /// The flat vector of a group.
-    pub fn flat(&self, group: &Group) -> Vec<f32> {
+    pub fn flat(&self, group: &Group) -> Result<Vec<f32>, WeightsError> {
         let mut flat = vec![0.0; group.len()];
         for (at, parameter) in group.offsets() {
             let part = &mut flat[at..at + parameter.len()];
             let numbers = self.numbers(&parameter.name, &parameter.dims);
             part.iter_mut().zip(numbers).for_each(|(to, from)| *to = from);
         }
-        flat
+        self.check()?;
+        Ok(flat)
+    }
+
+    /// Whether all that was read of the file was there.
+    fn check(&self) -> Result<(), ReadError> {
+        self.file.problem().map_or(Ok(()), Err)
+    }
+
+    /// All bytes of the file.
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.file.size()];
+        self.file.read(0, &mut bytes);
+        bytes
+    }
+
+    /// Where a weight lies in the file.
+    fn place(&self, name: &str) -> Option<(usize, DType)> {
+        let tensor = self.stored.get(name)?;
+        Some((tensor.place()?.1, tensor.dtype()))
     }
 
     /// The numbers of a weight in the file, or those that an addition begins with.
     fn numbers(&self, name: &str, dims: &[u64]) -> Vec<f32> {
-        let in_file = self.places.get(name).and_then(|place| {
-            let bytes = self.map[place.begin..place.end].to_vec();
-            // The length was checked when the file was opened.
-            Tensor::from_bytes(place.dtype, dims.to_vec(), bytes).ok()
-        });
+        let in_file = self.stored.get(name).cloned();
         let added = || {
             let parts = self.additions.iter().flat_map(|addition| [&addition.down, &addition.up]);
             parts.into_iter().find(|(own, _)| own == name).map(|(_, numbers)| numbers.clone())
@@ -128,20 +129,19 @@ impl Weights {
     /// Replaces the file by one with new numbers for the trained weights, whole or not at all.
     pub fn replace(&self, groups: &[(&Group, &[f32])]) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: self.path.clone(), source };
-        let mut bytes = self.map.to_vec();
+        let mut bytes = self.bytes();
         let mut put = |name: &str, dims: &[u64], numbers: &[f32]| {
-            let place = &self.places[name];
-            let tensor = Tensor::from_f32(dims, numbers).cast(place.dtype);
-            bytes[place.begin..place.end].copy_from_slice(&tensor.bytes());
+            // What an addition is trained in place of is not in the file.
+            let Some((at, dtype)) = self.place(name) else { return };
+            let tensor = Tensor::from_f32(dims, numbers).cast(dtype);
+            bytes[at..at + tensor.byte_len()].copy_from_slice(&tensor.bytes());
         };
         let mut trained: BTreeMap<&str, &[f32]> = BTreeMap::new();
         for (group, flat) in groups {
             for (at, parameter) in group.offsets() {
                 let numbers = &flat[at..at + parameter.len()];
                 trained.insert(&parameter.name, numbers);
-                if self.places.contains_key(&parameter.name) {
-                    put(&parameter.name, &parameter.dims, numbers);
-                }
+                put(&parameter.name, &parameter.dims, numbers);
             }
         }
         for addition in &self.additions {
@@ -154,6 +154,7 @@ impl Weights {
             let sum: Vec<f32> = own.iter().zip(addition.product(down, up)).map(|(w, p)| w + p).collect();
             put(&name, &dims, &sum);
         }
+        self.check()?;
         replace_file(&self.path, &bytes).map_err(io)
     }
 }
@@ -164,23 +165,15 @@ impl Weights {
         &self,
         values: impl Iterator<Item = (&'a String, &'a Tensor)>,
     ) -> Result<(), WeightsError> {
-        let mut bytes = self.map.to_vec();
+        let mut bytes = self.bytes();
         for (name, tensor) in values {
             let missing = || WeightsError::Missing { path: self.path.clone(), name: name.clone() };
-            let place = self.places.get(name).ok_or_else(missing)?;
-            bytes[place.begin..place.end].copy_from_slice(&tensor.cast(place.dtype).bytes());
+            let (at, dtype) = self.place(name).ok_or_else(missing)?;
+            let tensor = tensor.cast(dtype);
+            bytes[at..at + tensor.byte_len()].copy_from_slice(&tensor.bytes());
         }
+        self.check()?;
         replace_file(&self.path, &bytes)
             .map_err(|source| WeightsError::Io { path: self.path.clone(), source })
-    }
-}
-
-fn float(dtype: Dtype) -> Option<DType> {
-    match dtype {
-        Dtype::F64 => Some(DType::F64),
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
     }
 }

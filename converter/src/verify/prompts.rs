@@ -95,6 +95,7 @@ mod tests {
             sites: Vec::new(),
             misses: Vec::new(),
             state: Vec::new(),
+            files: Vec::new(),
             checks: Vec::new(),
             stopped_after: None,
             trained: None,

@@ -527,7 +527,8 @@ mod tests {
         let whole = Tensor::from_f32(&[values.len() as u64], &values);
         let bytes = whole.bytes().into_owned();
         let storage = Arc::new(Shrinking(std::sync::Mutex::new(bytes.clone()), bytes.len()));
-        let x = Tensor::view(DType::F32, whole.dims().to_vec(), storage.clone(), 0, bytes.len()).expect("a view");
+        let x =
+            Tensor::view(DType::F32, whole.dims().to_vec(), storage.clone(), 0, bytes.len()).expect("a view");
         let mut blocks = Vec::new();
         let all: Result<(), ()> = x.for_each_block(&mut |block| {
             blocks.extend_from_slice(block);
