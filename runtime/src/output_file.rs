@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::temporary::{Temporary, uninterrupted};
+use crate::temporary::Temporary;
 
 /// Links that are followed, at most.
 const LINKS: usize = 40;
@@ -56,7 +56,7 @@ fn replace(path: &Path, bytes: &[u8], old: Option<Metadata>) -> io::Result<()> {
         file.set_permissions(old.permissions())?;
     }
     file.sync_all()?;
-    uninterrupted(|| std::fs::rename(&new, path))?;
+    temporary.place(|| std::fs::rename(&new, path))?;
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }

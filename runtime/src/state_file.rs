@@ -107,3 +107,16 @@ const TYPES: [(Dtype, FileDtype); 5] = [
     (Dtype::BF16, FileDtype::BF16),
     (Dtype::I64, FileDtype::I64),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_cannot_be_written_says_so() {
+        let history = History { mask: vec![Vec::new()], seen: vec![0], columns: 0 };
+        let state = DecoderState { tensors: Vec::new(), history };
+        let full = write(Path::new("/dev/full"), &state, None).unwrap_err().to_string();
+        assert_eq!(full, "/dev/full: it cannot be written: No space left on device (os error 28)");
+    }
+}

@@ -15,6 +15,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const OWNER: &str = "made-by-dijiang";
 const OWNER_TEXT: &str =
     "dijiang writes here until it is done. What a killed run left is removed by the next one.\n";
+/// In the name of the directory, behind that of what is written.
+const TEMPORARY: &str = ".tmp-";
 /// What is being written.
 const NEW: &str = "new";
 /// What was in its place, where the two cannot be exchanged in one step.
@@ -99,6 +101,14 @@ impl Temporary {
         self.directory.join(OLD)
     }
 
+    /// Renames what was written into place, which a signal does not break off.
+    pub fn place(&self, rename: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut open = open();
+        rename()?;
+        open.places.insert(self.directory.clone(), None);
+        Ok(())
+    }
+
     /// Leaves the directory where it is, for the next run to find.
     pub fn leave(self) {
         open().places.remove(&self.directory);
@@ -150,27 +160,28 @@ fn parent(target: &Path) -> &Path {
 fn prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(name);
-    prefix.push(".tmp-");
+    prefix.push(TEMPORARY);
     prefix
 }
 
 /// Whether a name is one that [`Temporary::beside`] gives: `PID` or `PID-N` behind the prefix.
 fn is_own_name(name: &OsStr, prefix: &OsStr) -> bool {
-    let Some(rest) = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()) else { return false };
+    name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).is_some_and(has_own_suffix)
+}
+
+fn has_own_suffix(rest: &[u8]) -> bool {
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let mut numbers = rest.split(|byte| *byte == b'-');
     numbers.clone().count() <= 2 && numbers.all(is_number)
 }
 
-/// The directories that killed runs left of the same target, in the order of their names.
-fn abandoned(target: &Path) -> io::Result<Vec<PathBuf>> {
-    let Some(name) = target.file_name() else { return Ok(Vec::new()) };
-    let prefix = prefix(name);
+/// The directories that killed runs left in a directory, of these names, in their order.
+fn abandoned_in(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(parent(target))? {
+    for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         let path = entry.path();
-        let is_own = is_own_name(&entry.file_name(), &prefix)
+        let is_own = is_meant(&entry.file_name())
             && entry.file_type()?.is_dir()
             && std::fs::read(path.join(OWNER)).is_ok_and(|text| text == OWNER_TEXT.as_bytes());
         if is_own && File::open(&path).is_ok_and(|f| f.try_lock().is_ok()) {
@@ -179,6 +190,24 @@ fn abandoned(target: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Those that were for the same target.
+fn abandoned(target: &Path) -> io::Result<Vec<PathBuf>> {
+    let Some(name) = target.file_name() else { return Ok(Vec::new()) };
+    let prefix = prefix(name);
+    abandoned_in(parent(target), |name| is_own_name(name, &prefix))
+}
+
+/// Removes what killed runs left in a directory that is ours, whatever it was for.
+pub fn clean(directory: &Path) -> io::Result<()> {
+    let is_own = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        let marked = name.windows(TEMPORARY.len()).rposition(|part| part == TEMPORARY.as_bytes());
+        let prefix = marked.map(|at| &name[..at + TEMPORARY.len()]);
+        name.first() == Some(&b'.') && prefix.is_some_and(|prefix| has_own_suffix(&name[prefix.len()..]))
+    };
+    abandoned_in(directory, is_own)?.iter().try_for_each(|left| remove(left))
 }
 
 /// Removes what killed runs left of the same target.
@@ -267,7 +296,9 @@ mod tests {
         let second = Temporary::beside(&target).unwrap();
         assert!(held.directory.exists() && second.directory.exists(), "each has its own");
         drop((held, second));
+        clean(home.path()).unwrap();
+        assert!(!other.exists());
         assert!(foreign.iter().all(|directory| directory.exists()));
-        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 4);
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 3);
     }
 }

@@ -68,6 +68,7 @@ impl NewBundle {
     pub fn revise(target: &Path, anew: &[&str]) -> Result<Self, BundleError> {
         let new = Self::begin(target, true)?;
         let failed = |source| BundleError::Io { path: show(target), doing: "it cannot be copied", source };
+        temporary::clean(&new.target).map_err(failed)?;
         link_all(&new.target, new.path(), anew).map_err(failed)?;
         Ok(new)
     }
@@ -92,7 +93,7 @@ impl NewBundle {
         sync(&self.path).map_err(failed("its files cannot be made durable"))?;
         check(&self.target, self.force)?;
         let is_new = !self.target.exists() || is_empty(&self.target);
-        let replaced = uninterrupted(|| match is_new {
+        let replaced = self.temporary.place(|| match is_new {
             true => std::fs::rename(&self.path, &self.target),
             // The old bundle is now in the temporary place, and goes when `self` is dropped.
             false => exchange(&self.path, &self.target, &self.temporary.aside()),

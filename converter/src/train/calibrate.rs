@@ -61,6 +61,7 @@ pub fn calibrate(
 ) -> Result<Calibrated, TrainError> {
     let started = Instant::now();
     let mut manifest = Manifest::float_weights(bundle)?;
+    super::clean(bundle)?;
     let size = options.trainer.size;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, size.sequence as usize, options.seed)?;

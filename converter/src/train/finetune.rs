@@ -111,6 +111,7 @@ pub fn finetune(
 ) -> Result<Finetuned, TrainError> {
     let started = Instant::now();
     let mut manifest = Manifest::float_weights(bundle)?;
+    super::clean(bundle)?;
     let context = options.trainer.size.sequence;
     let (mut windows, held_out) =
         read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;

@@ -89,7 +89,7 @@ impl Weights {
         let mut flat = vec![0.0; group.len()];
         for (at, parameter) in group.offsets() {
             let part = &mut flat[at..at + parameter.len()];
-            let numbers = self.numbers(&parameter.name, &parameter.dims);
+            let numbers = self.numbers(&parameter.name);
             part.iter_mut().zip(numbers).for_each(|(to, from)| *to = from);
         }
         self.check()?;
@@ -115,7 +115,7 @@ impl Weights {
     }
 
     /// The numbers of a weight in the file, or those that an addition begins with.
-    fn numbers(&self, name: &str, dims: &[u64]) -> Vec<f32> {
+    fn numbers(&self, name: &str) -> Vec<f32> {
         let in_file = self.stored.get(name).cloned();
         let added = || {
             let parts = self.additions.iter().flat_map(|addition| [&addition.down, &addition.up]);
@@ -150,7 +150,7 @@ impl Weights {
                 continue;
             };
             let Parameter { name, dims } = addition.weight();
-            let own = self.numbers(&name, &dims);
+            let own = self.numbers(&name);
             let sum: Vec<f32> = own.iter().zip(addition.product(down, up)).map(|(w, p)| w + p).collect();
             put(&name, &dims, &sum);
         }
