@@ -225,12 +225,6 @@ pub fn is_open(target: &Path) -> bool {
     open().places.values().flatten().any(|place| place == target)
 }
 
-/// Does what a signal must not break off, such as renaming into place.
-pub fn uninterrupted<T>(work: impl FnOnce() -> T) -> T {
-    let _held = open();
-    work()
-}
-
 /// Has [`give_up`] say, of a file, what is kept in it.
 pub fn note_kept(file: &Path, what: &str) {
     open().notes.insert(file.to_owned(), what.to_owned());

@@ -1,7 +1,7 @@
 //! Directories that appear whole or not at all: written beside the target, made durable, and renamed.
 
 use super::layout;
-use dijiang_runtime::temporary::{self, Temporary, uninterrupted};
+use dijiang_runtime::temporary::{self, Temporary};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -168,7 +168,7 @@ fn show(path: &Path) -> String {
 /// Puts back the bundle that a run killed between the renames of [`exchange_by_steps`] had set aside.
 fn restore(target: &Path) -> io::Result<()> {
     match temporary::set_aside(target)?.filter(|old| old.join(layout::MANIFEST).is_file()) {
-        Some(old) => uninterrupted(|| std::fs::rename(old, target)),
+        Some(old) => std::fs::rename(old, target),
         None => Ok(()),
     }
 }

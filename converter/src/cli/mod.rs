@@ -20,7 +20,7 @@ mod training;
 mod verify;
 
 use clap::{Parser, Subcommand};
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 /// Compiles pretrained transformers to constant-state ONNX.
@@ -79,9 +79,10 @@ pub fn main() -> ExitCode {
     run(cli)
 }
 
-fn not_text(argument: &OsString) -> String {
+fn not_text(argument: &OsStr) -> String {
     format!(
-        "{argument:?}: this argument is not UTF-8, and cannot be told in JSON or in an ONNX file (hint: rename the file, or name it through a link)"
+        "{}: this argument is not UTF-8, and cannot be told in JSON or in an ONNX file (hint: rename the file, or name it through a link)",
+        argument.display()
     )
 }
 

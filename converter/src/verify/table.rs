@@ -202,15 +202,15 @@ impl Verification {
         };
         let [held, failed, skipped] = [Status::Held, Status::Failed, Status::Skipped].map(names);
         let all = held.len() + failed.len();
-        let mut text = match failed.as_slice() {
+        let text = match failed.as_slice() {
             [] => format!("all {all} checks held"),
             [one] => format!("1 of {all} checks failed: {one}"),
             several => format!("{} of {all} checks failed: {}", several.len(), several.join("; ")),
         };
-        if !skipped.is_empty() {
-            text += &format!(", {} skipped: {}", skipped.len(), skipped.join("; "));
+        match skipped.len() {
+            0 => text,
+            left_out => format!("{text}, {left_out} skipped: {}", skipped.join("; ")),
         }
-        text
     }
 }
 
