@@ -29,7 +29,7 @@ const MOST: usize = 1000;
 pub struct Temporary {
     directory: PathBuf,
     /// Held while this process writes: what nobody holds was left by a killed run.
-    _lock: File,
+    lock: Option<File>,
 }
 
 /// What this process has open, and what it has kept on the way.
@@ -70,7 +70,7 @@ impl Temporary {
                 Ok(()) => {
                     let lock = claim(&directory).inspect_err(|_| drop(remove(&directory)))?;
                     open.places.insert(directory.clone(), place);
-                    return Ok(Self { directory, _lock: lock });
+                    return Ok(Self { directory, lock: Some(lock) });
                 }
             }
         }
@@ -110,8 +110,9 @@ impl Temporary {
     }
 
     /// Leaves the directory where it is, for the next run to find.
-    pub fn leave(self) {
+    pub fn leave(mut self) {
         open().places.remove(&self.directory);
+        self.lock = None;
         std::mem::forget(self);
     }
 }

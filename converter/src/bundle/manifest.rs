@@ -386,6 +386,12 @@ mod tests {
               "name": "chunked",
               "limit": 0.0001,
               "ok": true
+            },
+            {
+              "name": "all",
+              "limit": null,
+              "ok": null,
+              "skipped": "none"
             }
           ]
         }
@@ -403,7 +409,7 @@ mod tests {
         );
         assert_eq!(
             error(&text.replace("\"seed\": 0,", "")),
-            "b/dijiang.json: missing field `seed` at line 56 column 1 (hint: was it written by dijiang?)"
+            "b/dijiang.json: missing field `seed` at line 62 column 1 (hint: was it written by dijiang?)"
         );
         assert_eq!(
             error("{"),
