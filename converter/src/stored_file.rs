@@ -3,7 +3,7 @@
 //! It is not mapped: where another process shortens a mapped file, the system ends the program that looks there.
 
 use dijiang_passes::ir::tensor::{ReadError, Storage, Tensor};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,10 @@ impl StoredFile {
     pub fn of(file: File, path: &Path) -> io::Result<Self> {
         let size = file.metadata()?.len() as usize;
         Ok(Self { path: path.to_owned(), file, size, problem: OnceLock::new() })
+    }
+
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
     }
 
     fn failed(&self, error: &io::Error) -> ReadError {
@@ -72,7 +76,7 @@ pub fn check<'a>(mut tensors: impl Iterator<Item = &'a Tensor>) -> Result<(), Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_passes::ir::dtype::DType;
+    use dijiang_format::dtype::DType;
     use std::sync::Arc;
 
     #[test]

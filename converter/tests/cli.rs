@@ -600,6 +600,14 @@ fn a_saved_state_goes_on_with_the_text() {
     parts.extend(tokens("--load-state s -n 5 --save-state s"));
     assert_eq!(parts, whole);
     assert_eq!(tokens("--load-state s --prompt x -n 2").len(), 2);
+    // Of the same shape, and of other numbers.
+    home.dijiang("convert model -o other --no-verify").fine();
+    let mut weights = std::fs::read(home.path("other/model.safetensors")).expect("weights");
+    let place = weights.len() - 4;
+    weights[place] ^= 1;
+    std::fs::write(home.path("w.safetensors"), weights).expect("it is written");
+    assert_eq!(home.dijiang("import-weights other w.safetensors").code, 0);
+    insta::assert_snapshot!(refused(&home, "generate other --load-state s --runtime tract"), @"error: state s: the model of bundle `bundle` wrote it, and `other` holds another (hint: `dijiang generate other --prompt TEXT --save-state s` writes one of this model)");
     insta::assert_snapshot!(refused(&home, "generate bundle --load-state none --runtime tract"), @"error: state none: No such file or directory (os error 2) (hint: a state fits the model that wrote it)");
 }
 

@@ -4,7 +4,7 @@
 //! lives. What a killed run left is removed by the next run that writes to the same place. What has such a name but not
 //! that file is somebody else's, and is never touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -38,9 +38,12 @@ struct Open {
     /// Directories, and the places that they are for, where that is anything to a user.
     places: BTreeMap<PathBuf, Option<PathBuf>>,
     notes: BTreeMap<PathBuf, String>,
+    /// Files that go with the process.
+    files: BTreeSet<PathBuf>,
 }
 
-static OPEN: Mutex<Open> = Mutex::new(Open { places: BTreeMap::new(), notes: BTreeMap::new() });
+static OPEN: Mutex<Open> =
+    Mutex::new(Open { places: BTreeMap::new(), notes: BTreeMap::new(), files: BTreeSet::new() });
 
 fn open() -> MutexGuard<'static, Open> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -221,9 +224,10 @@ pub fn set_aside(target: &Path) -> io::Result<Option<PathBuf>> {
     Ok(abandoned(target)?.into_iter().map(|directory| directory.join(OLD)).find(|old| old.exists()))
 }
 
-/// Whether this process is writing to the target.
-pub fn is_open(target: &Path) -> bool {
-    open().places.values().flatten().any(|place| place == target)
+/// Has [`give_up`] remove a file, such as a lock, as long as it is `there`.
+pub fn goes_along(file: &Path, there: bool) {
+    let files = &mut open().files;
+    let _ = if there { files.insert(file.to_owned()) } else { files.remove(file) };
 }
 
 /// Has [`give_up`] say, of a file, what is kept in it.
@@ -241,6 +245,9 @@ pub fn give_up() -> Vec<String> {
         if !removed {
             tracing::warn!("{} could not be removed", directory.display());
         }
+    }
+    for file in &held.files {
+        let _ = std::fs::remove_file(file);
     }
     let unchanged = held.places.values().flatten().map(|target| match target.exists() {
         true => format!("{} is as it was", target.display()),

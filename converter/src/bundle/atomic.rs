@@ -1,6 +1,7 @@
 //! Directories that appear whole or not at all: written beside the target, made durable, and renamed.
 
-use super::layout;
+use super::lock::{BundleLock, LockError};
+use dijiang_format::files;
 use dijiang_runtime::temporary::{self, Temporary};
 use std::fs::File;
 use std::io;
@@ -13,10 +14,10 @@ pub enum BundleError {
     Exists { path: String },
     #[error("{path}: it is not a bundle (no dijiang.json in it), so it is not replaced")]
     NotABundle { path: String },
-    #[error("{path}: this program is writing it already")]
-    Open { path: String },
     #[error("{path}: expected the path of a directory to be made")]
     NoName { path: String },
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("{path}: {doing}: {source}")]
     Io { path: String, doing: &'static str, source: io::Error },
 }
@@ -29,6 +30,8 @@ pub struct NewBundle {
     /// In it.
     path: PathBuf,
     force: bool,
+    /// That of the target, let go before its parents.
+    _target_lock: BundleLock,
     /// Dropped, and so removed where nothing came into them, after the temporary directory.
     _parents: NewParents,
 }
@@ -41,6 +44,22 @@ impl NewBundle {
         if target.file_name().is_none() {
             return Err(BundleError::NoName { path: show(target) });
         }
+        let parents = NewParents::of(parent(target));
+        if !parent(target).is_dir() {
+            let failed =
+                |source| BundleError::Io { path: show(parent(target)), doing: "it cannot be made", source };
+            std::fs::create_dir_all(parent(target)).map_err(failed)?;
+        }
+        let lock = BundleLock::acquire(target)?;
+        Self::begin_locked(target, force, lock, parents)
+    }
+
+    fn begin_locked(
+        target: &Path,
+        force: bool,
+        lock: BundleLock,
+        parents: NewParents,
+    ) -> Result<Self, BundleError> {
         let parent = parent(target);
         let failed = |path: &Path, doing| {
             let path = show(path);
@@ -50,23 +69,17 @@ impl NewBundle {
             restore(target).map_err(failed(parent, "it cannot be read"))?;
         }
         check(target, force)?;
-        let parents = NewParents::of(parent);
-        if !parent.is_dir() {
-            std::fs::create_dir_all(parent).map_err(failed(parent, "it cannot be made"))?;
-        }
         temporary::remove_abandoned(target).map_err(failed(parent, "it cannot be read"))?;
-        if temporary::is_open(target) {
-            return Err(BundleError::Open { path: show(target) });
-        }
         let temporary = Temporary::directory(target).map_err(failed(target, "it cannot be written"))?;
-        let path = temporary.path();
-        Ok(Self { target: target.clone(), temporary, path, force, _parents: parents })
+        let (target, path) = (target.to_owned(), temporary.path());
+        Ok(Self { target, temporary, path, force, _target_lock: lock, _parents: parents })
     }
 
     /// Begins another version of the bundle at `target`: with all that is there, except the files to be written anew.
-    /// The files are linked where the file system can, so they must not be written to.
-    pub fn revise(target: &Path, anew: &[&str]) -> Result<Self, BundleError> {
-        let new = Self::begin(target, true)?;
+    /// The files are linked where the file system can, so they must not be written to. The lock is that of the target,
+    /// held since before anything of it was read.
+    pub fn revise(target: &Path, anew: &[&str], lock: BundleLock) -> Result<Self, BundleError> {
+        let new = Self::begin_locked(&followed(target), true, lock, NewParents(Vec::new()))?;
         let failed = |source| BundleError::Io { path: show(target), doing: "it cannot be copied", source };
         temporary::clean(&new.target).map_err(failed)?;
         link_all(&new.target, new.path(), anew).map_err(failed)?;
@@ -147,7 +160,7 @@ fn check(target: &Path, force: bool) -> Result<(), BundleError> {
     if !(target.exists() || target.is_symlink()) || is_empty(target) {
         return Ok(());
     }
-    if !target.join(layout::MANIFEST).is_file() {
+    if !target.join(files::MANIFEST).is_file() {
         return Err(BundleError::NotABundle { path: show(target) });
     }
     if force { Ok(()) } else { Err(BundleError::Exists { path: show(target) }) }
@@ -167,7 +180,7 @@ fn show(path: &Path) -> String {
 
 /// Puts back the bundle that a run killed between the renames of [`exchange_by_steps`] had set aside.
 fn restore(target: &Path) -> io::Result<()> {
-    match temporary::set_aside(target)?.filter(|old| old.join(layout::MANIFEST).is_file()) {
+    match temporary::set_aside(target)?.filter(|old| old.join(files::MANIFEST).is_file()) {
         Some(old) => std::fs::rename(old, target),
         None => Ok(()),
     }
@@ -231,13 +244,13 @@ mod tests {
     /// A bundle whose one file says `text`.
     fn write(target: &Path, force: bool, text: &str) -> Result<(), BundleError> {
         let new = NewBundle::begin(target, force)?;
-        fs::write(new.path().join(layout::MANIFEST), text).expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), text).expect("it is written");
         fs::create_dir(new.path().join("train")).expect("it is made");
         new.commit()
     }
 
     fn read(target: &Path) -> String {
-        fs::read_to_string(target.join(layout::MANIFEST)).expect("it is there")
+        fs::read_to_string(target.join(files::MANIFEST)).expect("it is there")
     }
 
     fn names(directory: &Path) -> Vec<std::ffi::OsString> {
@@ -282,25 +295,29 @@ mod tests {
         let target = directory.path().join("b");
         write(&target, false, "one").expect("it is new");
         fs::write(target.join("train/step"), "7").expect("it is written");
-        drop(NewBundle::revise(&target, &[layout::MANIFEST]).expect("it begins"));
+        let revise = |target: &Path| {
+            let lock = BundleLock::acquire(target).expect("nobody holds it");
+            NewBundle::revise(target, &[files::MANIFEST], lock)
+        };
+        drop(revise(&target).expect("it begins"));
         assert_eq!(
             (read(&target), names(&target)),
-            ("one".to_owned(), vec![layout::MANIFEST.into(), "train".into()])
+            ("one".to_owned(), vec![files::MANIFEST.into(), "train".into()])
         );
-        let new = NewBundle::revise(&target, &[layout::MANIFEST]).expect("it begins");
+        let new = revise(&target).expect("it begins");
         assert_eq!(names(new.path()), ["train"]);
-        fs::write(new.path().join(layout::MANIFEST), "two").expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
         new.commit().expect("it is replaced");
         let step = fs::read_to_string(target.join("train/step")).expect("it is there");
         assert_eq!((read(&target), step), ("two".to_owned(), "7".to_owned()));
         assert_eq!(names(directory.path()), ["b"]);
-        assert!(matches!(NewBundle::revise(&target.join("train"), &[]), Err(BundleError::NotABundle { .. })));
+        assert!(matches!(revise(&target.join("train")), Err(BundleError::NotABundle { .. })));
     }
 
     /// What a run leaves that is killed while it writes.
     fn killed(target: &Path) -> PathBuf {
         let new = NewBundle::begin(target, true).expect("it begins");
-        fs::write(new.path().join(layout::WEIGHTS), "").expect("it is written");
+        fs::write(new.path().join(files::WEIGHTS), "").expect("it is written");
         let left = new.path().to_owned();
         new.temporary.leave();
         left
@@ -314,7 +331,8 @@ mod tests {
         assert!(abandoned.exists());
         let new = NewBundle::begin(&target, false).expect("it begins");
         assert!(new.path().exists());
-        assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Open { .. })));
+        let error = NewBundle::begin(&target, true).expect_err("one run writes it already");
+        assert!(matches!(error, BundleError::Lock(LockError::Held { .. })), "{error}");
         assert!(new.path().exists());
         drop(new);
         assert_eq!(names(directory.path()), [] as [&str; 0]);
@@ -379,7 +397,7 @@ mod tests {
         let target = directory.path().join("b");
         write(&target, false, "one").expect("it is new");
         let new = NewBundle::begin(&target, true).expect("it begins");
-        fs::write(new.path().join(layout::MANIFEST), "two").expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
         fs::rename(&target, new.temporary.aside()).expect("it is set aside");
         new.temporary.leave();
         assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Exists { .. })));

@@ -11,6 +11,7 @@ mod finetune;
 mod generate;
 mod import_weights;
 mod inspect;
+mod numbers;
 mod plot;
 mod quantize;
 mod show;
@@ -19,6 +20,7 @@ mod synth;
 mod training;
 mod verify;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -48,6 +50,22 @@ enum Command {
     Plot(plot::Args),
 }
 
+impl Cli {
+    /// The command line, or the end of the program: with help, or with what is wrong.
+    fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            // What clap says beside it is how to ask for help, which is no part of what is wrong with a value.
+            if error.kind() == ErrorKind::ValueValidation {
+                let text = error.to_string();
+                let line = text.lines().next().unwrap_or_default();
+                show::error(line.trim_start_matches("error: "));
+                std::process::exit(2);
+            }
+            error.exit()
+        })
+    }
+}
+
 /// Why a command ended early: wrong input or a wrong call.
 type Failure = Box<dyn std::error::Error>;
 
@@ -72,7 +90,7 @@ pub fn main() -> ExitCode {
         show::error(&not_text(&argument));
         return ExitCode::from(2);
     }
-    let cli = Cli::parse();
+    let cli = Cli::read();
     if let Err(e) = signals::listen() {
         tracing::warn!("signals end the program without removing what it was writing: {e}");
     }

@@ -6,11 +6,11 @@
 //! of the directory, so it is read.
 
 use super::initializer::dims;
-use super::message::shown;
 use super::proto::{EXTERNAL, TensorProto};
 use super::{dtype, initializer};
+use crate::report::message::shown;
 use crate::stored_file::StoredFile;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{ReadError, Storage as _, Tensor};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;

@@ -4,9 +4,9 @@ use super::measure::{median_error, relative_error};
 use super::oracle::{self, Rounding};
 use super::table::{Comparison, Measure};
 use super::{Verifier, VerifyError, word};
-use crate::bundle::layout;
 use crate::onnx::import::import;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_runtime::{Engine, RuntimeError, Serving, ServingOptions};
 
 /// What the median token may be off by in half precision, in roundings of plain operators. With half as much eight
@@ -21,7 +21,7 @@ impl Verifier<'_> {
         plain: &str,
         reference: &[f32],
     ) -> Result<(), VerifyError> {
-        let (prefill, decode) = (layout::PREFILL, layout::DECODE);
+        let (prefill, decode) = (files::PREFILL, files::DECODE);
         match [prefill, decode].map(|file| self.is_there(file)) {
             [true, true] => {}
             [false, false] if !self.has_bound_graphs() => return Ok(()),
@@ -74,12 +74,12 @@ impl Verifier<'_> {
     /// Whether the manifest lists them, or they lie there all the same.
     fn has_bound_graphs(&self) -> bool {
         let is_bound = |file: &str| self.is_there(file) || self.manifest.files.iter().any(|f| f == file);
-        is_bound(layout::PREFILL) || is_bound(layout::DECODE)
+        is_bound(files::PREFILL) || is_bound(files::DECODE)
     }
 
     pub(super) fn skip_bound_graphs(&mut self, name: &str, reason: &str) {
         if self.has_bound_graphs() {
-            self.skip(format!("{} and {} in {name}", layout::PREFILL, layout::DECODE), reason);
+            self.skip(format!("{} and {} in {name}", files::PREFILL, files::DECODE), reason);
         }
     }
 
@@ -93,7 +93,7 @@ impl Verifier<'_> {
         }
         self.stage("rounding in f64");
         let row = self.prompts.short();
-        let path = self.bundle.join(layout::MODEL);
+        let path = self.bundle.join(files::MODEL);
         let graph = import(&path)?;
         let logits = |rounding| oracle::evaluate(&graph, &path, &row, rounding);
         let (Ok(exact), Ok(rounded)) = (logits(Rounding::Nothing)?, logits(Rounding::Results)?) else {

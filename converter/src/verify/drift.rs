@@ -5,9 +5,9 @@ use super::oracle::{self, Rounding};
 use super::prompts::Prompts;
 use super::table::{Check, Comparison, Measure};
 use super::{Verifier, VerifyError};
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
-use crate::progress::Progress;
+use crate::report::progress::Progress;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::ir::graph::Graph;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ impl Verifier<'_> {
     pub(super) fn drift(&mut self, linear: &[f32], softmax: &[f32], logits: bool) {
         let tokens: usize = self.prompts.rows().iter().map(Vec::len).sum();
         let from_softmax = |what: &str| {
-            Comparison::new(format!("drift from softmax: {what}"), layout::PARALLEL, layout::SOFTMAX)
+            Comparison::new(format!("drift from softmax: {what}"), files::PARALLEL, files::SOFTMAX)
         };
         if !logits || !softmax.len().is_multiple_of(tokens) {
             let apart = relative_error(linear, softmax);
@@ -41,7 +41,7 @@ pub(crate) fn quantization_drift(
 ) -> Result<Check, VerifyError> {
     progress.stage("evaluating without and with quantised weights");
     let row = Prompts::new(manifest, seed).short();
-    let logits = |graph| oracle::evaluate(graph, Path::new(layout::SOFTMAX), &row, Rounding::Nothing);
+    let logits = |graph| oracle::evaluate(graph, Path::new(files::SOFTMAX), &row, Rounding::Nothing);
     let comparison = Comparison::new(
         "drift of quantised weights: norm of the difference",
         "the softmax model with quantised weights, in the f64 interpreter",

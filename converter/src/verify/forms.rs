@@ -3,7 +3,7 @@
 use super::run::Model;
 use super::table::{Comparison, Measure};
 use super::{EXACT, ORT, Verifier, VerifyError, forms_alike};
-use crate::bundle::layout;
+use dijiang_format::files;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, whole = token by token = split = padded, runtime = runtime.
@@ -14,7 +14,7 @@ impl Verifier<'_> {
             let tried = self.forms_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
             if first.is_none() && !self.is_softmax() {
-                let mut softmax = self.plain(i, layout::SOFTMAX)?;
+                let mut softmax = self.plain(i, files::SOFTMAX)?;
                 let numbers = softmax.padded(&self.prompts.rows(), !softmax.needs_right())?;
                 self.drift(&reference, &numbers, softmax.gives_logits());
             }
@@ -38,11 +38,11 @@ impl Verifier<'_> {
         }
         match self.serves(i) {
             Ok(()) => {
-                let mut model = self.model(i, layout::MODEL)?;
+                let mut model = self.model(i, files::MODEL)?;
                 let served = model.whole(&prompts)?;
                 let limit = self.served_limit();
-                self.push(forms_alike(name, layout::MODEL, plain).logits(limit, &served, &reference));
-                self.stepwise(i, &mut model, layout::MODEL)?;
+                self.push(forms_alike(name, files::MODEL, plain).logits(limit, &served, &reference));
+                self.stepwise(i, &mut model, files::MODEL)?;
                 if name == ORT {
                     self.bound_graphs(name, plain, &reference)?;
                 }
@@ -70,7 +70,7 @@ impl Verifier<'_> {
     /// A second runtime does a few tokens only: that its forms agree with the first one's is known by now.
     fn stepwise(&mut self, runtime: usize, model: &mut Model, file: &str) -> Result<(), VerifyError> {
         let name = self.runtimes[runtime].name();
-        let limit = if file == layout::MODEL { self.served_limit() } else { EXACT };
+        let limit = if file == files::MODEL { self.served_limit() } else { EXACT };
         let fed = |how: &str, otherwise: &str| {
             Comparison::new(
                 format!("{name}: {how} = {otherwise}"),

@@ -4,8 +4,8 @@
 use super::oracle::{self, Rounding, Tables};
 use super::table::Comparison;
 use super::{EXACT, Verifier, VerifyError, word};
-use crate::bundle::layout;
 use crate::onnx::import::import;
+use dijiang_format::files;
 
 const NAME: &str = "f64 interpreter";
 
@@ -13,7 +13,7 @@ impl Verifier<'_> {
     pub(super) fn interpreter(&mut self) -> Result<(), VerifyError> {
         self.stage("evaluating in f64");
         let row = self.prompts.short();
-        let path = self.bundle.join(layout::MODEL);
+        let path = self.bundle.join(files::MODEL);
         let served = import(&path)?;
         let exact = match oracle::evaluate(&served, &path, &row, Rounding::Nothing)? {
             Ok(exact) => exact,
@@ -30,11 +30,11 @@ impl Verifier<'_> {
         }
         if self.serves(0).is_ok() {
             let limit = self.served_limit();
-            return self.against_interpreter(layout::MODEL, layout::MODEL, limit, &exact);
+            return self.against_interpreter(files::MODEL, files::MODEL, limit, &exact);
         }
         // The form that stands for the serving graph computes what that reads from tables.
         if tables.is_none() {
-            return self.against_interpreter(stateful, layout::MODEL, EXACT, &exact);
+            return self.against_interpreter(stateful, files::MODEL, EXACT, &exact);
         }
         self.served_exactly(stateful, rounding, &exact)?;
         match oracle::logits(&self.bundle.join(stateful), &row, Rounding::Nothing)? {
@@ -54,8 +54,8 @@ impl Verifier<'_> {
         served: &[f32],
     ) -> Result<(), VerifyError> {
         let comparison = Comparison::new(
-            format!("{NAME}: {} = {}", word(layout::MODEL), word(form)),
-            format!("{} in the {NAME}", layout::MODEL),
+            format!("{NAME}: {} = {}", word(files::MODEL), word(form)),
+            format!("{} in the {NAME}", files::MODEL),
             format!("{form} in the {NAME}"),
         );
         let form = oracle::logits(&self.bundle.join(form), &self.prompts.short(), rounding)?;

@@ -8,9 +8,9 @@
 mod bound;
 mod drift;
 mod features;
-mod files;
 mod forms;
 mod interpreter;
+mod listed;
 mod measure;
 mod oracle;
 mod plain;
@@ -20,22 +20,23 @@ mod run;
 pub mod table;
 mod whole;
 
-pub(crate) use drift::quantization_drift;
-pub use table::{Check, Measure, Status, Verification};
-
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
+use crate::bundle::digests::DigestError;
 use crate::onnx::import::ImportError;
-use crate::progress::Progress;
-use dijiang_passes::ir::dtype::{DType, UnknownDType};
+use crate::report::progress::Progress;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::target::Target;
 use dijiang_passes::ir::tensor::ReadError;
 use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
+pub(crate) use drift::quantization_drift;
 use plain::Plain;
 use prompts::Prompts;
 use run::Model;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use table::Comparison;
+pub use table::{Check, Measure, Status, Verification};
 
 /// Which runtimes take part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -66,11 +67,11 @@ pub enum VerifyError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
+    Digest(#[from] DigestError),
+    #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error(transparent)]
-    DType(#[from] UnknownDType),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error("{file}: {reason}")]
@@ -134,7 +135,7 @@ impl<'a> Verifier<'a> {
         options: &VerifyOptions,
         progress: &'a mut dyn Progress,
     ) -> Result<Self, VerifyError> {
-        let dtype = manifest.dtype.parse()?;
+        let dtype = manifest.dtype;
         let mut verifier = Self {
             bundle,
             manifest,
@@ -213,8 +214,8 @@ impl<'a> Verifier<'a> {
         Model::load(
             runtime,
             &self.bundle.join(file),
-            self.manifest.target == "onnx27" && file == layout::MODEL,
-            self.counts && file == layout::MODEL,
+            self.manifest.target.needs_unreleased_opset() && file == files::MODEL,
+            self.counts && file == files::MODEL,
         )
     }
 
@@ -222,7 +223,7 @@ impl<'a> Verifier<'a> {
     fn plain(&self, runtime: usize, file: &str) -> Result<Plain, VerifyError> {
         let site = self.manifest.sites.first();
         let head = site.map_or([0; 2], |site| [site.kv_heads, site.head_dim]);
-        let unreleased = self.manifest.target == "onnx27" && file == layout::MODEL;
+        let unreleased = self.manifest.target.needs_unreleased_opset() && file == files::MODEL;
         Plain::load(self.runtimes[runtime].as_ref(), &self.bundle.join(file), unreleased, head)
     }
 
@@ -253,7 +254,11 @@ impl<'a> Verifier<'a> {
             DType::F16 if !onnxruntime => Err("it sums half precision in half precision"),
             _ if self.counts && !onnxruntime => Err("it has no GroupQueryAttention"),
             // What has no state has no LinearAttention either.
-            _ if onnxruntime || self.is_softmax() || self.stateless || self.manifest.target == "portable" => {
+            _ if onnxruntime
+                || self.is_softmax()
+                || self.stateless
+                || self.manifest.target == Target::Portable =>
+            {
                 Ok(())
             }
             _ => Err("it has no LinearAttention"),
@@ -266,18 +271,14 @@ impl<'a> Verifier<'a> {
 
     /// The form that the others are compared with, and the one that takes a state.
     fn plain_forms(&self) -> (&'static str, &'static str) {
-        if self.is_softmax() {
-            (layout::SOFTMAX, layout::SOFTMAX)
-        } else {
-            (layout::PARALLEL, layout::CHUNKED)
-        }
+        if self.is_softmax() { (files::SOFTMAX, files::SOFTMAX) } else { (files::PARALLEL, files::CHUNKED) }
     }
 }
 
 /// What a form is called in the names of rows.
 fn word(file: &str) -> &str {
     match file {
-        layout::MODEL => "served",
+        files::MODEL => "served",
         other => other.strip_suffix(".onnx").unwrap_or(other),
     }
 }

@@ -3,7 +3,8 @@
 use super::prompts::{Padded, padded};
 use super::reference::real_tokens;
 use super::{VerifyError, features};
-use dijiang_runtime::{DimSpec, Dtype, HostTensor, Io, LoadOptions, Runtime, Session};
+use dijiang_format::dtype::DType;
+use dijiang_runtime::{DimSpec, HostTensor, Io, LoadOptions, Runtime, Session};
 use std::path::Path;
 
 /// A loaded graph that remembers nothing between runs. Results come back as f32, token after token,
@@ -102,7 +103,7 @@ impl Plain {
         let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
         let flat = rows.concat();
         let made = match io.dtype {
-            Dtype::I32 => {
+            DType::I32 => {
                 let narrow = |x: &i64| {
                     let reason = || format!("`{}` takes 32 bits, and {x} is more", io.name);
                     i32::try_from(*x).map_err(|_| self.fail(reason()))
@@ -148,8 +149,8 @@ impl Plain {
     }
 }
 
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// The output that stands for the model: per token where there is one, else per row.

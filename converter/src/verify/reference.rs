@@ -7,8 +7,8 @@ use super::measure::relative_error;
 use super::oracle::{self, Rounding};
 use super::table::Comparison;
 use super::{EXACT, HALF, Verifier, VerifyError};
-use crate::bundle::layout;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
@@ -81,11 +81,11 @@ impl Verifier<'_> {
         let reference = Reference::read(path)?;
         for i in 0..self.runtimes.len() {
             let name = self.runtimes[i].name();
-            let logits = self.plain(i, layout::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
+            let logits = self.plain(i, files::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
             self.against_reference(name, Ok(logits), &reference.logits);
         }
         if self.runtimes.is_empty() {
-            let softmax = self.bundle.join(layout::SOFTMAX);
+            let softmax = self.bundle.join(files::SOFTMAX);
             let rows = reference.tokens();
             let alone = |row: &Vec<i64>| oracle::logits(&softmax, row, Rounding::Nothing);
             let logits: Result<Vec<_>, _> =
@@ -106,7 +106,7 @@ impl Verifier<'_> {
             false => format!("{name}: softmax = reference"),
         };
         let comparison =
-            Comparison::new(what, format!("{} in {name}", layout::SOFTMAX), "the source's own logits");
+            Comparison::new(what, format!("{} in {name}", files::SOFTMAX), "the source's own logits");
         self.push(match found {
             Err(reason) => comparison.skipped(reason),
             Ok(found) if quantized => comparison.reported(relative_error(&found, reference)),

@@ -1,7 +1,7 @@
 //! The proof as a table: a row for each comparison, with what was compared with what, how, and what came of it.
 
 use super::measure::relative_error;
-use crate::bundle::manifest;
+use dijiang_format::manifest;
 use serde::Serialize;
 use serde::ser::{SerializeStruct as _, Serializer};
 

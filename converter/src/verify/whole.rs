@@ -3,7 +3,7 @@
 use super::plain::Plain;
 use super::table::Comparison;
 use super::{EXACT, Verifier, VerifyError, forms_alike};
-use crate::bundle::layout;
+use dijiang_format::files;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, padded = alone, runtime = runtime.
@@ -16,7 +16,7 @@ impl Verifier<'_> {
             let tried = self.whole_forms_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
             if first.is_none() && !self.is_softmax() {
-                let mut softmax = self.plain(i, layout::SOFTMAX)?;
+                let mut softmax = self.plain(i, files::SOFTMAX)?;
                 let numbers = softmax.alone(&self.prompts.rows())?;
                 self.drift(&reference, &numbers, softmax.gives_logits());
             }
@@ -40,11 +40,11 @@ impl Verifier<'_> {
         }
         match self.serves(i) {
             Ok(()) => {
-                let mut model = self.plain(i, layout::MODEL)?;
+                let mut model = self.plain(i, files::MODEL)?;
                 let limit = self.served_limit();
                 let served = model.alone(&rows)?;
-                self.push(forms_alike(name, layout::MODEL, plain).logits(limit, &served, &reference));
-                self.paddings(name, &mut model, layout::MODEL)?;
+                self.push(forms_alike(name, files::MODEL, plain).logits(limit, &served, &reference));
+                self.paddings(name, &mut model, files::MODEL)?;
             }
             Err(reason) => {
                 let stand_in = format!("{reason}; {chunked} stands for it");
@@ -58,7 +58,7 @@ impl Verifier<'_> {
 
     /// At the left only where that moves no token to another position.
     fn paddings(&mut self, name: &str, model: &mut Plain, file: &str) -> Result<(), VerifyError> {
-        let limit = if file == layout::MODEL { self.served_limit() } else { EXACT };
+        let limit = if file == files::MODEL { self.served_limit() } else { EXACT };
         let padded = |side: &str| {
             Comparison::new(
                 format!("{name}: padded {side} = alone"),

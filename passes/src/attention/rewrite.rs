@@ -5,19 +5,17 @@ use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State, Sums, bidirec
 use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
+use crate::feature_map::recipe_check::{self, RecipeError};
 use crate::feature_map::{self, Emitted, FeatureMap, Role};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
-use crate::random::Random;
-use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
+use crate::numeric::random::Random;
+use dijiang_format::dtype::DType;
+use dijiang_format::names::StatePart;
+use dijiang_format::recipe::{Attention, Decay, Readout, Recipe};
 use std::collections::BTreeMap;
-
-/// Before the number of a layer in the names of the states that a graph takes and gives.
-pub(crate) const PAST: &str = "past_key_values.";
-pub(crate) const PRESENT: &str = "present.";
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
@@ -92,7 +90,7 @@ pub fn inspect(graph: &Graph) -> Report {
 
 /// Rewrites the sites of `graph` that the recipe and `layers` name.
 pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, RewriteError> {
-    options.recipe.check()?;
+    recipe_check::check(options.recipe)?;
     let found = find_sites(graph);
     let count = found.attentions();
     let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers);
@@ -265,7 +263,7 @@ pub const LINEAR_OUTPUT: &str = "attention.linear.";
 /// Writes the linear attention of each site beside the softmax attention, which goes on driving the model:
 /// both are outputs of the graph. Returns the layers that have one.
 pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usize>, RewriteError> {
-    options.recipe.check()?;
+    recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut layers = Vec::new();
     for (layer, site) in sites.iter().enumerate() {
@@ -304,7 +302,7 @@ pub struct SampledSite {
 
 /// Makes the scaled queries and keys of each site outputs of the graph, with their log decay.
 pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<SampledSite>, RewriteError> {
-    options.recipe.check()?;
+    recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut sampled = Vec::new();
     for (layer, site) in sites.iter().enumerate() {
@@ -571,14 +569,10 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn state_name(&self, side: &str, part: &str) -> String {
-        format!("{side}{}.{part}", self.layer)
-    }
-
     fn past_state(&mut self, dims: Dims) -> State {
         let batch = self.p.dim(self.site.q, 0);
         let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
-        let (s, z) = (self.state_name(PAST, "recurrent_state"), self.state_name(PAST, "conv_state"));
+        let [s, z] = [StatePart::Sums, StatePart::Normalizer].map(|part| part.past(self.layer));
         let shape = |rest: &[u64]| -> Vec<Dim> {
             let known = [heads, features].into_iter().chain(rest.iter().copied()).map(Dim::Known);
             std::iter::once(batch.clone()).chain(known).collect()
@@ -597,7 +591,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn output_state(&mut self, state: State) {
-        let (s, z) = (self.state_name(PRESENT, "recurrent_state"), self.state_name(PRESENT, "conv_state"));
+        let [s, z] = [StatePart::Sums, StatePart::Normalizer].map(|part| part.present(self.layer));
         self.p.output(&s, state.s);
         self.p.output(&z, state.z);
     }

@@ -10,11 +10,11 @@
 
 use crate::attention::patterns::find_sites;
 use crate::attention::site::AttentionSite;
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 /// The names of the rotary tables begin so; they stand beside the weights, and nothing trains them.
