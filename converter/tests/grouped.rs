@@ -35,7 +35,7 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
     assert!(verification.ok, "{fixture}: {:#?}", verification.checks);
     if runtimes == Choice::Ort {
         let names: Vec<&str> = verification.checks.iter().map(|c| c.name.as_str()).collect();
-        for name in ["onnxruntime: served = parallel", "onnxruntime: token by token = whole"] {
+        for name in ["onnxruntime: served = softmax", "onnxruntime: token by token = whole"] {
             assert!(names.contains(&name), "{fixture}: {names:?}");
         }
     }

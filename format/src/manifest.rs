@@ -40,6 +40,9 @@ pub struct Manifest {
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub misses: Vec<Miss>,
     pub state: Vec<State>,
+    /// The files that the conversion wrote, besides this one. Bundles of earlier versions name none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub files: Vec<String>,
     pub checks: Vec<Check>,
     /// There where the conversion was stopped on the way: the graph is for looking into it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -131,8 +134,13 @@ pub enum Extent {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     pub name: String,
-    pub limit: f64,
-    pub ok: bool,
+    /// None where it was not made.
+    pub limit: Option<f64>,
+    /// None where it was not made.
+    pub ok: Option<bool>,
+    /// Why it was not made.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub skipped: Option<String>,
 }
 
 /// What a runner must know of the model.
@@ -191,6 +199,7 @@ impl Manifest {
             sites: Vec::new(),
             misses: Vec::new(),
             state: Vec::new(),
+            files: Vec::new(),
             checks: Vec::new(),
             stopped_after: None,
             trained: None,
@@ -332,7 +341,10 @@ pub(crate) mod tests {
         Manifest {
             sites: vec![site],
             state: vec![State { name, shape, dtype: DType::F32 }],
-            checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
+            checks: vec![
+                Check { name: "chunked".to_owned(), limit: Some(1e-4), ok: Some(true), skipped: None },
+                Check { name: "all".to_owned(), limit: None, ok: None, skipped: Some("none".to_owned()) },
+            ],
             ..Manifest::new(source, model, recipe, Target::Ort, DType::F32)
         }
     }
@@ -362,7 +374,7 @@ pub(crate) mod tests {
         );
         assert_eq!(
             error(&text.replace("\"seed\": 0,", "")),
-            "b/dijiang.json: missing field `seed` at line 68 column 1 (hint: was it written by dijiang?)"
+            "b/dijiang.json: missing field `seed` at line 74 column 1 (hint: was it written by dijiang?)"
         );
         for chunk in ["0", "100000"] {
             assert_eq!(

@@ -6,8 +6,10 @@
 
 mod decode;
 mod ort;
+mod output_file;
 mod serve;
 mod session;
+pub mod temporary;
 mod tract;
 
 pub use dijiang_format::serving::{Device, Engine};
@@ -18,6 +20,7 @@ pub use decode::identity::ModelIdentity;
 pub use ort::device_memory::memory_in_use;
 pub use ort::program::{DeviceTensor, Program};
 pub use ort::runtime::OrtRuntime;
+pub use output_file::write_file;
 pub use serve::generate::{GenerateOptions, Generated, generate};
 pub use serve::pieces::{Pieces, TextError};
 pub use serve::sample::{Sampler, greedy};

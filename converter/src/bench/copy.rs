@@ -7,6 +7,7 @@ use dijiang_format::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::Patch;
 use dijiang_passes::ir::shape::Dim;
+use dijiang_runtime::temporary::Temporary;
 use dijiang_runtime::{Device, LoadOptions, OrtRuntime, Program};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,7 +20,7 @@ const RUNS: usize = 9;
 /// runtime leaves out.
 pub(super) fn bandwidth(runtime: &OrtRuntime, device: Device) -> Result<f64, BenchError> {
     let fail = |reason: String| BenchError::Model { path: PathBuf::from("copy.onnx"), reason };
-    let io = |source| BenchError::Io { path: PathBuf::from("copy.onnx"), source };
+    let io = |source| BenchError::Io { path: std::env::temp_dir(), source };
     let mut graph = Graph::new("copy");
     let change = {
         let mut p = Patch::new(&graph, "copy");
@@ -29,7 +30,7 @@ pub(super) fn bandwidth(runtime: &OrtRuntime, device: Device) -> Result<f64, Ben
         p.finish()
     };
     graph.apply(change).map_err(|e| fail(e.to_string()))?;
-    let directory = tempfile::tempdir().map_err(io)?;
+    let directory = Temporary::scratch("dijiang-bench").map_err(io)?;
     let path = directory.path().join("copy.onnx");
     let bytes = export(&graph, &ExportOptions { opset: PORTABLE_OPSET, weights: None })?;
     std::fs::write(&path, bytes).map_err(io)?;

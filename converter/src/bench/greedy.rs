@@ -16,13 +16,13 @@ use dijiang_passes::fuse::fuse;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::patch::Patch;
+use dijiang_runtime::temporary::Temporary;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 /// The graph, in a directory of its own beside the bundle, with a link to the weights.
 #[derive(Debug)]
 pub(super) struct Greedy {
-    directory: TempDir,
+    directory: Temporary,
     /// Bytes of weights that a step reads.
     pub(super) weight_bytes: u64,
 }
@@ -41,8 +41,7 @@ impl Greedy {
         end_in_a_token(&mut graph)
             .and_then(|()| if target == Target::Ort { fused(&mut graph) } else { Ok(()) })
             .map_err(failed)?;
-        let parent = bundle.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let directory = tempfile::Builder::new().prefix(".dijiang-bench-").tempdir_in(parent).map_err(io)?;
+        let directory = Temporary::directory(bundle).map_err(io)?;
         let weights = bundle.join(files::WEIGHTS);
         std::fs::hard_link(&weights, directory.path().join(files::WEIGHTS)).map_err(io)?;
         let stored = Weights::read(&weights)?;

@@ -2,7 +2,7 @@
 
 use super::lock::{BundleLock, LockError};
 use dijiang_format::files;
-use std::ffi::OsString;
+use dijiang_runtime::temporary::{self, Temporary};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,10 +26,10 @@ pub enum BundleError {
 #[derive(Debug)]
 pub struct NewBundle {
     target: PathBuf,
-    temporary: PathBuf,
+    temporary: Temporary,
+    /// In it.
+    path: PathBuf,
     force: bool,
-    /// Held while the directory is written: what nobody holds was left by a killed run.
-    _lock: File,
     /// That of the target, let go before its parents.
     _target_lock: BundleLock,
     /// Dropped, and so removed where nothing came into them, after the temporary directory.
@@ -45,9 +45,11 @@ impl NewBundle {
             return Err(BundleError::NoName { path: show(target) });
         }
         let parents = NewParents::of(parent(target));
-        let failed =
-            |source| BundleError::Io { path: show(parent(target)), doing: "it cannot be made", source };
-        std::fs::create_dir_all(parent(target)).map_err(failed)?;
+        if !parent(target).is_dir() {
+            let failed =
+                |source| BundleError::Io { path: show(parent(target)), doing: "it cannot be made", source };
+            std::fs::create_dir_all(parent(target)).map_err(failed)?;
+        }
         let lock = BundleLock::acquire(target)?;
         Self::begin_locked(target, force, lock, parents)
     }
@@ -58,25 +60,19 @@ impl NewBundle {
         lock: BundleLock,
         parents: NewParents,
     ) -> Result<Self, BundleError> {
-        let name = target.file_name().ok_or_else(|| BundleError::NoName { path: show(target) })?;
         let parent = parent(target);
-        let failed = |doing| move |source| BundleError::Io { path: show(parent), doing, source };
-        let mut prefix = OsString::from(".");
-        prefix.push(name);
-        prefix.push(".tmp-");
+        let failed = |path: &Path, doing| {
+            let path = show(path);
+            move |source| BundleError::Io { path, doing, source }
+        };
         if parent.is_dir() && !target.exists() {
-            restore(target, parent, &prefix).map_err(failed("it cannot be read"))?;
+            restore(target).map_err(failed(parent, "it cannot be read"))?;
         }
         check(target, force)?;
-        remove_abandoned(parent, &prefix).map_err(failed("it cannot be read"))?;
-        prefix.push(std::process::id().to_string());
-        let temporary = parent.join(prefix);
-        std::fs::create_dir(&temporary).map_err(failed("it cannot be written into"))?;
-        let held = File::open(&temporary).and_then(|f| f.lock().map(|()| f));
-        let held =
-            held.map_err(|source| BundleError::Io { path: show(&temporary), doing: "lock", source })?;
-        let target = target.to_owned();
-        Ok(Self { target, temporary, force, _lock: held, _target_lock: lock, _parents: parents })
+        temporary::remove_abandoned(target).map_err(failed(parent, "it cannot be read"))?;
+        let temporary = Temporary::directory(target).map_err(failed(target, "it cannot be written"))?;
+        let (target, path) = (target.to_owned(), temporary.path());
+        Ok(Self { target, temporary, path, force, _target_lock: lock, _parents: parents })
     }
 
     /// Begins another version of the bundle at `target`: with all that is there, except the files to be written anew.
@@ -85,43 +81,47 @@ impl NewBundle {
     pub fn revise(target: &Path, anew: &[&str], lock: BundleLock) -> Result<Self, BundleError> {
         let new = Self::begin_locked(&followed(target), true, lock, NewParents(Vec::new()))?;
         let failed = |source| BundleError::Io { path: show(target), doing: "it cannot be copied", source };
+        temporary::clean(&new.target).map_err(failed)?;
         link_all(&new.target, new.path(), anew).map_err(failed)?;
         Ok(new)
     }
 
     /// Where the files are written until they are committed.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        &self.path
+    }
+
+    /// A file of the bundle as it will be called, for errors: where it is written now is nobody's concern.
+    pub fn place(&self, name: &str) -> PathBuf {
+        self.target.join(name)
     }
 
     /// Makes the files durable and puts them in place. A run that is killed at any point leaves the
     /// old bundle or the new one.
     pub fn commit(self) -> Result<(), BundleError> {
-        let target = &self.target;
-        let failed = |doing| move |source| BundleError::Io { path: show(target), doing, source };
-        sync(&self.temporary).map_err(failed("its files cannot be made durable"))?;
+        let failed = |doing| {
+            let path = show(&self.target);
+            move |source| BundleError::Io { path, doing, source }
+        };
+        sync(&self.path).map_err(failed("its files cannot be made durable"))?;
         check(&self.target, self.force)?;
         let is_new = !self.target.exists() || is_empty(&self.target);
-        let replaced = if is_new {
-            std::fs::rename(&self.temporary, &self.target)
-        } else {
+        let replaced = self.temporary.place(|| match is_new {
+            true => std::fs::rename(&self.path, &self.target),
             // The old bundle is now in the temporary place, and goes when `self` is dropped.
-            exchange(&self.temporary, &self.target)
-        };
-        replaced.map_err(failed("it cannot be renamed into place"))?;
+            false => exchange(&self.path, &self.target, &self.temporary.aside()),
+        });
+        if let Err(source) = replaced {
+            let error = failed("it cannot be renamed into place")(source);
+            if !self.target.exists() {
+                // The old bundle stands aside, where the next run finds it.
+                self.temporary.leave();
+            }
+            return Err(error);
+        }
         File::open(parent(&self.target))
             .and_then(|f| f.sync_all())
             .map_err(failed("its directory cannot be made durable"))
-    }
-}
-
-impl Drop for NewBundle {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_dir_all(&self.temporary)
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!("{} could not be removed: {e}", self.temporary.display());
-        }
     }
 }
 
@@ -178,35 +178,9 @@ fn show(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The directories that killed runs left of the same target, in the order of their names.
-fn abandoned(parent: &Path, prefix: &OsString) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(parent)? {
-        let entry = entry?;
-        let is_ours = entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes());
-        if !is_ours || !entry.file_type()?.is_dir() {
-            continue;
-        }
-        let is_held = File::open(entry.path()).is_ok_and(|f| f.try_lock().is_err());
-        if !is_held {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn remove_abandoned(parent: &Path, prefix: &OsString) -> io::Result<()> {
-    abandoned(parent, prefix)?.iter().try_for_each(std::fs::remove_dir_all)
-}
-
 /// Puts back the bundle that a run killed between the renames of [`exchange_by_steps`] had set aside.
-fn restore(target: &Path, parent: &Path, prefix: &OsString) -> io::Result<()> {
-    let is_bundle = |path: &&PathBuf| {
-        path.as_os_str().as_encoded_bytes().ends_with(ASIDE.as_bytes())
-            && path.join(files::MANIFEST).is_file()
-    };
-    match abandoned(parent, prefix)?.iter().find(is_bundle) {
+fn restore(target: &Path) -> io::Result<()> {
+    match temporary::set_aside(target)?.filter(|old| old.join(files::MANIFEST).is_file()) {
         Some(old) => std::fs::rename(old, target),
         None => Ok(()),
     }
@@ -243,28 +217,23 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// What the name of a bundle that is set aside ends with.
-const ASIDE: &str = ".old";
-
 /// Swaps two directories in one step.
-fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+fn exchange(a: &Path, b: &Path, aside: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => exchange_by_steps(a, b),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => exchange_by_steps(a, b, aside),
         done => Ok(done?),
     }
 }
 
-/// For file systems that cannot swap: for a moment nothing is at `b`, and what was there is beside it.
-fn exchange_by_steps(a: &Path, b: &Path) -> io::Result<()> {
-    let mut aside = a.as_os_str().to_owned();
-    aside.push(ASIDE);
-    // Held, so that another run does not take it for abandoned.
-    let held = File::open(b)?;
-    held.lock()?;
-    std::fs::rename(b, &aside)?;
-    std::fs::rename(a, b)?;
-    std::fs::rename(&aside, a)
+/// For file systems that cannot swap: for a moment nothing is at `b`, and what was there stands aside.
+fn exchange_by_steps(a: &Path, b: &Path, aside: &Path) -> io::Result<()> {
+    std::fs::rename(b, aside)?;
+    if let Err(e) = std::fs::rename(a, b) {
+        std::fs::rename(aside, b)?;
+        return Err(e);
+    }
+    std::fs::rename(aside, a)
 }
 
 #[cfg(test)]
@@ -284,8 +253,8 @@ mod tests {
         fs::read_to_string(target.join(files::MANIFEST)).expect("it is there")
     }
 
-    fn names(directory: &Path) -> Vec<OsString> {
-        let mut names: Vec<OsString> =
+    fn names(directory: &Path) -> Vec<std::ffi::OsString> {
+        let mut names: Vec<std::ffi::OsString> =
             fs::read_dir(directory).expect("it is there").map(|e| e.expect("an entry").file_name()).collect();
         names.sort();
         names
@@ -345,21 +314,41 @@ mod tests {
         assert!(matches!(revise(&target.join("train")), Err(BundleError::NotABundle { .. })));
     }
 
+    /// What a run leaves that is killed while it writes.
+    fn killed(target: &Path) -> PathBuf {
+        let new = NewBundle::begin(target, true).expect("it begins");
+        fs::write(new.path().join(files::WEIGHTS), "").expect("it is written");
+        let left = new.path().to_owned();
+        new.temporary.leave();
+        left
+    }
+
     #[test]
     fn nothing_is_left_of_what_was_not_committed() {
         let directory = tempfile::tempdir().expect("a directory");
         let target = directory.path().join("b");
-        let abandoned = directory.path().join(".b.tmp-1");
-        fs::create_dir(&abandoned).expect("it is made");
-        fs::write(abandoned.join(files::WEIGHTS), "").expect("it is written");
+        let abandoned = killed(&target);
+        assert!(abandoned.exists());
         let new = NewBundle::begin(&target, false).expect("it begins");
-        assert!(!abandoned.exists());
         assert!(new.path().exists());
         let error = NewBundle::begin(&target, true).expect_err("one run writes it already");
         assert!(matches!(error, BundleError::Lock(LockError::Held { .. })), "{error}");
         assert!(new.path().exists());
         drop(new);
         assert_eq!(names(directory.path()), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn what_somebody_else_made_stays() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let foreign = [".b.tmp-notes", ".b.tmp-1", ".b.tmp-1.old"].map(|name| directory.path().join(name));
+        for path in &foreign {
+            fs::create_dir(path).expect("it is made");
+            fs::write(path.join("thesis.tex"), "thesis").expect("it is written");
+        }
+        write(&directory.path().join("b"), false, "one").expect("it is new");
+        write(&directory.path().join("b"), true, "two").expect("it is replaced");
+        assert!(foreign.iter().all(|path| path.join("thesis.tex").exists()));
     }
 
     #[test]
@@ -405,9 +394,12 @@ mod tests {
     #[test]
     fn a_bundle_that_was_set_aside_comes_back() {
         let directory = tempfile::tempdir().expect("a directory");
-        let [target, new, old] = ["b", ".b.tmp-1", ".b.tmp-1.old"].map(|name| directory.path().join(name));
-        write(&old, false, "one").expect("it is new");
-        write(&new, false, "two").expect("it is new");
+        let target = directory.path().join("b");
+        write(&target, false, "one").expect("it is new");
+        let new = NewBundle::begin(&target, true).expect("it begins");
+        fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
+        fs::rename(&target, new.temporary.aside()).expect("it is set aside");
+        new.temporary.leave();
         assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Exists { .. })));
         assert_eq!(read(&target), "one");
         write(&target, true, "three").expect("it is replaced");
@@ -422,8 +414,11 @@ mod tests {
             fs::create_dir(path).expect("it is made");
             fs::write(path.join("name"), path.as_os_str().as_encoded_bytes()).expect("it is written");
         }
-        exchange_by_steps(&a, &b).expect("they swap");
+        exchange_by_steps(&a, &b, &directory.path().join("aside")).expect("they swap");
         assert_eq!(fs::read(a.join("name")).expect("it is there"), b.as_os_str().as_encoded_bytes());
         assert_eq!(names(directory.path()), ["a", "b"]);
+        exchange_by_steps(&directory.path().join("none"), &b, &directory.path().join("aside"))
+            .expect_err("there is nothing to put there");
+        assert_eq!(names(directory.path()), ["a", "b"], "what was there is there");
     }
 }

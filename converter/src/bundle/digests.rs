@@ -1,14 +1,16 @@
 //! Digests of what a weight file holds: one of its header and one of each tensor's bytes, so that a byte that changed
 //! since is found, and the tensor it lies in is named. They are computed while the file is written.
 
+use crate::checkpoint::{self, CheckpointError};
+use crate::stored_file::StoredFile;
 use dijiang_format::digest::{WeightDigests, digest};
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
-use memmap2::Mmap;
+use dijiang_passes::ir::tensor::{ReadError, SharedBytes, Tensor};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How a weight file stands to what the manifest says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +41,10 @@ pub enum DigestError {
     File(#[from] ManifestError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{}: it is not a safetensors file: {reason} (hint: convert the model anew)", path.display())]
-    Format { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Header(#[from] Box<CheckpointError>),
+    #[error(transparent)]
+    Read(#[from] ReadError),
 }
 
 /// The digests of a weight file's bytes.
@@ -61,11 +65,17 @@ pub fn compare(bundle: &Path, manifest: &Manifest) -> Result<Compared, DigestErr
     let path = bundle.join(files::WEIGHTS);
     let Some(recorded) = &manifest.digests else { return compare_whole(&path, manifest) };
     let io = |source| DigestError::Io { path: path.clone(), source };
-    let file = File::open(&path).map_err(io)?;
-    // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
-    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-    let found =
-        of_file(&map).map_err(|e| DigestError::Format { path: path.clone(), reason: e.to_string() })?;
+    let file: SharedBytes = Arc::new(StoredFile::open(&path).map_err(io)?);
+    let tensors = checkpoint::read_header(&file, &path).map_err(Box::new)?;
+    let mut length = [0; LENGTH_BYTES];
+    file.read(0, &mut length);
+    let mut head = vec![0; LENGTH_BYTES + u64::from_le_bytes(length) as usize];
+    file.read(0, &mut head);
+    let of = |(name, tensor): (&String, &Result<Tensor, String>)| {
+        Some((name.clone(), digest(&tensor.as_ref().ok()?.bytes())))
+    };
+    let found = WeightDigests { header: digest(&head), tensors: tensors.par_iter().filter_map(of).collect() };
+    file.problem().map_or(Ok(()), Err)?;
     let tensors = recorded.differences(&found);
     Ok(match (tensors.is_empty(), recorded.header == found.header) {
         (false, _) => Compared::Differs(Difference::Tensors(tensors)),
@@ -94,7 +104,7 @@ mod tests {
     use dijiang_format::dtype::DType;
     use dijiang_format::manifest::{Model, Source, SourceKind};
     use dijiang_format::target::Target;
-    use dijiang_passes::ir::tensor::Tensor;
+    use std::fs::File;
 
     fn manifest() -> Manifest {
         let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };

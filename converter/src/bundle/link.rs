@@ -6,8 +6,8 @@
 
 use dijiang_format::files::LINKED;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fmt, io};
 
 /// A weight file of the source.
@@ -53,16 +53,10 @@ impl MappedFile {
 
     /// Where the tensor lies, if it is a part of this file as it is.
     pub fn place(&self, tensor: &Tensor) -> Option<Place> {
-        if !tensor.is_plain() || tensor.is_empty() {
-            return None;
-        }
-        let Cow::Borrowed(part) = tensor.bytes() else { return None };
-        let (whole, part) = ((*self.bytes).as_ref().as_ptr_range(), part.as_ptr_range());
-        if part.start < whole.start || part.end > whole.end {
-            return None;
-        }
-        let offset = (part.start as usize - whole.start as usize) as u64;
-        Some(Place { location: self.link_name(), offset, length: tensor.byte_len() as u64 })
+        let (bytes, offset) = tensor.place().filter(|_| !tensor.is_empty())?;
+        let is_here = std::ptr::addr_eq(Arc::as_ptr(bytes), Arc::as_ptr(&self.bytes));
+        let (offset, length) = (offset as u64, tensor.byte_len() as u64);
+        is_here.then(|| Place { location: self.link_name(), offset, length })
     }
 
     /// Links the file into `dir`. In a snapshot of a Hugging Face cache it is a symbolic link itself, which is followed.

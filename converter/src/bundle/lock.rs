@@ -2,6 +2,7 @@
 //! it is when the bundle is replaced, and in which stands who holds it. The system lets the lock go when its holder
 //! ends, however it ends; a file that a killed command left is taken over by the next.
 
+use dijiang_runtime::temporary::goes_along;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -63,6 +64,7 @@ impl BundleLock {
             if is_at(&file, &path) {
                 // Another user's is locked all the same, but says nothing.
                 let _ = describe(&mut file);
+                goes_along(&path, true);
                 return Ok(Self { path: Some(path), file: Some(file) });
             }
         }
@@ -78,6 +80,9 @@ impl BundleLock {
 
 impl Drop for BundleLock {
     fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            goes_along(path, false);
+        }
         if let (Some(path), Some(file)) = (&self.path, &self.file)
             && is_at(file, path)
             && let Err(e) = std::fs::remove_file(path)

@@ -23,10 +23,6 @@ const ALIGNMENT: usize = 64;
 /// Bytes of the header's length, which come before the header.
 const LENGTH_BYTES: usize = 8;
 
-/// Most bytes handed to one write. With 8 MiB the kernel spends 2.8 to 4.8 s of its own time on 2.2 GB, and with this
-/// 1.0 s: it seems to take the file's pages from larger free pieces of memory then, which are dearer to get.
-const BLOCK: usize = 1 << 20;
-
 /// The file could not be laid out.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LayoutError {
@@ -137,8 +133,8 @@ impl WeightFile {
     }
 
     /// Writes the file; `progress` hears of every block of bytes written, from several threads in
-    /// turn. Memory stays bounded whatever the size: elements go from their map to the file, and
-    /// those that must be converted do so a block at a time. They are digested on the way, in as many threads as
+    /// turn. Memory stays bounded whatever the size: elements go from file to file, and are converted where they must
+    /// be, a block at a time. They are digested on the way, in as many threads as
     /// write, while the system brings to the disk what it was handed before.
     pub fn write(&self, out: &mut File, progress: &mut (dyn FnMut(u64) + Send)) -> std::io::Result<Written> {
         let head = self.head();
@@ -177,31 +173,8 @@ impl Entry {
             report(bytes.len());
             Ok(())
         };
-        if self.tensor.is_plain() {
-            let mut put_mapped = |bytes: &[u8]| {
-                prefault(bytes);
-                put(bytes)
-            };
-            self.tensor.bytes().chunks(BLOCK).try_for_each(&mut put_mapped)?;
-        } else {
-            self.tensor.for_each_block(&mut put)?;
-        }
+        self.tensor.for_each_block(&mut put)?;
         Ok((found, hasher.finish()))
-    }
-}
-
-/// Brings a mapped file's pages in at once. One by one they would cost as much as the copy itself
-/// (300 MB from the page cache: 77 ms with this, 160 ms without, `cp` 75 ms).
-fn prefault(bytes: &[u8]) {
-    #[cfg(target_os = "linux")]
-    {
-        let into_page = bytes.as_ptr() as usize % rustix::param::page_size();
-        let start = bytes.as_ptr().wrapping_sub(into_page).cast_mut();
-        // SAFETY: this reads pages that `bytes` lies in, and changes nothing. Where it is refused, as
-        // by an old kernel, the pages come in when they are written out.
-        let _ = unsafe {
-            rustix::mm::madvise(start.cast(), into_page + bytes.len(), rustix::mm::Advice::LinuxPopulateRead)
-        };
     }
 }
 

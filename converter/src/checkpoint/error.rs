@@ -1,6 +1,7 @@
 //! What can be wrong with a checkpoint.
 
 use dijiang_passes::ir::patch::PatchError;
+use dijiang_passes::ir::tensor::ReadError;
 use std::path::PathBuf;
 
 /// Why a checkpoint cannot be used. Every message is one line that names the place, what was found
@@ -9,6 +10,8 @@ use std::path::PathBuf;
 pub enum CheckpointError {
     #[error("{}: cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error("{}: no config.json here; expected a checkpoint directory as `save_pretrained` writes it", dir.display())]
     NoConfig { dir: PathBuf },
     #[error("{}: no snapshot to read: {reason}; expected refs/main to name a folder of snapshots/", dir.display())]

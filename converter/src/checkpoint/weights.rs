@@ -1,16 +1,16 @@
-//! The weight files of a checkpoint: found, mapped into memory, and described tensor by tensor.
+//! The weight files of a checkpoint: found, opened, and described tensor by tensor.
 //! Nothing of a tensor is read here but its header entry.
 
 use super::error::CheckpointError;
 use crate::bundle::link::MappedFile;
+use crate::stored_file::StoredFile;
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
-use memmap2::{Mmap, MmapOptions};
+use memmap2::MmapOptions;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,8 +18,10 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// A safetensors file begins with the length of its header, a little-endian u64.
 const LENGTH_BYTES: usize = 8;
+/// Bytes of a header that are read, at most: one more than the `safetensors` crate takes.
+const MAX_HEADER: u64 = 100_000_001;
 
-/// The tensors of a checkpoint by name, as views of mapped files.
+/// The tensors of a checkpoint by name, as views of its files.
 #[derive(Debug)]
 pub(crate) struct Weights {
     /// The directory the files are in.
@@ -62,7 +64,7 @@ struct Index {
 }
 
 impl Weights {
-    /// Maps `model.safetensors`, or every shard that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let mut weights = Self::none(dir);
         let single = dir.join(SINGLE);
@@ -76,7 +78,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The same of a directory; or maps one file, whatever it is called, or the shards that an index names.
+    /// The same of a directory; or opens one file, whatever it is called, or the shards that an index names.
     pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         if path.is_dir() {
             return Self::open(path);
@@ -145,11 +147,7 @@ impl Weights {
 
     fn map(&mut self, path: &Path) -> Result<BTreeMap<String, Stored>, CheckpointError> {
         let fail = |source| CheckpointError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(fail)?;
-        // SAFETY: the map is only read. Changing a weight file under a running compiler would change
-        // the numbers it writes, which no reader of files can rule out.
-        let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
-        let owner: SharedBytes = Arc::new(map);
+        let owner: SharedBytes = Arc::new(StoredFile::open(path).map_err(fail)?);
         let file = self.files.len();
         self.files.push(path.to_owned());
         self.maps.push(MappedFile { path: path.to_owned(), bytes: owner.clone() });
@@ -200,14 +198,22 @@ pub fn read_header(
     bytes: &SharedBytes,
     path: &Path,
 ) -> Result<BTreeMap<String, Result<Tensor, String>>, CheckpointError> {
-    let all = (**bytes).as_ref();
-    let (header, metadata) = SafeTensors::read_metadata(all).map_err(|e| broken(path, all, &e))?;
+    let size = bytes.size();
+    let mut length = [0; LENGTH_BYTES];
+    bytes.read(0, &mut length[..size.min(LENGTH_BYTES)]);
+    let length = u64::from_le_bytes(length).min(MAX_HEADER) as usize;
+    let mut head = vec![0; size.min(LENGTH_BYTES + length)];
+    bytes.read(0, &mut head);
+    if let Some(problem) = bytes.problem() {
+        return Err(problem.into());
+    }
+    let metadata = metadata(&head, size).map_err(|e| broken(path, &head, size, &e))?;
     let mut tensors = BTreeMap::new();
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
         let dims = info.shape.iter().map(|d| *d as u64).collect();
         let (begin, end) = info.data_offsets;
-        let offset = LENGTH_BYTES + header + begin;
+        let offset = head.len() + begin;
         let tensor = match element_type(info.dtype) {
             None => Err(info.dtype.to_string()),
             Some(dtype) => Ok(Tensor::view(dtype, dims, bytes.clone(), offset, end - begin)
@@ -216,6 +222,21 @@ pub fn read_header(
         tensors.insert(name, tensor);
     }
     Ok(tensors)
+}
+
+/// What the head of a file of so many bytes describes.
+fn metadata(head: &[u8], size: usize) -> Result<Metadata, SafeTensorError> {
+    match SafeTensors::read_metadata(head) {
+        // It is as it should be, but for the elements behind it.
+        Err(SafeTensorError::MetadataIncompleteBuffer) | Ok(_) => {}
+        Err(error) => return Err(error),
+    }
+    let metadata: Metadata = serde_json::from_slice(&head[LENGTH_BYTES..])
+        .map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    match head.len().checked_add(metadata.data_len()) == Some(size) {
+        true => Ok(metadata),
+        false => Err(SafeTensorError::MetadataIncompleteBuffer),
+    }
 }
 
 /// What to do about a directory without safetensors.
@@ -232,17 +253,17 @@ fn hint(dir: &Path) -> String {
     }
 }
 
-fn broken(path: &Path, bytes: &[u8], error: &SafeTensorError) -> CheckpointError {
+fn broken(path: &Path, head: &[u8], size: usize, error: &SafeTensorError) -> CheckpointError {
     if matches!(error, SafeTensorError::MetadataIncompleteBuffer)
-        && let Some(expected) = described_len(bytes)
+        && let Some(expected) = described_len(head)
     {
-        return CheckpointError::WrongLength { path: path.to_owned(), found: bytes.len() as u64, expected };
+        return CheckpointError::WrongLength { path: path.to_owned(), found: size as u64, expected };
     }
     let reason = match error {
-        SafeTensorError::HeaderTooSmall => format!("{} bytes hold no header length", bytes.len()),
+        SafeTensorError::HeaderTooSmall => format!("{size} bytes hold no header length"),
         SafeTensorError::InvalidHeaderLength | SafeTensorError::HeaderTooLarge => {
-            let n = header_len(bytes).unwrap_or_default();
-            format!("its length is given as {n} bytes in a file of {}", bytes.len())
+            let n = header_len(head).unwrap_or_default();
+            format!("its length is given as {n} bytes in a file of {size}")
         }
         other => other.to_string(),
     };
@@ -254,10 +275,9 @@ fn header_len(bytes: &[u8]) -> Option<u64> {
 }
 
 /// How long the file should be by its header.
-fn described_len(bytes: &[u8]) -> Option<u64> {
-    let header = header_len(bytes)? as usize;
-    let metadata: Metadata = serde_json::from_slice(bytes.get(LENGTH_BYTES..LENGTH_BYTES + header)?).ok()?;
-    Some((LENGTH_BYTES + header + metadata.data_len()) as u64)
+fn described_len(head: &[u8]) -> Option<u64> {
+    let metadata: Metadata = serde_json::from_slice(head.get(LENGTH_BYTES..)?).ok()?;
+    Some((head.len() + metadata.data_len()) as u64)
 }
 
 fn element_type(dtype: Dtype) -> Option<DType> {

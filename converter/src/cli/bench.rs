@@ -4,9 +4,8 @@ use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
 use crate::bench::table1::paper;
 use crate::bench::{BenchOptions, Measured, Phase, Row, bench, counterpart, picture};
-use crate::bundle::replace::replace_file;
 use crate::bundle::room;
-use dijiang_runtime::{BOUND_SEGMENT, Device};
+use dijiang_runtime::{BOUND_SEGMENT, Device, write_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -137,9 +136,7 @@ fn check_memory(args: &Args) -> Result<(), Failure> {
 fn write_pictures(prefix: &Path, rows: &[Row]) -> Result<(), Failure> {
     for (name, svg) in [("latency", picture::latency(rows)), ("memory", picture::memory(rows))] {
         let path = PathBuf::from(format!("{}-{name}.svg", prefix.display()));
-        // A bare name has no directory to write beside.
-        let place = std::path::absolute(&path)?;
-        replace_file(&place, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+        write_file(&path, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
 }

@@ -178,7 +178,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "notes": converted.notes,
         "warnings": converted.warnings,
         "checks": converted.verification.as_ref().map_or(json!([]), show::checks),
-        "skipped": converted.verification.as_ref().map_or(json!([]), |v| json!(v.skipped)),
+        "skipped": converted.verification.as_ref().map_or(json!([]), |v| json!(v.skipped())),
         "written": converted.written,
     }));
 }

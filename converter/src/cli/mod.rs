@@ -15,12 +15,14 @@ mod numbers;
 mod plot;
 mod quantize;
 mod show;
+mod signals;
 mod synth;
 mod training;
 mod verify;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 /// Compiles pretrained transformers to constant-state ONNX.
@@ -50,7 +52,7 @@ enum Command {
 
 impl Cli {
     /// The command line, or the end of the program: with help, or with what is wrong.
-    pub fn read() -> Self {
+    fn read() -> Self {
         Self::try_parse().unwrap_or_else(|error| {
             // What clap says beside it is how to ask for help, which is no part of what is wrong with a value.
             if error.kind() == ErrorKind::ValueValidation {
@@ -80,8 +82,29 @@ impl Outcome {
     }
 }
 
-/// Runs the command line.
-pub fn run(cli: Cli) -> ExitCode {
+/// Runs the command line of this process.
+///
+/// Arguments are UTF-8, paths too: the formats that paths go into, JSON and ONNX, know no others.
+pub fn main() -> ExitCode {
+    if let Some(argument) = std::env::args_os().skip(1).find(|argument| argument.to_str().is_none()) {
+        show::error(&not_text(&argument));
+        return ExitCode::from(2);
+    }
+    let cli = Cli::read();
+    if let Err(e) = signals::listen() {
+        tracing::warn!("signals end the program without removing what it was writing: {e}");
+    }
+    run(cli)
+}
+
+fn not_text(argument: &OsStr) -> String {
+    format!(
+        "{}: this argument is not UTF-8, and cannot be told in JSON or in an ONNX file (hint: rename the file, or name it through a link)",
+        argument.display()
+    )
+}
+
+fn run(cli: Cli) -> ExitCode {
     let outcome = match cli.command {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -1,8 +1,8 @@
 //! `dijiang plot METRICS.jsonl… -o FILE.svg`
 
 use super::{Failure, Outcome, show};
-use crate::bundle::replace::replace_file;
 use crate::train::{finetune, metrics, plot};
+use dijiang_runtime::write_file;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -23,9 +23,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let run = |path: &PathBuf| Ok::<_, Failure>((name(path), metrics::read(path)?));
     let runs = args.metrics.iter().map(run).collect::<Result<Vec<_>, _>>()?;
-    // So that a bare name has a directory to be written in.
-    let output = Path::new(".").join(&args.output);
-    replace_file(&output, plot::compare(&runs).as_bytes())
+    write_file(&args.output, plot::compare(&runs).as_bytes())
         .map_err(|e| format!("{}: {e}", args.output.display()))?;
     if args.json {
         let runs = runs.iter().map(|(name, lines)| json!({"name": name, "steps": lines.len()}));

@@ -64,7 +64,7 @@ fn print_json(args: &Args, made: &Converted, seconds: f64) {
         "bytes_written": made.bytes_written,
         "warnings": made.warnings,
         "checks": made.verification.as_ref().map_or(json!([]), show::checks),
-        "skipped": made.verification.as_ref().map_or(json!([]), |v| json!(v.skipped)),
+        "skipped": made.verification.as_ref().map_or(json!([]), |v| json!(v.skipped())),
         "written": made.written,
     }));
 }

@@ -48,21 +48,23 @@ pub(super) fn object(value: &Value) {
 
 /// The checks as a table.
 pub(super) fn verification(found: &Verification) {
-    let width = found.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
-    for check in &found.checks {
+    let made = || found.checks.iter().filter(|c| !c.is_skipped());
+    let width = made().map(|c| c.name.len()).max().unwrap_or(0);
+    for check in made() {
         let verdict = match (check.limit, check.ok) {
             (None, _) => "reported".to_owned(),
             (Some(limit), true) => format!("ok       within {limit:.0e}"),
             (Some(limit), false) => format!("FAILED   not within {limit:.0e}"),
         };
-        line(&format!("  {:width$}  {:>9.2e}  {verdict}", check.name, check.measured));
+        let reason = check.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+        line(&format!("  {:width$}  {:>9.2e}  {verdict}{reason}", check.name, check.measured));
     }
-    for skipped in &found.skipped {
+    for skipped in found.skipped() {
         line(&format!("  skipped {skipped}"));
     }
 }
 
-/// The checks as JSON: `[{name, measured, limit, ok}]`.
+/// The checks as JSON: `[{name, subject, reference, measure, measured, limit, ok, status, reason}]`.
 pub(super) fn checks(found: &Verification) -> Value {
     json!(found.checks)
 }

@@ -29,10 +29,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         VerifyOptions { runtimes: args.runtime, seed: args.seed, reference: args.reference.clone() };
     let found = verify(&args.bundle, &options, &mut Bar::new())?;
     if args.json {
-        show::object(&json!({"checks": show::checks(&found), "skipped": found.skipped, "ok": found.ok}));
+        show::object(&json!({"checks": show::checks(&found), "skipped": found.skipped(), "ok": found.ok}));
     } else {
         show::verification(&found);
-        show::line(if found.ok { "all checks held" } else { "a check failed" });
+        show::line(&found.summary());
     }
     Ok(Outcome::of(found.ok))
 }

@@ -19,6 +19,7 @@ use crate::convert::quantization::QuantizeError;
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::report::progress::{Estimate, Progress};
+use crate::stored_file;
 use crate::train::TrainError;
 use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
@@ -35,7 +36,7 @@ use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::{Drawn, SiteReport, drawn};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
-use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use dijiang_passes::pipeline::PipelineError;
 use dijiang_passes::training::specialize::Size;
 use rayon::prelude::*;
@@ -98,6 +99,8 @@ pub enum ConvertError {
     Quantize { path: PathBuf, source: Box<QuantizeError> },
     #[error(transparent)]
     Compile(#[from] PipelineError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
     #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
@@ -124,6 +127,24 @@ pub enum ConvertError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("the manifest: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+impl ConvertError {
+    /// The same, naming files in `target` that were to be there and are still in `from`.
+    fn placed(mut self, from: &Path, target: &Path) -> Self {
+        let path = match &mut self {
+            Self::Io { path, .. } => path,
+            Self::Train(error) => match error.as_mut() {
+                TrainError::Io { path, .. } => path,
+                _ => return self,
+            },
+            _ => return self,
+        };
+        if let Ok(name) = path.strip_prefix(from) {
+            *path = target.join(name);
+        }
+        self
+    }
 }
 
 /// Converts the model at `source` to a bundle at `target`.
@@ -154,10 +175,37 @@ pub(crate) fn convert_opened(
     options: &ConvertOptions,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
+    let added = before.into_iter().flat_map(|before| before.added.values());
+    let read = opened.graph.consts().map(|(_, _, tensor)| tensor).chain(added).cloned().collect();
+    let bundle = NewBundle::begin(target, options.force)?;
+    let from = bundle.path().to_owned();
+    let conversion = Conversion { source, target, options, before, read };
+    let written = write_bundle(opened, &conversion, bundle, progress);
+    // Where something could not be read, whatever came of it is not the reason.
+    stored_file::check(conversion.read.iter())?;
+    written.map_err(|error| error.placed(&from, target))
+}
+
+struct Conversion<'a> {
+    source: &'a Path,
+    target: &'a Path,
+    options: &'a ConvertOptions,
+    before: Option<&'a Before>,
+    /// What the weights are made of.
+    read: Vec<Tensor>,
+}
+
+/// The bundle is committed, unless a check failed.
+fn write_bundle(
+    opened: Source,
+    conversion: &Conversion<'_>,
+    bundle: NewBundle,
+    progress: &mut dyn Progress,
+) -> Result<Converted, ConvertError> {
+    let Conversion { source, target, options, before, .. } = *conversion;
     let Source {
         kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
     } = opened;
-    let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let parameters = parameters(&graph);
     let quantize = |how| quantization::apply(how, &mut graph, options.target);
@@ -198,6 +246,7 @@ pub(crate) fn convert_opened(
     let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
     manifest.linked = linked;
     manifest.digests = Some(digests);
+    manifest.files = writer.files()?;
     if let Some(Before { manifest: before, .. }) = before {
         manifest.source = before.source.clone();
         manifest.trained.clone_from(&before.trained);
@@ -226,10 +275,11 @@ pub(crate) fn convert_opened(
     let written = verification.as_ref().is_none_or(|v| v.ok);
     if written {
         if let Some(verification) = &verification {
-            manifest.checks = passed(verification);
+            manifest.checks = verification.for_manifest();
             writer.write_manifest(&manifest)?;
         }
         progress.stage("making it durable");
+        stored_file::check(conversion.read.iter())?;
         bundle.commit()?;
     }
     progress.done();
@@ -301,11 +351,6 @@ fn check_added(compiled: &Compiled, before: &Before, bundle: &Path) -> Result<()
         true => Ok(()),
         false => Err(ConvertError::OldBundle { bundle: bundle.to_owned() }),
     }
-}
-
-fn passed(verification: &Verification) -> Vec<manifest::Check> {
-    let required = verification.checks.iter().filter_map(|c| c.limit.map(|limit| (c, limit)));
-    required.map(|(c, limit)| manifest::Check { name: c.name.clone(), limit, ok: c.ok }).collect()
 }
 
 struct Writer<'a> {
@@ -430,6 +475,16 @@ impl Writer<'_> {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
         write_file(self.dir, name, bytes)
+    }
+
+    /// The names of what was written, in their order.
+    fn files(&self) -> Result<Vec<String>, ConvertError> {
+        let io = |source| ConvertError::Io { path: self.dir.to_owned(), source };
+        let entries = std::fs::read_dir(self.dir).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+        let mut names: Vec<String> =
+            entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        Ok(names)
     }
 
     /// The files beside the weights that other tools read.
@@ -574,7 +629,7 @@ fn miss(near: &NearMiss) -> manifest::Miss {
 }
 
 /// What the serving graph carries from call to call.
-fn states(graph: &Graph) -> Vec<manifest::State> {
+pub(crate) fn states(graph: &Graph) -> Vec<manifest::State> {
     let inputs = graph.inputs().iter().map(|v| graph.value(*v));
     inputs
         .filter(|v| v.name.starts_with(PAST))

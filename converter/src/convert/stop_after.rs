@@ -9,8 +9,10 @@ use crate::convert::{
     ConvertError, ConvertOptions, describe, graph_bytes, plan_weights, write_file, write_graph, write_weights,
 };
 use crate::report::progress::{Estimate, Progress};
+use crate::stored_file;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
+use dijiang_passes::ir::tensor::Tensor;
 use std::path::Path;
 
 /// Writes the serving graph as it stands after the first `patches` patches. Nothing is verified, and what is
@@ -26,6 +28,7 @@ pub fn convert_first(
     let Source { kind, as_read, meta, dtype, stored, files, warnings, .. } =
         source::open(source, options.dtype)?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let read: Vec<Tensor> = as_read.consts().map(|(_, _, tensor)| tensor.clone()).collect();
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -49,6 +52,7 @@ pub fn convert_first(
         ..describe(options, kind, stored, &files, &meta, dtype)?
     };
     write_file(bundle.path(), files::MANIFEST, manifest.to_json()?.as_bytes())?;
+    stored_file::check(read.iter())?;
     bundle.commit()?;
     progress.done();
     Ok(partial)

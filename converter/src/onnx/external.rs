@@ -1,5 +1,4 @@
-//! The files that external data lies in: found beside the model and nowhere else, mapped, never read
-//! whole.
+//! The files that external data lies in: found beside the model and nowhere else, never read whole.
 //!
 //! A location is a path below the model's directory. Links are followed, but must end in the
 //! model's directory or in the one that the model file really lies in: in a snapshot of a Hugging Face
@@ -10,12 +9,13 @@ use super::initializer::dims;
 use super::proto::{EXTERNAL, TensorProto};
 use super::{dtype, initializer};
 use crate::report::message::shown;
+use crate::stored_file::StoredFile;
 use dijiang_format::dtype::DType;
-use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
-use memmap2::Mmap;
+use dijiang_passes::ir::tensor::{ReadError, Storage as _, Tensor};
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -35,15 +35,15 @@ pub(super) fn location_problem(location: &str) -> Option<&'static str> {
     (!Path::new(location).components().all(inside)).then_some("leaves the directory of the model file")
 }
 
-/// The external data of one model, each file mapped once.
+/// The external data of one model, each file opened once.
 pub(super) struct ExternalFiles {
     model: PathBuf,
-    mapped: BTreeMap<PathBuf, Arc<Mmap>>,
+    opened: BTreeMap<PathBuf, Arc<StoredFile>>,
 }
 
 impl ExternalFiles {
     pub(super) fn beside(model: &Path) -> Self {
-        Self { model: model.to_owned(), mapped: BTreeMap::new() }
+        Self { model: model.to_owned(), opened: BTreeMap::new() }
     }
 
     /// An initialiser, wherever its elements lie.
@@ -54,7 +54,7 @@ impl ExternalFiles {
         let (dtype, dims) = (dtype::from_number(proto.data_type)?, dims(proto)?);
         let location = entry(proto, "location").ok_or("its external data has no `location`")?;
         let file = self.open(location)?;
-        let size = file.len();
+        let size = file.size();
         let offset = number(proto, "offset")?.unwrap_or(0);
         let Some(rest) = size.checked_sub(offset) else {
             return Err(format!("offset {offset} lies past the end of `{}` ({size} bytes)", shown(location)));
@@ -67,25 +67,30 @@ impl ExternalFiles {
                 shown(location)
             ));
         }
-        Tensor::view(dtype, dims, file as SharedBytes, offset, length).map_err(|e| e.to_string())
+        Tensor::view(dtype, dims, file, offset, length).map_err(|e| e.to_string())
     }
 
-    fn open(&mut self, location: &str) -> Result<Arc<Mmap>, String> {
+    fn open(&mut self, location: &str) -> Result<Arc<StoredFile>, String> {
         if let Some(problem) = location_problem(location) {
             return Err(format!("the external data location `{}` {problem}", shown(location)));
         }
         let normal = |c: &Component<'_>| matches!(c, Component::Normal(_));
         let relative: PathBuf = Path::new(location).components().filter(normal).collect();
-        if let Some(file) = self.mapped.get(&relative) {
+        if let Some(file) = self.opened.get(&relative) {
             return Ok(file.clone());
         }
-        let file = self.map(&relative).map_err(|e| format!("external data `{}`: {e}", shown(location)))?;
+        let file = self.find(&relative).map_err(|e| format!("external data `{}`: {e}", shown(location)))?;
         let file = Arc::new(file);
-        self.mapped.insert(relative, file.clone());
+        self.opened.insert(relative, file.clone());
         Ok(file)
     }
 
-    fn map(&self, relative: &Path) -> Result<Mmap, String> {
+    /// Whether all that was read of them was there.
+    pub(super) fn check(&self) -> Result<(), ReadError> {
+        self.opened.values().find_map(|file| file.problem()).map_or(Ok(()), Err)
+    }
+
+    fn find(&self, relative: &Path) -> Result<StoredFile, String> {
         let directory = directory_of(&self.model);
         let real = std::fs::canonicalize(directory.join(relative)).map_err(|e| missing(&e))?;
         let real_model = std::fs::canonicalize(&self.model).ok();
@@ -101,7 +106,7 @@ impl ExternalFiles {
         if real_model.is_some_and(|model| is_model(&model)) {
             return Err("it is the model file itself".to_owned());
         }
-        map_file(&file).map_err(|e| e.to_string())
+        StoredFile::of(file, &directory.join(relative)).map_err(|e| e.to_string())
     }
 }
 
@@ -149,9 +154,11 @@ fn number(proto: &TensorProto, key: &str) -> Result<Option<usize>, String> {
         .ok_or_else(|| format!("{key} `{}` of its external data is not a number of bytes", shown(text)))
 }
 
-/// A regular file, mapped for reading.
-pub(super) fn map(path: &Path) -> std::io::Result<Mmap> {
-    map_file(&open_regular(path)?.0)
+/// All of a regular file. A model file is read whole: what is large lies beside it, or takes 2 GB at most.
+pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.0.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Looks before it opens: opening a pipe waits for its other end, and opening a device may do things.
@@ -171,10 +178,4 @@ fn check_regular(metadata: &Metadata) -> std::io::Result<()> {
     }
     let what = if metadata.is_dir() { "a directory" } else { "a pipe, a socket or a device" };
     Err(std::io::Error::other(format!("it is {what}, expected a regular file")))
-}
-
-fn map_file(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is only read. As with every mapped file, another process that truncates it
-    // while it is read ends this one.
-    unsafe { Mmap::map(file) }
 }

@@ -1,6 +1,6 @@
 //! An ONNX model read as a graph in the normal form of the IR.
 //!
-//! Nothing large is copied: initialisers are views of the mapped model file or of its external data.
+//! Nothing large is copied: initialisers are views of the model file as it was read, or of its external data.
 
 use super::external::{self, ExternalFiles};
 use super::functions::Functions;
@@ -12,6 +12,7 @@ use crate::report::message::one_line;
 use bytes::Bytes;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;
+use dijiang_passes::ir::tensor::ReadError;
 use prost::Message;
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -68,6 +69,8 @@ pub enum ImportProblem {
     #[error("node `{node}` ({op}): {reason}")]
     Node { node: String, op: String, reason: String },
     #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
     Graph(#[from] PatchError),
 }
 
@@ -94,8 +97,8 @@ pub fn import(path: &Path) -> Result<Graph, ImportError> {
 
 /// Reads a model file.
 pub fn open(path: &Path) -> Result<Imported, ImportError> {
-    let bytes = external::map(path).map_err(|e| located(path, e.into()))?;
-    import_bytes(Bytes::from_owner(bytes), path)
+    let bytes = external::read(path).map_err(|e| located(path, e.into()))?;
+    import_bytes(Bytes::from(bytes), path)
 }
 
 /// Reads a model from memory; `path` is where its external data lies beside, and what errors name.

@@ -108,6 +108,7 @@ impl<'m> Reader<'m> {
             self.node(node).map_err(|problem| explained(problem, proto, at))?;
         }
         self.outputs(proto)?;
+        self.files.check()?;
         Ok((self.patch.finish(), self.notes))
     }
 

@@ -66,7 +66,7 @@ pub fn synth(
         let path = path.display().to_string();
         |source| SynthError::Io { path, source }
     };
-    std::fs::write(&path, format!("{config:#}\n")).map_err(io(&path))?;
+    std::fs::write(&path, format!("{config:#}\n")).map_err(io(&directory.place(files::CONFIG)))?;
     let weights = checkpoint::weights_of(&path, options.dtype)?;
     let pool = Pool::new(&weights, options);
     let tensors: Vec<(&str, Tensor)> = weights
@@ -76,8 +76,9 @@ pub fn synth(
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
     progress.bytes("writing the weights", file.size());
     let path = directory.path().join(files::WEIGHTS);
-    let mut out = File::create(&path).map_err(io(&path))?;
-    file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io(&path))?;
+    let place = directory.place(files::WEIGHTS);
+    let mut out = File::create(&path).map_err(io(&place))?;
+    file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io(&place))?;
     drop(out);
     progress.stage("making it durable");
     directory.commit()?;
@@ -128,7 +129,7 @@ impl Pool {
         let is_scale = dims.len() == 1 && name.ends_with("norm.weight");
         let owner = if is_scale { &self.ones } else { &self.random };
         // Each tensor has a window of its own, so that layers differ.
-        let room = ((**owner).as_ref().len() - bytes) / size;
+        let room = (owner.size() - bytes) / size;
         let at = Random::named(self.options.seed, name).next_u64() % (room as u64 + 1);
         Tensor::view(self.options.dtype, dims.to_vec(), owner.clone(), at as usize * size, bytes)
     }

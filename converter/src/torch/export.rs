@@ -55,8 +55,8 @@ pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
     let text = text.map_err(|source| ExportTorchError::Json { path, source })?;
     let new = NewBundle::revise(bundle, &[files::CONFIG, files::TORCH], lock)?;
     for (name, text) in [(files::CONFIG, text.as_str()), (files::TORCH, CODE)] {
-        let path = new.path().join(name);
-        std::fs::write(&path, text).map_err(|source| ExportTorchError::Io { path, source })?;
+        let written = std::fs::write(new.path().join(name), text);
+        written.map_err(|source| ExportTorchError::Io { path: new.place(name), source })?;
     }
     new.commit()?;
     Ok(class)

@@ -7,11 +7,12 @@ use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
 use crate::report::progress::Progress;
+use crate::stored_file;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
 use dijiang_passes::attention::lower::grouped::TABLES;
-use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -41,6 +42,8 @@ pub enum ImportError {
     Lock(#[from] LockError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error("{}: tensor `{tensor}` is missing; the bundle has it with shape {shape:?}", file.display())]
     Missing { file: PathBuf, tensor: String, shape: Vec<u64> },
     #[error("{}: the bundle has no tensor `{tensor}`{hint}", file.display())]
@@ -96,16 +99,18 @@ pub fn import_weights(
     let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST], lock)?;
     progress.bytes("writing the weights", file.size());
     let path = revised.path().join(files::WEIGHTS);
-    let io = |source| ImportError::Io { path: path.clone(), source };
+    let io = |source| ImportError::Io { path: revised.place(files::WEIGHTS), source };
     let mut out = File::create(&path).map_err(io)?;
     let written = file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    stored_file::check(own.tensors().chain(new.tensors()).map(|(_, tensor)| tensor))?;
     manifest.digests = Some(written.digests);
     let weights = SourceFile::describe_whole(&path)?;
     manifest.trained = Some(weights.clone());
     // They were of other weights.
     manifest.checks.clear();
     let path = revised.path().join(files::MANIFEST);
-    std::fs::write(&path, manifest.to_json()?).map_err(|source| ImportError::Io { path, source })?;
+    let io = |source| ImportError::Io { path: revised.place(files::MANIFEST), source };
+    std::fs::write(&path, manifest.to_json()?).map_err(io)?;
     progress.stage("making it durable");
     revised.commit()?;
     progress.done();

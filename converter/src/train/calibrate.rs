@@ -62,6 +62,7 @@ pub fn calibrate(
     let started = Instant::now();
     let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    super::clean(bundle)?;
     let size = options.trainer.size;
     memory::check(&manifest, size, options.trainer.device)?;
     let Data { mut windows, held_out, .. } =
@@ -135,7 +136,7 @@ fn fit_weights(
     let before = trainer.evaluate(sampled)?;
     let put = |trainer: &mut Trainer, values: &Values| {
         for group in trainer.layout.groups.clone() {
-            trainer.set_vector(&group.vector(PARAMETERS), &weights.flat_with(&group, values))?;
+            trainer.set_vector(&group.vector(PARAMETERS), &weights.flat_with(&group, values)?)?;
         }
         Ok::<_, TrainError>(())
     };

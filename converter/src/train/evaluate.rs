@@ -9,6 +9,7 @@ use dijiang_passes::training::loss::IGNORE;
 use dijiang_passes::training::parameters::{Layout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{COUNT, LABELS, LOSS_SUM, evaluation};
+use dijiang_runtime::temporary::Temporary;
 use dijiang_runtime::{Device, DeviceTensor, HostTensor, LoadOptions, OrtRuntime, Program, Tokenizer};
 use std::path::{Path, PathBuf};
 
@@ -62,8 +63,8 @@ impl Evaluator {
         let graph = evaluation(&model, &Layout { groups: Vec::new() }, size, Precision::F32)?;
         // Nothing is put into a bundle that is only measured.
         let io = |source| TrainError::Io { path: std::env::temp_dir(), source };
-        let dir = tempfile::tempdir().map_err(io)?;
-        let path = trainer::write(dir.path(), FILE, &graph)?;
+        let dir = Temporary::scratch("dijiang-eval").map_err(io)?;
+        let path = trainer::write(&dir.path(), FILE, &graph)?;
         let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
         let mut program = Program::load(&OrtRuntime::new()?, &path, &load)?;
         let [tokens, labels] = [TOKENS, LABELS].map(|name| {

@@ -21,6 +21,7 @@ use dijiang_passes::training::lora::{Addition, add_low_rank, largest_rank};
 use dijiang_passes::training::parameters::{Group, Layout, PARAMETERS, Parameter, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
+use dijiang_runtime::temporary::note_kept;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -124,6 +125,7 @@ pub fn finetune(
     let started = Instant::now();
     let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    super::clean(bundle)?;
     let context = options.trainer.size.sequence;
     memory::check(&manifest, options.trainer.size, options.trainer.device)?;
     let data = read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
@@ -144,6 +146,7 @@ pub fn finetune(
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
     let mut perplexity = before;
+    note_kept(bundle, "has its weights of before");
     for step in first + 1..=options.schedule.steps {
         let line = run.step(step, &mut windows)?;
         perplexity = line.valid_perplexity.unwrap_or(perplexity);
@@ -289,6 +292,7 @@ pub(super) fn put_back(
     weights: &Weights,
     trained: &Trained<'_>,
 ) -> Result<(), TrainError> {
+    note_kept(bundle, "has its weights of before or the new ones, all of them");
     let Trained { trainer, perplexity, when } = trained;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
@@ -374,7 +378,12 @@ impl Run<'_> {
                 vectors.insert(name, values);
             }
         }
-        Ok(Checkpoint { step, run: self.identity.clone(), vectors }.write(&self.dir)?)
+        Checkpoint { step, run: self.identity.clone(), vectors }.write(&self.dir)?;
+        note_kept(
+            &self.dir.join(checkpoint::FILE),
+            &format!("holds step {step} (hint: --resume goes on from it)"),
+        );
+        Ok(())
     }
 }
 

@@ -7,10 +7,11 @@ use crate::onnx::import::ImportError;
 use dijiang_format::manifest::ManifestError;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
+use dijiang_passes::ir::tensor::ReadError;
 use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::specialize::Size;
-use dijiang_runtime::{RuntimeError, TensorError};
-use std::path::PathBuf;
+use dijiang_runtime::{RuntimeError, TensorError, temporary};
+use std::path::{Path, PathBuf};
 
 pub mod calibrate;
 pub mod checkpoint;
@@ -26,6 +27,15 @@ pub mod schedule;
 pub mod teacher;
 pub mod trainer;
 pub mod weights;
+
+/// Removes what killed runs left in a bundle.
+fn clean(bundle: &Path) -> Result<(), TrainError> {
+    for directory in [bundle, &bundle.join(finetune::DIR)].into_iter().filter(|d| d.is_dir()) {
+        temporary::clean(directory)
+            .map_err(|source| TrainError::Io { path: directory.to_owned(), source })?;
+    }
+    Ok(())
+}
 
 /// Training failed. The weights in the bundle are those of the last time they were written.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +62,8 @@ pub enum TrainError {
     Weights(#[from] weights::WeightsError),
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::CheckpointError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
     #[error("{}: {source}", path.display())]

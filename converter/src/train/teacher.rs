@@ -80,7 +80,7 @@ impl Teacher {
         for group in &layout.groups {
             let dtype = options.precision.of_group(group);
             let vector = program.allocate(element_type(dtype), &[group.len()])?;
-            write_as(&vector, dtype, &weights.flat(group))?;
+            write_as(&vector, dtype, &weights.flat(group)?)?;
             for (at, parameter) in group.offsets() {
                 program.bind_input_part(&parameter.input(), &vector, at, &dims(parameter))?;
             }

@@ -6,6 +6,7 @@ use super::metrics::Line;
 use super::teacher::Teacher;
 use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
+use crate::stored_file;
 use dijiang_format::dtype::DType;
 use dijiang_format::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
@@ -228,6 +229,7 @@ impl RunGraphs {
 pub(super) fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, TrainError> {
     let path = dir.join(name);
     let bytes = export(graph, &ExportOptions { opset: PORTABLE_OPSET.max(18), weights: None })?;
+    stored_file::check(graph.consts().map(|(_, _, tensor)| tensor))?;
     std::fs::write(&path, bytes).map_err(|source| TrainError::Io { path: path.clone(), source })?;
     Ok(path)
 }
@@ -289,7 +291,7 @@ impl Trainer {
         trainer.bind()?;
         trainer.record()?;
         for group in trainer.layout.groups.clone() {
-            trainer.set_vector(&group.vector(PARAMETERS), &weights.flat(&group))?;
+            trainer.set_vector(&group.vector(PARAMETERS), &weights.flat(&group)?)?;
         }
         Ok(trainer)
     }

@@ -4,30 +4,34 @@
 use crate::bundle::digests::of_file;
 use crate::bundle::finite::NotFinite;
 use crate::bundle::replace::replace_file;
+use crate::checkpoint::{self, CheckpointError};
+use crate::stored_file::StoredFile;
 use dijiang_format::digest::{WeightDigests, digest};
-use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::ir::tensor::{ReadError, SharedBytes, Storage as _, Tensor};
 use dijiang_passes::training::lora::Addition;
 use dijiang_passes::training::parameters::{Group, Layout, Parameter};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The weight file does not fit what is trained.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Header(#[from] Box<CheckpointError>),
     #[error("{}: {reason}", path.display())]
     Format { path: PathBuf, reason: String },
     #[error("{}: `{name}` is not there (hint: convert the model anew)", path.display())]
     Missing { path: PathBuf, name: String },
     #[error("{}: `{name}` is {found:?}, expected {expected:?} (hint: convert the model anew)", path.display())]
-    Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<u64> },
+    Shape { path: PathBuf, name: String, found: Vec<u64>, expected: Vec<u64> },
     #[error("{}: `{name}` holds {dtype} elements, which cannot be trained", path.display())]
     Type { path: PathBuf, name: String, dtype: String },
     #[error(
@@ -63,21 +67,15 @@ impl Stamp {
     }
 }
 
-/// Where a weight lies in the file.
-struct Place {
-    begin: usize,
-    end: usize,
-    dtype: DType,
-}
-
 /// An open weight file.
 pub struct Weights {
     path: PathBuf,
-    map: Mmap,
+    file: Arc<StoredFile>,
     stamp: Stamp,
     /// The text of the manifest beside it.
     manifest: Vec<u8>,
-    places: BTreeMap<String, Place>,
+    /// Those that are trained, as they lie in the file.
+    stored: BTreeMap<String, Tensor>,
     /// Trained in place of the weights that they are added to.
     additions: Vec<Addition>,
 }
@@ -102,60 +100,52 @@ impl Weights {
     ) -> Result<Self, WeightsError> {
         let path = bundle.join(files::WEIGHTS);
         let io = |source| WeightsError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
-        // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let file = Arc::new(StoredFile::open(&path).map_err(io)?);
         let stamp = Stamp::of(&file.metadata().map_err(io)?);
         let manifest = read_manifest(&path)?;
-        let format = |e: safetensors::SafeTensorError| WeightsError::Format {
-            path: path.clone(),
-            reason: e.to_string(),
-        };
-        let tensors = SafeTensors::deserialize(&map).map_err(format)?;
-        let base = map.as_ptr() as usize;
-        let mut places = BTreeMap::new();
+        let bytes: SharedBytes = file.clone();
+        let all = checkpoint::read_header(&bytes, &path).map_err(Box::new)?;
+        let mut stored = BTreeMap::new();
         let added = |name: &str| additions.iter().any(|a| a.down.0 == name || a.up.0 == name);
         let own = trained.parameters().filter(|p| !added(&p.name)).cloned();
         for parameter in own.chain(additions.iter().map(Addition::weight)) {
             let name = parameter.name.clone();
-            let missing = |_| WeightsError::Missing { path: path.clone(), name: name.clone() };
-            let view = tensors.tensor(&parameter.name).map_err(missing)?;
-            if !view.shape().iter().map(|d| *d as u64).eq(parameter.dims.iter().copied()) {
-                let (found, expected) = (view.shape().to_vec(), parameter.dims.clone());
-                return Err(WeightsError::Shape { path: path.clone(), name, found, expected });
-            }
-            let Some(dtype) = float(view.dtype()) else {
-                return Err(WeightsError::Type {
-                    path: path.clone(),
-                    name,
-                    dtype: format!("{:?}", view.dtype()),
-                });
+            let Some(found) = all.get(&name).cloned() else {
+                return Err(WeightsError::Missing { path, name });
             };
-            let begin = view.data().as_ptr() as usize - base;
-            places.insert(name, Place { begin, end: begin + view.data().len(), dtype });
+            let dtype =
+                found.as_ref().map_or_else(Clone::clone, |tensor| tensor.dtype().name().to_uppercase());
+            let tensor = found.ok().filter(|tensor| tensor.dtype().is_float());
+            let Some(tensor) = tensor else { return Err(WeightsError::Type { path, name, dtype }) };
+            if tensor.dims() != parameter.dims {
+                let (found, expected) = (tensor.dims().to_vec(), parameter.dims.clone());
+                return Err(WeightsError::Shape { path, name, found, expected });
+            }
+            stored.insert(name, tensor);
         }
-        drop(tensors);
-        Ok(Self { path, map, stamp, manifest, places, additions })
+        Ok(Self { path, file, stamp, manifest, stored, additions })
     }
 
     /// The flat vector of a group.
-    pub fn flat(&self, group: &Group) -> Vec<f32> {
+    pub fn flat(&self, group: &Group) -> Result<Vec<f32>, WeightsError> {
         let mut flat = vec![0.0; group.len()];
         for (at, parameter) in group.offsets() {
             let part = &mut flat[at..at + parameter.len()];
-            let numbers = self.numbers(&parameter.name, &parameter.dims);
+            let numbers = self.numbers(&parameter.name);
             part.iter_mut().zip(numbers).for_each(|(to, from)| *to = from);
         }
-        flat
+        self.check_read()?;
+        Ok(flat)
+    }
+
+    /// Whether all that was read of the file was there.
+    fn check_read(&self) -> Result<(), ReadError> {
+        self.file.problem().map_or(Ok(()), Err)
     }
 
     /// The numbers of a weight in the file, or those that an addition begins with.
-    fn numbers(&self, name: &str, dims: &[u64]) -> Vec<f32> {
-        let in_file = self.places.get(name).and_then(|place| {
-            let bytes = self.map[place.begin..place.end].to_vec();
-            // The length was checked when the file was opened.
-            Tensor::from_bytes(place.dtype, dims.to_vec(), bytes).ok()
-        });
+    fn numbers(&self, name: &str) -> Vec<f32> {
+        let in_file = self.stored.get(name).cloned();
         let added = || {
             let parts = self.additions.iter().flat_map(|addition| [&addition.down, &addition.up]);
             parts.into_iter().find(|(own, _)| own == name).map(|(_, numbers)| numbers.clone())
@@ -166,29 +156,35 @@ impl Weights {
     }
 
     /// The flat vector of a group with other numbers for some of its parameters, as they are once they are stored.
-    pub fn flat_with(&self, group: &Group, values: &BTreeMap<String, Tensor>) -> Vec<f32> {
-        let mut flat = self.flat(group);
+    pub fn flat_with(
+        &self,
+        group: &Group,
+        values: &BTreeMap<String, Tensor>,
+    ) -> Result<Vec<f32>, WeightsError> {
+        let mut flat = self.flat(group)?;
         for (at, parameter) in group.offsets() {
-            let place = self.places.get(&parameter.name);
-            let Some((place, tensor)) = place.zip(values.get(&parameter.name)) else { continue };
-            let stored = tensor.cast(place.dtype).to_f64();
+            let own = self.stored.get(&parameter.name);
+            let Some((own, tensor)) = own.zip(values.get(&parameter.name)) else { continue };
+            let stored = tensor.cast(own.dtype()).to_f64();
             flat[at..].iter_mut().zip(stored).for_each(|(to, from)| *to = from as f32);
         }
-        flat
+        Ok(flat)
     }
 
     /// The file with new numbers for the trained weights. Refuses numbers that are not finite in the type they are
     /// stored in.
     pub fn with(&self, groups: &[(&Group, &[f32])]) -> Result<NewWeights, WeightsError> {
-        let mut new = NewWeights { bytes: self.map.to_vec(), digests: BTreeMap::new() };
+        let mut bytes = vec![0; self.file.size()];
+        self.file.read(0, &mut bytes);
+        let mut new = NewWeights { bytes, digests: BTreeMap::new() };
         let mut trained: BTreeMap<&str, &[f32]> = BTreeMap::new();
         for (group, flat) in groups {
             for (at, parameter) in group.offsets() {
                 let numbers = &flat[at..at + parameter.len()];
                 trained.insert(&parameter.name, numbers);
-                if let Some(place) = self.places.get(&parameter.name) {
+                if let Some(stored) = self.stored.get(&parameter.name) {
                     self.check_growth(parameter, numbers)?;
-                    new.put(&parameter.name, place, &Tensor::from_f32(&parameter.dims, numbers))?;
+                    new.put(&parameter.name, stored, &Tensor::from_f32(&parameter.dims, numbers))?;
                 }
             }
         }
@@ -198,11 +194,12 @@ impl Weights {
                 continue;
             };
             let weight = addition.weight();
-            let own = self.numbers(&weight.name, &weight.dims);
+            let own = self.numbers(&weight.name);
             let sum: Vec<f32> = own.iter().zip(addition.product(down, up)).map(|(w, p)| w + p).collect();
             self.check_growth(&weight, &sum)?;
-            new.put(&weight.name, &self.places[&weight.name], &Tensor::from_f32(&weight.dims, &sum))?;
+            new.put(&weight.name, &self.stored[&weight.name], &Tensor::from_f32(&weight.dims, &sum))?;
         }
+        self.check_read()?;
         Ok(new)
     }
 
@@ -211,7 +208,7 @@ impl Weights {
     fn check_growth(&self, parameter: &Parameter, numbers: &[f32]) -> Result<(), WeightsError> {
         let largest = |numbers: &[f32]| numbers.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
         let found = largest(numbers);
-        let before = largest(&self.numbers(&parameter.name, &parameter.dims));
+        let before = largest(&self.numbers(&parameter.name));
         match found.is_infinite() || found <= GROWTH * before.max(1.0) {
             true => Ok(()),
             false => Err(WeightsError::Grown { name: parameter.name.clone(), found, before }),
@@ -265,22 +262,25 @@ impl std::fmt::Debug for NewWeights {
 }
 
 impl NewWeights {
-    fn put(&mut self, name: &str, place: &Place, numbers: &Tensor) -> Result<(), WeightsError> {
-        let tensor = numbers.cast(place.dtype);
+    fn put(&mut self, name: &str, stored: &Tensor, numbers: &Tensor) -> Result<(), WeightsError> {
+        let dtype = stored.dtype();
+        let tensor = numbers.cast(dtype);
         let bytes = tensor.bytes();
         let count = |dtype, bytes: &[u8]| {
             let mut found = NotFinite::default();
             found.count(dtype, bytes);
             found
         };
-        if !count(place.dtype, &bytes).is_none() {
+        if !count(dtype, &bytes).is_none() {
             let what = match count(numbers.dtype(), &numbers.bytes()).is_none() {
-                true => format!("a number too large for {}, in which it is stored", place.dtype),
+                true => format!("a number too large for {dtype}, in which it is stored"),
                 false => "NaN or infinity".to_owned(),
             };
             return Err(WeightsError::NotFinite { name: name.to_owned(), what });
         }
-        self.bytes[place.begin..place.end].copy_from_slice(&bytes);
+        // A trained weight was read from the file.
+        let at = stored.place().map_or(0, |(_, at)| at);
+        self.bytes[at..at + bytes.len()].copy_from_slice(&bytes);
         self.digests.insert(name.to_owned(), digest(&bytes));
         Ok(())
     }
@@ -291,21 +291,13 @@ fn read_manifest(weights: &Path) -> Result<Vec<u8>, WeightsError> {
     std::fs::read(&path).map_err(|source| WeightsError::Io { path, source })
 }
 
-fn float(dtype: Dtype) -> Option<DType> {
-    match dtype {
-        Dtype::F64 => Some(DType::F64),
-        Dtype::F32 => Some(DType::F32),
-        Dtype::F16 => Some(DType::F16),
-        Dtype::BF16 => Some(DType::BF16),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bundle::weights::WeightFile;
+    use dijiang_format::dtype::DType;
     use dijiang_passes::training::parameters::Group;
+    use std::fs::File;
 
     /// A weight file of one tensor, and the group that trains it.
     fn opened(dir: &Path, largest: f32, dtype: DType) -> (Weights, Layout) {

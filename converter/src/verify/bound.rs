@@ -1,8 +1,9 @@
 //! The graphs that serve from bound memory, against the plain form: a prompt in segments, and token by token.
 
-use super::measure::median_error;
+use super::measure::{median_error, relative_error};
 use super::oracle::{self, Rounding};
-use super::{Check, Verifier, VerifyError};
+use super::table::{Comparison, Measure};
+use super::{Verifier, VerifyError, word};
 use crate::onnx::import::import;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
@@ -13,10 +14,22 @@ use dijiang_runtime::{Engine, RuntimeError, Serving, ServingOptions};
 const ROUNDINGS: f64 = 4.0;
 
 impl Verifier<'_> {
-    /// `reference` holds the logits of all tokens of the prompts, row after row.
-    pub(super) fn bound_graphs(&mut self, name: &str, reference: &[f32]) -> Result<(), VerifyError> {
-        if !self.bundle.join(files::DECODE).exists() {
-            return Ok(());
+    /// `reference` holds the logits that the form `plain` gives for all tokens of the prompts, row after row.
+    pub(super) fn bound_graphs(
+        &mut self,
+        name: &str,
+        plain: &str,
+        reference: &[f32],
+    ) -> Result<(), VerifyError> {
+        let (prefill, decode) = (files::PREFILL, files::DECODE);
+        match [prefill, decode].map(|file| self.is_there(file)) {
+            [true, true] => {}
+            [false, false] if !self.has_bound_graphs() => return Ok(()),
+            [is_there, _] => {
+                let missing = if is_there { decode } else { prefill };
+                self.skip_bound_graphs(name, &format!("{missing} is missing"));
+                return Ok(());
+            }
         }
         self.stage(&format!("serving from bound memory in {name}"));
         let rows = self.prompts.rows();
@@ -38,8 +51,14 @@ impl Verifier<'_> {
         let last: Vec<f32> =
             ends.flat_map(|end| &reference[(end - 1) * vocab..end * vocab]).copied().collect();
         let limit = self.bound_limit()?;
-        let (prefill, decode) = (files::PREFILL, files::DECODE);
-        self.compare_bound(format!("{name}: {prefill} in segments = parallel"), limit, &found, &last);
+        let fed = |file: &str, how: &str| {
+            Comparison::new(
+                format!("{name}: {file} {how} = {}", word(plain)),
+                format!("{file} in {name}, {how}"),
+                format!("{plain} in {name}"),
+            )
+        };
+        self.compare_bound(fed(prefill, "in segments"), limit, &found, &last);
 
         serving.start(1)?;
         let mut found = Vec::new();
@@ -48,8 +67,20 @@ impl Verifier<'_> {
             found.extend(logits(&mut serving)?);
         }
         let whole = &reference[..row.len() * vocab];
-        self.compare_bound(format!("{name}: {decode} token by token = parallel"), limit, &found, whole);
+        self.compare_bound(fed(decode, "token by token"), limit, &found, whole);
         Ok(())
+    }
+
+    /// Whether the manifest lists them, or they lie there all the same.
+    fn has_bound_graphs(&self) -> bool {
+        let is_bound = |file: &str| self.is_there(file) || self.manifest.files.iter().any(|f| f == file);
+        is_bound(files::PREFILL) || is_bound(files::DECODE)
+    }
+
+    pub(super) fn skip_bound_graphs(&mut self, name: &str, reason: &str) {
+        if self.has_bound_graphs() {
+            self.skip(format!("{} and {} in {name}", files::PREFILL, files::DECODE), reason);
+        }
     }
 
     /// In half precision these graphs round the residuals too, and how far that carries depends on how large the
@@ -74,14 +105,23 @@ impl Verifier<'_> {
 
     /// In half precision by the median token: a few, whose residuals are the largest, may round ten times further than
     /// others.
-    fn compare_bound(&mut self, name: String, limit: Option<f64>, found: &[f32], reference: &[f32]) {
-        if self.dtype == DType::F32 {
-            return self.compare(name, self.served_limit(), found, reference);
-        }
-        let measured = median_error(found, reference, self.prompts.vocab());
-        self.found.checks.push(match limit {
-            Some(limit) => Check::within(name, measured, limit),
-            None => Check::report(name, measured),
+    fn compare_bound(
+        &mut self,
+        comparison: Comparison,
+        limit: Option<f64>,
+        found: &[f32],
+        reference: &[f32],
+    ) {
+        let (comparison, measured) = match self.dtype {
+            DType::F32 => (comparison, relative_error(found, reference)),
+            _ => {
+                let measured = median_error(found, reference, self.prompts.vocab());
+                (comparison.by(Measure::MedianRelativeError), measured)
+            }
+        };
+        self.push(match limit {
+            Some(limit) => comparison.within(measured, limit),
+            None => comparison.reported(measured).because("the f64 interpreter does not know its rounding"),
         });
     }
 }

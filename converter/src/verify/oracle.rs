@@ -2,6 +2,7 @@
 
 use super::{VerifyError, features};
 use crate::onnx::import::import;
+use crate::stored_file;
 use dijiang_format::dtype::DType;
 use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
@@ -101,7 +102,9 @@ pub(super) fn evaluate(
     let wanted = result_of(graph)
         .ok_or_else(|| fail("it has no float output [batch, tokens, width] or [batch, width]".to_owned()))?;
     let eval = if matches!(rounding, Rounding::Results) { eval_rounded } else { eval };
-    let values = eval(graph, &given, &[wanted]).map_err(|e| fail(e.to_string()))?;
+    let values = eval(graph, &given, &[wanted]).map_err(|e| fail(e.to_string()));
+    stored_file::check(graph.consts().map(|(_, _, tensor)| tensor))?;
+    let values = values?;
     Ok(Ok(values[0].to_f64().into_iter().map(|x| x as f32).collect()))
 }
 

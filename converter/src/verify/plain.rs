@@ -103,7 +103,13 @@ impl Plain {
         let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
         let flat = rows.concat();
         let made = match io.dtype {
-            DType::I32 => HostTensor::from_i32(&shape, &flat.iter().map(|x| *x as i32).collect::<Vec<_>>()),
+            DType::I32 => {
+                let narrow = |x: &i64| {
+                    let reason = || format!("`{}` takes 32 bits, and {x} is more", io.name);
+                    i32::try_from(*x).map_err(|_| self.fail(reason()))
+                };
+                HostTensor::from_i32(&shape, &flat.iter().map(narrow).collect::<Result<Vec<_>, _>>()?)
+            }
             _ => HostTensor::from_i64(&shape, &flat),
         };
         made.map_err(|e| self.fail(e.to_string()))

@@ -3,7 +3,12 @@
 //! A safetensors file with `input_ids` i64 `[batch, sequence]`, optionally `attention_mask` i64 of the same
 //! shape, and `logits` f32 `[batch, sequence, vocab]`.
 
-use super::VerifyError;
+use super::measure::relative_error;
+use super::oracle::{self, Rounding};
+use super::table::Comparison;
+use super::{EXACT, HALF, Verifier, VerifyError};
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
@@ -12,15 +17,15 @@ pub const FILE: &str = "reference.safetensors";
 
 /// What was fed, and what came out.
 #[derive(Debug)]
-pub(super) struct Reference {
-    pub(super) ids: Vec<Vec<i64>>,
-    pub(super) mask: Vec<Vec<i64>>,
+struct Reference {
+    ids: Vec<Vec<i64>>,
+    mask: Vec<Vec<i64>>,
     /// Of the tokens that are no padding, row after row.
-    pub(super) logits: Vec<f32>,
+    logits: Vec<f32>,
 }
 
 impl Reference {
-    pub(super) fn read(path: &Path) -> Result<Self, VerifyError> {
+    fn read(path: &Path) -> Result<Self, VerifyError> {
         let fail = |reason: String| VerifyError::Model { file: path.display().to_string(), reason };
         let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
@@ -57,6 +62,56 @@ impl Reference {
         let numbers: Vec<f32> = numbers.collect();
         let logits = real_tokens(&numbers, &mask, vocab);
         Ok(Self { ids, mask, logits })
+    }
+
+    /// Each row's tokens that are no padding.
+    fn tokens(&self) -> Vec<Vec<i64>> {
+        let real = |(ids, mask): (&Vec<i64>, &Vec<i64>)| {
+            ids.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(id, _)| *id).collect()
+        };
+        self.ids.iter().zip(&self.mask).map(real).collect()
+    }
+}
+
+impl Verifier<'_> {
+    /// The softmax graph against what the source's own code computes: in every runtime, or where there is none in the
+    /// f64 interpreter.
+    pub(super) fn reference(&mut self, path: &Path) -> Result<(), VerifyError> {
+        self.stage("comparing with the source's reference");
+        let reference = Reference::read(path)?;
+        for i in 0..self.runtimes.len() {
+            let name = self.runtimes[i].name();
+            let logits = self.plain(i, files::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
+            self.against_reference(name, Ok(logits), &reference.logits);
+        }
+        if self.runtimes.is_empty() {
+            let softmax = self.bundle.join(files::SOFTMAX);
+            let rows = reference.tokens();
+            let alone = |row: &Vec<i64>| oracle::logits(&softmax, row, Rounding::Nothing);
+            let logits: Result<Vec<_>, _> =
+                rows.iter().map(alone).collect::<Result<Vec<_>, _>>()?.into_iter().collect();
+            self.against_reference("f64 interpreter", logits.map(|rows| rows.concat()), &reference.logits);
+        }
+        Ok(())
+    }
+
+    /// `found` is what the softmax graph gives, or why it gives nothing.
+    fn against_reference(&mut self, name: &str, found: Result<Vec<f32>, String>, reference: &[f32]) {
+        // Weights that were rounded when they were converted are not the reference's.
+        let rounded = self.dtype != DType::F32 && self.manifest.source.dtype != self.manifest.dtype;
+        let limit = if rounded { HALF } else { EXACT };
+        let quantized = self.manifest.weights.is_some();
+        let what = match quantized {
+            true => format!("{name}: drift of softmax from the reference, with quantised weights"),
+            false => format!("{name}: softmax = reference"),
+        };
+        let comparison =
+            Comparison::new(what, format!("{} in {name}", files::SOFTMAX), "the source's own logits");
+        self.push(match found {
+            Err(reason) => comparison.skipped(reason),
+            Ok(found) if quantized => comparison.reported(relative_error(&found, reference)),
+            Ok(found) => comparison.logits(limit, &found, reference),
+        });
     }
 }
 

@@ -1,13 +1,15 @@
 //! The checks of a bundle that keeps nothing from call to call: every prompt is run whole.
 
 use super::plain::Plain;
-use super::{EXACT, Verifier, VerifyError};
+use super::table::Comparison;
+use super::{EXACT, Verifier, VerifyError, forms_alike};
 use dijiang_format::files;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, padded = alone, runtime = runtime.
     pub(super) fn whole_forms(&mut self) -> Result<(), VerifyError> {
-        self.skip("token by token, split and the size of the state: the model keeps no state between calls");
+        let portions = "token by token, split and the size of the state";
+        self.skip(portions, "the model keeps no state between calls");
         let mut first: Option<Vec<f32>> = None;
         for i in 0..self.runtimes.len() {
             self.stage(&format!("comparing the forms in {}", self.runtimes[i].name()));
@@ -31,44 +33,53 @@ impl Verifier<'_> {
         let reference = self.plain(i, plain)?.alone(&rows)?;
         if chunked != plain {
             let numbers = self.plain(i, chunked)?.alone(&rows)?;
-            self.compare(format!("{name}: chunked = parallel"), EXACT, &numbers, &reference);
+            self.push(forms_alike(name, chunked, plain).logits(EXACT, &numbers, &reference));
         }
         if let Some(first) = first {
-            self.compare("tract = onnxruntime", EXACT, &reference, first);
+            self.push(self.runtimes_alike(i, plain).logits(EXACT, &reference, first));
         }
         match self.serves(i) {
             Ok(()) => {
                 let mut model = self.plain(i, files::MODEL)?;
                 let limit = self.served_limit();
                 let served = model.alone(&rows)?;
-                self.compare(format!("{name}: served = parallel"), limit, &served, &reference);
-                self.paddings(name, &mut model, limit)?;
+                self.push(forms_alike(name, files::MODEL, plain).logits(limit, &served, &reference));
+                self.paddings(name, &mut model, files::MODEL)?;
             }
             Err(reason) => {
-                self.skip(format!("the serving graph in {name}: {reason}; {chunked} stands for it"));
+                let stand_in = format!("{reason}; {chunked} stands for it");
+                self.skip(format!("the serving graph in {name}"), stand_in);
                 let mut model = self.plain(i, chunked)?;
-                self.paddings(name, &mut model, EXACT)?;
+                self.paddings(name, &mut model, chunked)?;
             }
         }
         Ok(reference)
     }
 
     /// At the left only where that moves no token to another position.
-    fn paddings(&mut self, name: &str, model: &mut Plain, limit: f64) -> Result<(), VerifyError> {
+    fn paddings(&mut self, name: &str, model: &mut Plain, file: &str) -> Result<(), VerifyError> {
+        let limit = if file == files::MODEL { self.served_limit() } else { EXACT };
+        let padded = |side: &str| {
+            Comparison::new(
+                format!("{name}: padded {side} = alone"),
+                format!("{file} in {name}, padded {side}"),
+                format!("{file} in {name}, alone"),
+            )
+        };
         if !model.takes_padding() {
-            self.skip(format!("padding in {name}: the graph takes no attention_mask"));
+            self.skip(format!("padding in {name}"), "the graph takes no attention_mask");
             return Ok(());
         }
         let rows = self.prompts.rows();
         let alone = model.alone(&rows)?;
         let right = model.padded(&rows, false)?;
-        self.compare(format!("{name}: padded right = alone"), limit, &right, &alone);
+        self.push(padded("right").logits(limit, &right, &alone));
         if model.needs_right() {
-            self.skip(format!("padding at the left in {name}: the graph counts positions from the left"));
+            self.skip(format!("padding at the left in {name}"), "the graph counts positions from the left");
             return Ok(());
         }
         let left = model.padded(&rows, true)?;
-        self.compare(format!("{name}: padded left = alone"), limit, &left, &alone);
+        self.push(padded("left").logits(limit, &left, &alone));
         Ok(())
     }
 }

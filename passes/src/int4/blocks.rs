@@ -1,6 +1,6 @@
 //! A matrix in blocks of four bits. Nothing of it is read before it is written out, and then a few rows at a time.
 
-use crate::ir::tensor::{Elements, Tensor};
+use crate::ir::tensor::{Elements, ReadError, Tensor};
 use dijiang_format::dtype::DType;
 use dijiang_format::elements::rounded;
 use std::ops::{ControlFlow, Range};
@@ -125,6 +125,10 @@ impl Elements for Part {
             }
             take(&out)
         });
+    }
+
+    fn problem(&self) -> Option<ReadError> {
+        self.matrix.tensor.problem()
     }
 }
 

@@ -1,14 +1,55 @@
-//! Constant tensors: shared views of bytes that are usually a mapped file, read only when asked.
+//! Constant tensors: shared views of bytes that usually lie in a file, read only when asked.
 
 use dijiang_format::dtype::DType;
 use dijiang_format::elements::{self, convert, decode, decode_int, encode};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Bytes that several tensors may look into, such as a mapped file.
-pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+/// Bytes that several tensors may look into, such as a file's.
+pub type SharedBytes = Arc<dyn Storage>;
+
+/// Where the bytes of tensors lie: in memory, or in a file that is read when they are asked for.
+pub trait Storage: Send + Sync {
+    /// How many there are.
+    fn size(&self) -> usize;
+
+    /// All of them, where they lie in memory.
+    fn in_memory(&self) -> Option<&[u8]>;
+
+    /// Fills `into` with those from `at` on, which are there. What can no longer be read is zeros, and from then on
+    /// there is a [`problem`](Self::problem): who reads asks for it before relying on what was read.
+    fn read(&self, at: usize, into: &mut [u8]);
+
+    /// Why some bytes could not be read.
+    fn problem(&self) -> Option<ReadError> {
+        None
+    }
+}
+
+/// Bytes of a file could not be read when they were wanted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {reason}", file.display())]
+pub struct ReadError {
+    pub file: PathBuf,
+    pub reason: String,
+}
+
+impl<T: AsRef<[u8]> + Send + Sync> Storage for T {
+    fn size(&self) -> usize {
+        self.as_ref().len()
+    }
+
+    fn in_memory(&self) -> Option<&[u8]> {
+        Some(self.as_ref())
+    }
+
+    fn read(&self, at: usize, into: &mut [u8]) {
+        into.copy_from_slice(&self.as_ref()[at..at + into.len()]);
+    }
+}
 
 /// A constant: `dtype`, `dims` and the elements in row-major order, little-endian.
 ///
@@ -33,6 +74,11 @@ enum Data {
 pub trait Elements: Send + Sync {
     /// Hands out the bytes in order, whole elements and a bounded number at a time, until `take` breaks off.
     fn read(&self, take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>);
+
+    /// Why some of what they are worked out from could not be read ([`Storage::problem`]).
+    fn problem(&self) -> Option<ReadError> {
+        None
+    }
 }
 
 /// Elements converted at a time by [`Tensor::for_each_block`].
@@ -58,7 +104,7 @@ impl Tensor {
         len: usize,
     ) -> Result<Self, TensorSizeError> {
         let expected = byte_len(dtype, &dims);
-        let there = (*owner).as_ref().len().saturating_sub(offset).min(len);
+        let there = owner.size().saturating_sub(offset).min(len);
         if expected != Some(len) || there != len {
             let expected = expected.map_or("more than can be counted".to_owned(), |n| n.to_string());
             return Err(TensorSizeError { dtype, dims, expected, found: there });
@@ -141,10 +187,17 @@ impl Tensor {
         Ok(Self { dtype: self.dtype, dims, data })
     }
 
-    /// The elements' bytes; borrowed where no conversion is needed.
+    /// The elements' bytes; borrowed where they lie in memory as they are.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         match &self.data {
-            Data::View { owner, offset, len } => Cow::Borrowed(&(**owner).as_ref()[*offset..*offset + *len]),
+            Data::View { owner, offset, len } => match owner.in_memory() {
+                Some(all) => Cow::Borrowed(&all[*offset..*offset + *len]),
+                None => {
+                    let mut out = vec![0; *len];
+                    owner.read(*offset, &mut out);
+                    Cow::Owned(out)
+                }
+            },
             Data::Cast(_) | Data::Computed(_) => {
                 let mut out = Vec::with_capacity(self.byte_len());
                 let all: Result<(), std::convert::Infallible> = self.for_each_block(&mut |block| {
@@ -178,9 +231,21 @@ impl Tensor {
         Self { dtype: self.dtype, dims, data }
     }
 
-    /// Whether the elements lie converted in memory or in a file, so that they can be copied as they are.
-    pub fn is_plain(&self) -> bool {
-        matches!(self.data, Data::View { .. })
+    /// Where the elements lie as they are: in which bytes, and from which of them on.
+    pub fn place(&self) -> Option<(&SharedBytes, usize)> {
+        match &self.data {
+            Data::View { owner, offset, .. } => Some((owner, *offset)),
+            Data::Cast(_) | Data::Computed(_) => None,
+        }
+    }
+
+    /// Why some of the elements could not be read ([`Storage::problem`]).
+    pub fn problem(&self) -> Option<ReadError> {
+        match &self.data {
+            Data::View { owner, .. } => owner.problem(),
+            Data::Cast(from) => from.problem(),
+            Data::Computed(elements) => elements.problem(),
+        }
     }
 
     /// Bytes that lie in memory or in a file for the elements, before they are converted: none where they are worked
@@ -196,7 +261,17 @@ impl Tensor {
     /// Hands out the elements' bytes in order, a bounded block at a time.
     pub fn for_each_block<E>(&self, take: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         match &self.data {
-            Data::View { .. } => self.bytes().chunks(BLOCK * 8).try_for_each(take),
+            Data::View { owner, offset, len } => match owner.in_memory() {
+                Some(all) => all[*offset..*offset + *len].chunks(BLOCK * 8).try_for_each(take),
+                None => {
+                    let mut block = vec![0; (BLOCK * 8).min(*len)];
+                    (0..*len).step_by(BLOCK * 8).try_for_each(|start| {
+                        let size = (len - start).min(BLOCK * 8);
+                        owner.read(offset + start, &mut block[..size]);
+                        take(&block[..size])
+                    })
+                }
+            },
             Data::Cast(from) => {
                 let mut out = Vec::with_capacity(BLOCK * self.dtype.size());
                 from.for_each_block(&mut |block| {
@@ -303,7 +378,7 @@ mod tests {
     #[test]
     fn what_is_computed_reads_like_what_is_stored() {
         let x = Tensor::computed(DType::U8, vec![3, 2], Arc::new(Count(3)));
-        assert_eq!((x.to_i64(), x.is_plain()), (Some(vec![0, 100, 1, 101, 2, 102]), false));
+        assert_eq!((x.to_i64(), x.place().is_some()), (Some(vec![0, 100, 1, 101, 2, 102]), false));
         assert_eq!(x.cast(DType::F16).to_f64(), [0.0, 100.0, 1.0, 101.0, 2.0, 102.0]);
         let mut taken = 0;
         let broken = x.for_each_block(&mut |_| {
@@ -330,6 +405,53 @@ mod tests {
         assert_eq!(x.cast(DType::BF16).rows(2..3).to_f32(), [4.0, 5.0]);
         assert_eq!(computed.rows(1..2).to_f32(), [1.0, 101.0]);
         assert_eq!(x.rows(0..2).dims(), [2, 2]);
+    }
+
+    /// Bytes that can be read as long as there are some.
+    struct Shrinking(std::sync::Mutex<Vec<u8>>, usize);
+
+    impl Storage for Shrinking {
+        fn size(&self) -> usize {
+            self.1
+        }
+
+        fn in_memory(&self) -> Option<&[u8]> {
+            None
+        }
+
+        fn read(&self, at: usize, into: &mut [u8]) {
+            match self.0.lock().expect("a lock").get(at..at + into.len()) {
+                Some(there) => into.copy_from_slice(there),
+                None => into.fill(0),
+            }
+        }
+
+        fn problem(&self) -> Option<ReadError> {
+            let short = self.0.lock().expect("a lock").len() < self.1;
+            short.then(|| ReadError { file: "w".into(), reason: "it is short".to_owned() })
+        }
+    }
+
+    #[test]
+    fn what_is_read_when_asked_for_reads_like_what_is_in_memory() {
+        let values: Vec<f32> = (0..BLOCK * 3 + 7).map(|i| i as f32).collect();
+        let whole = Tensor::from_f32(&[values.len() as u64], &values);
+        let bytes = whole.bytes().into_owned();
+        let storage = Arc::new(Shrinking(std::sync::Mutex::new(bytes.clone()), bytes.len()));
+        let x =
+            Tensor::view(DType::F32, whole.dims().to_vec(), storage.clone(), 0, bytes.len()).expect("a view");
+        let mut blocks = Vec::new();
+        let all: Result<(), ()> = x.for_each_block(&mut |block| {
+            blocks.extend_from_slice(block);
+            Ok(())
+        });
+        assert_eq!((all, &blocks, x.bytes().as_ref()), (Ok(()), &bytes, bytes.as_slice()));
+        assert_eq!(x.rows(5..9).to_f32(), whole.rows(5..9).to_f32());
+        assert_eq!(x.cast(DType::F16).to_f64(), whole.cast(DType::F16).to_f64());
+        assert_eq!(x.cast(DType::F16).problem(), None);
+        storage.0.lock().expect("a lock").clear();
+        assert_eq!(x.rows(0..2).to_f32(), [0.0, 0.0]);
+        assert_eq!(x.cast(DType::F16).problem().map(|e| e.to_string()).as_deref(), Some("w: it is short"));
     }
 
     #[test]

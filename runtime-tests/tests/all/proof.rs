@@ -151,7 +151,7 @@ fn measured(found: &Verification, name: &str) -> f64 {
 /// A serving graph in half precision reads cosines and sines that are rounded, which is no error of it.
 #[test]
 fn rounded_rotary_tables_pass_and_wrong_ones_do_not() {
-    let exactly = "f64 interpreter: served = parallel";
+    let exactly = "f64 interpreter: served = softmax";
     for dtype in [DType::BF16, DType::F16] {
         let bundle = Bundle::of_fixture("llama", &recipe("softmax"), Target::Ort, dtype);
         let found = prove(&bundle, Choice::Tract);

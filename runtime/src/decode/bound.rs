@@ -129,6 +129,8 @@ struct Memory {
 /// An integer input, which is copied to the device only where it is not what is there already.
 #[derive(Debug)]
 struct Integers {
+    /// What the graph calls them.
+    name: &'static str,
     tensor: DeviceTensor,
     there: Vec<i64>,
 }
@@ -460,12 +462,13 @@ impl Step {
 impl Memory {
     fn new(home: &Home, program: &Program, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
         let next = home.program.allocate(DType::I64, &[shape[0], 1])?;
-        let integers = |name: &str| {
+        let integers = |name: &'static str| {
             let Some(io) = program.inputs().iter().find(|io| io.name == name) else { return Ok(None) };
             // Decoding reads a token where the one before it was found.
             let is_next = (file, name, io.dtype) == (DECODE, IDS, DType::I64);
             let tensor = if is_next { next.clone() } else { home.program.allocate(io.dtype, &shape)? };
-            Ok::<_, RuntimeError>(Some(Integers { tensor, there: vec![0; shape[0] * shape[1]] }))
+            let there = vec![0; shape[0] * shape[1]];
+            Ok::<_, RuntimeError>(Some(Integers { name, tensor, there }))
         };
         let ids = integers(IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
         let (mask, positions) = (integers(MASK)?, integers(POSITIONS)?);
@@ -503,7 +506,7 @@ impl Integers {
         }
         let shape = self.tensor.shape();
         let host = match self.tensor.dtype() {
-            DType::I32 => HostTensor::from_i32(shape, &values.iter().map(|v| *v as i32).collect::<Vec<_>>())?,
+            DType::I32 => HostTensor::from_i32(shape, &narrowed(self.name, &values)?)?,
             _ => HostTensor::from_i64(shape, &values)?,
         };
         self.tensor.write(&host)?;
@@ -522,6 +525,16 @@ impl Integers {
         self.there.fill(0);
         self.tensor.clear()
     }
+}
+
+/// For a graph that takes 32 bits.
+fn narrowed(name: &'static str, values: &[i64]) -> Result<Vec<i32>, RuntimeError> {
+    let narrow = |value: &i64| {
+        i32::try_from(*value).map_err(|_| {
+            bad(name, format!("{value} was given, and the graph takes 32 bits, {} at most", i32::MAX))
+        })
+    };
+    values.iter().map(narrow).collect()
 }
 
 /// Each row's tokens of one segment, and which of them are tokens: zeros behind the row's end.
@@ -603,6 +616,16 @@ fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_into_32_bits_is_refused() {
+        assert_eq!(narrowed(IDS, &[0, -1, 1 << 30]).unwrap(), [0, -1, 1 << 30]);
+        let refused = narrowed(IDS, &[7, 1 << 32]).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "input_ids: 4294967296 was given, and the graph takes 32 bits, 2147483647 at most"
+        );
+    }
 
     #[test]
     fn segments_are_long_and_seldom_padded() {

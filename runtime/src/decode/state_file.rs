@@ -1,13 +1,13 @@
 //! A decoder's state as a safetensors file: its tensors, what was fed, and the logits after it.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
 
 use crate::decode::decoder::{DecoderState, History};
 use crate::decode::identity::Writer;
+use crate::output_file::write_file;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
@@ -52,11 +52,7 @@ pub(crate) fn write(
     }
     let metadata = writer.map(|writer| HashMap::from([(WRITER.to_owned(), writer.to_string())]));
     let whole = safetensors::serialize(views, metadata).map_err(|e| failed(e.to_string()))?;
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| failed(e.to_string()))?;
-    file.write_all(&whole).map_err(|e| failed(e.to_string()))?;
-    file.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
-    file.persist(path).map(|_| ()).map_err(|e| failed(e.to_string()))
+    write_file(path, &whole).map_err(|source| RuntimeError::Write { path: path.to_path_buf(), source })
 }
 
 fn named(
@@ -131,3 +127,16 @@ const TYPES: [(DType, FileDtype); 5] = [
     (DType::BF16, FileDtype::BF16),
     (DType::I64, FileDtype::I64),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_cannot_be_written_says_so() {
+        let history = History { mask: vec![Vec::new()], seen: vec![0], columns: 0 };
+        let state = DecoderState { tensors: Vec::new(), history };
+        let full = write(Path::new("/dev/full"), &state, None, None).unwrap_err().to_string();
+        assert_eq!(full, "/dev/full: it cannot be written: No space left on device (os error 28)");
+    }
+}

@@ -171,6 +171,14 @@ pub enum RuntimeError {
         /// What went wrong.
         reason: String,
     },
+    /// A file cannot be written.
+    #[error("{}: it cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A saved state was written by another model.
     #[error(
         "state {}: the model of bundle `{writer}` wrote it, and `{}` holds another (hint: `dijiang generate {} --prompt TEXT --save-state {}` writes one of this model)",

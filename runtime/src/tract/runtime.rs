@@ -59,6 +59,9 @@ impl Runtime for TractRuntime {
 }
 
 fn parse(model: &Path, optimize: bool) -> Result<TractSession, String> {
+    if model.to_str().is_none() {
+        return Err("its path is not UTF-8; rename it".to_owned());
+    }
     // The symbols of recorded intermediate shapes contradict the fixed shapes that a run brings.
     let onnx = tract_onnx::onnx().with_ignore_value_info(true);
     let proto = onnx.proto_model_for_path(model).map_err(reason)?;

@@ -1,0 +1,54 @@
+//! How far the converted model is from the one it was made from: reported, and nothing is required of it.
+
+use super::measure::{Drift, relative_error};
+use super::oracle::{self, Rounding};
+use super::prompts::Prompts;
+use super::table::{Check, Comparison, Measure};
+use super::{Verifier, VerifyError};
+use crate::report::progress::Progress;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use dijiang_passes::ir::graph::Graph;
+use std::path::Path;
+
+impl Verifier<'_> {
+    /// Features are compared by their norm, and logits as the distributions they stand for.
+    pub(super) fn drift(&mut self, linear: &[f32], softmax: &[f32], logits: bool) {
+        let tokens: usize = self.prompts.rows().iter().map(Vec::len).sum();
+        let from_softmax = |what: &str| {
+            Comparison::new(format!("drift from softmax: {what}"), files::PARALLEL, files::SOFTMAX)
+        };
+        if !logits || !softmax.len().is_multiple_of(tokens) {
+            let apart = relative_error(linear, softmax);
+            self.push(from_softmax("norm of the difference").reported(apart));
+            return;
+        }
+        let drift = Drift::measure(linear, softmax, softmax.len() / tokens);
+        self.push(from_softmax("KL, nats per token").by(Measure::Kl).reported(drift.kl));
+        let agreement = from_softmax("share of tokens with the same argmax").by(Measure::Agreement);
+        self.push(agreement.reported(drift.agreement));
+    }
+}
+
+/// What quantising the weights does to the model as it came, in the f64 interpreter: to the softmax graph that is
+/// given in both ways.
+pub(crate) fn quantization_drift(
+    float: &Graph,
+    quantized: &Graph,
+    manifest: &Manifest,
+    seed: u64,
+    progress: &mut dyn Progress,
+) -> Result<Check, VerifyError> {
+    progress.stage("evaluating without and with quantised weights");
+    let row = Prompts::new(manifest, seed).short();
+    let logits = |graph| oracle::evaluate(graph, Path::new(files::SOFTMAX), &row, Rounding::Nothing);
+    let comparison = Comparison::new(
+        "drift of quantised weights: norm of the difference",
+        "the softmax model with quantised weights, in the f64 interpreter",
+        "the softmax model as it came, in the f64 interpreter",
+    );
+    Ok(match (logits(float)?, logits(quantized)?) {
+        (Ok(float), Ok(quantized)) => comparison.reported(relative_error(&quantized, &float)),
+        (Err(unknown), _) | (_, Err(unknown)) => comparison.skipped(unknown),
+    })
+}

@@ -1,0 +1,126 @@
+//! The forms of a model that keeps a state: one against the other, and one graph fed in different portions.
+
+use super::run::Model;
+use super::table::{Comparison, Measure};
+use super::{EXACT, ORT, Verifier, VerifyError, forms_alike};
+use dijiang_format::files;
+
+impl Verifier<'_> {
+    /// Parallel = chunked = served, whole = token by token = split = padded, runtime = runtime.
+    pub(super) fn forms(&mut self) -> Result<(), VerifyError> {
+        let mut first: Option<Vec<f32>> = None;
+        for i in 0..self.runtimes.len() {
+            self.stage(&format!("comparing the forms in {}", self.runtimes[i].name()));
+            let tried = self.forms_in(i, first.as_deref());
+            let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
+            if first.is_none() && !self.is_softmax() {
+                let mut softmax = self.plain(i, files::SOFTMAX)?;
+                let numbers = softmax.padded(&self.prompts.rows(), !softmax.needs_right())?;
+                self.drift(&reference, &numbers, softmax.gives_logits());
+            }
+            first.get_or_insert(reference);
+        }
+        Ok(())
+    }
+
+    /// Returns what the plain form gives.
+    fn forms_in(&mut self, i: usize, first: Option<&[f32]>) -> Result<Vec<f32>, VerifyError> {
+        let name = self.runtimes[i].name();
+        let (plain, stateful) = self.plain_forms();
+        let prompts = self.prompts.clone();
+        let reference = self.model(i, plain)?.whole(&prompts)?;
+        if stateful != plain {
+            let chunked = self.model(i, stateful)?.whole(&prompts)?;
+            self.push(forms_alike(name, stateful, plain).logits(EXACT, &chunked, &reference));
+        }
+        if let Some(first) = first {
+            self.push(self.runtimes_alike(i, plain).logits(EXACT, &reference, first));
+        }
+        match self.serves(i) {
+            Ok(()) => {
+                let mut model = self.model(i, files::MODEL)?;
+                let served = model.whole(&prompts)?;
+                let limit = self.served_limit();
+                self.push(forms_alike(name, files::MODEL, plain).logits(limit, &served, &reference));
+                self.stepwise(i, &mut model, files::MODEL)?;
+                if name == ORT {
+                    self.bound_graphs(name, plain, &reference)?;
+                }
+            }
+            Err(reason) => {
+                let stand_in = format!("{reason}; {stateful} stands for it");
+                self.skip(format!("the serving graph in {name}"), stand_in);
+                if name == ORT {
+                    self.skip_bound_graphs(name, reason);
+                }
+                let mut model = self.model(i, stateful)?;
+                self.stepwise(i, &mut model, stateful)?;
+            }
+        }
+        Ok(reference)
+    }
+
+    /// One graph in this runtime and in the first.
+    pub(super) fn runtimes_alike(&self, i: usize, file: &str) -> Comparison {
+        let [own, first] = [i, 0].map(|i| self.runtimes[i].name());
+        Comparison::new(format!("{own} = {first}"), format!("{file} in {own}"), format!("{file} in {first}"))
+    }
+
+    /// One graph fed in other portions: token by token, split, and with rows padded to the same length.
+    /// A second runtime does a few tokens only: that its forms agree with the first one's is known by now.
+    fn stepwise(&mut self, runtime: usize, model: &mut Model, file: &str) -> Result<(), VerifyError> {
+        let name = self.runtimes[runtime].name();
+        let limit = if file == files::MODEL { self.served_limit() } else { EXACT };
+        let fed = |how: &str, otherwise: &str| {
+            Comparison::new(
+                format!("{name}: {how} = {otherwise}"),
+                format!("{file} in {name}, {how}"),
+                format!("{file} in {name}, {otherwise}"),
+            )
+        };
+        self.stage(&format!("feeding token by token in {name}"));
+        let row = if runtime == 0 { self.prompts.longest() } else { self.prompts.short() };
+        let whole = model.row(&row)?;
+        let steps = model.in_portions(&row, &vec![1; row.len()])?;
+        self.push(fed("token by token", "whole").logits(limit, &steps, &whole));
+        self.constant_state(name, &row, model, file)?;
+        if runtime > 0 {
+            return Ok(());
+        }
+        for cut in self.prompts.splits() {
+            let parts = model.in_portions(&row, &[cut, row.len() - cut])?;
+            self.push(fed(&format!("split at {cut}"), "whole").logits(limit, &parts, &whole));
+        }
+        let alone = self.prompts.rows().iter().map(|r| model.row(r)).collect::<Result<Vec<_>, _>>()?.concat();
+        for &left in model.sides() {
+            let padded = model.padded(&self.prompts.rows(), left)?;
+            let side = if left { "padded left" } else { "padded right" };
+            self.push(fed(side, "alone").logits(limit, &padded, &alone));
+        }
+        Ok(())
+    }
+
+    /// A model without softmax layers holds as much after many tokens as after one.
+    fn constant_state(
+        &mut self,
+        name: &str,
+        row: &[i64],
+        model: &mut Model,
+        file: &str,
+    ) -> Result<(), VerifyError> {
+        if model.grows() {
+            return Ok(());
+        }
+        let bytes = model.state_bytes();
+        model.row(&row[..1])?;
+        let grown = bytes.abs_diff(model.state_bytes()) as f64;
+        let tokens = row.len();
+        let comparison = Comparison::new(
+            format!("{name}: state bytes after {tokens} tokens less those after 1"),
+            format!("{file} in {name}, {tokens} tokens"),
+            format!("{file} in {name}, 1 token"),
+        );
+        self.push(comparison.by(Measure::Count).within(grown, 0.0));
+        Ok(())
+    }
+}
