@@ -20,7 +20,7 @@ use crate::train::finetune::{Scope, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
 use dijiang_passes::attention::patterns::NearMiss;
-use dijiang_passes::attention::rewrite::{Drawn, SiteReport, drawn};
+use dijiang_passes::attention::rewrite::{Drawn, SiteReport, WithoutCache, drawn};
 use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
@@ -91,6 +91,8 @@ pub enum ConvertError {
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
     #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
     NoSites { path: PathBuf, misses: Vec<NearMiss> },
+    #[error("{}: {kept} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)", path.display())]
+    KeptWithoutCache { path: PathBuf, kept: WithoutCache },
     #[error("{}: none of its {attentions} attentions would be linear{} (hint: --recipe softmax keeps them all)", path.display(), said(kept))]
     NothingLinear { path: PathBuf, attentions: usize, kept: Vec<(String, String)> },
     #[error("{}: what its conversion added is not what this version adds (hint: convert the model anew)", bundle.display())]
@@ -167,6 +169,9 @@ pub(crate) fn convert_opened(
     if before.is_none() && options.recipe.attention != Attention::Softmax {
         check_linear(&compiled, source)?;
     }
+    if let Some(kept) = compiled.report.without_cache.clone().filter(|_| options.verify.is_some()) {
+        return Err(ConvertError::KeptWithoutCache { path: source.to_owned(), kept });
+    }
     let maps = if options.link { maps.as_slice() } else { &[] };
     let writer =
         Writer { dir: bundle.path(), source, maps, target, options, compiled: &compiled, parameters, dtype };
@@ -212,6 +217,8 @@ pub(crate) fn convert_opened(
     }
     progress.done();
     let Compiled { report, .. } = compiled;
+    let kept = report.without_cache.iter().map(WithoutCache::to_string);
+    let warnings: Vec<String> = warnings.into_iter().chain(kept).collect();
     let misses = report.missed().cloned().collect();
     // The reader of ONNX has looked for numbers that are not finite too.
     let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();

@@ -16,6 +16,7 @@ use crate::ir::walk::{inputs_of, nearest_first};
 use crate::random::Random;
 use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Before the number of a layer in the names of the states that a graph takes and gives.
 pub(crate) const PAST: &str = "past_key_values.";
@@ -71,6 +72,26 @@ pub struct Report {
     pub added_inputs: Vec<String>,
     /// What could not be changed along with the sites, and why.
     pub notes: Vec<String>,
+    /// An attention that stays softmax without a cache, in a graph that carries states from call to call.
+    pub without_cache: Option<WithoutCache>,
+}
+
+/// An attention that sees the tokens of one call alone: fed in portions, the graph gives other numbers than fed whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithoutCache {
+    pub name: String,
+    /// Why it stays softmax.
+    pub why: String,
+}
+
+impl fmt::Display for WithoutCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, why } = self;
+        write!(
+            f,
+            "attention {name:?} stays softmax ({why}), and a kept layer has no cache here: it does not see the tokens of earlier calls"
+        )
+    }
 }
 
 impl Report {
@@ -93,10 +114,6 @@ pub enum RewriteError {
         "the positions of tokens, in {place:?}, are counted from the first token of a call, and would begin again at every call{why} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     )]
     Positions { place: String, why: String },
-    #[error(
-        "attention {kept:?} stays softmax ({why}), and a kept layer has no cache here: it would not see the tokens of earlier calls (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax)"
-    )]
-    KeptWithoutCache { kept: String, why: String },
 }
 
 /// The sites of a graph as reports, untouched.
@@ -126,7 +143,8 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         }
         report.sites.push(describe(site, kept));
     }
-    check_carried(graph, &found.sites, &report)?;
+    report.without_cache = without_cache(graph, &found.sites, &report);
+    check_positions(graph, &found.sites, &report)?;
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
@@ -141,26 +159,32 @@ fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Re
     (report.added_inputs, report.notes) = (moved.added, moved.notes);
 }
 
-/// What a rewritten graph carries from call to call is its states: nothing else may look back, or count what came
-/// before. A cache that stays is counted as ever.
-fn check_carried(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Result<(), RewriteError> {
-    let with_state = |(site, report): &(&AttentionSite, &SiteReport)| {
-        report.kept.is_none() && site.mask.is_causal()
-    };
-    let Some((site, _)) = sites.iter().zip(&report.sites).find(with_state) else { return Ok(()) };
-    let queries = graph.get_value(site.q).and_then(|q| q.ty.shape.as_ref());
-    let tokens = queries.and_then(|dims| dims.get(2)).cloned().unwrap_or(Dim::Unknown);
-    if let Some(softmax) = softmax_over(graph, &tokens) {
-        let kept = sites.iter().zip(&report.sites).find(|(site, _)| reads(graph, site.out, softmax));
-        let kept = kept.and_then(|(_, report)| Some((report.name.clone(), report.kept.clone()?)));
-        let node = &graph.node(softmax).name;
-        let missed = || report.missed().find(|miss| miss.node == *node).map(|miss| miss.miss.reason.clone());
-        let (kept, why) = kept.unwrap_or_else(|| {
-            (node.clone(), missed().unwrap_or_else(|| "it was not recognised".to_owned()))
-        });
-        return Err(RewriteError::KeptWithoutCache { kept, why });
+/// A site that carries a state from call to call.
+fn with_state<'s>(sites: &'s [AttentionSite], report: &Report) -> Option<&'s AttentionSite> {
+    let mut pairs = sites.iter().zip(&report.sites);
+    let found = pairs.find(|(site, report)| report.kept.is_none() && site.mask.is_causal());
+    found.map(|(site, _)| site)
+}
+
+/// What looks from token to token within a call, in a graph that carries states.
+fn without_cache(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Option<WithoutCache> {
+    let queries = graph.get_value(with_state(sites, report)?.q)?;
+    let softmax = softmax_over(graph, queries.ty.shape.as_ref()?.get(2)?)?;
+    let kept = sites.iter().zip(&report.sites).find(|(site, _)| reads(graph, site.out, softmax));
+    if let Some((_, SiteReport { name, kept: Some(why), .. })) = kept {
+        return Some(WithoutCache { name: name.clone(), why: why.clone() });
     }
-    if !remaining_caches(graph).is_empty() {
+    let name = graph.node(softmax).name.clone();
+    let miss = report.missed().find(|miss| miss.node == name);
+    let why = miss.map_or_else(|| "it was not recognised".to_owned(), |miss| miss.miss.reason.clone());
+    Some(WithoutCache { name, why })
+}
+
+/// What a graph with states counts from the first token of a call begins again at every call. A cache that stays is
+/// counted as ever.
+fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Result<(), RewriteError> {
+    let counts_itself = report.without_cache.is_some() || !remaining_caches(graph).is_empty();
+    if counts_itself || with_state(sites, report).is_none() {
         return Ok(());
     }
     match positions::counted_anew(graph, RULE) {

@@ -514,25 +514,31 @@ fn positions_that_would_begin_again_at_every_call_are_refused() {
     let refused = rewritten(graph, None).expect_err("it is refused");
     assert_eq!(
         refused,
-        "the positions of tokens, in \"places:0\", are counted from the first token of a call, and would begin again at every call; the positions at \"places\" stay computed: \"range\" has no axis for the batch (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+        "the positions of tokens, in \"places\", are counted from the first token of a call, and would begin again at every call; the positions at \"places\" stay computed: \"range\" has no axis for the batch (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     );
     let carried = rewritten(without_cache("position_ids"), None).expect("the caller counts them");
     assert_eq!(carried.sites.len(), 2);
 }
 
 #[test]
-fn a_kept_layer_without_a_cache_is_refused() {
-    let refused = rewritten(without_cache("position_ids"), Some(&[1])).expect_err("it is refused");
+fn a_kept_layer_without_a_cache_is_told() {
+    let told = |graph, layers: Option<&[usize]>| {
+        rewritten(graph, layers).expect("it rewrites").without_cache.map(|kept| kept.to_string())
+    };
+    let kept = told(without_cache("position_ids"), Some(&[1])).expect("the first stays");
     assert_eq!(
-        refused,
-        "attention \"h.0.attn\" stays softmax (the layer was not asked for), and a kept layer has no cache here: it would not see the tokens of earlier calls (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax)"
+        kept,
+        "attention \"h.0.attn\" stays softmax (the layer was not asked for), and a kept layer has no cache here: it does not see the tokens of earlier calls"
     );
+    assert_eq!(told(without_cache("position_ids"), None), None);
+    // One with a cache sees them.
+    assert_eq!(told(first_is_missed(), None), None);
     // What a pattern does not recognise has no cache either.
     let text = print(&without_cache("position_ids")).replace("elided", "random(1)");
     let missed = text.replace("  output \"y\"", "  output \"weights\" %p0\n  output \"y\"");
-    let refused = rewritten(parse(&missed).expect("it parses"), None).expect_err("it is refused");
+    let kept = told(parse(&missed).expect("it parses"), None).expect("the first stays");
     assert_eq!(
-        refused,
-        "attention \"p0\" stays softmax (the probabilities have 2 users), and a kept layer has no cache here: it would not see the tokens of earlier calls (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax)"
+        kept,
+        "attention \"p0\" stays softmax (the probabilities have 2 users), and a kept layer has no cache here: it does not see the tokens of earlier calls"
     );
 }

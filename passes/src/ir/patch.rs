@@ -553,39 +553,57 @@ impl Graph {
 
     /// Drops what became unused, beginning at `suspects`. Returns the number of nodes dropped.
     fn collect_garbage(&mut self, mut suspects: Vec<ValueId>) -> usize {
-        let mut removed = 0;
+        let mut garbage = Garbage::default();
         while let Some(id) = suspects.pop() {
             let Some(value) = self.values.get(&id) else { continue };
-            if !value.uses.is_empty() {
+            if garbage.uses_left(self, id) > 0 {
                 continue;
             }
             match value.def {
                 Def::Input => {}
                 Def::Const(_) => self.remove_value(id),
                 Def::Output { node, .. } => {
-                    if self.node(node).outputs.iter().all(|v| self.value(*v).uses.is_empty()) {
-                        suspects.extend(self.remove_node(node));
-                        removed += 1;
+                    let is_unused = |v: &ValueId| garbage.uses_left(self, *v) == 0;
+                    if self.node(node).outputs.iter().all(is_unused) {
+                        suspects.extend(self.remove_node(node, &mut garbage));
                     }
                 }
             }
         }
-        removed
+        for id in garbage.fewer_uses.keys() {
+            if let Some(value) = self.values.get_mut(id) {
+                let is_gone = |user: &Use| matches!(user, Use::Node { node, .. } if garbage.nodes.contains(node));
+                value.uses.retain(|user| !is_gone(user));
+            }
+        }
+        garbage.nodes.len()
     }
 
     /// Returns the values the node used.
-    fn remove_node(&mut self, id: NodeId) -> Vec<ValueId> {
+    fn remove_node(&mut self, id: NodeId, garbage: &mut Garbage) -> Vec<ValueId> {
         let Some(node) = self.nodes.remove(&id) else { return Vec::new() };
         for value in node.outputs {
             self.remove_value(value);
         }
+        garbage.nodes.insert(id);
         let used: Vec<ValueId> = node.inputs.into_iter().flatten().collect();
-        for value in &used {
-            if let Some(value) = self.values.get_mut(value) {
-                value.uses.retain(|u| !matches!(u, Use::Node { node, .. } if *node == id));
-            }
-        }
+        used.iter().for_each(|value| *garbage.fewer_uses.entry(*value).or_default() += 1);
         used
+    }
+}
+
+/// Nodes that are gone. Their uses are taken off the values at the end, as many nodes may have used one.
+#[derive(Default)]
+struct Garbage {
+    nodes: BTreeSet<NodeId>,
+    /// How many of a value's uses are by them.
+    fewer_uses: BTreeMap<ValueId, usize>,
+}
+
+impl Garbage {
+    fn uses_left(&self, graph: &Graph, value: ValueId) -> usize {
+        let gone = self.fewer_uses.get(&value).copied().unwrap_or_default();
+        graph.value(value).uses.len().saturating_sub(gone)
     }
 }
 

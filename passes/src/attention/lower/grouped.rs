@@ -9,7 +9,7 @@
 //! *Declines when:* an attention of the graph has no cache, another mask, or heads the operator does not take. The
 //! graph is then left whole, as caches of two kinds are served in two ways.
 
-use super::tokens_first::{bring_tokens_first, recent_tokens};
+use super::tokens_first::{Marks, bring_tokens_first, recent_tokens};
 use crate::attention::patterns::find_sites;
 use crate::attention::site::AttentionSite;
 use crate::ir::dtype::DType;
@@ -47,14 +47,14 @@ pub fn group(graph: &mut Graph) -> Result<Option<String>, PatchError> {
         return Ok(Some(reason));
     }
     let Some(mask) = first.mask.padding() else { return Ok(Some("it has no mask input".to_owned())) };
-    let change = {
+    let (change, recent) = {
         let mut writer = Writer { p: Patch::new(graph, RULE), graph, tables: BTreeMap::new() };
         let counts = writer.counts(mask, first.q);
         found.sites.iter().for_each(|site| writer.write(site, counts));
-        writer.p.finish()
+        (writer.p.finish(), counts.recent)
     };
     graph.apply(change)?;
-    bring_tokens_first(graph, mask, &|node| node.origin == RULE && node.op.name() == OPERATOR)?;
+    bring_tokens_first(graph, Marks { mask, recent }, &|node| node.origin == RULE && node.op.name() == OPERATOR)?;
     Ok(None)
 }
 
@@ -89,6 +89,8 @@ fn misfit(graph: &Graph, site: &AttentionSite, first: &AttentionSite) -> Option<
 struct Counts {
     last: ValueId,
     total: ValueId,
+    /// Which tokens of the call are none but padding, i64 `[batch, sequence]`.
+    recent: ValueId,
 }
 
 struct Writer<'g> {
@@ -113,7 +115,7 @@ impl Writer<'_> {
         let last = p.add_scalar(end, -1.0);
         let total = p.shape_of(mask, 1, 2);
         let total = p.squeeze(total, &[0]);
-        Counts { last: p.cast(last, DType::I32), total: p.cast(total, DType::I32) }
+        Counts { last: p.cast(last, DType::I32), total: p.cast(total, DType::I32), recent }
     }
 
     /// What has the tokens of a call on axis 1: an input, or else the queries before they are laid out by head.

@@ -14,22 +14,30 @@ use crate::ir::patch::{Patch, PatchError};
 /// What the pass calls itself, in errors and in the names of its nodes.
 pub const RULE: &str = "tokens_first";
 
-/// Lets rows be padded in front. `mask` marks tokens, `[batch, past + sequence]`; `attends` are the nodes that count
-/// them.
+/// Which tokens are none but padding.
+#[derive(Clone, Copy)]
+pub(super) struct Marks {
+    /// `[batch, past + sequence]`
+    pub(super) mask: ValueId,
+    /// Of the tokens of a call, as [`recent_tokens`] wrote it.
+    pub(super) recent: ValueId,
+}
+
+/// Lets rows be padded in front. `attends` are the nodes that count tokens.
 pub(super) fn bring_tokens_first(
     graph: &mut Graph,
-    mask: ValueId,
+    marks: Marks,
     attends: &dyn Fn(&Node) -> bool,
 ) -> Result<(), PatchError> {
     let change = {
         let mut p = Patch::new(graph, RULE);
         p.set_scope(RULE);
         match Around::all(graph, attends) {
-            Some(around) => around.write(&mut p, mask),
+            Some(around) => around.write(&mut p, marks),
             None => {
                 let nodes = graph.order().into_iter().filter(|id| attends(graph.node(*id)));
                 let nodes: Vec<NodeId> = nodes.collect();
-                around_each(&mut p, mask, &nodes);
+                around_each(&mut p, marks, &nodes);
             }
         }
         p.finish()
@@ -57,13 +65,15 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(p: &mut Patch<'_>, mask: ValueId, by_token: ValueId) -> Self {
-        let recent = recent_tokens(p, mask, by_token);
+    fn new(p: &mut Patch<'_>, marks: Marks, by_token: ValueId) -> Self {
+        // From what is not moved itself.
+        let recent = recent_tokens(p, marks.mask, by_token);
+        p.replace(marks.recent, recent);
         let (batch, time) = (p.shape_of(recent, 0, 1), p.shape_of(recent, 1, 2));
         let (batch, time) = (p.squeeze(batch, &[0]), p.squeeze(time, &[0]));
         // The first token of a row; a row that has none stays.
-        let marks = p.cast(recent, DType::F32);
-        let lead = p.node(Op::new("ArgMax").with("axis", 1i64).with("keepdims", 1i64), &[marks]);
+        let ones = p.cast(recent, DType::F32);
+        let lead = p.node(Op::new("ArgMax").with("axis", 1i64).with("keepdims", 1i64), &[ones]);
         let place = p.range(time);
         let ahead = p.add(place, lead);
         let wrapped = p.sub(ahead, time);
@@ -121,9 +131,9 @@ impl Around {
         Some(Self { inputs, ends })
     }
 
-    fn write(&self, p: &mut Patch<'_>, mask: ValueId) {
+    fn write(&self, p: &mut Patch<'_>, marks: Marks) {
         let Some(first) = self.inputs.first() else { return };
-        let rows = Rows::new(p, mask, *first);
+        let rows = Rows::new(p, marks, *first);
         for input in &self.inputs {
             let there = moved(p, *input, rows.there);
             p.replace(*input, there);
@@ -167,10 +177,10 @@ impl End {
     }
 }
 
-fn around_each(p: &mut Patch<'_>, mask: ValueId, nodes: &[NodeId]) {
+fn around_each(p: &mut Patch<'_>, marks: Marks, nodes: &[NodeId]) {
     let queries = nodes.first().and_then(|id| p.graph().node(*id).input(0));
     let Some(queries) = queries else { return };
-    let rows = Rows::new(p, mask, queries);
+    let rows = Rows::new(p, marks, queries);
     for id in nodes {
         let node = p.graph().node(*id);
         let mut inputs = node.inputs.clone();
