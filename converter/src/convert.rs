@@ -278,9 +278,7 @@ fn check_linear(compiled: &Compiled, source: &Path) -> Result<(), ConvertError> 
     }
     let kept = sites.iter().map(|site| Some((site.name.clone(), site.kept.clone()?)));
     match kept.collect() {
-        Some(kept) => {
-            Err(ConvertError::NothingLinear { path, attentions: sites.len() + misses.len(), kept })
-        }
+        Some(kept) => Err(ConvertError::NothingLinear { path, attentions: sites.len() + misses.len(), kept }),
         None => Ok(()),
     }
 }

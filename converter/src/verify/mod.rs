@@ -204,7 +204,18 @@ impl<'a> Verifier<'a> {
             _ => runtimes.push(Box::new(TractRuntime)),
         }
         let prompts = Prompts::new(manifest, options.seed);
-        Ok(Self { bundle, manifest, dtype, rounds: false, grouped: false, counts: false, runtimes, prompts, progress, found })
+        Ok(Self {
+            bundle,
+            manifest,
+            dtype,
+            rounds: false,
+            grouped: false,
+            counts: false,
+            runtimes,
+            prompts,
+            progress,
+            found,
+        })
     }
 
     fn finish(mut self) -> Verification {

@@ -443,21 +443,21 @@ mod tests {
     /// What closes a position, in the ways exporters write it: chosen, added in proportion, and taken away.
     #[test]
     fn a_number_that_closes_positions_is_no_window() {
-        let causal = |last: &str| {
-            mask(&format!("{last}\n  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"))
-        };
+        let causal = |last: &str| mask(&format!("{last}\n  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"));
         let late = "  %later = Not(%earlier)\n  %late_number = Cast(%later) {to: \"f32\"}\n";
         for shut in ["-10000.0", "-65504.0", "-100000.0"] {
             let number = format!("  const %far: f32[] = [{shut}]\n");
             let chosen = format!("{number}  %flat = Where(%earlier, %clear, %far)");
             let added = format!("{number}{late}  %flat = Mul(%late_number, %far)");
-            let bounded = format!("{number}  %all = Where(%earlier, %clear, %shut)\n  %flat = Max(%all, %far)");
+            let bounded =
+                format!("{number}  %all = Where(%earlier, %clear, %shut)\n  %flat = Max(%all, %far)");
             for lines in [chosen, added, bounded] {
                 assert_eq!(causal(&lines), Ok(Mask::Causal), "{lines}");
             }
         }
-        let taken =
-            format!("{late}  const %far: f32[] = [10000.0]\n  %gone = Mul(%late_number, %far)\n  %flat = Sub(%clear, %gone)");
+        let taken = format!(
+            "{late}  const %far: f32[] = [10000.0]\n  %gone = Mul(%late_number, %far)\n  %flat = Sub(%clear, %gone)"
+        );
         assert_eq!(causal(&taken), Ok(Mask::Causal));
     }
 

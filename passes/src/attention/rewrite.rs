@@ -133,8 +133,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
     let mut report = Report { misses: found.misses, ..Report::default() };
-    let reasons: Vec<Option<String>> =
-        found.sites.iter().map(|site| reason_to_keep(site, options)).collect();
+    let reasons: Vec<Option<String>> = found.sites.iter().map(|site| reason_to_keep(site, options)).collect();
     let lowered = found.sites.iter().zip(&reasons).filter(|(_, kept)| kept.is_none()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
     for (site, kept) in found.sites.iter().zip(reasons) {

@@ -51,9 +51,8 @@ impl Computed {
         nodes: impl Fn(ValueId) -> Vec<NodeId>,
         onwards: impl Fn(&Node) -> Vec<ValueId>,
     ) -> bool {
-        let nodes = |value: ValueId| -> Vec<&Node> {
-            nodes(value).into_iter().map(|id| graph.node(id)).collect()
-        };
+        let nodes =
+            |value: ValueId| -> Vec<&Node> { nodes(value).into_iter().map(|id| graph.node(id)).collect() };
         let next = |value: ValueId| -> Vec<ValueId> {
             let between = nodes(value).into_iter().filter(|node| BETWEEN.contains(&node.op.name()));
             between.flat_map(&onwards).collect()

@@ -373,13 +373,9 @@ fn doubled(at: &str, value: &str, first: &str) -> Graph {
 /// 2^40 ways lead through each of them.
 #[test]
 fn values_added_to_themselves_are_looked_at_once() {
-    let scores =
-        doubled("  %h.0.attn/Add:0 = Add(%h.0.attn/Mul:0", "%h.0.attn/Mul:0", "Identity");
-    let values = doubled(
-        "  %h.0.attn/Reshape_2:0 = Reshape(%h.0.attn/MatMul_2:0",
-        "%h.0.attn/MatMul_2:0",
-        "Tanh",
-    );
+    let scores = doubled("  %h.0.attn/Add:0 = Add(%h.0.attn/Mul:0", "%h.0.attn/Mul:0", "Identity");
+    let values =
+        doubled("  %h.0.attn/Reshape_2:0 = Reshape(%h.0.attn/MatMul_2:0", "%h.0.attn/MatMul_2:0", "Tanh");
     for (mut graph, scale) in [(scores, 40), (values, 0)] {
         let found = super::patterns::find_sites(&graph).sites;
         assert_eq!(found.len(), 1);
@@ -387,8 +383,7 @@ fn values_added_to_themselves_are_looked_at_once() {
         assert!((found[0].scale / want - 1.0).abs() < ROUNDED, "{} {want}", found[0].scale);
         canonicalize(&mut graph).expect("it settles");
         let recipe = recipe("wdcf", Decay::None, Readout::Sum);
-        let options =
-            Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, drawn: None };
+        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, drawn: None };
         let report = rewrite(&mut graph, &options).expect("it rewrites");
         assert_eq!(report.sites[0].kept, None);
     }
@@ -397,7 +392,8 @@ fn values_added_to_themselves_are_looked_at_once() {
 /// The decoder with a second layer like the first, whose probabilities are an output: it is missed.
 fn first_is_missed() -> Graph {
     let text = print(&testing::decoder());
-    let of_layer = |line: &&str| line.contains("h.0.attn") || line.contains(".0.key") || line.contains(".0.value");
+    let of_layer =
+        |line: &&str| line.contains("h.0.attn") || line.contains(".0.key") || line.contains(".0.value");
     let twin: Vec<String> = text
         .lines()
         .filter(of_layer)

@@ -75,12 +75,7 @@ fn both(w: &mut Writer<'_>, pair: [ValueId; 2], axis: usize, joined: &mut Joined
     Some(made)
 }
 
-fn both_anew(
-    w: &mut Writer<'_>,
-    [a, b]: [ValueId; 2],
-    axis: usize,
-    joined: &mut Joined,
-) -> Option<ValueId> {
+fn both_anew(w: &mut Writer<'_>, [a, b]: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
     let graph = w.graph;
     if graph.value(a).is_weight && graph.value(b).is_weight {
         let fits = axis == 0 && graph.value(a).ty.rank() == graph.value(b).ty.rank();

@@ -572,7 +572,8 @@ impl Graph {
         }
         for id in garbage.fewer_uses.keys() {
             if let Some(value) = self.values.get_mut(id) {
-                let is_gone = |user: &Use| matches!(user, Use::Node { node, .. } if garbage.nodes.contains(node));
+                let is_gone =
+                    |user: &Use| matches!(user, Use::Node { node, .. } if garbage.nodes.contains(node));
                 value.uses.retain(|user| !is_gone(user));
             }
         }
@@ -643,9 +644,8 @@ mod tests {
 
     #[test]
     fn a_patch_cannot_read_an_input_that_it_removes() {
-        let message = |write: fn(&mut Patch<'_>, ValueId)| {
-            without_x(write).expect_err("it is refused").to_string()
-        };
+        let message =
+            |write: fn(&mut Patch<'_>, ValueId)| without_x(write).expect_err("it is refused").to_string();
         let node = message(|patch, x| {
             let y = patch.neg(x);
             patch.output("z", y);

@@ -67,10 +67,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_value_is_visited_once_however_many_ways_lead_to_it() {
-        let text = format!(
-            "graph \"g\" {{\n  input %x: f32[2]\n{}  output \"y\" %x60\n}}",
-            doubled("x", "x", 60)
-        );
+        let text =
+            format!("graph \"g\" {{\n  input %x: f32[2]\n{}  output \"y\" %x60\n}}", doubled("x", "x", 60));
         let graph = parse(&text).expect("it parses");
         let (x, y) = (graph.input("x").expect("x"), graph.output("y").expect("y"));
         assert_eq!(depth_first(y, |v| inputs_of(&graph, v)).count(), 61);

@@ -13,9 +13,38 @@ pub(super) type TokenAxes = BTreeMap<ValueId, usize>;
 
 /// Operators that take every element by itself, with those that stand at the same place of the other inputs.
 const ELEMENTWISE: [&str; 32] = [
-    "Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Equal", "Erf", "Exp", "Floor", "Greater", "Identity",
-    "IsNaN", "Less", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Relu", "Sigmoid",
-    "Sin", "Softplus", "Sqrt", "Sub", "Tanh", "Where",
+    "Abs",
+    "Add",
+    "And",
+    "Cast",
+    "Clip",
+    "Cos",
+    "Div",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Greater",
+    "Identity",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Max",
+    "Min",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Pow",
+    "Relu",
+    "Sigmoid",
+    "Sin",
+    "Softplus",
+    "Sqrt",
+    "Sub",
+    "Tanh",
+    "Where",
 ];
 
 /// The token axes of all that is computed from `tokens`; `attends` are the nodes that look from token to token. `None`
@@ -179,7 +208,8 @@ impl View<'_> {
             dims.iter().filter(|dim| **dim != Dim::Known(1)).cloned().collect()
         };
         let known = from[axis] != Dim::Unknown && from[axis] != Dim::Known(1);
-        let stays = |place: &usize| to[*place] == from[axis] && before(&to[..*place]) == before(&from[..axis]);
+        let stays =
+            |place: &usize| to[*place] == from[axis] && before(&to[..*place]) == before(&from[..axis]);
         (0..to.len()).find(stays).filter(|_| known && !from[..axis].contains(&Dim::Unknown))
     }
 }

@@ -54,7 +54,9 @@ pub fn group(graph: &mut Graph) -> Result<Option<String>, PatchError> {
         (writer.p.finish(), counts.recent)
     };
     graph.apply(change)?;
-    bring_tokens_first(graph, Marks { mask, recent }, &|node| node.origin == RULE && node.op.name() == OPERATOR)?;
+    bring_tokens_first(graph, Marks { mask, recent }, &|node| {
+        node.origin == RULE && node.op.name() == OPERATOR
+    })?;
     Ok(None)
 }
 

@@ -117,9 +117,7 @@ impl Around {
         let first = graph.order().into_iter().map(|id| graph.node(id)).find(|node| attends(node))?;
         let shape = |value: ValueId| graph.value(value).ty.shape.as_deref();
         let [batch, time, _] = shape(first.input(0)?)? else { return None };
-        let holds = |input: &&ValueId| {
-            matches!(shape(**input), Some([b, t, rest @ ..]) if b == batch && t == time && rest.len() < 2)
-        };
+        let holds = |input: &&ValueId| matches!(shape(**input), Some([b, t, rest @ ..]) if b == batch && t == time && rest.len() < 2);
         let inputs: Vec<ValueId> = graph.inputs().iter().filter(holds).copied().collect();
         if inputs.is_empty() {
             return None;
@@ -167,9 +165,7 @@ impl End {
         let made = graph.node(node);
         let is_product = made.op.is("MatMul") || made.op.name() == "MatMulNBits";
         let rows = made.input(0).filter(|rows| is_product && axes.get(rows) == Some(&1));
-        let known = |rows: &ValueId| {
-            matches!(graph.value(*rows).ty.shape.as_deref(), Some([_, _, width]) if width.known().is_some())
-        };
+        let known = |rows: &ValueId| matches!(graph.value(*rows).ty.shape.as_deref(), Some([_, _, width]) if width.known().is_some());
         Some(match rows.filter(known) {
             Some(rows) => Self::Product { made: value, rows, node },
             None => Self::Output(value),
