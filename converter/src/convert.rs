@@ -287,7 +287,7 @@ fn check_linear(compiled: &Compiled, source: &Path) -> Result<(), ConvertError> 
 fn said(kept: &[(String, String)]) -> String {
     let is_first = |at: usize| kept[..at].iter().all(|(_, reason)| *reason != kept[at].1);
     let first = kept.iter().enumerate().filter(|(at, _)| is_first(*at)).map(|(_, kept)| kept);
-    first.map(|(name, reason)| format!("; {name} stays softmax: {reason}")).collect()
+    first.flat_map(|(name, reason)| ["; ", name, " stays softmax: ", reason]).collect()
 }
 
 /// What a bundle brings along must be what this version would add, number by number.

@@ -189,7 +189,7 @@ fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &Report) -> R
     match positions::counted_anew(graph, RULE) {
         Some(value) => {
             let place = graph.value(value).name.clone();
-            let why = report.notes.iter().map(|note| format!("; {note}")).collect();
+            let why = report.notes.iter().flat_map(|note| ["; ", note]).collect();
             Err(RewriteError::Positions { place, why })
         }
         None => Ok(()),
