@@ -1,17 +1,16 @@
 //! How long the parts of a conversion take on a small model, so that a change that slows one down is seen:
 //! `cargo bench -p dijiang`. Figures are kept in docs/benchmarks.md.
 
-use dijiang::checkpoint;
-use dijiang::compile::{CompileOptions, compile};
+use dijiang::convert::compile::{CompileOptions, compile};
 use dijiang::onnx::export::{ExportOptions, export};
 use dijiang::onnx::import::import_bytes;
-use dijiang::recipes;
-use dijiang::target::{PORTABLE_OPSET, Target};
+use dijiang::{checkpoint, recipes};
+use dijiang_format::dtype::DType;
+use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::patterns::find_sites;
 use dijiang_passes::attention::rewrite::{Options, rewrite};
 use dijiang_passes::canon::canonicalize;
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::tensor::Tensor;

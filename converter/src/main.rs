@@ -1,6 +1,5 @@
 //! The command `dijiang`.
 
-use clap::Parser as _;
 use dijiang::cli::{Cli, run};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -8,5 +7,5 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("DIJIANG_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    run(Cli::parse())
+    run(Cli::read())
 }

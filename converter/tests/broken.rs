@@ -5,12 +5,12 @@
 mod decoder;
 
 use decoder::{difference, evaluate, text, write};
-use dijiang::compile::{CompileOptions, Compiled, compile};
-use dijiang::convert::{ConvertOptions, convert};
-use dijiang::progress::Silent;
-use dijiang::target::Target;
+use dijiang::convert::compile::{CompileOptions, Compiled, compile};
+use dijiang::convert::{ConvertOptions, convert, source};
+use dijiang::recipes;
+use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
-use dijiang::{recipes, source};
+use dijiang_format::target::Target;
 use dijiang_passes::attention::patterns::NearMiss;
 use std::path::Path;
 
@@ -254,7 +254,7 @@ const SAME: f64 = 1e-9;
 fn broken(case: &Case) -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let model = write(&changed(case, case.broken), directory.path());
-    let Compiled { source, model: rewritten, report } = compiled(&model);
+    let Compiled { source, model: rewritten, report, .. } = compiled(&model);
     let names: Vec<(&str, usize)> = report.sites.iter().map(|s| (s.name.as_str(), s.layer)).collect();
     assert_eq!(names, [("h.1.attn", 1)], "{}: the other layer", case.what);
     if case.proof != Proof::Nothing {

@@ -249,7 +249,7 @@ fn without_caches() -> String {
     let is_of_cache = |line: &&str| line.contains("input %past_key") || line.contains("output \"present");
     let model = decoder::text(|layer| layer).replace("past + sequence", "sequence");
     let lines = model.lines().filter(|line| !is_of_cache(line) && !line.contains(" = Concat(%past_key"));
-    let model: String = lines.map(|line| format!("{line}\n")).collect();
+    let model: String = lines.flat_map(|line| [line, "\n"]).collect();
     let model = model.replace("  %cached = Shape(%past_key_values.1.key) {end: 3, start: 2}\n", "");
     let model = model.replace("Slice(%places, %cached, %end)", "Identity(%places)");
     let uncached = |model: String, n: usize| {
@@ -666,6 +666,14 @@ fn a_saved_state_goes_on_with_the_text() {
     parts.extend(tokens("--load-state s -n 5 --save-state s"));
     assert_eq!(parts, whole);
     assert_eq!(tokens("--load-state s --prompt x -n 2").len(), 2);
+    // Of the same shape, and of other numbers.
+    home.dijiang("convert model -o other --no-verify").fine();
+    let mut weights = std::fs::read(home.path("other/model.safetensors")).expect("weights");
+    let place = weights.len() - 4;
+    weights[place] ^= 1;
+    std::fs::write(home.path("w.safetensors"), weights).expect("it is written");
+    assert_eq!(home.dijiang("import-weights other w.safetensors").code, 0);
+    insta::assert_snapshot!(refused(&home, "generate other --load-state s --runtime tract"), @"error: state s: the model of bundle `bundle` wrote it, and `other` holds another (hint: `dijiang generate other --prompt TEXT --save-state s` writes one of this model)");
     insta::assert_snapshot!(refused(&home, "generate bundle --load-state none --runtime tract"), @"error: state none: No such file or directory (os error 2) (hint: a state fits the model that wrote it)");
 }
 

@@ -4,10 +4,10 @@
 
 #![expect(clippy::print_stderr, reason = "the tables are what the test is for")]
 
-use dijiang::compile::{CompileOptions, compile};
+use dijiang::convert::compile::{CompileOptions, compile};
 use dijiang::onnx::import;
 use dijiang::recipes;
-use dijiang::target::Target;
+use dijiang_format::target::Target;
 use dijiang_passes::attention::patterns::{Found, find_sites};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::eval::{Array, eval};

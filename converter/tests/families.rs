@@ -2,7 +2,7 @@
 //! that transformers gave.
 
 use dijiang::checkpoint::{self, SourceModel};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::verify::verify;
 use safetensors::SafeTensors;

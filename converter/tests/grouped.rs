@@ -1,14 +1,14 @@
 //! `--recipe softmax --target ort`: the serving graph has ONNX Runtime's grouped attention in it, and gives the logits
 //! of the plain form, whole and token by token.
 
-use dijiang::bundle::layout;
 use dijiang::convert::{ConvertOptions, convert};
 use dijiang::onnx::import::import;
-use dijiang::progress::Silent;
 use dijiang::recipes;
-use dijiang::target::Target;
+use dijiang::report::progress::Silent;
 use dijiang::verify::{Choice, VerifyOptions};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use dijiang_passes::ir::graph::Graph;
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
             assert!(names.contains(&name), "{fixture}: {names:?}");
         }
     }
-    import(&at.join(layout::MODEL)).expect("it reads back")
+    import(&at.join(files::MODEL)).expect("it reads back")
 }
 
 fn count(graph: &Graph, op: &str) -> usize {

@@ -149,7 +149,7 @@ fn states_move_between_the_ways_to_serve() {
 fn padded_states_are_those_of_the_model() {
     let dir = tempfile::tempdir().expect("a directory");
     let recipe = dir.path().join("wide.yaml");
-    let adaptive = include_str!("../recipes/adaptive.yaml");
+    let adaptive = include_str!("../src/recipes/adaptive.yaml");
     std::fs::write(&recipe, adaptive.replace("features: 2", "features: 6")).expect("it is written");
     let bundle = dir.path().join("bundle");
     convert_to(&bundle, "llama", recipe.to_str().expect("text"), &[]);

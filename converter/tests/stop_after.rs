@@ -3,13 +3,13 @@
 mod decoder;
 
 use decoder::{difference, evaluate, text, write};
-use dijiang::compile::{CompileOptions, compile, compile_first};
-use dijiang::convert::ConvertOptions;
+use dijiang::convert::compile::{CompileOptions, compile, compile_first};
+use dijiang::convert::stop_after::convert_first;
+use dijiang::convert::{ConvertOptions, source};
 use dijiang::onnx::import;
-use dijiang::progress::Silent;
-use dijiang::stop_after::convert_first;
-use dijiang::target::Target;
-use dijiang::{recipes, source};
+use dijiang::recipes;
+use dijiang::report::progress::Silent;
+use dijiang_format::target::Target;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::text::print;

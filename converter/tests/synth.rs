@@ -1,13 +1,12 @@
 //! Random checkpoints are those of the published shapes, and convert like any other.
 
-use dijiang::checkpoint;
 use dijiang::convert::{ConvertError, ConvertOptions, convert};
-use dijiang::progress::Silent;
-use dijiang::recipes;
+use dijiang::report::progress::Silent;
 use dijiang::synth::shapes::{SHAPES, find};
 use dijiang::synth::{SynthOptions, synth};
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang::{checkpoint, recipes};
+use dijiang_format::dtype::DType;
+use dijiang_format::target::Target;
 use std::path::Path;
 
 /// Parameters as their authors count them: EleutherAI's table of Pythia's total parameters, and the sizes of the

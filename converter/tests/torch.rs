@@ -3,7 +3,7 @@
 
 mod home;
 
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use home::Home;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};

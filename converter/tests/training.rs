@@ -1,6 +1,8 @@
 //! Calibration and fine-tuning by the command line, on a small checkpoint and made-up text.
 
+use dijiang::bundle::digests::{Compared, Difference, compare};
 use dijiang::train::metrics::Line;
+use dijiang_format::manifest::Manifest;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -26,16 +28,49 @@ struct Setting {
 
 impl Setting {
     fn new(recipe: &str) -> Self {
+        Self::with(recipe, &[])
+    }
+
+    fn with(recipe: &str, more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let setting = Self { dir };
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama");
-        let source = source.display().to_string();
-        let args = ["convert", &source, "-o", &setting.bundle(), "--recipe", recipe, "--no-verify"];
-        let output = run(&args);
+        let output = setting.convert(&[&["--recipe", recipe], more].concat());
         assert!(output.status.success(), "{}", said(&output));
         let tokens: Vec<u8> = (0..4000_u16).flat_map(|i| (i * 7 % 31).to_le_bytes()).collect();
         std::fs::write(setting.data(), tokens).expect("it is written");
         setting
+    }
+
+    fn convert(&self, more: &[&str]) -> Output {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama");
+        let source = source.display().to_string();
+        run(&[&["convert", &source, "-o", &self.bundle(), "--no-verify"], more].concat())
+    }
+
+    /// One line that a call is refused with, without the path of the directory.
+    fn refused(&self, output: &Output) -> String {
+        let text = said(output).replace(&self.dir.path().display().to_string(), "DIR");
+        assert_eq!((output.status.code(), text.lines().count()), (Some(2), 1), "{text}");
+        assert_eq!(output.stdout, b"", "{text}");
+        text
+    }
+
+    /// The names beside the bundle, hidden ones too.
+    fn beside(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path()).expect("it is there");
+        let name = |e: std::io::Result<std::fs::DirEntry>| e.expect("an entry").file_name();
+        let mut names: Vec<String> = entries.map(|e| name(e).to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn manifest(&self) -> String {
+        std::fs::read_to_string(Path::new(&self.bundle()).join("dijiang.json")).expect("it is there")
+    }
+
+    fn compared(&self) -> Compared {
+        let bundle = PathBuf::from(self.bundle());
+        compare(&bundle, &Manifest::read(&bundle).expect("a manifest")).expect("it is read")
     }
 
     fn bundle(&self) -> String {
@@ -371,4 +406,297 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     assert!(said(&output).contains("(hint: the checkpoint before it is still there)"), "{}", said(&output));
     assert_eq!(std::fs::read(&checkpoint).expect("it is there"), before);
     assert_eq!(setting.weights(), weights);
+}
+
+/// Its numbers are finite in f32, and the form that is trained may give some with them.
+#[test]
+fn a_last_step_that_diverged_is_not_written() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let (weights, manifest) = (setting.weights(), setting.manifest());
+    for (what, more) in [("finetune", &[][..]), ("calibrate", &["--no-fit"]), ("calibrate", &[])] {
+        let fixed = ["--steps", "1", "--lr", "1e30", "--validation-windows", "2"];
+        let told = setting.refused(&setting.train(what, &[&fixed[..], more].concat()));
+        assert!(told.starts_with("error: after step 1: "), "{told}");
+        assert!(told.contains(" so nothing was written (hint: a lower --lr)"), "{told}");
+        assert_eq!((setting.weights(), setting.manifest()), (weights.clone(), manifest.clone()));
+    }
+    // What f32 holds, f16 need not: a rate within what a weight may grow by.
+    let setting = Setting::with("adaptive", &["--dtype", "f16"]);
+    let weights = setting.weights();
+    let told =
+        setting.refused(&setting.train("finetune", &["--steps", "1", "--warm-up", "0", "--lr", "1e6"]));
+    assert!(told.starts_with("error: after step 1: `"), "{told}");
+    assert_eq!(setting.weights(), weights);
+}
+
+/// No bundle is there: the call is refused before one is looked for.
+#[test]
+fn numbers_out_of_their_range_are_refused_in_one_line() {
+    let setting = Setting { dir: tempfile::tempdir().expect("a directory") };
+    let refused = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        setting.refused(&run(&words))
+    };
+    assert_eq!(
+        refused("calibrate b --data d --lr nan"),
+        "error: invalid value 'nan' for '--lr <LR>': expected a finite number of 0 or more\n"
+    );
+    assert_eq!(
+        refused("finetune b --data d --batch 0"),
+        "error: invalid value '0' for '--batch <BATCH>': expected a whole number from 1 to 4294967295\n"
+    );
+    let training = "--batch 1000000000000,--accumulate 0,--accumulate 18446744073709551615,--context 1,\
+                    --context 99999999999,--threads 0,--threads 18446744073709551615,--clip 0,--clip nan,\
+                    --validation-windows 0,--lr -1,--lr inf,--steps -1,--steps 99999999999999999999";
+    let tuning = "--tokens 0,--new-lr nan,--new-lr -1,--weight-decay -0.1,--weight-decay inf,--checkpoint-every 0,\
+                  --validate-every 0,--warm-up -1,--teacher t --teacher-weight nan,--train lora:0";
+    let serving = "--temperature -1,--temperature nan,--temperature 1e39,--top-p 0,--top-p 1.1,--top-p nan,\
+                   --threads 0,--segment 0,--segment 18446744073709551615,-n -1";
+    let measuring = "--context 1,--context 99999999999,--max-tokens 0,--limit 0,--threads 0";
+    let timing = "--context 0,--batch 0,--runs 0,--steps 0,--segment 0,--threads 0,--threads 99999,--batch 99999999999";
+    for (call, options) in [
+        ("finetune b --data d", training),
+        ("calibrate b --data d", training),
+        ("finetune b --data d", tuning),
+        ("generate b --prompt p", serving),
+        ("eval b --perplexity f", measuring),
+        ("bench b", timing),
+        ("synth pythia-70m -o o", "--layers 0,--layers 99999999999"),
+    ] {
+        for option in options.split(',') {
+            let told = refused(&format!("{call} {option}"));
+            assert!(told.starts_with("error: ") && told.contains(": expected "), "{call} {option}: {told}");
+        }
+    }
+}
+
+#[test]
+fn sizes_beyond_memory_and_model_are_refused_before_memory_is_asked_for() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("paper");
+    let bundle = setting.bundle();
+    for batch in ["4000000000", "1000000000"] {
+        let told = setting.refused(&run(&[
+            "finetune",
+            &bundle,
+            "--data",
+            &setting.data(),
+            "--context",
+            "32",
+            "--batch",
+            batch,
+        ]));
+        assert!(
+            told.starts_with(&format!("error: a batch of {batch} × 32 tokens takes at least ")),
+            "{told}"
+        );
+        assert!(told.contains(" GB are free (hint: a smaller --batch or --context; "), "{told}");
+    }
+    let told =
+        setting.refused(&run(&["eval", &bundle, "--perplexity", &setting.data(), "--context", "4000000000"]));
+    assert!(told.starts_with("error: a batch of 1 × 4000000000 tokens takes at least "), "{told}");
+    let told = setting.refused(&run(&["bench", &bundle, "--context", "4000000000"]));
+    assert!(
+        told.starts_with("error: --context 4000000000 --batch 1: the tokens alone take 64.0 GB"),
+        "{told}"
+    );
+    let told = setting.refused(&setting.train("finetune", &["--train", "lora:99999999"]));
+    assert!(
+        told.starts_with("error: --train lora:99999999: the linear layers of this model have a rank of "),
+        "{told}"
+    );
+    let text = setting.manifest().replace("\"chunk\": 64", "\"chunk\": 18446744073709551615");
+    std::fs::write(Path::new(&bundle).join("dijiang.json"), text).expect("it is written");
+    for what in ["finetune", "calibrate"] {
+        let told = setting.refused(&setting.train(what, &["--steps", "1"]));
+        assert!(
+            told.contains("`recipe.chunk` is 18446744073709551615, expected 1 to 65536 (hint: "),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn one_command_at_a_time_writes_a_bundle() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let (bundle, data) = (setting.bundle(), setting.data());
+    let other = setting.dir.path().join("w.safetensors");
+    std::fs::copy(Path::new(&bundle).join("model.safetensors"), &other).expect("a copy");
+    let other = other.display().to_string();
+    let before = (setting.weights(), setting.manifest());
+    let fixed = ["finetune", &bundle, "--data", &data, "--batch", "4", "--context", "32", "--threads", "1"];
+    let started = dijiang()
+        .args(fixed)
+        .args(["--steps", "1000000"])
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn();
+    let mut child = started.expect("it starts");
+    let lock = setting.dir.path().join(".bundle.dijiang-lock");
+    let is_told = || std::fs::read_to_string(&lock).is_ok_and(|text| text.ends_with('\n'));
+    let patience = Instant::now() + Duration::from_mins(2);
+    while !is_told() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let held = format!("error: DIR/bundle: `dijiang finetune DIR/bundle --data DIR/text.u16 --batch 4 ");
+    for output in [
+        setting.convert(&["--force"]),
+        setting.train("finetune", &["--steps", "1"]),
+        setting.train("calibrate", &["--steps", "1"]),
+        run(&["import-weights", &bundle, &other]),
+        run(&["export-torch", &bundle]),
+        run(&["quantize", &bundle, "-o", &bundle, "--force", "--no-verify"]),
+    ] {
+        let told = setting.refused(&output);
+        let process = format!("` (process {} ", child.id());
+        assert!(told.starts_with(&held) && told.contains(&process), "{told}");
+        assert!(told.ends_with(" UTC) is writing it (hint: wait until that has ended)\n"), "{told}");
+    }
+    // What only reads goes on.
+    assert!(run(&["verify", &bundle, "--runtime", "tract"]).status.success());
+    child.kill().expect("it is killed");
+    child.wait().expect("it ends");
+    assert_eq!((setting.weights(), setting.manifest()), before);
+    // The lock of one that is gone blocks nobody, and goes with the next.
+    assert!(setting.convert(&["--force"]).status.success());
+    assert_eq!(setting.beside(), ["bundle", "text.u16", "w.safetensors"]);
+}
+
+/// As a hand or another program does it, which takes no lock.
+#[test]
+fn weights_that_were_replaced_during_a_run_stay() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let (bundle, data) = (setting.bundle(), setting.data());
+    let fixed = ["finetune", &bundle, "--data", &data, "--batch", "4", "--context", "32", "--threads", "1"];
+    let started = dijiang()
+        .args(fixed)
+        .args(["--steps", "60", "--json"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let child = started.expect("it starts");
+    let metrics = Path::new(&bundle).join("train/metrics.jsonl");
+    let patience = Instant::now() + Duration::from_mins(2);
+    while !metrics.exists() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let path = Path::new(&bundle).join("model.safetensors");
+    let (new, mut bytes) = (setting.dir.path().join("new"), setting.weights());
+    *bytes.last_mut().expect("a byte") ^= 1;
+    std::fs::write(&new, &bytes).expect("it is written");
+    std::fs::rename(&new, &path).expect("it is replaced");
+    let told = setting.refused(&child.wait_with_output().expect("it ends"));
+    assert!(told.contains("model.safetensors: it is not what was read when the run began"), "{told}");
+    assert_eq!(setting.weights(), bytes);
+}
+
+#[test]
+fn a_run_is_resumed_with_nothing_but_itself() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let how = ["--steps", "4", "--checkpoint-every", "2", "--threads", "1"];
+    let fresh = setting.dir.path().join("fresh");
+    let copy = |from: &str, to: &Path| {
+        let done = Command::new("cp").args(["-r", from]).arg(to).status().expect("it starts");
+        assert!(done.success());
+    };
+    let bundle = PathBuf::from(setting.bundle());
+    copy(&setting.bundle(), &fresh);
+    assert!(setting.train("finetune", &how).status.success());
+    let trained = setting.weights();
+    let resume = |more: &[&str]| setting.train("finetune", &[&how[..], &["--resume"], more].concat());
+    let refused = |output: &Output| {
+        let told = setting.refused(output);
+        let head = "error: DIR/bundle/train/checkpoint.safetensors: it is of another run: ";
+        let tail = " (hint: repeat that run's options, or leave --resume out to begin anew)\n";
+        assert!(told.starts_with(head) && told.ends_with(tail), "{told}");
+        told[head.len()..told.len() - tail.len()].to_owned()
+    };
+    let weights = "the weights of the bundle are others (of another bundle, or trained or imported since)";
+    assert_eq!(refused(&resume(&[])), weights);
+    // The bundle as it was before the run.
+    for name in ["model.safetensors", "dijiang.json"] {
+        std::fs::copy(fresh.join(name), bundle.join(name)).expect("a copy");
+    }
+    let before = setting.weights();
+    let data = setting.data();
+    let valid = "the windows to validate on are others (--valid, --validation-windows)";
+    assert_eq!(refused(&resume(&["--valid", &data])), format!("{valid}; --valid was not given and is given"));
+    assert_eq!(refused(&resume(&["--lr", "1e-3"])), "--lr was 0.0006 and is 0.001");
+    assert_eq!(
+        refused(&resume(&["--train", "lora:2", "--seed", "3"])),
+        "--seed was 0 and is 3; --train was all and is lora:2"
+    );
+    let text = std::fs::read(&data).expect("it is there");
+    let other: Vec<u8> = (0..4000_u16).flat_map(|i| (i * 5 % 31).to_le_bytes()).collect();
+    std::fs::write(&data, other).expect("it is written");
+    assert_eq!(refused(&resume(&[])), format!("--data holds other tokens; {valid}"));
+    // The same contents under another name are the same.
+    let moved = setting.dir.path().join("moved.u16");
+    std::fs::write(&moved, text).expect("it is written");
+    std::fs::remove_file(&data).expect("it is removed");
+    std::fs::rename(&moved, &data).expect("it is moved");
+    // Another bundle's checkpoint.
+    let checkpoint = std::fs::read(bundle.join("train/checkpoint.safetensors")).expect("it is there");
+    let output = setting.convert(&["--seed", "1", "--force"]);
+    assert!(output.status.success(), "{}", said(&output));
+    std::fs::create_dir(bundle.join("train")).expect("it is made");
+    std::fs::write(bundle.join("train/checkpoint.safetensors"), checkpoint).expect("it is written");
+    assert!(refused(&resume(&[])).starts_with(weights));
+    // The run itself goes on.
+    for name in ["model.safetensors", "dijiang.json"] {
+        std::fs::copy(fresh.join(name), bundle.join(name)).expect("a copy");
+    }
+    assert_eq!(setting.weights(), before);
+    std::fs::write(bundle.join("train/metrics.jsonl"), "").expect("it is written");
+    let output = resume(&[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(setting.weights(), trained);
+}
+
+#[test]
+fn a_byte_that_changed_after_training_is_found() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let path = Path::new(&setting.bundle()).join("model.safetensors");
+    let flip = |at: usize| {
+        let mut bytes = setting.weights();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).expect("it is written");
+    };
+    let last = setting.weights().len() - 1;
+    assert_eq!(setting.compared(), Compared::Matches);
+    flip(last);
+    let Compared::Differs(Difference::Tensors(names)) = setting.compared() else { panic!("it is found") };
+    assert_eq!(names.len(), 1);
+    flip(last);
+    // What is trained has new digests, and the rest those it was written with.
+    assert!(setting.train("finetune", &["--steps", "2", "--train", "dijiang"]).status.success());
+    assert_eq!(setting.compared(), Compared::Matches);
+    for at in [last, last / 2] {
+        flip(at);
+        assert!(matches!(setting.compared(), Compared::Differs(Difference::Tensors(_))));
+        flip(at);
+    }
+    let bytes = setting.weights();
+    let weights = setting.dir.path().join("w.safetensors");
+    std::fs::write(&weights, bytes).expect("it is written");
+    let output = run(&["import-weights", &setting.bundle(), &weights.display().to_string()]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(setting.compared(), Compared::Matches);
 }

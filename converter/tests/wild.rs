@@ -3,24 +3,24 @@
 //! that is nearly the same and must stay softmax.
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
-use dijiang::bundle::layout;
 use dijiang::convert::{ConvertOptions, Converted, convert};
 use dijiang::onnx::export::{ExportOptions, export};
 use dijiang::onnx::import::import;
 use dijiang::onnx::proto::{AttributeProto, ModelProto, attribute_type};
-use dijiang::progress::Silent;
 use dijiang::recipes;
-use dijiang::target::Target;
+use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use dijiang_passes::attention::patterns::{Found, find_sites};
 use dijiang_passes::canon::canonicalize;
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::patch::Patch;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::random::Random;
+use dijiang_passes::numeric::random::Random;
 use dijiang_runtime::OrtRuntime;
 use prost::Message;
 use std::path::{Path, PathBuf};
@@ -403,9 +403,9 @@ fn quantised_weights_are_served_as_they_are() {
     home.converted();
     let before = quantised(&home.source());
     assert_eq!(before.len(), 4);
-    assert_eq!(quantised(&home.bundle().join(layout::MODEL)), before);
+    assert_eq!(quantised(&home.bundle().join(files::MODEL)), before);
     // The other forms work the same weights out in standard operators.
-    for file in [layout::PARALLEL, layout::CHUNKED, layout::SOFTMAX] {
+    for file in [files::PARALLEL, files::CHUNKED, files::SOFTMAX] {
         assert_eq!(quantised(&home.bundle().join(file)), [], "{file}");
     }
 }

@@ -1,14 +1,26 @@
 //! A small decoder attention in the form our model families write it, for tests.
 
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
-use crate::random::Random;
+use crate::numeric::random::Random;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
+
+/// The names of the Rust files of a directory of this crate, without `mod` and `tests`, sorted: what a table beside
+/// them must name.
+pub(crate) fn file_stems(dir: &str) -> Vec<String> {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(dir);
+    let files = std::fs::read_dir(dir).expect("the directory").map(|entry| entry.expect("a file").path());
+    let files = files.filter(|file| file.extension().is_some_and(|e| e == "rs"));
+    let stems = files.map(|file| file.file_stem().expect("a name").to_string_lossy().into_owned());
+    let mut stems: Vec<String> = stems.filter(|stem| stem != "mod" && stem != "tests").collect();
+    stems.sort();
+    stems
+}
 
 pub(crate) const HEADS: i64 = 4;
 pub(crate) const KV_HEADS: i64 = 2;

@@ -1,7 +1,7 @@
 //! Single operators in the f64 interpreter, against what ONNX Runtime computed for them
 //! (`operators/reference.txt`, written by `operators/make.py`).
 
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;

@@ -31,7 +31,7 @@ except ImportError as missing:
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DIJIANG = os.environ.get("DIJIANG", str(ROOT / "target/debug/dijiang"))
-RECIPES = sorted(path.stem for path in (ROOT / "converter/recipes").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (ROOT / "converter/src/recipes").glob("*.yaml"))
 FAMILIES = ["llama", "neox", "opt"]
 # Fixtures with what the families' own do not have, and a model with a softmax layer left.
 OTHERS = ["llama-linear", "llama-rope3", "neox-serial", "opt-postnorm", "shakespeare"]
@@ -51,7 +51,7 @@ def dijiang(*arguments):
 
 def make_bundle(home, name, fixture, recipe, *options):
     """A bundle with short chunks and its PyTorch model."""
-    text = (ROOT / f"converter/recipes/{recipe}.yaml").read_text()
+    text = (ROOT / f"converter/src/recipes/{recipe}.yaml").read_text()
     file, bundle = home / f"{name}.yaml", home / name
     file.write_text(f"{text}\nchunk: {CHUNK}\n")
     source = ROOT / "fixtures" / fixture

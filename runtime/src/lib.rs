@@ -4,43 +4,27 @@
 //! A [`Decoder`] drives a session as a causal language model, and [`generate`] continues a text with it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod bound;
-mod cuda_libraries;
-mod decoder;
-mod decoder_layout;
-mod device_memory;
-mod discover;
-mod error;
-mod generate;
-mod growing;
-mod ort_library;
-mod ort_runtime;
-mod program;
-mod sample;
-mod served_bundle;
-mod serving;
+mod decode;
+mod ort;
+mod serve;
 mod session;
-mod state_file;
-mod tensor;
-mod text;
-mod tract_runtime;
-mod tract_types;
-mod unreleased_opsets;
-mod weight_file;
-mod wiring;
+mod tract;
 
-pub use bound::PREFILL_CHUNK;
-pub use decoder::{Decoder, DecoderState, History};
-pub use device_memory::memory_in_use;
-pub use error::RuntimeError;
-pub use generate::{GenerateOptions, Generated, generate};
-pub use growing::{GrowingDecoder, GrowingOptions, NEXT};
-pub use ort_runtime::OrtRuntime;
-pub use program::{DeviceTensor, Program};
-pub use sample::{Sampler, greedy};
-pub use serving::{BOUND_SEGMENT, Engine, Serving, ServingOptions};
-pub use session::{Device, DimSpec, Io, LoadOptions, Runtime, Session};
-pub use tensor::{Dtype, HostTensor, TensorError};
-pub use text::{TextStream, Tokenizer};
-pub use tract_runtime::TractRuntime;
-pub use wiring::Link;
+pub use dijiang_format::serving::{Device, Engine};
+
+pub use decode::decoder::{Decoder, DecoderState, History};
+pub use decode::growing::{GrowingDecoder, GrowingOptions};
+pub use decode::identity::ModelIdentity;
+pub use ort::device_memory::memory_in_use;
+pub use ort::program::{DeviceTensor, Program};
+pub use ort::runtime::OrtRuntime;
+pub use serve::generate::{GenerateOptions, Generated, generate};
+pub use serve::pieces::{Pieces, TextError};
+pub use serve::sample::{Sampler, greedy};
+pub use serve::serving::{BOUND_SEGMENT, Serving, ServingOptions};
+pub use serve::text::{TextStream, Tokenizer};
+pub use session::error::RuntimeError;
+pub use session::tensor::{HostTensor, TensorError};
+pub use session::wiring::Link;
+pub use session::{DimSpec, Io, LoadOptions, Runtime, Session};
+pub use tract::runtime::TractRuntime;

@@ -2,8 +2,8 @@
 
 use super::{BenchError, median};
 use crate::onnx::export::{ExportOptions, export};
-use crate::target::PORTABLE_OPSET;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::Patch;
 use dijiang_passes::ir::shape::Dim;

@@ -2,20 +2,20 @@
 //! only, as text generation needs them. Every bundle is changed alike.
 
 use super::BenchError;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
 use crate::bundle::weights::WeightFile;
 use crate::checkpoint::Weights;
 use crate::onnx::export::{ExportOptions, ExternalWeights, export};
 use crate::onnx::import::import;
-use crate::target::Target;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use dijiang_format::names::NEXT;
+use dijiang_format::target::Target;
 use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::fuse::fuse;
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::patch::Patch;
-use dijiang_runtime::NEXT;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
@@ -29,17 +29,13 @@ pub(super) struct Greedy {
 
 impl Greedy {
     pub(super) fn model(&self) -> PathBuf {
-        self.directory.path().join(layout::MODEL)
+        self.directory.path().join(files::MODEL)
     }
 
     pub(super) fn of(bundle: &Path) -> Result<Self, BenchError> {
         let io = |source| BenchError::Io { path: bundle.to_owned(), source };
-        let manifest = Manifest::own_weights(bundle)?;
-        let target: Target = manifest
-            .target
-            .parse()
-            .map_err(|reason| BenchError::Model { path: bundle.join(layout::MANIFEST), reason })?;
-        let path = bundle.join(layout::MODEL);
+        let target = Manifest::own_weights(bundle)?.target;
+        let path = bundle.join(files::MODEL);
         let mut graph = import(&path)?;
         let failed = |reason| BenchError::Model { path, reason };
         end_in_a_token(&mut graph)
@@ -47,13 +43,13 @@ impl Greedy {
             .map_err(failed)?;
         let parent = bundle.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let directory = tempfile::Builder::new().prefix(".dijiang-bench-").tempdir_in(parent).map_err(io)?;
-        let weights = bundle.join(layout::WEIGHTS);
-        std::fs::hard_link(&weights, directory.path().join(layout::WEIGHTS)).map_err(io)?;
+        let weights = bundle.join(files::WEIGHTS);
+        std::fs::hard_link(&weights, directory.path().join(files::WEIGHTS)).map_err(io)?;
         let stored = Weights::read(&weights)?;
         let file = WeightFile::plan(stored.tensors())?;
-        let external = ExternalWeights { location: layout::WEIGHTS, file: &file };
+        let external = ExternalWeights { location: files::WEIGHTS, file: &file };
         let bytes = export(&graph, &ExportOptions { opset: target.opset(), weights: Some(external) })?;
-        std::fs::write(directory.path().join(layout::MODEL), bytes).map_err(io)?;
+        std::fs::write(directory.path().join(files::MODEL), bytes).map_err(io)?;
         Ok(Self { directory, weight_bytes: weight_bytes(&graph) })
     }
 }

@@ -7,13 +7,13 @@ mod greedy;
 pub mod picture;
 pub mod table1;
 
-use crate::bundle::layout;
-use crate::bundle::manifest::ManifestError;
 use crate::bundle::weights::LayoutError;
 use crate::checkpoint::CheckpointError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
-use crate::progress::Progress;
+use crate::report::progress::Progress;
+use dijiang_format::files;
+use dijiang_format::manifest::ManifestError;
 use dijiang_runtime::{
     Device, GrowingDecoder, GrowingOptions, OrtRuntime, RuntimeError, Serving, ServingOptions, memory_in_use,
 };
@@ -188,7 +188,7 @@ impl Bench<'_> {
         let BenchOptions { device, threads, cuda_graph, .. } = *self.options;
         let segment = Some(self.options.segment);
         let profile = self.options.profile.clone();
-        if device != Device::Cpu && self.bundle.join(layout::DECODE).exists() {
+        if device != Device::Cpu && self.bundle.join(files::DECODE).exists() {
             let options =
                 ServingOptions { device, threads, segment, cuda_graph, profile, ..ServingOptions::default() };
             return Ok(Engine::Served(Box::new(Serving::open(&self.bundle, &options)?)));
@@ -320,9 +320,9 @@ pub fn counterpart<'a>(rows: &'a [Row], row: &Row, against: &Path) -> Option<&'a
 mod tests {
     use super::*;
     use crate::convert::{ConvertOptions, convert};
-    use crate::progress::Silent;
-    use crate::target::Target;
-    use dijiang_passes::ir::dtype::DType;
+    use crate::report::progress::Silent;
+    use dijiang_format::dtype::DType;
+    use dijiang_format::target::Target;
     use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime as _};
 
     /// What is measured generates what the bundle generates: rows side by side, segment by segment, step by step.
@@ -354,7 +354,7 @@ mod tests {
             let prompts = [vec![5, 9, 3, 30, 7, 1, 2], vec![8, 8, 20, 4, 6, 11, 12]];
 
             let session =
-                runtime.load(&bundle.join(layout::MODEL), &LoadOptions::default()).expect("it loads");
+                runtime.load(&bundle.join(files::MODEL), &LoadOptions::default()).expect("it loads");
             let mut plain = Decoder::new(session).expect("a decoder");
             plain.reset(2).expect("two rows");
             let logits = plain.prefill(&prompts, None, 7).expect("it runs");

@@ -1,7 +1,7 @@
 //! The two panels of Figure 4 of the paper: latency and memory of decoding against context.
 
 use super::{Phase, Row};
-use crate::plot::{Line, Panel, colour, draw};
+use crate::report::plot::{Line, Panel, colour, draw};
 
 /// Milliseconds per token, and memory.
 pub fn latency(rows: &[Row]) -> String {

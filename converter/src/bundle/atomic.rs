@@ -1,6 +1,7 @@
 //! Directories that appear whole or not at all: written beside the target, made durable, and renamed.
 
-use super::layout;
+use super::lock::{BundleLock, LockError};
+use dijiang_format::files;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -15,6 +16,8 @@ pub enum BundleError {
     NotABundle { path: String },
     #[error("{path}: expected the path of a directory to be made")]
     NoName { path: String },
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("{path}: {doing}: {source}")]
     Io { path: String, doing: &'static str, source: io::Error },
 }
@@ -27,6 +30,8 @@ pub struct NewBundle {
     force: bool,
     /// Held while the directory is written: what nobody holds was left by a killed run.
     _lock: File,
+    /// That of the target, let go before its parents.
+    _target_lock: BundleLock,
     /// Dropped, and so removed where nothing came into them, after the temporary directory.
     _parents: NewParents,
 }
@@ -36,6 +41,23 @@ impl NewBundle {
     /// else that is there, except an empty directory, is refused.
     pub fn begin(target: &Path, force: bool) -> Result<Self, BundleError> {
         let target = &followed(target);
+        if target.file_name().is_none() {
+            return Err(BundleError::NoName { path: show(target) });
+        }
+        let parents = NewParents::of(parent(target));
+        let failed =
+            |source| BundleError::Io { path: show(parent(target)), doing: "it cannot be made", source };
+        std::fs::create_dir_all(parent(target)).map_err(failed)?;
+        let lock = BundleLock::acquire(target)?;
+        Self::begin_locked(target, force, lock, parents)
+    }
+
+    fn begin_locked(
+        target: &Path,
+        force: bool,
+        lock: BundleLock,
+        parents: NewParents,
+    ) -> Result<Self, BundleError> {
         let name = target.file_name().ok_or_else(|| BundleError::NoName { path: show(target) })?;
         let parent = parent(target);
         let failed = |doing| move |source| BundleError::Io { path: show(parent), doing, source };
@@ -46,22 +68,22 @@ impl NewBundle {
             restore(target, parent, &prefix).map_err(failed("it cannot be read"))?;
         }
         check(target, force)?;
-        let parents = NewParents::of(parent);
-        std::fs::create_dir_all(parent).map_err(failed("it cannot be made"))?;
         remove_abandoned(parent, &prefix).map_err(failed("it cannot be read"))?;
         prefix.push(std::process::id().to_string());
         let temporary = parent.join(prefix);
         std::fs::create_dir(&temporary).map_err(failed("it cannot be written into"))?;
-        let lock = File::open(&temporary).and_then(|f| f.lock().map(|()| f));
-        let lock =
-            lock.map_err(|source| BundleError::Io { path: show(&temporary), doing: "lock", source })?;
-        Ok(Self { target: target.clone(), temporary, force, _lock: lock, _parents: parents })
+        let held = File::open(&temporary).and_then(|f| f.lock().map(|()| f));
+        let held =
+            held.map_err(|source| BundleError::Io { path: show(&temporary), doing: "lock", source })?;
+        let target = target.to_owned();
+        Ok(Self { target, temporary, force, _lock: held, _target_lock: lock, _parents: parents })
     }
 
     /// Begins another version of the bundle at `target`: with all that is there, except the files to be written anew.
-    /// The files are linked where the file system can, so they must not be written to.
-    pub fn revise(target: &Path, anew: &[&str]) -> Result<Self, BundleError> {
-        let new = Self::begin(target, true)?;
+    /// The files are linked where the file system can, so they must not be written to. The lock is that of the target,
+    /// held since before anything of it was read.
+    pub fn revise(target: &Path, anew: &[&str], lock: BundleLock) -> Result<Self, BundleError> {
+        let new = Self::begin_locked(&followed(target), true, lock, NewParents(Vec::new()))?;
         let failed = |source| BundleError::Io { path: show(target), doing: "it cannot be copied", source };
         link_all(&new.target, new.path(), anew).map_err(failed)?;
         Ok(new)
@@ -138,7 +160,7 @@ fn check(target: &Path, force: bool) -> Result<(), BundleError> {
     if !(target.exists() || target.is_symlink()) || is_empty(target) {
         return Ok(());
     }
-    if !target.join(layout::MANIFEST).is_file() {
+    if !target.join(files::MANIFEST).is_file() {
         return Err(BundleError::NotABundle { path: show(target) });
     }
     if force { Ok(()) } else { Err(BundleError::Exists { path: show(target) }) }
@@ -182,7 +204,7 @@ fn remove_abandoned(parent: &Path, prefix: &OsString) -> io::Result<()> {
 fn restore(target: &Path, parent: &Path, prefix: &OsString) -> io::Result<()> {
     let is_bundle = |path: &&PathBuf| {
         path.as_os_str().as_encoded_bytes().ends_with(ASIDE.as_bytes())
-            && path.join(layout::MANIFEST).is_file()
+            && path.join(files::MANIFEST).is_file()
     };
     match abandoned(parent, prefix)?.iter().find(is_bundle) {
         Some(old) => std::fs::rename(old, target),
@@ -253,13 +275,13 @@ mod tests {
     /// A bundle whose one file says `text`.
     fn write(target: &Path, force: bool, text: &str) -> Result<(), BundleError> {
         let new = NewBundle::begin(target, force)?;
-        fs::write(new.path().join(layout::MANIFEST), text).expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), text).expect("it is written");
         fs::create_dir(new.path().join("train")).expect("it is made");
         new.commit()
     }
 
     fn read(target: &Path) -> String {
-        fs::read_to_string(target.join(layout::MANIFEST)).expect("it is there")
+        fs::read_to_string(target.join(files::MANIFEST)).expect("it is there")
     }
 
     fn names(directory: &Path) -> Vec<OsString> {
@@ -304,19 +326,23 @@ mod tests {
         let target = directory.path().join("b");
         write(&target, false, "one").expect("it is new");
         fs::write(target.join("train/step"), "7").expect("it is written");
-        drop(NewBundle::revise(&target, &[layout::MANIFEST]).expect("it begins"));
+        let revise = |target: &Path| {
+            let lock = BundleLock::acquire(target).expect("nobody holds it");
+            NewBundle::revise(target, &[files::MANIFEST], lock)
+        };
+        drop(revise(&target).expect("it begins"));
         assert_eq!(
             (read(&target), names(&target)),
-            ("one".to_owned(), vec![layout::MANIFEST.into(), "train".into()])
+            ("one".to_owned(), vec![files::MANIFEST.into(), "train".into()])
         );
-        let new = NewBundle::revise(&target, &[layout::MANIFEST]).expect("it begins");
+        let new = revise(&target).expect("it begins");
         assert_eq!(names(new.path()), ["train"]);
-        fs::write(new.path().join(layout::MANIFEST), "two").expect("it is written");
+        fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
         new.commit().expect("it is replaced");
         let step = fs::read_to_string(target.join("train/step")).expect("it is there");
         assert_eq!((read(&target), step), ("two".to_owned(), "7".to_owned()));
         assert_eq!(names(directory.path()), ["b"]);
-        assert!(matches!(NewBundle::revise(&target.join("train"), &[]), Err(BundleError::NotABundle { .. })));
+        assert!(matches!(revise(&target.join("train")), Err(BundleError::NotABundle { .. })));
     }
 
     #[test]
@@ -325,11 +351,12 @@ mod tests {
         let target = directory.path().join("b");
         let abandoned = directory.path().join(".b.tmp-1");
         fs::create_dir(&abandoned).expect("it is made");
-        fs::write(abandoned.join(layout::WEIGHTS), "").expect("it is written");
+        fs::write(abandoned.join(files::WEIGHTS), "").expect("it is written");
         let new = NewBundle::begin(&target, false).expect("it begins");
         assert!(!abandoned.exists());
         assert!(new.path().exists());
-        assert!(NewBundle::begin(&target, false).is_err(), "one run writes it already");
+        let error = NewBundle::begin(&target, true).expect_err("one run writes it already");
+        assert!(matches!(error, BundleError::Lock(LockError::Held { .. })), "{error}");
         assert!(new.path().exists());
         drop(new);
         assert_eq!(names(directory.path()), [] as [&str; 0]);

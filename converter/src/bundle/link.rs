@@ -4,14 +4,11 @@
 //! Hard links, as runtimes refuse a symbolic one that leaves the bundle. The files are the source's, so nothing may
 //! write to them: what changes weights refuses such a bundle ([`super::manifest::Manifest::float_weights`]).
 
+use dijiang_format::files::LINKED;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
 use std::borrow::Cow;
-use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
-
-/// What the name of a link begins with, so that it is never taken for the bundle's own weight file.
-pub const PREFIX: &str = "source-";
+use std::{fmt, io};
 
 /// A weight file of the source.
 #[derive(Clone)]
@@ -51,7 +48,7 @@ impl MappedFile {
     /// The name of the link to it.
     pub fn link_name(&self) -> String {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        format!("{PREFIX}{name}")
+        format!("{LINKED}{name}")
     }
 
     /// Where the tensor lies, if it is a part of this file as it is.

@@ -1,9 +1,10 @@
 //! The bundle: a directory with one weight file and graphs that point into it.
 
 pub mod atomic;
-pub mod layout;
+pub mod digests;
+pub(crate) mod finite;
 pub mod link;
-pub mod manifest;
+pub mod lock;
 pub mod replace;
 pub mod room;
 pub mod weights;

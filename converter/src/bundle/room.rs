@@ -3,10 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What graphs, texts and the manifest take at most beside the weights, in round numbers: the largest graph of the
-/// supported families stays below 4 MB, and there are six.
-const GRAPHS: u64 = 32 << 20;
-
 /// Bytes that can still be written into a directory.
 pub type FreeSpace = fn(&Path) -> io::Result<u64>;
 
@@ -42,14 +38,9 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(kibibytes.saturating_mul(1024))
 }
 
-/// Bytes that a bundle with so many bytes of weights takes.
-pub fn estimate(weights: u64) -> u64 {
-    weights.saturating_add(GRAPHS)
-}
-
-/// Refuses a bundle that `directory` has no room for; `target` is what the error names.
-pub fn check(directory: &Path, target: &Path, weights: u64, free_space: FreeSpace) -> Result<(), NoRoom> {
-    let (needed, Ok(free)) = (estimate(weights), free_space(directory)) else { return Ok(()) };
+/// Refuses a bundle of `needed` bytes that `directory` has no room for; `target` is what the error names.
+pub fn check(directory: &Path, target: &Path, needed: u64, free_space: FreeSpace) -> Result<(), NoRoom> {
+    let Ok(free) = free_space(directory) else { return Ok(()) };
     if needed <= free {
         return Ok(());
     }
@@ -60,17 +51,17 @@ pub fn check(directory: &Path, target: &Path, weights: u64, free_space: FreeSpac
 mod tests {
     use super::*;
 
-    fn room_for(weights: u64, free_space: FreeSpace) -> Result<(), NoRoom> {
-        check(Path::new("."), Path::new("out/bundle"), weights, free_space)
+    fn room_for(needed: u64, free_space: FreeSpace) -> Result<(), NoRoom> {
+        check(Path::new("."), Path::new("out/bundle"), needed, free_space)
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let exact: FreeSpace = |_| Ok(GRAPHS + 5_000_000);
+        let exact: FreeSpace = |_| Ok(5_000_000);
         assert!(room_for(5_000_000, exact).is_ok());
         assert_eq!(
             room_for(5_000_001, exact).expect_err("one byte too many").to_string(),
-            "out/bundle: the bundle takes 39 MB, and 38 MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)"
+            "out/bundle: the bundle takes 6 MB, and 5 MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)"
         );
         assert!(room_for(u64::MAX, exact).is_err());
     }
@@ -91,6 +82,6 @@ mod tests {
     #[test]
     fn this_file_system_tells() {
         let told = free_space(&std::env::temp_dir()).expect("it tells");
-        assert!(told > 0 && room_for(u64::MAX - GRAPHS, free_space).is_err());
+        assert!(told > 0 && room_for(u64::MAX, free_space).is_err());
     }
 }

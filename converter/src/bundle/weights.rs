@@ -6,8 +6,9 @@
 //! first), then name, so that each one is aligned to its elements, as the `safetensors` crate does.
 
 use super::link::{MappedFile, Place};
-use crate::finite::NotFinite;
-use dijiang_passes::ir::dtype::DType;
+use crate::bundle::finite::NotFinite;
+use dijiang_format::digest::{Hasher, WeightDigests, digest};
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -41,6 +42,14 @@ struct Entry {
     tensor: Tensor,
     /// From the start of the file.
     offset: u64,
+}
+
+/// What there is to say of a file that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// A line for every tensor that holds numbers that are not finite, in file order.
+    pub warnings: Vec<String>,
+    pub digests: WeightDigests,
 }
 
 /// A weight file, laid out but not written.
@@ -129,13 +138,9 @@ impl WeightFile {
 
     /// Writes the file; `progress` hears of every block of bytes written, from several threads in
     /// turn. Memory stays bounded whatever the size: elements go from their map to the file, and
-    /// those that must be converted do so a block at a time. Returns a line for every tensor that
-    /// holds numbers that are not finite, in file order.
-    pub fn write(
-        &self,
-        out: &mut File,
-        progress: &mut (dyn FnMut(u64) + Send),
-    ) -> std::io::Result<Vec<String>> {
+    /// those that must be converted do so a block at a time. They are digested on the way, in as many threads as
+    /// write, while the system brings to the disk what it was handed before.
+    pub fn write(&self, out: &mut File, progress: &mut (dyn FnMut(u64) + Send)) -> std::io::Result<Written> {
         let head = self.head();
         out.set_len(self.size)?;
         out.write_all(&head)?;
@@ -147,20 +152,27 @@ impl WeightFile {
             }
         };
         let written = self.entries.par_iter().map(|entry| entry.write(out, &report));
-        let found: Vec<NotFinite> = written.collect::<std::io::Result<_>>()?;
-        let lines = self.entries.iter().zip(found);
-        Ok(lines.filter_map(|(entry, found)| found.line(&entry.name, entry.tensor.len())).collect())
+        let found: Vec<(NotFinite, String)> = written.collect::<std::io::Result<_>>()?;
+        let found = || self.entries.iter().zip(&found);
+        let line =
+            |(entry, (found, _)): (&Entry, &(NotFinite, String))| found.line(&entry.name, entry.tensor.len());
+        let tensors = found().map(|(entry, (_, digest))| (entry.name.clone(), digest.clone())).collect();
+        Ok(Written {
+            warnings: found().filter_map(line).collect(),
+            digests: WeightDigests { header: digest(&head), tensors },
+        })
     }
 }
 
 impl Entry {
-    /// Returns what is not finite in the elements as they are written.
-    fn write(&self, out: &File, report: &dyn Fn(usize)) -> std::io::Result<NotFinite> {
+    /// Returns what is not finite in the elements as they are written, and their digest.
+    fn write(&self, out: &File, report: &dyn Fn(usize)) -> std::io::Result<(NotFinite, String)> {
         let mut at = self.offset;
-        let mut found = NotFinite::default();
+        let (mut found, mut hasher) = (NotFinite::default(), Hasher::default());
         let mut put = |bytes: &[u8]| -> std::io::Result<()> {
             out.write_all_at(bytes, at)?;
             found.count(self.tensor.dtype(), bytes);
+            hasher.update(bytes);
             at += bytes.len() as u64;
             report(bytes.len());
             Ok(())
@@ -174,7 +186,7 @@ impl Entry {
         } else {
             self.tensor.for_each_block(&mut put)?;
         }
-        Ok(found)
+        Ok((found, hasher.finish()))
     }
 }
 

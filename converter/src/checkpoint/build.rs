@@ -1,13 +1,11 @@
 //! What the families build with: a patch, and weights by name with their shapes checked.
 
-use super::ModelMeta;
 use super::config::Config;
 use super::error::CheckpointError;
 use super::families::Family;
 use super::weights::{Stored, Weights};
-use dijiang_passes::attention::lower::grouped::TABLES;
-use dijiang_passes::attention::rewrite::is_new;
-use dijiang_passes::ir::dtype::DType;
+use super::{ModelMeta, extra};
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::patch::{Change, Patch};
 use dijiang_passes::ir::shape::Dim;
@@ -25,6 +23,8 @@ pub(super) struct Builder<'a> {
     made: BTreeMap<String, ValueId>,
     /// Names in the files that were asked for.
     asked: BTreeSet<&'a str>,
+    /// The module of the output projection, and the module whose weight it has.
+    head: Option<(String, String)>,
     presents: Vec<(String, ValueId)>,
 }
 
@@ -57,6 +57,7 @@ impl<'a> Builder<'a> {
             weights,
             made: BTreeMap::new(),
             asked: BTreeSet::new(),
+            head: None,
             presents: Vec::new(),
         }
     }
@@ -169,6 +170,7 @@ impl<'a> Builder<'a> {
     /// `[vocab, inner]` of module `of`: its own, or the table of the tied embedding.
     pub(super) fn logits(&mut self, head: &str, of: &str, x: ValueId) -> Result<ValueId, CheckpointError> {
         self.p.set_scope(head);
+        self.head = Some((head.to_owned(), of.to_owned()));
         let inner = self.p.known_dim(x, 2);
         let weight = self.weight(&format!("{of}.weight"), &[self.meta.vocab, inner])?;
         Ok(self.p.linear(x, weight, None))
@@ -214,19 +216,18 @@ impl<'a> Builder<'a> {
         Ok(self.p.layer_norm(x, weight, bias, epsilon as f32))
     }
 
-    /// The change to apply. Warns of tensors that no one asked for, unless the family says that they
-    /// carry nothing, or a conversion added them, as in a bundle.
-    pub(super) fn finish(self) -> Change {
-        let is_added = |name: &str| is_new(name) || name.starts_with(TABLES);
-        for name in self.weights.names().filter(|name| !self.asked.contains(name)) {
-            if !is_added(name) && !self.family.unused.iter().any(|suffix| name.ends_with(suffix)) {
-                tracing::warn!(
-                    tensor = name,
-                    family = self.family.name,
-                    "the checkpoint holds a tensor that is not used"
-                );
-            }
-        }
-        self.p.finish()
+    /// The change to apply, and what is to be told of tensors that no one asked for.
+    pub(super) fn finish(self) -> Result<(Change, Vec<String>), CheckpointError> {
+        let head = self.head.as_ref().map(|(head, of)| (head.as_str(), of.as_str()));
+        let tied = head.filter(|(head, of)| head != of);
+        let table = tied.and_then(|(_, of)| self.find(&format!("{of}.weight")));
+        let asked = extra::Asked {
+            family: self.family,
+            names: &self.asked,
+            head: head.map_or("", |(head, _)| head),
+            table: table.map(|(name, _)| name),
+        };
+        let told = extra::check(self.weights, &asked)?;
+        Ok((self.p.finish(), told))
     }
 }

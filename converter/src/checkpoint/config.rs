@@ -1,15 +1,42 @@
 //! `config.json`: typed access to its keys, and the spellings that transformers 4 and 5 use.
 
 use super::error::CheckpointError;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A `config.json`. A key that holds null counts as absent.
 #[derive(Debug, Clone)]
 pub struct Config {
     path: PathBuf,
     values: Map<String, Value>,
+    asked: Asked,
+}
+
+/// The keys that were asked for, so that one that nobody asks for is not passed over in silence.
+#[derive(Debug, Clone, Default)]
+struct Asked(Arc<Mutex<BTreeSet<String>>>);
+
+impl Asked {
+    fn add(&self, key: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+}
+
+/// What a family calls its rotary settings outside `rope_parameters`. The first name that is there counts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RopeKeys {
+    pub(super) theta: &'static [&'static str],
+    pub(super) partial: &'static [&'static str],
+    /// The share of a head's features that is rotated where no key tells.
+    pub(super) share: f64,
 }
 
 /// Rotary position embedding as a config describes it.
@@ -39,6 +66,8 @@ pub(super) enum RopeScaling {
 }
 
 const SIZE: &str = "a positive integer below 2^31";
+/// What a contradiction calls a setting of `rope_parameters` as `rope_scaling` has it.
+const BY_SCALING: &str = "that by `rope_scaling`";
 const ROPE_TYPES: &str = "default, linear, llama3";
 
 impl Config {
@@ -48,7 +77,7 @@ impl Config {
             std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
         let values = serde_json::from_slice(&text)
             .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), values })
+        Ok(Self { path: path.to_owned(), values, asked: Asked::default() })
     }
 
     /// The file this was read from.
@@ -62,7 +91,18 @@ impl Config {
     }
 
     fn top(&self) -> Section<'_> {
-        Section { path: &self.path, prefix: "", values: &self.values }
+        Section { path: &self.path, prefix: "", values: &self.values, asked: &self.asked }
+    }
+
+    /// The keys with a value that nobody has asked for so far, in the order of the file.
+    pub(super) fn unread(&self) -> Vec<(&str, &Value)> {
+        self.top().unread()
+    }
+
+    /// The value of a key, whatever it is.
+    pub(super) fn value(&self, key: &str) -> Option<&Value> {
+        self.asked.add(key);
+        self.values.get(key).filter(|value| !value.is_null())
     }
 
     /// A size or a count that must be there.
@@ -119,44 +159,68 @@ impl Config {
         }
     }
 
-    /// Rotary settings: `rope_parameters` (transformers 5), or `rope_theta`, `rope_scaling` and
-    /// `rotary_pct` (4). `partial` is the family's own share where none is given.
-    pub(super) fn rope(&self, partial: f64) -> Result<RopeConfig, CheckpointError> {
+    /// Rotary settings: `rope_parameters` (transformers 5), or `rope_scaling` and the family's own keys (4).
+    ///
+    /// Where both objects are there, transformers 5 reads `rope_scaling` alone, and 4 knows no other. What
+    /// `rope_parameters` says beyond the default must be the same then: the file would mean two models.
+    pub(super) fn rope(&self, keys: &RopeKeys) -> Result<RopeConfig, CheckpointError> {
         let top = self.top();
-        let new = top.section("rope_parameters")?;
-        let first = |keys: &[(Option<&Section<'_>>, &str)]| {
-            keys.iter().find_map(|(section, key)| section.as_ref()?.positive(key).transpose()).transpose()
+        let is_filled = |section: &Section<'_>| !section.values.is_empty();
+        let old = top.section("rope_scaling")?.filter(is_filled);
+        let new = top.section("rope_parameters")?.filter(is_filled);
+        let rope = self.rope_of(keys, old.as_ref().or(new.as_ref()))?;
+        let (Some(_), Some(new)) = (old, new) else { return Ok(rope) };
+        let other = self.rope_of(keys, Some(&new))?;
+        let same = |part: &str, one: f64, other: f64| match one.to_bits() == other.to_bits() {
+            true => Ok(()),
+            false => Err(self.contradiction(&new.full(part), other, BY_SCALING, one)),
         };
-        let top = Some(&top);
-        // GPT-NeoX sets `rope_theta` from `rotary_emb_base`, so that one wins where both are there.
-        let theta = first(&[(new.as_ref(), "rope_theta"), (top, "rotary_emb_base"), (top, "rope_theta")])?;
-        let share = first(&[
-            (new.as_ref(), "partial_rotary_factor"),
-            (top, "rotary_pct"),
-            (top, "partial_rotary_factor"),
-        ])?;
-        Ok(RopeConfig {
-            theta: theta.unwrap_or(10000.0),
-            partial: share.unwrap_or(partial),
-            scaling: self.rope_scaling(new)?,
-        })
+        same("rope_theta", rope.theta, other.theta)?;
+        same("partial_rotary_factor", rope.partial, other.partial)?;
+        if other.scaling != RopeScaling::None && other.scaling != rope.scaling {
+            return Err(self.contradiction(&new.full("rope_type"), other.scaling, BY_SCALING, rope.scaling));
+        }
+        Ok(rope)
     }
 
-    fn rope_scaling(&self, new: Option<Section<'_>>) -> Result<RopeScaling, CheckpointError> {
-        let section = match new {
-            Some(section) => Some(section),
-            None => self.top().section("rope_scaling")?,
+    /// The settings by one of the two objects and the keys outside them.
+    fn rope_of(&self, keys: &RopeKeys, section: Option<&Section<'_>>) -> Result<RopeConfig, CheckpointError> {
+        let setting = |inner: &str, outer: &[&str], default: f64| {
+            let (mut inside, mut outside) = (None, None);
+            if let Some(section) = section {
+                inside = section.positive(inner)?.map(|value| (section.full(inner), value));
+            }
+            for key in outer {
+                let stated = self.top().positive(key)?;
+                outside = outside.or(stated.map(|value| ((*key).to_owned(), value)));
+            }
+            match (inside, outside) {
+                (Some((inner, x)), Some((outer, y))) if x.to_bits() != y.to_bits() => {
+                    Err(self.contradiction(&inner, x, &format!("`{outer}`"), y))
+                }
+                (inside, outside) => Ok(inside.or(outside).map_or(default, |(_, value)| value)),
+            }
         };
-        let Some(section) = section else { return Ok(RopeScaling::None) };
+        let theta = setting("rope_theta", keys.theta, 10000.0)?;
+        let partial = setting("partial_rotary_factor", keys.partial, keys.share)?;
+        let scaling = section.map_or(Ok(RopeScaling::None), |section| self.rope_scaling(section))?;
+        Ok(RopeConfig { theta, partial, scaling })
+    }
+
+    fn rope_scaling(&self, section: &Section<'_>) -> Result<RopeScaling, CheckpointError> {
         // `type` is the older spelling.
-        let (key, kind) = match section.str("rope_type")? {
-            Some(kind) => ("rope_type", kind),
-            None => ("type", section.str("type")?.unwrap_or("default")),
+        let (key, kind) = match (section.str("rope_type")?, section.str("type")?) {
+            (Some(new), Some(old)) if new != old => {
+                let other = format!("`{}`", section.full("type"));
+                return Err(self.contradiction(&section.full("rope_type"), new, &other, old));
+            }
+            (Some(kind), _) => ("rope_type", kind),
+            (None, kind) => ("type", kind.unwrap_or("default")),
         };
         let number = |key: &str| section.need(key, section.positive(key)?, "a positive number");
-        match kind {
-            "default" => Ok(RopeScaling::None),
-            "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
+        let scaling = match kind {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: number("factor")? },
             "llama3" => {
                 let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
                 if high <= low {
@@ -164,9 +228,35 @@ impl Config {
                     return Err(self.bad(&section.full("high_freq_factor"), &high.to_string(), &expected));
                 }
                 let original = number("original_max_position_embeddings")?;
-                Ok(RopeScaling::Llama3 { factor: number("factor")?, low, high, original })
+                RopeScaling::Llama3 { factor: number("factor")?, low, high, original }
             }
-            other => Err(self.unsupported(&section.full(key), other, ROPE_TYPES)),
+            other => return Err(self.unsupported(&section.full(key), other, ROPE_TYPES)),
+        };
+        // Every key of these objects changes the frequencies of some type.
+        match section.unread().first() {
+            Some((key, value)) => Err(CheckpointError::UnreadKey {
+                path: self.path.clone(),
+                key: section.full(key),
+                found: shortened(value),
+                reader: format!("rope_type `{kind}`"),
+            }),
+            None => Ok(scaling),
+        }
+    }
+
+    fn contradiction(
+        &self,
+        key: &str,
+        found: impl ToString,
+        other: &str,
+        stated: impl ToString,
+    ) -> CheckpointError {
+        CheckpointError::Contradiction {
+            path: self.path.clone(),
+            key: key.to_owned(),
+            found: found.to_string(),
+            other: other.to_owned(),
+            stated: stated.to_string(),
         }
     }
 
@@ -189,11 +279,24 @@ impl Config {
     }
 }
 
+impl fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => write!(f, "default"),
+            Self::Linear { factor } => write!(f, "linear by {factor}"),
+            Self::Llama3 { factor, low, high, original } => {
+                write!(f, "llama3 by {factor} from {low} to {high} of {original}")
+            }
+        }
+    }
+}
+
 /// The keys of the file, or of an object inside it.
 struct Section<'a> {
     path: &'a Path,
     prefix: &'static str,
     values: &'a Map<String, Value>,
+    asked: &'a Asked,
 }
 
 impl<'a> Section<'a> {
@@ -208,6 +311,7 @@ impl<'a> Section<'a> {
         expected: &str,
         read: impl Fn(&'a Value) -> Option<T>,
     ) -> Result<Option<T>, CheckpointError> {
+        self.asked.add(&self.full(key));
         let Some(value) = self.values.get(key).filter(|v| !v.is_null()) else { return Ok(None) };
         let bad = || CheckpointError::BadKey {
             path: self.path.to_owned(),
@@ -238,12 +342,19 @@ impl<'a> Section<'a> {
 
     fn section(&self, key: &'static str) -> Result<Option<Section<'a>>, CheckpointError> {
         let values = self.get(key, "an object", Value::as_object)?;
-        Ok(values.map(|values| Section { path: self.path, prefix: key, values }))
+        Ok(values.map(|values| Section { path: self.path, prefix: key, values, asked: self.asked }))
+    }
+
+    fn unread(&self) -> Vec<(&'a str, &'a Value)> {
+        let set = self.values.iter().filter(|(_, value)| !value.is_null());
+        set.map(|(key, value)| (key.as_str(), value))
+            .filter(|(key, _)| !self.asked.has(&self.full(key)))
+            .collect()
     }
 }
 
 /// A value as an error shows it: on one line and not too long.
-fn shortened(value: &Value) -> String {
+pub(super) fn shortened(value: &Value) -> String {
     const LONGEST: usize = 60;
     let text = value.to_string();
     if text.chars().count() <= LONGEST {
@@ -259,8 +370,14 @@ mod tests {
 
     fn config(values: &Value) -> Config {
         let values = values.as_object().expect("an object").clone();
-        Config { path: "config.json".into(), values }
+        Config { path: "config.json".into(), values, asked: Asked::default() }
     }
+
+    const KEYS: RopeKeys = RopeKeys {
+        theta: &["rotary_emb_base", "rope_theta"],
+        partial: &["rotary_pct", "partial_rotary_factor"],
+        share: 0.5,
+    };
 
     fn error<T: std::fmt::Debug>(result: Result<T, CheckpointError>) -> String {
         result.expect_err("an error").to_string()
@@ -293,16 +410,42 @@ mod tests {
                 0.25,
                 RopeScaling::None,
             ),
+            // Both objects: transformers reads `rope_scaling`.
+            (
+                json!({
+                    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+                    "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+                }),
+                10000.0,
+                0.5,
+                linear,
+            ),
+            (
+                json!({
+                    "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0},
+                    "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0},
+                    "rope_theta": 7.0,
+                }),
+                7.0,
+                0.5,
+                linear,
+            ),
+            (
+                json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {}}),
+                10000.0,
+                0.5,
+                linear,
+            ),
         ];
         for (values, theta, partial, scaling) in cases {
-            let found = config(&values).rope(0.5).unwrap_or_else(|e| panic!("{values}: {e}"));
+            let found = config(&values).rope(&KEYS).unwrap_or_else(|e| panic!("{values}: {e}"));
             assert_eq!(found, RopeConfig { theta, partial, scaling }, "{values}");
         }
     }
 
     #[test]
     fn rotary_settings_that_cannot_be_used_are_named() {
-        let rope = |values: Value| error(config(&values).rope(1.0));
+        let rope = |values: Value| error(config(&values).rope(&KEYS));
         assert_eq!(
             rope(json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})),
             "config.json: rope_scaling.rope_type `yarn` is not supported; supported: default, linear, llama3"
@@ -330,6 +473,73 @@ mod tests {
             }})),
             "config.json: key `rope_scaling.high_freq_factor` is 4; expected more than low_freq_factor = 4"
         );
+    }
+
+    #[test]
+    fn rotary_settings_that_contradict_each_other_are_refused() {
+        let rope = |values: Value| error(config(&values).rope(&KEYS));
+        let hint = "(hint: leave one of them in the file)";
+        assert_eq!(
+            rope(json!({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 8.0})),
+            format!("config.json: `rope_parameters.rope_theta` is 7 and `rope_theta` is 8 {hint}")
+        );
+        // transformers forgets the theta with the object.
+        assert_eq!(
+            rope(json!({
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            })),
+            format!(
+                "config.json: `rope_parameters.rope_theta` is 500000 and that by `rope_scaling` is 10000 {hint}"
+            )
+        );
+        assert_eq!(
+            rope(json!({
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            })),
+            format!(
+                "config.json: `rope_parameters.rope_type` is linear by 2 and that by `rope_scaling` is linear by 4 {hint}"
+            )
+        );
+        assert_eq!(
+            rope(json!({"rope_scaling": {"rope_type": "default", "type": "linear", "factor": 4.0}})),
+            format!(
+                "config.json: `rope_scaling.rope_type` is default and `rope_scaling.type` is linear {hint}"
+            )
+        );
+    }
+
+    #[test]
+    fn rotary_keys_that_the_type_does_not_read_are_refused() {
+        let rope = |values: Value| error(config(&values).rope(&KEYS));
+        assert_eq!(
+            rope(json!({"rope_scaling": {"factor": 4.0}})),
+            "config.json: `rope_scaling.factor` is 4.0, which rope_type `default` does not read (hint: remove the key if it means nothing)"
+        );
+        assert_eq!(
+            rope(json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "attention_factor": 0.5}})),
+            "config.json: `rope_parameters.attention_factor` is 0.5, which rope_type `linear` does not read (hint: remove the key if it means nothing)"
+        );
+        let message = rope(json!({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}));
+        assert!(message.starts_with("config.json: `rope_parameters.full_attention` is {"), "{message}");
+    }
+
+    #[test]
+    fn a_familys_rotary_keys_are_its_own() {
+        let keys = RopeKeys { theta: &["rope_theta"], partial: &[], share: 1.0 };
+        let config = config(&json!({"rotary_emb_base": 7.0, "rotary_pct": 0.5}));
+        let found = config.rope(&keys).expect("settings");
+        assert_eq!((found.theta, found.partial), (10000.0, 1.0));
+        assert_eq!(config.unread().len(), 2);
+    }
+
+    #[test]
+    fn keys_are_unread_until_they_are_asked_for() {
+        let config = config(&json!({"a": null, "b": 1, "c": 2, "rope_theta": 7.0}));
+        config.opt_size("b").expect("a size");
+        config.rope(&KEYS).expect("settings");
+        assert_eq!(config.unread(), [("c", &json!(2))]);
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub enum CheckpointError {
     BadKey { path: PathBuf, key: String, found: String, expected: String },
     #[error("{}: {key} `{found}` is not supported; supported: {supported}", path.display())]
     Unsupported { path: PathBuf, key: String, found: String, supported: String },
+    #[error("{}: `{key}` is {found} and {other} is {stated} (hint: leave one of them in the file)", path.display())]
+    Contradiction { path: PathBuf, key: String, found: String, other: String, stated: String },
+    #[error("{}: `{key}` is {found}, which {reader} does not read (hint: remove the key if it means nothing)", path.display())]
+    UnreadKey { path: PathBuf, key: String, found: String, reader: String },
 
     #[error("{}: the safetensors header is broken: {reason}; the file is damaged or is no safetensors file", path.display())]
     Header { path: PathBuf, reason: String },
@@ -46,7 +50,30 @@ pub enum CheckpointError {
         path.display()
     )]
     WeightDType { path: PathBuf, tensor: String, found: String },
+    #[error(
+        "{}: {}, for which {family} has no place: without {} it would be another model (hint: export the model to ONNX with its own code, and convert that)",
+        place.display(), listed(names, *count), if *count == 1 { "it" } else { "them" }
+    )]
+    ExtraTensors { place: PathBuf, family: &'static str, names: Vec<String>, count: usize },
+    #[error(
+        "{}: tensor `{tensor}` is not `{tied}`, although `tie_word_embeddings` says so (hint: set it to false in config.json)",
+        place.display()
+    )]
+    Untied { place: PathBuf, tensor: String, tied: String },
 
     #[error("the graph could not be built: {0}")]
     Graph(#[from] PatchError),
+}
+
+/// How many names a message shows of a long list.
+pub(super) const SHOWN: usize = 3;
+
+/// ``2 tensors (`a`, `b`)``, or ``100 tensors (`a`, `b`, `c` and 97 more)``: `names` are the first of `count`.
+pub(super) fn listed(names: &[String], count: usize) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let tensors = if count == 1 { "tensor" } else { "tensors" };
+    match count.saturating_sub(names.len()) {
+        0 => format!("{count} {tensors} ({})", quoted.join(", ")),
+        more => format!("{count} {tensors} ({} and {more} more)", quoted.join(", ")),
+    }
 }

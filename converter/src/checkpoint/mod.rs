@@ -12,7 +12,10 @@
 mod build;
 mod config;
 mod error;
+mod extra;
 mod families;
+mod generation;
+mod keys;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -20,12 +23,13 @@ mod weights;
 
 pub use config::Config;
 pub use error::CheckpointError;
+pub(crate) use generation::take_tokens;
 pub use weights::read_header;
 pub(crate) use weights::{Stored, Weights};
 
 use crate::bundle::link::MappedFile;
 use build::Builder;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use families::Family;
@@ -48,6 +52,8 @@ pub struct SourceModel {
     pub meta: ModelMeta,
     /// The element type of weights, cache and logits.
     pub dtype: DType,
+    /// What the checkpoint holds that the model does not use.
+    pub warnings: Vec<String>,
 }
 
 /// What a model is, apart from its weights.
@@ -82,7 +88,8 @@ pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
     let dir = snapshot::resolve(dir)?;
     let config = Config::read(&dir.join("config.json"))?;
     let family = families::find(&config)?;
-    let meta = (family.meta)(&config)?;
+    let mut meta = (family.meta)(&config)?;
+    take_tokens(&dir, &mut meta)?;
     let stated = config.dtype()?;
     let weights = Weights::open(&dir)?;
     let dtype = stated.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
@@ -145,8 +152,9 @@ impl Checkpoint {
         let mut graph = Graph::new(&self.meta.model_type);
         let mut builder = Builder::new(&graph, self.family, &self.config, &self.meta, &self.weights, dtype);
         (self.family.build)(&mut builder)?;
-        let change = builder.finish();
+        let (change, mut warnings) = builder.finish()?;
         graph.apply(change)?;
-        Ok(SourceModel { graph, meta: self.meta.clone(), dtype })
+        warnings.extend(keys::check(&self.config, self.family.name)?);
+        Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings })
     }
 }

@@ -189,14 +189,149 @@ fn names_without_the_prefix_of_the_base_model_are_found() {
     assert!(model.graph.find_value("model.layers.0.mlp.up_proj.weight").is_some());
 }
 
+/// What is told of a model that is built.
+#[track_caller]
+fn told(draft: &Draft) -> Vec<String> {
+    let dir = draft.write();
+    let model = try_build(dir.path()).expect("a model");
+    let place = |line: &String| line.replace(&format!("{}/", dir.path().display()), "");
+    model.warnings.iter().map(place).collect()
+}
+
 #[test]
-fn tensors_without_use_are_left_alone() {
-    let draft = llama().tensor("model.layers.0.self_attn.rotary_emb.inv_freq", Dtype::F32, &[1]).tensor(
-        "some.scale",
-        Dtype::F8_E4M3,
-        &[4],
+fn tensors_that_change_nothing_are_told_by_kind() {
+    assert!(told(&llama()).is_empty());
+    let layer = "model.layers.0.self_attn";
+    let mut draft = llama()
+        .tensor(&format!("{layer}.rotary_emb.inv_freq"), Dtype::F32, &[1])
+        .tensor("some.scale", Dtype::F8_E4M3, &[4])
+        // As a bundle holds it.
+        .tensor(&format!("{layer}.dijiang.d"), Dtype::F32, &[4]);
+    for i in 0..100 {
+        draft = draft.tensor(&format!("extra.{i}.proj_matrix"), Dtype::F32, &[1]);
+    }
+    assert_eq!(
+        told(&draft),
+        [
+            "model.safetensors: 1 tensor (`model.layers.0.self_attn.rotary_emb.inv_freq`): not read, as they change nothing",
+            "model.safetensors: 101 tensors (`extra.0.proj_matrix`, `extra.1.proj_matrix`, `extra.10.proj_matrix` and 98 more): not read, as they lie outside the model",
+        ]
     );
-    try_build(draft.write().path()).expect("a model");
+}
+
+#[test]
+fn tensors_of_another_model_are_refused() {
+    let layer = "model.layers.0.self_attn";
+    let hint = "(hint: export the model to ONNX with its own code, and convert that)";
+    refused(
+        &llama().tensor(&format!("{layer}.q_norm.weight"), Dtype::F16, &[2]).tensor(
+            &format!("{layer}.proj_matrix"),
+            Dtype::F16,
+            &[2, 2],
+        ),
+        &format!(
+            "model.safetensors: 2 tensors (`{layer}.proj_matrix`, `{layer}.q_norm.weight`), for which llama has no place: without them it would be another model {hint}"
+        ),
+    );
+    // The causal mask of GPT-NeoX is called like this, and has another rank.
+    for name in
+        ["model.layers.1.mlp.up_proj.weight", "model.W_G", "lm_head.bias", "model.layers.0.attention.bias"]
+    {
+        refused(
+            &llama().tensor(name, Dtype::F16, &[6]),
+            &format!(
+                "model.safetensors: 1 tensor (`{name}`), for which llama has no place: without it it would be another model {hint}"
+            ),
+        );
+    }
+}
+
+#[test]
+fn in_the_files_of_a_base_model_every_tensor_is_inside() {
+    let mut draft = llama();
+    let bare = |name: String| name.strip_prefix("model.").expect("a full name").to_owned();
+    draft.tensors = draft.tensors.into_iter().map(|(n, t)| (bare(n), t)).collect();
+    let message = try_build(draft.tensor("group_norm.weight", Dtype::F16, &[6]).write().path());
+    let message = message.expect_err("it is refused");
+    assert!(message.contains("1 tensor (`group_norm.weight`), for which llama has no place"), "{message}");
+}
+
+#[test]
+fn a_tied_projection_may_be_stored_again_as_it_is() {
+    let same = llama().tensor("lm_head.weight", Dtype::F16, &[5, 6]);
+    assert!(told(&same).is_empty());
+    let dir = same.write();
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("it was written");
+    let header = u64::from_le_bytes(*bytes.first_chunk().expect("a length")) as usize;
+    // The first tensor in the file is `lm_head.weight`.
+    bytes[8 + header] = 1;
+    write(&path, &bytes);
+    let expected = "model.safetensors: tensor `lm_head.weight` is not `model.embed_tokens.weight`, although `tie_word_embeddings` says so (hint: set it to false in config.json)";
+    refused_at(dir.path(), expected);
+    refused(&llama().tensor("lm_head.weight", Dtype::F32, &[5, 6]), expected);
+}
+
+#[test]
+fn config_keys_that_nobody_reads_are_refused_or_told() {
+    assert!(
+        told(&llama().with("architectures", json!(["LlamaForCausalLM"])).with("dropout", json!(0.1)))
+            .is_empty()
+    );
+    assert_eq!(
+        told(
+            &llama()
+                .with("auto_map", json!({}))
+                .with("rotary_emb_base", json!(5000))
+                .with("unset", json!(null))
+        ),
+        [
+            "config.json: `auto_map`, `rotary_emb_base`: llama reads no such key, and the model is built without"
+        ]
+    );
+    let harmless = [
+        ("qk_norm", json!(false)),
+        ("layer_types", json!(["full_attention"])),
+        ("logit_scale", json!(1.0)),
+        ("quantization_config", json!({})),
+    ];
+    for (key, value) in harmless {
+        assert!(told(&llama().with(key, value)).is_empty(), "{key}");
+    }
+    let refusals = [
+        (
+            "sliding_window",
+            json!(4096),
+            "sliding_window `4096` is not supported; supported: null (attention to all positions)",
+        ),
+        ("qk_norm", json!(true), "qk_norm `true` is not supported; supported: false"),
+        ("logit_scale", json!(0.0625), "logit_scale `0.0625` is not supported; supported: 1"),
+        (
+            "quantization_config",
+            json!({"bits": 4}),
+            "quantization_config.quant_method `unnamed` is not supported; supported: weights in f32, f16 or bf16",
+        ),
+    ];
+    for (key, value, expected) in refusals {
+        refused(&llama().with(key, value), &format!("config.json: {expected}"));
+    }
+    let off = llama().with("sliding_window", json!(4096)).with("use_sliding_window", json!(false));
+    assert!(told(&off).is_empty());
+}
+
+#[test]
+fn tokens_that_end_a_text_come_from_the_generation_config_first() {
+    let meta = |generation: Value| {
+        let dir = llama().with("pad_token_id", json!(4)).write();
+        write(&dir.path().join("generation_config.json"), generation.to_string().as_bytes());
+        let meta = open(dir.path()).map_err(|e| e.to_string())?.meta().clone();
+        Ok::<_, String>((meta.eos, meta.bos, meta.pad))
+    };
+    let found = meta(json!({"eos_token_id": [4, 1], "bos_token_id": 0})).expect("a model");
+    assert_eq!(found, (vec![4, 1], Some(0), Some(4)));
+    assert_eq!(meta(json!({"eos_token_id": null})).expect("a model"), (vec![2, 3], None, Some(4)));
+    let message = meta(json!({"eos_token_id": "</s>"})).expect_err("it is refused");
+    assert!(message.ends_with("generation_config.json: key `eos_token_id` is \"</s>\"; expected a token id or a list of token ids"), "{message}");
 }
 
 #[test]

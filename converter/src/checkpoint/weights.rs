@@ -3,7 +3,7 @@
 
 use super::error::CheckpointError;
 use crate::bundle::link::MappedFile;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
 use memmap2::{Mmap, MmapOptions};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
@@ -177,10 +177,6 @@ impl Weights {
     /// Every tensor, in the order of their names.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Stored)> {
         self.tensors.iter().map(|(name, stored)| (name.as_str(), stored))
-    }
-
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
     }
 
     /// The tensors that can be read, in the order of their names.

@@ -2,8 +2,7 @@
 
 use super::show;
 use crate::bundle::room;
-use crate::estimate::Estimate;
-use crate::progress::Progress;
+use crate::report::progress::{Estimate, Progress};
 use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 

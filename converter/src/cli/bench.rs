@@ -1,10 +1,11 @@
 //! `dijiang bench BUNDLE…`
 
 use super::bar::Bar;
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::bench::table1::paper;
 use crate::bench::{BenchOptions, Measured, Phase, Row, bench, counterpart, picture};
 use crate::bundle::replace::replace_file;
+use crate::bundle::room;
 use dijiang_runtime::{BOUND_SEGMENT, Device};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -25,25 +26,25 @@ pub(super) struct Args {
     #[arg(long)]
     against: Option<PathBuf>,
     /// Tokens of context
-    #[arg(long, value_delimiter = ',', default_value = "512,2048,8192", value_parser = positive)]
+    #[arg(long, value_delimiter = ',', default_value = "512,2048,8192", allow_negative_numbers = true, value_parser = numbers::count())]
     context: Vec<usize>,
     /// Rows decoded side by side
-    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = positive)]
+    #[arg(long, value_delimiter = ',', default_value = "1", allow_negative_numbers = true, value_parser = numbers::count())]
     batch: Vec<usize>,
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads inside one operator
-    #[arg(long, value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// Runs that a figure is the median of
-    #[arg(long, default_value = "5", value_parser = positive)]
+    #[arg(long, default_value = "5", allow_negative_numbers = true, value_parser = numbers::count())]
     runs: usize,
     /// Tokens decoded in a run
-    #[arg(long, default_value = "16", value_parser = positive)]
+    #[arg(long, default_value = "16", allow_negative_numbers = true, value_parser = numbers::count())]
     steps: usize,
     /// Prompt tokens fed at a time: 4,096 where not given, on a GPU 8,192
-    #[arg(long, value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::tokens_at_once())]
     segment: Option<usize>,
     /// On a GPU: launch the kernels of a linear model one by one instead of replaying recorded runs, as --profile does
     #[arg(long)]
@@ -75,14 +76,11 @@ enum Skip {
     Decode,
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is not a whole number above 0"))
-}
-
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     if args.largest && args.device == Device::Cpu {
         return Err("--largest: the CPU's memory is not filled up (hint: --device cuda:0)".into());
     }
+    check_memory(args)?;
     let skips = |skip: Skip| args.skip.contains(&skip);
     let phases = [
         (Phase::Prefill, !skips(Skip::Prefill)),
@@ -117,6 +115,23 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         }
     }
     Ok(Outcome::Fine)
+}
+
+/// Refuses tokens that the host has no room for, whatever else a figure takes.
+fn check_memory(args: &Args) -> Result<(), Failure> {
+    let free = room::free_memory().unwrap_or(i64::MAX as u64);
+    for (context, batch) in args.context.iter().flat_map(|c| args.batch.iter().map(move |b| (*c, *b))) {
+        // An id and a mask of each.
+        let needed = (context as u64).saturating_mul(batch as u64).saturating_mul(16);
+        if needed > free {
+            let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
+            return Err(format!(
+                "--context {context} --batch {batch}: the tokens alone take {needed:.1} GB of memory, and {free:.1} GB are free"
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 fn write_pictures(prefix: &Path, rows: &[Row]) -> Result<(), Failure> {

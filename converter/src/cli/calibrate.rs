@@ -1,7 +1,7 @@
 //! `dijiang calibrate BUNDLE --data PATH…`
 
 use super::training::{Common, progress};
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::train::calibrate::{CalibrateOptions, calibrate};
 use crate::train::schedule::{Schedule, Shape};
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     /// Updates of what the conversion added
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, allow_negative_numbers = true, value_parser = numbers::steps())]
     steps: usize,
     /// Leave out the fit of feature weights that comes before the updates
     #[arg(long)]
     no_fit: bool,
     /// Learning rate
-    #[arg(long, default_value_t = 1e-2)]
+    #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true, value_parser = numbers::rate)]
     lr: f64,
     #[arg(long, default_value = "constant")]
     schedule: Shape,

@@ -1,6 +1,6 @@
 //! `dijiang eval BUNDLE… --perplexity FILE`
 
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::train::evaluate::{EvalOptions, Evaluator};
 use dijiang_runtime::Device;
 use serde_json::json;
@@ -18,19 +18,19 @@ pub(super) struct Args {
     #[arg(long, value_parser = task)]
     task: Vec<(String, PathBuf)>,
     /// Tokens per row
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = 512, allow_negative_numbers = true, value_parser = numbers::context())]
     context: u64,
-    /// Tokens of the text, at most
-    #[arg(long)]
+    /// Tokens of the text, at most, in whole rows: --context or more
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::count())]
     max_tokens: Option<usize>,
     /// Questions of each task, at most
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::count())]
     limit: Option<usize>,
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads of an operator
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
@@ -43,7 +43,12 @@ fn task(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let options = EvalOptions { context: args.context, device: args.device, threads: args.threads };
+    let options = EvalOptions {
+        context: args.context,
+        max_tokens: args.max_tokens,
+        device: args.device,
+        threads: args.threads,
+    };
     let mut results = Vec::new();
     for bundle in &args.bundles {
         let mut evaluator = Evaluator::new(bundle, &options)?;
@@ -56,11 +61,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
             );
         };
         if let Some(file) = &args.perplexity {
-            let found = evaluator.perplexity(file, args.max_tokens)?;
+            let found = evaluator.perplexity(file)?;
             add(&file.display().to_string(), "perplexity", found.value, found.n);
         }
         for (name, file) in &args.task {
-            let found = evaluator.accuracy(file, args.limit)?;
+            let found = evaluator.accuracy(file, args.limit.map(|n| n as usize))?;
             add(name, "accuracy", found.value, found.n);
         }
     }

@@ -1,8 +1,8 @@
 //! `dijiang export-torch BUNDLE`
 
 use super::{Failure, Outcome, show};
-use crate::bundle::layout;
 use crate::torch::export::export_torch;
+use dijiang_format::files;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -20,11 +20,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let class = export_torch(&args.bundle)?;
-    let code = args.bundle.join(layout::TORCH);
+    let code = args.bundle.join(files::TORCH);
     if args.json {
         show::object(&json!({"bundle": args.bundle, "code": code, "class": class}));
     } else {
-        show::line(&format!("{}: {class}, which {} names", code.display(), layout::CONFIG));
+        show::line(&format!("{}: {class}, which {} names", code.display(), files::CONFIG));
     }
     Ok(Outcome::Fine)
 }

@@ -1,7 +1,7 @@
 //! `dijiang finetune BUNDLE --data PATH…`
 
 use super::training::{Common, progress};
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::teacher::{Source, TeacherOptions};
@@ -15,23 +15,23 @@ pub(super) struct Args {
     #[command(flatten)]
     common: Common,
     /// Updates of the weights
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 250, allow_negative_numbers = true, value_parser = numbers::steps())]
     steps: usize,
     /// Tokens to train on, in place of --steps
-    #[arg(long, conflicts_with = "steps")]
+    #[arg(long, conflicts_with = "steps", allow_negative_numbers = true, value_parser = numbers::count())]
     tokens: Option<usize>,
     /// Learning rate
-    #[arg(long, default_value_t = 6e-4)]
+    #[arg(long, default_value_t = 6e-4, allow_negative_numbers = true, value_parser = numbers::rate)]
     lr: f64,
     /// Learning rate of what the conversion added, as a multiple
-    #[arg(long, default_value_t = NEW_RATE)]
+    #[arg(long, default_value_t = NEW_RATE, allow_negative_numbers = true, value_parser = numbers::rate)]
     new_lr: f64,
     #[arg(long, default_value = "cosine")]
     schedule: Shape,
     /// Steps in which the learning rate rises
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, allow_negative_numbers = true, value_parser = numbers::steps())]
     warm_up: usize,
-    #[arg(long, default_value_t = WEIGHT_DECAY)]
+    #[arg(long, default_value_t = WEIGHT_DECAY, allow_negative_numbers = true, value_parser = numbers::rate)]
     weight_decay: f64,
     /// Which weights to train: all, attention (those modules), dijiang (what the conversion added), or lora:RANK (that,
     /// and additions of a rank to the linear layers, which become part of them in the end)
@@ -41,13 +41,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "BUNDLE|self")]
     teacher: Option<Source>,
     /// How much of KL(teacher ‖ model) is added to the loss
-    #[arg(long, default_value_t = 0.5, requires = "teacher")]
+    #[arg(long, default_value_t = 0.5, requires = "teacher", allow_negative_numbers = true, value_parser = numbers::rate)]
     teacher_weight: f64,
     /// Steps between checkpoints
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = numbers::count64())]
     checkpoint_every: u64,
     /// Steps between validations
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = numbers::count64())]
     validate_every: u64,
     /// Go on from the last checkpoint
     #[arg(long)]

@@ -1,8 +1,8 @@
 //! `dijiang generate BUNDLE --prompt P`
 
-use super::{Failure, Outcome, show};
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, Model};
+use super::{Failure, Outcome, numbers, show};
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, Model};
 use dijiang_runtime::{
     Device, Engine, GenerateOptions, Generated, Serving, ServingOptions, Tokenizer, generate,
 };
@@ -24,13 +24,13 @@ pub(super) struct Args {
     #[arg(long, requires = "prompt_file", conflicts_with = "prompt")]
     lines: bool,
     /// New tokens at most
-    #[arg(short = 'n', long, default_value_t = 64)]
+    #[arg(short = 'n', long, default_value_t = 64, allow_negative_numbers = true, value_parser = numbers::steps())]
     tokens: usize,
     /// 0 takes the likeliest token each time
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_parser = numbers::temperature)]
     temperature: f32,
     /// Probability mass to choose from
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true, value_parser = numbers::share)]
     top_p: f32,
     /// Seed of the choices
     #[arg(long, default_value_t = 0)]
@@ -45,7 +45,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_cuda_graph: bool,
     /// Threads inside one operator
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// Go on from a state that --save-state wrote
     #[arg(long, value_name = "FILE")]
@@ -54,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
     /// Prompt tokens fed at a time, at most
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::tokens_at_once())]
     segment: Option<usize>,
     /// Print one JSON object
     #[arg(long)]
@@ -69,7 +69,7 @@ enum Runs {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
-    let tokenizer = Tokenizer::load(&args.bundle.join(layout::TOKENIZER))?;
+    let tokenizer = Tokenizer::load(&args.bundle.join(files::TOKENIZER))?;
     let texts = texts(args)?;
     let encode = |text: &String| match args.load_state {
         Some(_) => tokenizer.encode_more(text),
@@ -167,7 +167,7 @@ fn check_prompt(ids: &[i64], seen: usize, new_tokens: usize, model: &Model) -> R
         return Err(format!(
             "prompt: the tokenizer gives token {id}, but the model knows {} (hint: is {} the model's own?)",
             model.vocab,
-            layout::TOKENIZER
+            files::TOKENIZER
         )
         .into());
     }

@@ -1,7 +1,7 @@
 //! `dijiang inspect SRC`
 
 use super::{Failure, Outcome, show};
-use crate::source::{self, Source};
+use crate::convert::source::{self, Source};
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::text;
@@ -22,8 +22,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let Source { mut graph, notes, .. } = source::open(&args.source, None)?;
+    let Source { mut graph, notes, warnings, .. } = source::open(&args.source, None)?;
     canonicalize(&mut graph)?;
+    warnings.iter().for_each(|warning| show::warning(warning));
     // In JSON they are part of the object.
     if !args.json {
         notes.iter().for_each(|n| show::note(n));
@@ -36,6 +37,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     if args.json {
         show::object(&json!({
             "sites": show::sites(&report.sites), "misses": show::misses(&report.misses), "notes": notes,
+            "warnings": warnings,
         }));
         return Ok(Outcome::Fine);
     }

@@ -11,6 +11,7 @@ mod finetune;
 mod generate;
 mod import_weights;
 mod inspect;
+mod numbers;
 mod plot;
 mod quantize;
 mod show;
@@ -18,6 +19,7 @@ mod synth;
 mod training;
 mod verify;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -44,6 +46,22 @@ enum Command {
     Bench(bench::Args),
     Synth(synth::Args),
     Plot(plot::Args),
+}
+
+impl Cli {
+    /// The command line, or the end of the program: with help, or with what is wrong.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            // What clap says beside it is how to ask for help, which is no part of what is wrong with a value.
+            if error.kind() == ErrorKind::ValueValidation {
+                let text = error.to_string();
+                let line = text.lines().next().unwrap_or_default();
+                show::error(line.trim_start_matches("error: "));
+                std::process::exit(2);
+            }
+            error.exit()
+        })
+    }
 }
 
 /// Why a command ended early: wrong input or a wrong call.

@@ -3,9 +3,9 @@
 use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::convert::Converted;
-use crate::quantization::Quantization;
-use crate::requantize::{RequantizeOptions, requantize};
+use crate::convert::requantize::{RequantizeOptions, requantize};
 use crate::verify::VerifyOptions;
+use dijiang_format::quantization::Quantization;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;

@@ -1,10 +1,10 @@
 //! `dijiang synth SHAPE -o DIR`
 
 use super::bar::Bar;
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::synth::shapes::{self, SHAPES, Shape};
 use crate::synth::{SynthOptions, synth};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Layers, instead of the shape's own
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::layers())]
     layers: Option<u64>,
     /// Print one JSON object
     #[arg(long)]

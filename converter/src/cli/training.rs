@@ -1,5 +1,6 @@
 //! What the training subcommands share.
 
+use super::numbers;
 use crate::train::finetune::Sources;
 use crate::train::metrics::Line;
 use crate::train::trainer::{BATCH, CLIP_NORM, CONTEXT, TrainerOptions};
@@ -19,19 +20,19 @@ pub(super) struct Common {
     #[arg(long, num_args = 1..)]
     valid: Vec<PathBuf>,
     /// Windows to validate on, at most
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, allow_negative_numbers = true, value_parser = numbers::count())]
     validation_windows: usize,
     /// Rows per batch
-    #[arg(long, default_value_t = BATCH, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = BATCH, allow_negative_numbers = true, value_parser = numbers::count64())]
     batch: u64,
     /// Batches per update
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = numbers::batches())]
     accumulate: u64,
     /// Tokens per row
-    #[arg(long, default_value_t = CONTEXT, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = CONTEXT, allow_negative_numbers = true, value_parser = numbers::context())]
     context: u64,
     /// Gradients of a larger norm are scaled down to it
-    #[arg(long, default_value_t = CLIP_NORM)]
+    #[arg(long, default_value_t = CLIP_NORM, allow_negative_numbers = true, value_parser = numbers::norm)]
     clip: f64,
     /// f32, or bf16 for matrix products on CUDA
     #[arg(long, default_value = "f32")]
@@ -40,7 +41,7 @@ pub(super) struct Common {
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads of an operator
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
     /// On a GPU, launch every kernel on its own instead of recording them once
     #[arg(long)]
@@ -69,7 +70,7 @@ impl Common {
     }
 
     pub(super) fn tokens_per_step(&self) -> usize {
-        (self.batch * self.accumulate * self.context) as usize
+        self.batch.saturating_mul(self.accumulate).saturating_mul(self.context) as usize
     }
 
     pub(super) fn trainer(&self, weight_decay: f64, new_rate: f64) -> TrainerOptions {

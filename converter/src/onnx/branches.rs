@@ -4,10 +4,10 @@
 //! two branches of one `If` over the input `use_cache_branch`. The one with the cache computes both
 //! where the cache may be empty, so that input is fixed to true and is gone.
 
-use super::message::shown;
 use super::proto::{GraphProto, NodeProto, ValueInfoProto};
 use super::reader::Reader;
-use dijiang_passes::ir::dtype::DType;
+use crate::report::message::shown;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
 use dijiang_passes::ir::op::Op;
 use dijiang_passes::ir::shape::Dim;

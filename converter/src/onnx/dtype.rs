@@ -1,6 +1,6 @@
 //! Element types under their ONNX numbers (`TensorProto.DataType`).
 
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 
 const NUMBERS: [(DType, i32); 13] = [
     (DType::F32, 1),

@@ -278,7 +278,7 @@ impl Writer<'_> {
                 }
             }
             (Some(Form::ElementType), Attr::Str(to)) => {
-                let to = to.parse().map_err(|e: dijiang_passes::ir::dtype::UnknownDType| e.to_string())?;
+                let to = to.parse().map_err(|e: dijiang_format::dtype::UnknownDType| e.to_string())?;
                 proto.attribute.push(attribute::to_proto(name, &Attr::Int(dtype::to_number(to).into())));
             }
             (Some(Form::OutputCountSince(_)), _) => {}

@@ -7,10 +7,10 @@
 //! of the directory, so it is read.
 
 use super::initializer::dims;
-use super::message::shown;
 use super::proto::{EXTERNAL, TensorProto};
 use super::{dtype, initializer};
-use dijiang_passes::ir::dtype::DType;
+use crate::report::message::shown;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
 use memmap2::Mmap;
 use rustix::fs::{Mode, OFlags};

@@ -1,8 +1,8 @@
 //! Functions that a model brings along: found by name, and put in the place of their calls.
 
 use super::domain;
-use super::message::shown;
 use super::proto::{AttributeProto, FunctionProto, ModelProto, NodeProto};
+use crate::report::message::shown;
 use prost::Message;
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -4,11 +4,11 @@
 
 use super::external::{self, ExternalFiles};
 use super::functions::Functions;
-use super::message::one_line;
 use super::notes::Notes;
 use super::proto::ModelProto;
 use super::reader::{Reader, opset};
 use super::wire::decoded_size;
+use crate::report::message::one_line;
 use bytes::Bytes;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;

@@ -4,7 +4,7 @@
 use super::dtype;
 use super::proto::{EXTERNAL, StringStringEntryProto, TensorProto};
 use bytes::Bytes;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use std::sync::Arc;
 

@@ -11,13 +11,10 @@ mod functions;
 pub mod import;
 mod initializer;
 mod legacy;
-mod message;
 mod notes;
 pub mod proto;
 mod reader;
 mod wire;
-
-pub(crate) use message::shown;
 
 /// The domain of the standard operators has two spellings.
 fn domain(name: &str) -> &str {

@@ -1,7 +1,7 @@
 //! What is worth knowing of a model that was read all the same.
 
-use super::message::shown;
-use crate::finite::NotFinite;
+use crate::bundle::finite::NotFinite;
+use crate::report::message::shown;
 use dijiang_passes::ir::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::convert::Infallible;

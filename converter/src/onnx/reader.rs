@@ -4,14 +4,14 @@ use super::external::ExternalFiles;
 use super::functions::{self, Functions, Given};
 use super::import::{ImportProblem, OPSETS};
 use super::legacy::{self, Flattened};
-use super::message::shown;
 use super::notes::Notes;
 use super::proto::{
     AttributeProto, DimValue, DimensionProto, EXTERNAL, FunctionProto, GraphProto, NodeProto,
     OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
 use super::{attribute, branches, domain, dtype, forms, forms::Form};
-use dijiang_passes::ir::dtype::DType;
+use crate::report::message::shown;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::{Attr, Op};
 use dijiang_passes::ir::patch::{Change, Patch};

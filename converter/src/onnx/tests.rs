@@ -204,7 +204,7 @@ fn cut_or_scrambled_files_are_errors() {
             assert!(!e.to_string().contains('\n'), "{e}");
         }
     }
-    let mut random = dijiang_passes::random::Random::new(1);
+    let mut random = dijiang_passes::numeric::random::Random::new(1);
     for _ in 0..4000 {
         let mut scrambled = bytes.clone();
         for _ in 0..3 {

@@ -3,13 +3,13 @@
 pub mod shapes;
 
 use crate::bundle::atomic::{BundleError, NewBundle};
-use crate::bundle::layout;
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{self, CheckpointError};
-use crate::progress::Progress;
-use dijiang_passes::ir::dtype::DType;
+use crate::report::progress::Progress;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
-use dijiang_passes::random::Random;
+use dijiang_passes::numeric::random::Random;
 use rayon::prelude::*;
 use shapes::Shape;
 use std::fs::File;
@@ -61,7 +61,7 @@ pub fn synth(
     progress.stage("laying out the checkpoint");
     let directory = NewBundle::begin(target, false)?;
     let config = shape.config(options.layers.unwrap_or(shape.layers), torch_name(options.dtype));
-    let path = directory.path().join(layout::CONFIG);
+    let path = directory.path().join(files::CONFIG);
     let io = |path: &Path| {
         let path = path.display().to_string();
         |source| SynthError::Io { path, source }
@@ -75,7 +75,7 @@ pub fn synth(
         .collect::<Result<_, SynthError>>()?;
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
     progress.bytes("writing the weights", file.size());
-    let path = directory.path().join(layout::WEIGHTS);
+    let path = directory.path().join(files::WEIGHTS);
     let mut out = File::create(&path).map_err(io(&path))?;
     file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io(&path))?;
     drop(out);

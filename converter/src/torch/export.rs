@@ -2,15 +2,16 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
+use crate::bundle::lock::{BundleLock, LockError};
 use crate::checkpoint::{CheckpointError, Config};
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// The code of the model.
 const CODE: &str = include_str!("modeling_dijiang.py");
-/// The module that [`layout::TORCH`] is.
+/// The module that [`files::TORCH`] is.
 const MODULE: &str = "modeling_dijiang";
 
 /// The families the code has, and their classes.
@@ -29,6 +30,8 @@ pub enum ExportTorchError {
     Config(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(
         "{bundle}: it was made from an ONNX graph, and there is PyTorch code for checkpoints only (hint: convert the checkpoint)"
     )]
@@ -43,14 +46,15 @@ pub enum ExportTorchError {
 
 /// Writes the model into `bundle` and returns its class. Doing it again changes nothing.
 pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
+    let lock = BundleLock::acquire(bundle)?;
     let manifest = Manifest::float_weights(bundle)?;
     let class = class(bundle, &manifest)?;
-    let path = bundle.join(layout::CONFIG);
+    let path = bundle.join(files::CONFIG);
     let config = Config::read(&path)?;
     let text = with_class(&config, class, &description(bundle, &manifest)?);
     let text = text.map_err(|source| ExportTorchError::Json { path, source })?;
-    let new = NewBundle::revise(bundle, &[layout::CONFIG, layout::TORCH])?;
-    for (name, text) in [(layout::CONFIG, text.as_str()), (layout::TORCH, CODE)] {
+    let new = NewBundle::revise(bundle, &[files::CONFIG, files::TORCH], lock)?;
+    for (name, text) in [(files::CONFIG, text.as_str()), (files::TORCH, CODE)] {
         let path = new.path().join(name);
         std::fs::write(&path, text).map_err(|source| ExportTorchError::Io { path, source })?;
     }
@@ -96,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_code_has_every_class() {
-        assert_eq!(layout::TORCH, format!("{MODULE}.py"));
+        assert_eq!(files::TORCH, format!("{MODULE}.py"));
         for (family, class) in CLASSES {
             assert!(CODE.contains(&format!("\nclass {class}(DijiangForCausalLM):\n")), "{family}");
         }

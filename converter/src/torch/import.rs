@@ -3,13 +3,14 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, ManifestError, SourceFile};
+use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
-use crate::progress::Progress;
+use crate::report::progress::Progress;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
 use dijiang_passes::attention::lower::grouped::TABLES;
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub enum ImportError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error("{}: tensor `{tensor}` is missing; the bundle has it with shape {shape:?}", file.display())]
@@ -78,8 +81,9 @@ pub fn import_weights(
     progress: &mut dyn Progress,
 ) -> Result<Imported, ImportError> {
     progress.stage("comparing the weights");
+    let lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
-    let own = Weights::read(&bundle.join(layout::WEIGHTS))?;
+    let own = Weights::read(&bundle.join(files::WEIGHTS))?;
     let new = Weights::read(from)?;
     check_origin(bundle, &manifest, &new.dir)?;
     let pairs = Pairs { own: &own, new: &new };
@@ -87,19 +91,20 @@ pub fn import_weights(
     let tensors = pairs.matched()?;
     check_finite(&new, &tensors)?;
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
-    check_layout(&bundle.join(layout::WEIGHTS), &file)?;
+    check_layout(&bundle.join(files::WEIGHTS), &file)?;
 
-    let revised = NewBundle::revise(bundle, &[layout::WEIGHTS, layout::MANIFEST])?;
+    let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST], lock)?;
     progress.bytes("writing the weights", file.size());
-    let path = revised.path().join(layout::WEIGHTS);
+    let path = revised.path().join(files::WEIGHTS);
     let io = |source| ImportError::Io { path: path.clone(), source };
     let mut out = File::create(&path).map_err(io)?;
-    file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    let written = file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    manifest.digests = Some(written.digests);
     let weights = SourceFile::describe_whole(&path)?;
     manifest.trained = Some(weights.clone());
     // They were of other weights.
     manifest.checks.clear();
-    let path = revised.path().join(layout::MANIFEST);
+    let path = revised.path().join(files::MANIFEST);
     std::fs::write(&path, manifest.to_json()?).map_err(|source| ImportError::Io { path, source })?;
     progress.stage("making it durable");
     revised.commit()?;
@@ -109,7 +114,7 @@ pub fn import_weights(
 
 /// Weights that lie beside a config of [`super::export`] must come from this bundle.
 fn check_origin(bundle: &Path, manifest: &Manifest, dir: &Path) -> Result<(), ImportError> {
-    let config = dir.join(layout::CONFIG);
+    let config = dir.join(files::CONFIG);
     if !config.is_file() {
         return Ok(());
     }

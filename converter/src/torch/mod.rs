@@ -4,9 +4,9 @@
 pub mod export;
 pub mod import;
 
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, ManifestError, SourceFile};
 use crate::checkpoint::Config;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub(crate) fn is_exported(config: &Config) -> bool {
 /// whether weights belong to the bundle.
 fn description(bundle: &Path, manifest: &Manifest) -> Result<Value, ManifestError> {
     let linear: Vec<usize> = manifest.sites.iter().filter(|s| s.lowered).map(|s| s.layer).collect();
-    let weights = SourceFile::describe(&bundle.join(layout::WEIGHTS))?;
+    let weights = SourceFile::describe(&bundle.join(files::WEIGHTS))?;
     Ok(json!({
         "family": manifest.model.family,
         "recipe": manifest.recipe,

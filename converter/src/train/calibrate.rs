@@ -1,29 +1,28 @@
 //! Calibration: feature weights fitted without gradients, then attention transfer from the softmax model in the bundle to its linear attentions. Only what
 //! the conversion added is trained.
 
-use super::TrainError;
-use super::finetune::{
-    DIR, Sources, model_graph, put_back, read_data, trains_in_chunks, vouch_for_nothing, vouch_for_weights,
-};
+use super::finetune::{DIR, Data, Sources, model_graph, put_back, read_data, trains_in_chunks};
 use super::fit::{self, Fitted, Values, fit_features};
 use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
 use super::trainer::{RunGraphs, Trainer, TrainerOptions};
 use super::weights::Weights;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
+use super::{TrainError, memory};
+use crate::bundle::lock::BundleLock;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use dijiang_format::recipe::Recipe;
 use dijiang_passes::attention::calibration_graph::write_beside;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::Options;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::recipe::Recipe;
-use dijiang_passes::training::parameters::{Layout, NEW, Selection};
+use dijiang_passes::training::parameters::{Layout, NEW, PARAMETERS, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
 use dijiang_runtime::OrtRuntime;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -61,9 +60,11 @@ pub fn calibrate(
     on_step: &mut dyn FnMut(&Line),
 ) -> Result<Calibrated, TrainError> {
     let started = Instant::now();
+    let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
     let size = options.trainer.size;
-    let (mut windows, held_out) =
+    memory::check(&manifest, size, options.trainer.device)?;
+    let Data { mut windows, held_out, .. } =
         read_data(bundle, &manifest, &options.sources, size.sequence as usize, options.seed)?;
     let linear = model_graph(bundle, &manifest, size.sequence)?;
     let layout = Layout::of(&linear, &Selection::New)?;
@@ -83,11 +84,10 @@ pub fn calibrate(
         true => {
             let sampled: Vec<Vec<i64>> =
                 (0..fit::WINDOWS.min(windows.len())).map(|i| windows.get(i)).collect();
-            fit_weights(bundle, &mut manifest, (&softmax, &linear), &sampled, &mut trainer, &weights)?
+            fit_weights(bundle, (&softmax, &linear), &sampled, &mut trainer, &weights)?
         }
         false => None,
     };
-    let weights = Weights::open(bundle, &trainer.layout)?;
     let io = |source| TrainError::Io { path: dir.join(metrics::FILE), source };
     let mut metrics = Metrics::open(&dir, 0).map_err(io)?;
     for step in 1..=options.schedule.steps {
@@ -96,7 +96,12 @@ pub fn calibrate(
         on_step(&line);
     }
     let after = trainer.evaluate(&held_out)?.exp();
-    put_back(bundle, &mut manifest, &trainer, &weights)?;
+    let when = match options.schedule.steps {
+        0 => "the fit".to_owned(),
+        steps => format!("step {steps}"),
+    };
+    let is_changed = options.schedule.steps > 0 || fitted.is_some_and(|fitted| fitted.kept);
+    put_back(bundle, &mut manifest, &weights, (&trainer, is_changed.then_some(after)), &when)?;
     let error = |line: Option<&Line>| line.map(|l| l.loss);
     Ok(Calibrated {
         steps: options.schedule.steps,
@@ -111,10 +116,9 @@ pub fn calibrate(
     })
 }
 
-/// Fits feature weights into the bundle and the trainer, and takes them back if the model's loss rises.
+/// Fits feature weights into the trainer, and takes them back if the model's loss rises.
 fn fit_weights(
     bundle: &Path,
-    manifest: &mut Manifest,
     (softmax, linear): (&Softmax, &Graph),
     sampled: &[Vec<i64>],
     trainer: &mut Trainer,
@@ -128,20 +132,16 @@ fn fit_weights(
         return Ok(None);
     };
     let before = trainer.evaluate(sampled)?;
-    let learned: BTreeSet<String> = trainer.layout.parameters().map(|p| p.name.clone()).collect();
-    let mut put = |trainer: &mut Trainer, values: &Values| {
-        vouch_for_nothing(bundle, manifest)?;
-        weights.replace_some(values.iter().filter(|(name, _)| learned.contains(*name)))?;
-        let weights = Weights::open(bundle, &trainer.layout)?;
+    let put = |trainer: &mut Trainer, values: &Values| {
         for group in trainer.layout.groups.clone() {
-            trainer.set_vector(&group.vector("parameters"), &weights.flat(&group))?;
+            trainer.set_vector(&group.vector(PARAMETERS), &weights.flat_with(&group, values))?;
         }
-        vouch_for_weights(bundle, manifest)
+        Ok::<_, TrainError>(())
     };
     put(trainer, &values)?;
     let kept = trainer.evaluate(sampled)? < before;
     if !kept {
-        put(trainer, &current)?;
+        put(trainer, &BTreeMap::new())?;
     }
     Ok(Some(Fitted { kept, ..fitted }))
 }
@@ -157,10 +157,8 @@ struct Softmax {
 
 impl Softmax {
     fn of(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Self, TrainError> {
-        let path = bundle.join(layout::MANIFEST);
-        let recipe: Recipe = serde_json::from_value(manifest.recipe.clone())
-            .map_err(|e| TrainError::Recipe { path, reason: e.to_string() })?;
-        let mut graph = import::import(&bundle.join(layout::SOFTMAX))?;
+        let recipe = manifest.recipe.clone();
+        let mut graph = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut graph)?;
         let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
             Form::Chunked(recipe.chunk)

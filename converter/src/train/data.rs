@@ -1,7 +1,11 @@
 //! Training text: read, tokenised, joined to one stream, and cut into windows.
 
-use dijiang_passes::random::Random;
-use dijiang_runtime::{RuntimeError, Tokenizer};
+use dijiang_format::digest::Hasher;
+use dijiang_passes::numeric::random::Random;
+use dijiang_runtime::{RuntimeError, TextError, Tokenizer};
+use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 /// Data cannot be used. One line each, with the file.
@@ -42,76 +46,147 @@ pub struct Texts<'a> {
 }
 
 /// Reads files as one stream of tokens: `.u16` and `.u32` hold little-endian ids, `.jsonl` an object with
-/// `text` on every line, and anything else is one text.
-pub fn read(files: &[PathBuf], texts: &Texts<'_>) -> Result<Vec<u32>, DataError> {
-    let mut tokenizer = None;
-    let mut stream = Vec::new();
+/// `text` on every line, and anything else is one text. Reads and tokenises no more than the first `most` tokens take.
+pub fn read(files: &[PathBuf], texts: &Texts<'_>, most: Option<usize>) -> Result<Vec<u32>, DataError> {
+    let mut reader = Reader { texts, tokenizer: None, stream: Vec::new(), most: most.unwrap_or(usize::MAX) };
     for path in files {
-        let before = stream.len();
-        let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.clone(), source })?;
+        let before = reader.stream.len();
+        if reader.file(path)?.is_break() {
+            break;
+        }
+        if reader.stream.len() == before {
+            return Err(DataError::Empty { path: path.clone() });
+        }
+    }
+    Ok(reader.stream)
+}
+
+/// Bytes of token ids read at a time, a whole number of them.
+const IDS: u64 = 1 << 16;
+
+struct Reader<'a> {
+    texts: &'a Texts<'a>,
+    /// Read when the first text is.
+    tokenizer: Option<Tokenizer>,
+    stream: Vec<u32>,
+    most: usize,
+}
+
+impl Reader<'_> {
+    /// Breaks off where there are enough tokens.
+    fn file(&mut self, path: &Path) -> Result<ControlFlow<()>, DataError> {
+        let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+        let begin = self.stream.len();
         match path.extension().and_then(|e| e.to_str()) {
-            Some("u16") => stream.extend(ids::<2>(path, &bytes)?),
-            Some("u32") => stream.extend(ids::<4>(path, &bytes)?),
-            kind => {
-                let found =
-                    if kind == Some("jsonl") { lines(path, &bytes)? } else { vec![text(path, bytes)?] };
-                let loaded = match tokenizer.take() {
-                    Some(loaded) => loaded,
-                    None => load(texts.tokenizer)?,
-                };
-                for text in found.iter().filter(|t| !t.is_empty()) {
-                    let encoded = loaded.encode(text);
-                    let encoded =
-                        encoded.map_err(|source| DataError::Tokenizer { path: path.clone(), source })?;
-                    stream.extend(encoded.into_iter().map(|id| id as u32));
-                    stream.extend(texts.end.map(|id| id as u32));
-                }
-                tokenizer = Some(loaded);
+            Some("u16") => self.ids::<2>(path, file, begin),
+            Some("u32") => self.ids::<4>(path, file, begin),
+            Some("jsonl") => self.lines(path, BufReader::new(file), begin),
+            _ => self.text(path, file, begin),
+        }
+    }
+
+    /// Tokens of a file whose first one is number `begin` of the stream.
+    fn add(&mut self, path: &Path, tokens: &[u32], begin: usize) -> Result<ControlFlow<()>, DataError> {
+        let vocab = self.texts.vocab;
+        // An ONNX source may not say how many tokens it knows.
+        let outside = |id: &&u32| vocab > 0 && u64::from(**id) >= vocab;
+        let tokens = &tokens[..tokens.len().min(self.most - self.stream.len())];
+        if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| outside(id)) {
+            let (id, at) = (u64::from(*id), self.stream.len() - begin + at);
+            return Err(DataError::Vocabulary { path: path.to_owned(), id, at, vocab });
+        }
+        self.stream.extend(tokens);
+        Ok(if self.stream.len() == self.most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn ids<const WIDTH: usize>(
+        &mut self,
+        path: &Path,
+        mut file: File,
+        begin: usize,
+    ) -> Result<ControlFlow<()>, DataError> {
+        let (mut bytes, mut before) = (Vec::new(), 0);
+        loop {
+            bytes.clear();
+            let part = file.by_ref().take(IDS).read_to_end(&mut bytes);
+            part.map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+            let (whole, rest) = bytes.as_chunks::<WIDTH>();
+            if !rest.is_empty() {
+                let bytes = before + bytes.len();
+                return Err(DataError::Width { path: path.to_owned(), bytes, width: WIDTH });
+            }
+            let id = |b: &[u8; WIDTH]| b.iter().rev().fold(0_u32, |id, byte| id << 8 | u32::from(*byte));
+            let ids: Vec<u32> = whole.iter().map(id).collect();
+            if ids.is_empty() || self.add(path, &ids, begin)?.is_break() {
+                return Ok(if ids.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) });
+            }
+            before += bytes.len();
+        }
+    }
+
+    fn lines(
+        &mut self,
+        path: &Path,
+        mut file: impl BufRead,
+        begin: usize,
+    ) -> Result<ControlFlow<()>, DataError> {
+        let mut line = String::new();
+        for number in 1.. {
+            line.clear();
+            let read = file.read_line(&mut line).map_err(|source| match source.kind() {
+                ErrorKind::InvalidData => DataError::NotText { path: path.to_owned() },
+                _ => DataError::Io { path: path.to_owned(), source },
+            })?;
+            if read == 0 {
+                break;
+            }
+            if line.trim().is_empty() {
+                continue;
+            }
+            let bad = |reason: String| DataError::Json { path: path.to_owned(), line: number, reason };
+            let value: serde_json::Value = serde_json::from_str(&line).map_err(|e| bad(e.to_string()))?;
+            let text = value.get("text").and_then(serde_json::Value::as_str);
+            let text = text.ok_or_else(|| bad("it has no string `text`".to_owned()))?;
+            if self.text(path, text.as_bytes(), begin)?.is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        check(path, &stream[before..], texts.vocab)?;
+        Ok(ControlFlow::Continue(()))
     }
-    Ok(stream)
+
+    /// One text, and what ends it.
+    fn text(&mut self, path: &Path, text: impl Read, begin: usize) -> Result<ControlFlow<()>, DataError> {
+        let tokenizer = match self.tokenizer.take() {
+            Some(loaded) => loaded,
+            None => load(self.texts.tokenizer)?,
+        };
+        let mut is_empty = true;
+        for piece in tokenizer.encode_read(text) {
+            let piece = piece.map_err(|error| match error {
+                TextError::Io(source) => DataError::Io { path: path.to_owned(), source },
+                TextError::NotText => DataError::NotText { path: path.to_owned() },
+                TextError::Tokenizer(source) => DataError::Tokenizer { path: path.to_owned(), source },
+            })?;
+            is_empty = false;
+            if self.add(path, &piece, begin)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        self.tokenizer = Some(tokenizer);
+        let end = self.texts.end.filter(|_| !is_empty).map(|id| id as u32);
+        self.add(path, end.as_slice(), begin)
+    }
 }
 
 fn load(path: &Path) -> Result<Tokenizer, DataError> {
     Tokenizer::load(path).map_err(|source| DataError::Tokenizer { path: path.to_owned(), source })
 }
 
-fn check(path: &Path, tokens: &[u32], vocab: u64) -> Result<(), DataError> {
-    if tokens.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned() });
-    }
-    // An ONNX source may not say how many tokens it knows.
-    let outside = |id: &&u32| vocab > 0 && u64::from(**id) >= vocab;
-    match tokens.iter().enumerate().find(|(_, id)| outside(id)) {
-        Some((at, id)) => Err(DataError::Vocabulary { path: path.to_owned(), id: u64::from(*id), at, vocab }),
-        None => Ok(()),
-    }
-}
-
-fn ids<const WIDTH: usize>(path: &Path, bytes: &[u8]) -> Result<Vec<u32>, DataError> {
-    let (whole, rest) = bytes.as_chunks::<WIDTH>();
-    if !rest.is_empty() {
-        return Err(DataError::Width { path: path.to_owned(), bytes: bytes.len(), width: WIDTH });
-    }
-    let id = |b: &[u8; WIDTH]| b.iter().rev().fold(0_u32, |id, byte| id << 8 | u32::from(*byte));
-    Ok(whole.iter().map(id).collect())
-}
-
-fn text(path: &Path, bytes: Vec<u8>) -> Result<String, DataError> {
-    String::from_utf8(bytes).map_err(|_| DataError::NotText { path: path.to_owned() })
-}
-
-fn lines(path: &Path, bytes: &[u8]) -> Result<Vec<String>, DataError> {
-    let text = text(path, bytes.to_vec())?;
-    let read = |(number, line): (usize, &str)| {
-        let bad = |reason: String| DataError::Json { path: path.to_owned(), line: number + 1, reason };
-        let value: serde_json::Value = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
-        let text = value.get("text").and_then(serde_json::Value::as_str);
-        text.map(str::to_owned).ok_or_else(|| bad("it has no string `text`".to_owned()))
-    };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(read).collect()
+/// The digest of a stream, whatever files it was read from.
+pub fn digest(stream: &[u32]) -> String {
+    let mut hasher = Hasher::default();
+    stream.iter().for_each(|id| hasher.update(&id.to_le_bytes()));
+    hasher.finish()
 }
 
 /// Windows of a stream, in an order that depends on the seed alone, so that a resumed run reads on where the
@@ -180,12 +255,17 @@ impl Windows {
 mod tests {
     use super::*;
 
+    /// One that gives a token for each byte.
+    fn tokenizer() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare/tokenizer.json")
+    }
+
     fn refused(name: &str, bytes: &[u8]) -> String {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).expect("it is written");
-        let texts = Texts { tokenizer: Path::new("tokenizer.json"), end: None, vocab: 300 };
-        let error = read(std::slice::from_ref(&path), &texts).expect_err("it is refused").to_string();
+        let texts = Texts { tokenizer: &tokenizer(), end: None, vocab: 300 };
+        let error = read(std::slice::from_ref(&path), &texts, None).expect_err("it is refused").to_string();
         error.replace(&dir.path().display().to_string(), "DIR")
     }
 
@@ -201,6 +281,30 @@ mod tests {
             refused("a.jsonl", b"{\"text\": 1}").starts_with("DIR/a.jsonl: line 1: it has no string `text`")
         );
         assert!(refused("a.txt", &[0xff]).starts_with("DIR/a.txt: it is not UTF-8 text"));
+    }
+
+    #[test]
+    fn no_more_is_read_than_is_asked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).expect("it is written");
+            path
+        };
+        let texts = Texts { tokenizer: &tokenizer(), end: Some(7), vocab: 256 };
+        let tokens = |path: &PathBuf, most| read(std::slice::from_ref(path), &texts, most).map(|t| t.len());
+        // What is behind is wrong, and not reached.
+        let text = path("a.txt", &[vec![b'a'; 1 << 20], vec![0xff]].concat());
+        assert_eq!(tokens(&text, Some(1000)).expect("tokens"), 1000);
+        assert!(matches!(tokens(&text, None), Err(DataError::NotText { .. })));
+        let ids = path("a.u16", &[vec![1, 0].repeat(1 << 17), vec![0, 9, 1]].concat());
+        assert_eq!(tokens(&ids, Some(1 << 17)).expect("tokens"), 1 << 17);
+        assert!(matches!(tokens(&ids, None), Err(DataError::Vocabulary { at: 131_072, id: 2304, .. })));
+        let lines = path("a.jsonl", b"{\"text\": \"abc\"}\n\n{\"text\": \"\"}\r\n{\"text\": \"d\"}\n{");
+        assert_eq!(tokens(&lines, Some(6)).expect("tokens"), 6);
+        assert!(matches!(tokens(&lines, Some(7)), Err(DataError::Json { line: 5, .. })));
+        let both = read(&[lines, path("b.txt", b"abc")], &texts, Some(6)).expect("tokens");
+        assert_eq!((both[3], both[5]), (7, 7));
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Measuring a bundle on text: perplexity, and questions with several answers by their likelihood.
 
-use super::TrainError;
 use super::data::{self, DataError, Texts, Windows};
 use super::finetune::model_graph;
-use super::trainer;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
+use super::{TrainError, memory, trainer};
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::training::loss::IGNORE;
 use dijiang_passes::training::parameters::{Layout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
@@ -20,6 +19,8 @@ const FILE: &str = "likelihood.onnx";
 pub struct EvalOptions {
     /// Tokens per row.
     pub context: u64,
+    /// Tokens of a text, at most; only whole rows are measured.
+    pub max_tokens: Option<usize>,
     pub device: Device,
     pub threads: Option<usize>,
 }
@@ -42,17 +43,22 @@ pub struct Evaluator {
     bundle: PathBuf,
     manifest: Manifest,
     context: usize,
+    max_tokens: Option<usize>,
 }
 
 impl Evaluator {
     pub fn new(bundle: &Path, options: &EvalOptions) -> Result<Self, TrainError> {
-        let manifest = Manifest::read(bundle)?;
         let context = options.context as usize;
+        if let Some(most) = options.max_tokens.filter(|most| *most < context) {
+            return Err(TrainError::MaxTokens { most, context });
+        }
+        let manifest = Manifest::read(bundle)?;
         if let Some(positions) = manifest.model.positions.filter(|p| *p < options.context) {
             return Err(TrainError::Positions { positions, context });
         }
-        let model = model_graph(bundle, &manifest, options.context)?;
         let size = Size { batch: 1, sequence: options.context };
+        memory::check(&manifest, size, options.device)?;
+        let model = model_graph(bundle, &manifest, options.context)?;
         let graph = evaluation(&model, &Layout { groups: Vec::new() }, size, Precision::F32)?;
         // Nothing is put into a bundle that is only measured.
         let io = |source| TrainError::Io { path: std::env::temp_dir(), source };
@@ -86,6 +92,7 @@ impl Evaluator {
             bundle: bundle.to_owned(),
             manifest,
             context,
+            max_tokens: options.max_tokens,
         })
     }
 
@@ -103,14 +110,15 @@ impl Evaluator {
         Ok((trainer::number_in(&self.sum)?, trainer::number_in(&self.count)?.round() as usize))
     }
 
-    /// The perplexity over whole windows of a file, of `most` tokens at most, as fine-tuning validates.
-    pub fn perplexity(&mut self, file: &Path, most: Option<usize>) -> Result<Measured, TrainError> {
-        let tokenizer = self.bundle.join(layout::TOKENIZER);
+    /// The perplexity over whole windows of a file, as fine-tuning validates.
+    pub fn perplexity(&mut self, file: &Path) -> Result<Measured, TrainError> {
+        let context = self.context;
+        let most = self.max_tokens.map(|most| most - most % context);
+        let tokenizer = self.bundle.join(files::TOKENIZER);
         let model = &self.manifest.model;
         let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
-        let stream = data::read(&[file.to_owned()], &texts)?;
-        let windows = most.map_or(usize::MAX, |most| (most / self.context).max(1));
-        let windows = Windows::new(stream, self.context, 0)?.in_order(windows);
+        let stream = data::read(&[file.to_owned()], &texts, most)?;
+        let windows = Windows::new(stream, context, 0)?.in_order(usize::MAX);
         let (mut sum, mut n) = (0.0, 0);
         for window in &windows {
             let (loss, count) = self.loss(window, 0)?;
@@ -122,7 +130,7 @@ impl Evaluator {
     /// The share of questions whose right choice is the likeliest after the context.
     pub fn accuracy(&mut self, file: &Path, most: Option<usize>) -> Result<Measured, TrainError> {
         let questions = read_questions(file, most)?;
-        let path = self.bundle.join(layout::TOKENIZER);
+        let path = self.bundle.join(files::TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
         let mut right = 0;
         for question in &questions {

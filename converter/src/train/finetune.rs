@@ -1,26 +1,28 @@
 //! Fine-tuning: cross-entropy over data until the steps are done, with checkpoints to go on from.
 
-use super::TrainError;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{self, Checkpoint, CheckpointError};
 use super::data::{self, Texts, Windows};
+use super::identity::RunIdentity;
 use super::metrics::{Line, Metrics};
-use super::plot;
 use super::schedule::Schedule;
 use super::teacher::{Teacher, TeacherOptions};
 use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
-use super::weights::Weights;
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, SourceFile};
+use super::weights::{Weights, WeightsError};
+use super::{TrainError, memory, plot};
+use crate::bundle::lock::BundleLock;
 use crate::bundle::replace::replace_file;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, SourceFile};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
-use dijiang_passes::training::lora::{Addition, add_low_rank};
-use dijiang_passes::training::parameters::{Layout, Selection};
+use dijiang_passes::training::lora::{Addition, add_low_rank, largest_rank};
+use dijiang_passes::training::parameters::{Group, Layout, PARAMETERS, Parameter, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
@@ -51,6 +53,17 @@ impl FromStr for Scope {
             ("dijiang", _) => Ok(Self::Dijiang),
             (_, Some(Ok(rank @ 1..))) => Ok(Self::Lora(rank)),
             _ => Err("expected all, attention, dijiang, or lora:RANK with a rank from 1 on".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Attention => f.write_str("attention"),
+            Self::Dijiang => f.write_str("dijiang"),
+            Self::Lora(rank) => write!(f, "lora:{rank}"),
         }
     }
 }
@@ -109,10 +122,13 @@ pub fn finetune(
     on_step: OnStep<'_>,
 ) -> Result<Finetuned, TrainError> {
     let started = Instant::now();
+    let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
     let context = options.trainer.size.sequence;
-    let (mut windows, held_out) =
-        read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
+    memory::check(&manifest, options.trainer.size, options.trainer.device)?;
+    let data = read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
+    let identity = RunIdentity::of(bundle, options, &data)?;
+    let Data { mut windows, held_out, .. } = data;
     let dir = bundle.join(DIR);
     let weight = options.teacher.as_ref().map(|t| t.weight);
     let (scope, seed) = (options.scope, options.seed);
@@ -124,7 +140,7 @@ pub fn finetune(
         |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
     let teacher = options.teacher.as_ref().map(load).transpose()?;
     let mut trainer = Trainer::new(&runtime, &graphs, layout, &weights, options.trainer.clone(), teacher)?;
-    let mut run = Run { dir, options, trainer: &mut trainer, held_out };
+    let mut run = Run { dir, options, trainer: &mut trainer, held_out, identity };
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
     let mut perplexity = before;
@@ -142,7 +158,9 @@ pub fn finetune(
         .map_err(|source| TrainError::Io { path, source })?;
     let tokens = metrics.lines.last().map_or(0, |l| l.tokens);
     let trained_parameters = trainer.layout.len();
-    put_back(bundle, &mut manifest, &trainer, &weights)?;
+    let when = format!("step {}", options.schedule.steps);
+    let after = (first < options.schedule.steps).then_some(perplexity);
+    put_back(bundle, &mut manifest, &weights, (&trainer, after), &when)?;
     Ok(Finetuned {
         steps: options.schedule.steps,
         tokens,
@@ -165,7 +183,13 @@ pub fn write_graphs(
 ) -> Result<Plan, TrainError> {
     let mut model = model_graph(bundle, manifest, options.size.sequence)?;
     let additions = match scope {
-        Scope::Lora(rank) => add_low_rank(&mut model, rank, seed).map_err(TrainingError::from)?,
+        Scope::Lora(rank) => {
+            let most = largest_rank(&model);
+            if rank > most {
+                return Err(TrainError::Rank { rank, most });
+            }
+            add_low_rank(&mut model, rank, seed).map_err(TrainingError::from)?
+        }
         Scope::All | Scope::Attention | Scope::Dijiang => Vec::new(),
     };
     let layout = Layout::of(&model, &selection(scope, manifest))?;
@@ -191,80 +215,94 @@ pub(super) fn trains_in_chunks(sequence: u64, chunk: u64) -> bool {
 
 /// The form of the model that training computes.
 pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
-    let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64);
     let file = if manifest.sites.iter().all(|site| !site.lowered) {
-        layout::SOFTMAX
-    } else if trains_in_chunks(sequence, chunk) {
-        layout::CHUNKED
+        files::SOFTMAX
+    } else if trains_in_chunks(sequence, u64::from(manifest.recipe.chunk)) {
+        files::CHUNKED
     } else {
-        layout::PARALLEL
+        files::PARALLEL
     };
     let mut graph = import::import(&bundle.join(file))?;
     canonicalize(&mut graph)?;
     Ok(graph)
 }
 
-/// Training windows, and those to validate on.
+/// What a run reads, read.
+#[derive(Debug)]
+pub struct Data {
+    /// To train on.
+    pub windows: Windows,
+    /// To validate on.
+    pub held_out: Vec<Vec<i64>>,
+    /// Of all tokens, those that are held out too.
+    pub digest: String,
+}
+
 pub(super) fn read_data(
     bundle: &Path,
     manifest: &Manifest,
     sources: &Sources,
     context: usize,
     seed: u64,
-) -> Result<(Windows, Vec<Vec<i64>>), TrainError> {
+) -> Result<Data, TrainError> {
     if let Some(positions) = manifest.model.positions.filter(|p| (*p as usize) < context) {
         return Err(TrainError::Positions { positions, context });
     }
-    let tokenizer = bundle.join(layout::TOKENIZER);
+    if sources.validation_windows == 0 {
+        return Err(TrainError::NoValidation);
+    }
+    let tokenizer = bundle.join(files::TOKENIZER);
     let texts = Texts {
         tokenizer: &tokenizer,
         end: manifest.model.eos.first().copied(),
         vocab: manifest.model.vocab,
     };
-    let mut stream = data::read(&sources.data, &texts)?;
+    let mut stream = data::read(&sources.data, &texts, None)?;
     // Before a part is held out: it is the data that is too short then.
     data::check_length(stream.len(), context)?;
+    let digest = data::digest(&stream);
     let held_out = if sources.valid.is_empty() {
         let kept = stream.len() - stream.len() / 20;
         stream.split_off(kept)
     } else {
-        data::read(&sources.valid, &texts)?
+        data::read(&sources.valid, &texts, None)?
     };
     let held_out = Windows::new(held_out, context, seed)?.in_order(sources.validation_windows);
-    Ok((Windows::new(stream, context, seed)?, held_out))
+    Ok(Data { windows: Windows::new(stream, context, seed)?, held_out, digest })
 }
 
-/// Puts the trained weights into the bundle. The checks of the conversion were of other weights: the manifest
-/// forgets them first, so that at no time it vouches for what was not checked.
+/// Puts the trained weights into the bundle, if they are finite as they are stored and the bundle is the one that was
+/// read. The checks of the conversion were of other weights: the manifest forgets them and the digests first, so that
+/// at no time it vouches for what was not checked. `after` is the perplexity where weights changed, and `when` what
+/// errors name.
 pub(super) fn put_back(
     bundle: &Path,
     manifest: &mut Manifest,
-    trainer: &Trainer,
     weights: &Weights,
+    (trainer, after): (&Trainer, Option<f64>),
+    when: &str,
 ) -> Result<(), TrainError> {
-    vouch_for_nothing(bundle, manifest)?;
-    let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector("parameters"))?)));
+    let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
-    weights.replace(&flats)?;
-    vouch_for_weights(bundle, manifest)
-}
-
-/// Forgets the checks and the digest, before weights change.
-pub(super) fn vouch_for_nothing(bundle: &Path, manifest: &mut Manifest) -> Result<(), TrainError> {
+    let diverged = |source| TrainError::Diverged { when: when.to_owned(), source };
+    let new = weights.with(&flats).map_err(diverged)?;
+    if let Some(perplexity) = after.filter(|perplexity| !perplexity.is_finite()) {
+        return Err(TrainError::Worthless { when: when.to_owned(), loss: perplexity.ln() });
+    }
+    weights.check_unchanged()?;
+    let digests = manifest.digests.take();
     manifest.checks.clear();
     manifest.trained = None;
-    replace_manifest(bundle, manifest)
-}
-
-/// Takes the digest of the weights as they are now.
-pub(super) fn vouch_for_weights(bundle: &Path, manifest: &mut Manifest) -> Result<(), TrainError> {
-    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(layout::WEIGHTS))?);
+    replace_manifest(bundle, manifest)?;
+    weights.replace(&new)?;
+    manifest.digests = Some(weights.digests(new, digests)?);
+    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(files::WEIGHTS))?);
     replace_manifest(bundle, manifest)
 }
 
 fn replace_manifest(bundle: &Path, manifest: &Manifest) -> Result<(), TrainError> {
-    let path = bundle.join(layout::MANIFEST);
+    let path = bundle.join(files::MANIFEST);
     let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
     let text = manifest.to_json().map_err(|e| io(e.into()))?;
     replace_file(&path, text.as_bytes()).map_err(io)
@@ -275,6 +313,7 @@ struct Run<'a> {
     options: &'a FinetuneOptions,
     trainer: &'a mut Trainer,
     held_out: Vec<Vec<i64>>,
+    identity: RunIdentity,
 }
 
 impl Run<'_> {
@@ -288,28 +327,19 @@ impl Run<'_> {
         if !self.options.resume {
             return Ok((0, before));
         }
-        let checkpoint = Checkpoint::read(&self.dir, &self.identity())?;
+        let checkpoint = Checkpoint::read(&self.dir, &self.identity)?;
+        let carried =
+            self.trainer.layout.groups.iter().flat_map(|g| CARRIED.map(|part| (g.vector(part), g.len())));
+        let found = checkpoint.vectors.iter().map(|(name, vector)| (name.clone(), vector.len()));
+        if carried.collect::<BTreeMap<_, _>>() != found.collect::<BTreeMap<_, _>>() {
+            let path = self.dir.join(checkpoint::FILE);
+            let reason = "its vectors are not those of the run that it names".to_owned();
+            return Err(CheckpointError::Read { path, reason }.into());
+        }
         for (name, vector) in &checkpoint.vectors {
             self.trainer.set_vector(name, vector)?;
         }
         Ok((checkpoint.step, before))
-    }
-
-    /// What the steps depend on.
-    fn identity(&self) -> String {
-        let o = self.options;
-        format!(
-            "{:?} {:?} {:?} {:?} {:?} clip {} accumulate {} seed {} teacher {:?}",
-            o.sources.data,
-            o.scope,
-            o.trainer.size,
-            o.schedule,
-            o.trainer.optimizer,
-            o.trainer.clip_norm,
-            o.trainer.accumulate,
-            o.seed,
-            o.teacher
-        )
     }
 
     fn perplexity(&mut self) -> Result<f64, TrainError> {
@@ -330,9 +360,20 @@ impl Run<'_> {
             for part in CARRIED {
                 let name = group.vector(part);
                 let values = self.trainer.vector(&name)?;
+                if part == PARAMETERS {
+                    check_finite(step, group, &values)?;
+                }
                 vectors.insert(name, values);
             }
         }
-        Ok(Checkpoint { step, options: self.identity(), vectors }.write(&self.dir)?)
+        Ok(Checkpoint { step, run: self.identity.clone(), vectors }.write(&self.dir)?)
     }
+}
+
+/// A checkpoint that nothing can go on from does not take the place of the one before.
+fn check_finite(step: usize, group: &Group, values: &[f32]) -> Result<(), TrainError> {
+    let is_finite = |(at, p): &(usize, &Parameter)| values[*at..*at + p.len()].iter().all(|x| x.is_finite());
+    let Some((_, parameter)) = group.offsets().find(|place| !is_finite(place)) else { return Ok(()) };
+    let (name, what) = (parameter.name.clone(), "NaN or infinity".to_owned());
+    Err(TrainError::Diverged { when: format!("step {step}"), source: WeightsError::NotFinite { name, what } })
 }

@@ -1,12 +1,14 @@
 //! Training a bundle: the graphs of `dijiang_passes::training` run by ONNX Runtime over data, and the trained
 //! weights put back where the serving graphs read them.
 
-use crate::bundle::manifest::ManifestError;
+use crate::bundle::lock::LockError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use dijiang_format::manifest::ManifestError;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
 use dijiang_passes::training::TrainingError;
+use dijiang_passes::training::specialize::Size;
 use dijiang_runtime::{RuntimeError, TensorError};
 use std::path::PathBuf;
 
@@ -16,6 +18,8 @@ pub mod data;
 pub mod evaluate;
 pub mod finetune;
 pub mod fit;
+pub mod identity;
+mod memory;
 pub mod metrics;
 pub mod plot;
 pub mod schedule;
@@ -28,6 +32,8 @@ pub mod weights;
 pub enum TrainError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
@@ -48,8 +54,6 @@ pub enum TrainError {
     Checkpoint(#[from] checkpoint::CheckpointError),
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
-    #[error("{}: the recipe in it is not one: {reason}", path.display())]
-    Recipe { path: PathBuf, reason: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error(
@@ -57,6 +61,19 @@ pub enum TrainError {
         kept = "the weights are those before this step"
     )]
     NotFinite { step: usize, loss: f64, gradient_norm: f64 },
+    #[error("after {when}: {source}")]
+    Diverged { when: String, source: weights::WeightsError },
+    #[error(
+        "after {when}: the loss on what is validated is {loss}, so nothing was written (hint: a lower --lr)"
+    )]
+    Worthless { when: String, loss: f64 },
+    #[error(
+        "a batch of {} × {} tokens takes at least {:.1} GB of memory, and {:.1} GB are free (hint: a smaller --batch or --context; --accumulate adds rows to an update without memory)",
+        size.batch, size.sequence, *needed as f64 / 1e9, *free as f64 / 1e9
+    )]
+    Memory { size: Size, needed: u64, free: u64 },
+    #[error("--train lora:{rank}: the linear layers of this model have a rank of {most} at most")]
+    Rank { rank: u64, most: u64 },
     #[error(
         "{}: it has {found} tokens, expected the {expected} of the bundle it is to teach (hint: a bundle of the same model)",
         bundle.display()
@@ -64,4 +81,10 @@ pub enum TrainError {
     TeacherVocabulary { bundle: PathBuf, found: u64, expected: u64 },
     #[error("the model has {positions} positions, and --context asks for {context}")]
     Positions { positions: u64, context: usize },
+    #[error(
+        "--max-tokens {most}: a row takes --context {context} tokens, and only whole rows are measured (hint: --max-tokens {context} or more, or a smaller --context)"
+    )]
+    MaxTokens { most: usize, context: usize },
+    #[error("--validation-windows 0: without a window there is nothing to validate on (hint: 1 or more)")]
+    NoValidation,
 }

@@ -1,7 +1,7 @@
 //! The loss over the steps of a run, and several runs beside each other, as SVG pictures.
 
 use super::metrics;
-use crate::plot::{Line, Panel, colour, draw, draw_all};
+use crate::report::plot::{Line, Panel, colour, draw, draw_all};
 
 /// The file, in the bundle's directory `train`.
 pub const FILE: &str = "loss.svg";

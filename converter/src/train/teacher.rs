@@ -4,9 +4,9 @@
 use super::TrainError;
 use super::trainer::{TrainerOptions, dims, element_type, write, write_as};
 use super::weights::Weights;
-use crate::bundle::layout;
-use crate::bundle::manifest::Manifest;
 use crate::onnx::import;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::training::parameters::{Layout, Selection};
 use dijiang_passes::training::specialize::TOKENS;
@@ -70,7 +70,7 @@ impl Teacher {
                 path
             }
         };
-        let mut model = import::import(&bundle.join(layout::SOFTMAX))?;
+        let mut model = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut model)?;
         let layout = Layout::of(&model, &Selection::Everything)?;
         let weights = Weights::open(bundle, &layout)?;

@@ -6,8 +6,8 @@ use super::metrics::Line;
 use super::teacher::Teacher;
 use super::weights::Weights;
 use crate::onnx::export::{ExportOptions, export};
-use crate::target::PORTABLE_OPSET;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::target::PORTABLE_OPSET;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::TrainingError;
@@ -18,7 +18,7 @@ use dijiang_passes::training::parameters::{
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{self, Batches, StepOptions};
 use dijiang_runtime::{
-    Device, DeviceTensor, DimSpec, Dtype, HostTensor, Io, LoadOptions, OrtRuntime, Program, RuntimeError,
+    Device, DeviceTensor, DimSpec, HostTensor, Io, LoadOptions, OrtRuntime, Program, RuntimeError,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -264,14 +264,14 @@ impl Trainer {
         for group in &layout.groups {
             let Types { read, gradients } = options.types(group);
             for part in CARRIED {
-                vectors.insert(group.vector(part), first.allocate(Dtype::F32, &[group.len()])?);
+                vectors.insert(group.vector(part), first.allocate(DType::F32, &[group.len()])?);
             }
             vectors.insert(group.vector(GRADIENTS), first.allocate(element_type(gradients), &[group.len()])?);
             if read != DType::F32 {
                 vectors.insert(group.vector(READ), first.allocate(element_type(read), &[group.len()])?);
             }
         }
-        let scalar = || first.allocate(Dtype::F32, &[]);
+        let scalar = || first.allocate(DType::F32, &[]);
         let small = Small {
             tokens: first.allocate_like(TOKENS)?,
             labels: evaluation.allocate_like(step::LABELS)?,
@@ -279,7 +279,7 @@ impl Trainer {
             loss_sum: scalar()?,
             divergence: scalar()?,
             count: scalar()?,
-            squares: first.allocate(Dtype::F32, &[squares.len() * SPACE])?,
+            squares: first.allocate(DType::F32, &[squares.len() * SPACE])?,
             rate: scalar()?,
             step: scalar()?,
             scale: scalar()?,
@@ -339,13 +339,17 @@ impl Trainer {
     /// Step number `number` of a run over `windows`, and what there is to say of it.
     pub fn advance(&mut self, windows: &mut Windows, number: usize, rate: f64) -> Result<Line, TrainError> {
         let begun = Instant::now();
-        let rows = self.options.size.batch as usize * self.options.accumulate;
-        let chosen: Vec<Vec<i64>> = (0..rows).map(|i| windows.get((number - 1) * rows + i)).collect();
-        let done = self.step(&chosen, number, rate)?;
-        let tokens = rows * self.options.size.sequence as usize;
+        let rows = self.options.size.batch as usize;
+        let each = rows * self.options.accumulate;
+        let mut batch = |i: usize| -> Vec<Vec<i64>> {
+            let first = (number - 1) * each + i * rows;
+            (first..first + rows).map(|index| windows.get(index)).collect()
+        };
+        let done = self.step(&mut batch, number, rate)?;
+        let tokens = each * self.options.size.sequence as usize;
         Ok(Line {
             step: number,
-            tokens: tokens * number,
+            tokens: tokens.saturating_mul(number),
             loss: done.loss,
             kl: done.divergence,
             grad_norm: done.gradient_norm,
@@ -355,13 +359,17 @@ impl Trainer {
         })
     }
 
-    /// One step on windows for all micro-batches. Numbers that are not finite leave everything as it was.
-    fn step(&mut self, windows: &[Vec<i64>], number: usize, rate: f64) -> Result<Step, TrainError> {
+    /// One step on micro-batches, asked for by their number. Numbers that are not finite leave everything as it was.
+    fn step(
+        &mut self,
+        batch: &mut dyn FnMut(usize) -> Vec<Vec<i64>>,
+        number: usize,
+        rate: f64,
+    ) -> Result<Step, TrainError> {
         let begun = Instant::now();
-        let rows = self.options.size.batch as usize;
         let (mut loss, mut divergence) = (0.0, self.teacher.is_some().then_some(0.0));
-        for (i, batch) in windows.chunks(rows).enumerate() {
-            self.feed(batch, &[])?;
+        for i in 0..self.options.accumulate {
+            self.feed(&batch(i), &[])?;
             if let Some(teacher) = &mut self.teacher {
                 teacher.run()?;
             }
@@ -374,7 +382,7 @@ impl Trainer {
                 *sum += number_in(&self.small.divergence)?;
             }
         }
-        let count = windows.len().div_ceil(rows) as f64;
+        let count = self.options.accumulate as f64;
         let gradients = begun.elapsed();
         let divergence = divergence.map(|sum| sum / count);
         let step = Step { loss: loss / count, divergence, gradient_norm: self.gradient_norm()? / count };
@@ -559,10 +567,10 @@ fn numbers(io: &Io) -> Vec<usize> {
     fixed.collect()
 }
 
-pub(super) fn element_type(dtype: DType) -> Dtype {
+pub(super) fn element_type(dtype: DType) -> DType {
     match dtype {
-        DType::BF16 => Dtype::BF16,
-        _ => Dtype::F32,
+        DType::BF16 => DType::BF16,
+        _ => DType::F32,
     }
 }
 

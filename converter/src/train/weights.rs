@@ -1,16 +1,20 @@
 //! The trained weights of a bundle: read from its weight file as f32, and written back in the element types
 //! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
 
-use crate::bundle::layout;
+use crate::bundle::digests::of_file;
+use crate::bundle::finite::NotFinite;
 use crate::bundle::replace::replace_file;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::digest::{WeightDigests, digest};
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::lora::Addition;
 use dijiang_passes::training::parameters::{Group, Layout, Parameter};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The weight file does not fit what is trained.
@@ -26,6 +30,37 @@ pub enum WeightsError {
     Shape { path: PathBuf, name: String, found: Vec<usize>, expected: Vec<u64> },
     #[error("{}: `{name}` holds {dtype} elements, which cannot be trained", path.display())]
     Type { path: PathBuf, name: String, dtype: String },
+    #[error(
+        "{}: it is not what was read when the run began: the bundle was changed meanwhile, so nothing was written (hint: train it again; `train/checkpoint.safetensors` is of the bundle as it was)",
+        path.display()
+    )]
+    Changed { path: PathBuf },
+    #[error(
+        "`{name}` holds {found:e}, and {before:e} was its largest number before the run, so nothing was written (hint: a lower --lr)"
+    )]
+    Grown { name: String, found: f32, before: f32 },
+    #[error("`{name}` holds {what}, so nothing was written (hint: a lower --lr)")]
+    NotFinite { name: String, what: String },
+}
+
+/// How often the largest number of a weight, or 1, a run may come to: one that learns moves a number by the sum of its
+/// learning rates, which is about 1.
+const GROWTH: f32 = 1e4;
+
+/// What tells a file from another that takes its place, and from itself once it is edited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        let changed = (file.mtime(), file.mtime_nsec());
+        Self { device: file.dev(), inode: file.ino(), length: file.len(), changed }
+    }
 }
 
 /// Where a weight lies in the file.
@@ -39,6 +74,9 @@ struct Place {
 pub struct Weights {
     path: PathBuf,
     map: Mmap,
+    stamp: Stamp,
+    /// The text of the manifest beside it.
+    manifest: Vec<u8>,
     places: BTreeMap<String, Place>,
     /// Trained in place of the weights that they are added to.
     additions: Vec<Addition>,
@@ -62,11 +100,13 @@ impl Weights {
         trained: &Layout,
         additions: Vec<Addition>,
     ) -> Result<Self, WeightsError> {
-        let path = bundle.join(layout::WEIGHTS);
+        let path = bundle.join(files::WEIGHTS);
         let io = |source| WeightsError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
         // SAFETY: a map of a file that another process shortens faults; weight files are replaced, never edited.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let stamp = Stamp::of(&file.metadata().map_err(io)?);
+        let manifest = read_manifest(&path)?;
         let format = |e: safetensors::SafeTensorError| WeightsError::Format {
             path: path.clone(),
             reason: e.to_string(),
@@ -95,7 +135,7 @@ impl Weights {
             places.insert(name, Place { begin, end: begin + view.data().len(), dtype });
         }
         drop(tensors);
-        Ok(Self { path, map, places, additions })
+        Ok(Self { path, map, stamp, manifest, places, additions })
     }
 
     /// The flat vector of a group.
@@ -125,22 +165,30 @@ impl Weights {
         numbers.unwrap_or_default().into_iter().map(|number| number as f32).collect()
     }
 
-    /// Replaces the file by one with new numbers for the trained weights, whole or not at all.
-    pub fn replace(&self, groups: &[(&Group, &[f32])]) -> Result<(), WeightsError> {
-        let io = |source| WeightsError::Io { path: self.path.clone(), source };
-        let mut bytes = self.map.to_vec();
-        let mut put = |name: &str, dims: &[u64], numbers: &[f32]| {
-            let place = &self.places[name];
-            let tensor = Tensor::from_f32(dims, numbers).cast(place.dtype);
-            bytes[place.begin..place.end].copy_from_slice(&tensor.bytes());
-        };
+    /// The flat vector of a group with other numbers for some of its parameters, as they are once they are stored.
+    pub fn flat_with(&self, group: &Group, values: &BTreeMap<String, Tensor>) -> Vec<f32> {
+        let mut flat = self.flat(group);
+        for (at, parameter) in group.offsets() {
+            let place = self.places.get(&parameter.name);
+            let Some((place, tensor)) = place.zip(values.get(&parameter.name)) else { continue };
+            let stored = tensor.cast(place.dtype).to_f64();
+            flat[at..].iter_mut().zip(stored).for_each(|(to, from)| *to = from as f32);
+        }
+        flat
+    }
+
+    /// The file with new numbers for the trained weights. Refuses numbers that are not finite in the type they are
+    /// stored in.
+    pub fn with(&self, groups: &[(&Group, &[f32])]) -> Result<NewWeights, WeightsError> {
+        let mut new = NewWeights { bytes: self.map.to_vec(), digests: BTreeMap::new() };
         let mut trained: BTreeMap<&str, &[f32]> = BTreeMap::new();
         for (group, flat) in groups {
             for (at, parameter) in group.offsets() {
                 let numbers = &flat[at..at + parameter.len()];
                 trained.insert(&parameter.name, numbers);
-                if self.places.contains_key(&parameter.name) {
-                    put(&parameter.name, &parameter.dims, numbers);
+                if let Some(place) = self.places.get(&parameter.name) {
+                    self.check_growth(parameter, numbers)?;
+                    new.put(&parameter.name, place, &Tensor::from_f32(&parameter.dims, numbers))?;
                 }
             }
         }
@@ -149,30 +197,98 @@ impl Weights {
             else {
                 continue;
             };
-            let Parameter { name, dims } = addition.weight();
-            let own = self.numbers(&name, &dims);
+            let weight = addition.weight();
+            let own = self.numbers(&weight.name, &weight.dims);
             let sum: Vec<f32> = own.iter().zip(addition.product(down, up)).map(|(w, p)| w + p).collect();
-            put(&name, &dims, &sum);
+            self.check_growth(&weight, &sum)?;
+            new.put(&weight.name, &self.places[&weight.name], &Tensor::from_f32(&weight.dims, &sum))?;
         }
-        replace_file(&self.path, &bytes).map_err(io)
+        Ok(new)
+    }
+
+    /// Refuses a weight that left all that it was, though it is finite: one form of the model may give numbers with it,
+    /// and another none.
+    fn check_growth(&self, parameter: &Parameter, numbers: &[f32]) -> Result<(), WeightsError> {
+        let largest = |numbers: &[f32]| numbers.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let found = largest(numbers);
+        let before = largest(&self.numbers(&parameter.name, &parameter.dims));
+        match found.is_infinite() || found <= GROWTH * before.max(1.0) {
+            true => Ok(()),
+            false => Err(WeightsError::Grown { name: parameter.name.clone(), found, before }),
+        }
+    }
+
+    /// Refuses where another command, or a hand, changed the bundle since these weights were opened.
+    pub fn check_unchanged(&self) -> Result<(), WeightsError> {
+        let now = std::fs::metadata(&self.path).map(|file| Stamp::of(&file));
+        match now.is_ok_and(|now| now == self.stamp) && read_manifest(&self.path)? == self.manifest {
+            true => Ok(()),
+            false => Err(WeightsError::Changed { path: self.path.clone() }),
+        }
+    }
+
+    /// Replaces the file, whole or not at all.
+    pub fn replace(&self, new: &NewWeights) -> Result<(), WeightsError> {
+        replace_file(&self.path, &new.bytes)
+            .map_err(|source| WeightsError::Io { path: self.path.clone(), source })
+    }
+
+    /// The digests of the new file, where `before` are those of this one. What was not trained keeps the digest that it
+    /// was written with, so that a byte that changed since is still found.
+    pub fn digests(
+        &self,
+        new: NewWeights,
+        before: Option<WeightDigests>,
+    ) -> Result<WeightDigests, WeightsError> {
+        match before {
+            Some(mut digests) => {
+                digests.tensors.extend(new.digests);
+                Ok(digests)
+            }
+            None => of_file(&new.bytes)
+                .map_err(|e| WeightsError::Format { path: self.path.clone(), reason: e.to_string() }),
+        }
     }
 }
 
-impl Weights {
-    /// Replaces the file by one with new numbers for some of the trained weights, whole or not at all.
-    pub fn replace_some<'a>(
-        &self,
-        values: impl Iterator<Item = (&'a String, &'a Tensor)>,
-    ) -> Result<(), WeightsError> {
-        let mut bytes = self.map.to_vec();
-        for (name, tensor) in values {
-            let missing = || WeightsError::Missing { path: self.path.clone(), name: name.clone() };
-            let place = self.places.get(name).ok_or_else(missing)?;
-            bytes[place.begin..place.end].copy_from_slice(&tensor.cast(place.dtype).bytes());
-        }
-        replace_file(&self.path, &bytes)
-            .map_err(|source| WeightsError::Io { path: self.path.clone(), source })
+/// A weight file that is about to be written.
+pub struct NewWeights {
+    bytes: Vec<u8>,
+    /// Of the tensors that are new.
+    digests: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for NewWeights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewWeights({:?})", self.digests.keys())
     }
+}
+
+impl NewWeights {
+    fn put(&mut self, name: &str, place: &Place, numbers: &Tensor) -> Result<(), WeightsError> {
+        let tensor = numbers.cast(place.dtype);
+        let bytes = tensor.bytes();
+        let count = |dtype, bytes: &[u8]| {
+            let mut found = NotFinite::default();
+            found.count(dtype, bytes);
+            found
+        };
+        if !count(place.dtype, &bytes).is_none() {
+            let what = match count(numbers.dtype(), &numbers.bytes()).is_none() {
+                true => format!("a number too large for {}, in which it is stored", place.dtype),
+                false => "NaN or infinity".to_owned(),
+            };
+            return Err(WeightsError::NotFinite { name: name.to_owned(), what });
+        }
+        self.bytes[place.begin..place.end].copy_from_slice(&bytes);
+        self.digests.insert(name.to_owned(), digest(&bytes));
+        Ok(())
+    }
+}
+
+fn read_manifest(weights: &Path) -> Result<Vec<u8>, WeightsError> {
+    let path = weights.with_file_name(files::MANIFEST);
+    std::fs::read(&path).map_err(|source| WeightsError::Io { path, source })
 }
 
 fn float(dtype: Dtype) -> Option<DType> {
@@ -182,5 +298,90 @@ fn float(dtype: Dtype) -> Option<DType> {
         Dtype::F16 => Some(DType::F16),
         Dtype::BF16 => Some(DType::BF16),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::weights::WeightFile;
+    use dijiang_passes::training::parameters::Group;
+
+    /// A weight file of one tensor, and the group that trains it.
+    fn opened(dir: &Path, largest: f32, dtype: DType) -> (Weights, Layout) {
+        let stored = Tensor::from_f32(&[2], &[1.0, largest]).cast(dtype);
+        let file = WeightFile::plan([("w", &stored)].into_iter()).expect("a layout");
+        let mut out = File::create(dir.join(files::WEIGHTS)).expect("a file");
+        file.write(&mut out, &mut |_| ()).expect("it is written");
+        std::fs::write(dir.join(files::MANIFEST), "{}").expect("it is written");
+        let parameters = vec![Parameter { name: "w".to_owned(), dims: vec![2] }];
+        let group = Group { name: "matrices", parameters, decays: true, is_new: false };
+        let layout = Layout { groups: vec![group] };
+        (Weights::open(dir, &layout).expect("it fits"), layout)
+    }
+
+    #[test]
+    fn what_is_not_finite_as_it_is_stored_is_not_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let written_over = |before: f32, dtype, numbers: [f32; 2]| {
+            let (weights, layout) = opened(dir.path(), before, dtype);
+            weights.with(&[(&layout.groups[0], &numbers)]).map(|_| ()).map_err(|e| e.to_string())
+        };
+        let written = |dtype, numbers| written_over(2.0, dtype, numbers);
+        assert_eq!(written(DType::F32, [2e4, -2e4]), Ok(()));
+        assert_eq!(
+            written(DType::F32, [0.0, -1e30]),
+            Err("`w` holds 1e30, and 2e0 was its largest number before the run, so nothing was written (hint: a lower --lr)"
+                .to_owned())
+        );
+        assert_eq!(written(DType::F16, [20000.0, 0.0]), Ok(()));
+        let refused =
+            |what: &str| Err(format!("`w` holds {what}, so nothing was written (hint: a lower --lr)"));
+        let too_large = |dtype| refused(&format!("a number too large for {dtype}, in which it is stored"));
+        assert_eq!(written_over(50000.0, DType::F16, [0.0, 65520.0]), too_large("f16"));
+        assert_eq!(written_over(50000.0, DType::F16, [0.0, 65504.0]), Ok(()));
+        assert_eq!(written_over(f32::MAX / 2.0, DType::BF16, [f32::MAX, 0.0]), too_large("bf16"));
+        for number in [f32::NAN, f32::INFINITY] {
+            for dtype in [DType::F32, DType::F16, DType::F64] {
+                assert_eq!(written(dtype, [0.0, number]), refused("NaN or infinity"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_changed_meanwhile_is_not_written_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (weights, _) = opened(dir.path(), 2.0, DType::F32);
+        weights.check_unchanged().expect("nothing was");
+        std::fs::write(dir.path().join(files::MANIFEST), "{ }").expect("it is written");
+        let error = weights.check_unchanged().expect_err("the manifest was").to_string();
+        assert!(
+            error.contains("the bundle was changed meanwhile, so nothing was written (hint: "),
+            "{error}"
+        );
+        std::fs::write(dir.path().join(files::MANIFEST), "{}").expect("it is written");
+        weights.check_unchanged().expect("it is as it was");
+        // The same bytes, but another file.
+        let path = dir.path().join(files::WEIGHTS);
+        let bytes = std::fs::read(&path).expect("it is there");
+        replace_file(&path, &bytes).expect("it is replaced");
+        assert!(matches!(weights.check_unchanged(), Err(WeightsError::Changed { .. })));
+    }
+
+    #[test]
+    fn what_is_not_trained_keeps_the_digest_it_was_written_with() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (weights, layout) = opened(dir.path(), 2.0, DType::F32);
+        let new = || weights.with(&[(&layout.groups[0], &[3.0, 4.0])]).expect("numbers");
+        let before = WeightDigests {
+            header: "h".to_owned(),
+            tensors: [("v", "old"), ("w", "old")].map(|(n, d)| (n.to_owned(), d.to_owned())).into(),
+        };
+        let after = weights.digests(new(), Some(before)).expect("digests");
+        let expected = digest(&[3.0_f32, 4.0].map(f32::to_le_bytes).concat());
+        assert_eq!((after.tensors["v"].as_str(), &after.tensors["w"]), ("old", &expected));
+        // Where there were none, all are taken.
+        let whole = weights.digests(new(), None).expect("digests");
+        assert_eq!(whole.tensors, BTreeMap::from([("w".to_owned(), expected)]));
     }
 }

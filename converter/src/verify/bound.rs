@@ -3,9 +3,9 @@
 use super::measure::median_error;
 use super::oracle::{self, Rounding};
 use super::{Check, Verifier, VerifyError};
-use crate::bundle::layout;
 use crate::onnx::import::import;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_runtime::{Engine, RuntimeError, Serving, ServingOptions};
 
 /// What the median token may be off by in half precision, in roundings of plain operators. With half as much eight
@@ -15,7 +15,7 @@ const ROUNDINGS: f64 = 4.0;
 impl Verifier<'_> {
     /// `reference` holds the logits of all tokens of the prompts, row after row.
     pub(super) fn bound_graphs(&mut self, name: &str, reference: &[f32]) -> Result<(), VerifyError> {
-        if !self.bundle.join(layout::DECODE).exists() {
+        if !self.bundle.join(files::DECODE).exists() {
             return Ok(());
         }
         self.stage(&format!("serving from bound memory in {name}"));
@@ -38,7 +38,7 @@ impl Verifier<'_> {
         let last: Vec<f32> =
             ends.flat_map(|end| &reference[(end - 1) * vocab..end * vocab]).copied().collect();
         let limit = self.bound_limit()?;
-        let (prefill, decode) = (layout::PREFILL, layout::DECODE);
+        let (prefill, decode) = (files::PREFILL, files::DECODE);
         self.compare_bound(format!("{name}: {prefill} in segments = parallel"), limit, &found, &last);
 
         serving.start(1)?;
@@ -62,7 +62,7 @@ impl Verifier<'_> {
         }
         self.stage("rounding in f64");
         let row = self.prompts.short();
-        let path = self.bundle.join(layout::MODEL);
+        let path = self.bundle.join(files::MODEL);
         let graph = import(&path)?;
         let logits = |rounding| oracle::evaluate(&graph, &path, &row, rounding);
         let (Ok(exact), Ok(rounded)) = (logits(Rounding::Nothing)?, logits(Rounding::Results)?) else {

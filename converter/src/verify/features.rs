@@ -1,7 +1,7 @@
 //! What is fed to a model that reads no tokens: images, sound, embeddings. A row of token ids stands for
 //! one example; its numbers are seeded by it.
 
-use dijiang_passes::random::Random;
+use dijiang_passes::numeric::random::Random;
 
 /// Sizes of an input for rows of `tokens` each. What a graph leaves open is the batch in front, and in an
 /// input of rank 3 the length.

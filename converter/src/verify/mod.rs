@@ -14,15 +14,16 @@ pub mod reference;
 mod run;
 mod whole;
 
-use crate::bundle::layout;
-use crate::bundle::manifest::{Manifest, ManifestError, SourceKind};
 use crate::onnx::import::{ImportError, import};
-use crate::progress::Progress;
+use crate::report::progress::Progress;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::target::Target;
 use dijiang_passes::attention::lower::tokens_first;
-use dijiang_passes::ir::dtype::{DType, UnknownDType};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::verify::verify as violations;
-use dijiang_passes::widen::rounds_activations;
+use dijiang_passes::precision::widen::rounds_activations;
 use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
 use measure::{Drift, relative_error};
 use oracle::{Rounding, Tables};
@@ -96,8 +97,6 @@ pub enum VerifyError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error(transparent)]
-    DType(#[from] UnknownDType),
     #[error("{file}: {reason}")]
     Model { file: String, reason: String },
 }
@@ -142,7 +141,7 @@ pub(crate) fn quantization_drift(
 ) -> Result<Check, VerifyError> {
     progress.stage("evaluating without and with quantised weights");
     let row = Prompts::new(manifest, seed).short();
-    let logits = |graph| oracle::evaluate(graph, Path::new(layout::SOFTMAX), &row, Rounding::Nothing);
+    let logits = |graph| oracle::evaluate(graph, Path::new(files::SOFTMAX), &row, Rounding::Nothing);
     let name = "drift of quantised weights: norm of the difference";
     match (logits(float)?, logits(quantized)?) {
         (Ok(float), Ok(quantized)) => Ok(Check::report(name, relative_error(&quantized, &float))),
@@ -177,7 +176,7 @@ const HALF: f64 = 2e-2;
 const BYTES: f64 = 5e-2;
 
 /// Files that standard operators suffice for.
-const PORTABLE: [&str; 3] = [layout::PARALLEL, layout::CHUNKED, layout::SOFTMAX];
+const PORTABLE: [&str; 3] = [files::PARALLEL, files::CHUNKED, files::SOFTMAX];
 
 impl<'a> Verifier<'a> {
     fn new(
@@ -195,7 +194,7 @@ impl<'a> Verifier<'a> {
                 Err(e) => found.skipped.push(format!("everything in ONNX Runtime: {e}")),
             }
         }
-        let dtype = manifest.dtype.parse()?;
+        let dtype = manifest.dtype;
         match options.runtimes {
             Choice::Ort => {}
             _ if dtype == DType::BF16 => {
@@ -249,7 +248,7 @@ impl<'a> Verifier<'a> {
     /// Every graph file reads back, and breaks no rule of the IR.
     fn well_formed(&mut self) -> Result<(), VerifyError> {
         self.stage("reading the graphs back");
-        for file in [layout::MODEL, layout::PREFILL, layout::DECODE].into_iter().chain(PORTABLE) {
+        for file in [files::MODEL, files::PREFILL, files::DECODE].into_iter().chain(PORTABLE) {
             let path = self.bundle.join(file);
             if path.exists() {
                 let graph = import(&path)?;
@@ -278,7 +277,7 @@ impl<'a> Verifier<'a> {
         let rounded = self.dtype != DType::F32 && self.manifest.source.dtype != self.manifest.dtype;
         let limit = if rounded { HALF } else { EXACT };
         for i in 0..self.runtimes.len() {
-            let logits = self.plain(i, layout::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
+            let logits = self.plain(i, files::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
             let name = self.runtimes[i].name();
             if self.manifest.weights.is_some() {
                 let apart = relative_error(&logits, &reference.logits);
@@ -296,8 +295,8 @@ impl<'a> Verifier<'a> {
         Model::load(
             runtime,
             &self.bundle.join(file),
-            self.manifest.target == "onnx27" && file == layout::MODEL,
-            self.counts && file == layout::MODEL,
+            self.manifest.target.needs_unreleased_opset() && file == files::MODEL,
+            self.counts && file == files::MODEL,
         )
     }
 
@@ -305,7 +304,7 @@ impl<'a> Verifier<'a> {
     fn plain(&self, runtime: usize, file: &str) -> Result<Plain, VerifyError> {
         let site = self.manifest.sites.first();
         let head = site.map_or([0; 2], |site| [site.kv_heads, site.head_dim]);
-        let unreleased = self.manifest.target == "onnx27" && file == layout::MODEL;
+        let unreleased = self.manifest.target.needs_unreleased_opset() && file == files::MODEL;
         Plain::load(self.runtimes[runtime].as_ref(), &self.bundle.join(file), unreleased, head)
     }
 
@@ -344,7 +343,7 @@ impl<'a> Verifier<'a> {
             _ if onnxruntime
                 || self.is_softmax()
                 || self.is_stateless()
-                || self.manifest.target == "portable" =>
+                || self.manifest.target == Target::Portable =>
             {
                 Ok(())
             }
@@ -358,11 +357,7 @@ impl<'a> Verifier<'a> {
 
     /// The form that the others are compared with, and the one that takes a state.
     fn plain_forms(&self) -> (&'static str, &'static str) {
-        if self.is_softmax() {
-            (layout::SOFTMAX, layout::SOFTMAX)
-        } else {
-            (layout::PARALLEL, layout::CHUNKED)
-        }
+        if self.is_softmax() { (files::SOFTMAX, files::SOFTMAX) } else { (files::PARALLEL, files::CHUNKED) }
     }
 
     /// Parallel = chunked = served, whole = token by token = split = padded, runtime = runtime.
@@ -373,7 +368,7 @@ impl<'a> Verifier<'a> {
             let tried = self.forms_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
             if first.is_none() && !self.is_softmax() {
-                let mut softmax = self.plain(i, layout::SOFTMAX)?;
+                let mut softmax = self.plain(i, files::SOFTMAX)?;
                 let numbers = softmax.padded(&self.prompts.rows(), !softmax.needs_right())?;
                 self.drift(&reference, &numbers, softmax.gives_logits());
             }
@@ -397,7 +392,7 @@ impl<'a> Verifier<'a> {
         }
         match self.serves(i) {
             Ok(()) => {
-                let mut model = self.model(i, layout::MODEL)?;
+                let mut model = self.model(i, files::MODEL)?;
                 let served = model.whole(&prompts)?;
                 let limit = self.served_limit();
                 self.compare(format!("{name}: served = parallel"), limit, &served, &reference);
@@ -479,7 +474,7 @@ impl<'a> Verifier<'a> {
     fn oracle(&mut self) -> Result<(), VerifyError> {
         self.stage("evaluating in f64");
         let row = self.prompts.short();
-        let path = self.bundle.join(layout::MODEL);
+        let path = self.bundle.join(files::MODEL);
         let served = import(&path)?;
         let exact = match oracle::evaluate(&served, &path, &row, Rounding::Nothing)? {
             Ok(exact) => exact,
@@ -495,7 +490,7 @@ impl<'a> Verifier<'a> {
             return self.served_exactly(plain, rounding, &exact);
         }
         if self.serves(0).is_ok() {
-            return self.against_oracle(layout::MODEL, self.served_limit(), &exact);
+            return self.against_oracle(files::MODEL, self.served_limit(), &exact);
         }
         // The form that stands for the serving graph computes what that reads from tables.
         if tables.is_none() {

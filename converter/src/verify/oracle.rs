@@ -2,8 +2,8 @@
 
 use super::{VerifyError, features};
 use crate::onnx::import::import;
+use dijiang_format::dtype::DType;
 use dijiang_passes::attention::lower::grouped::TABLES;
-use dijiang_passes::ir::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::shape::Dim;

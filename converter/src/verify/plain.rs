@@ -3,7 +3,8 @@
 use super::prompts::{Padded, padded};
 use super::reference::real_tokens;
 use super::{VerifyError, features};
-use dijiang_runtime::{DimSpec, Dtype, HostTensor, Io, LoadOptions, Runtime, Session};
+use dijiang_format::dtype::DType;
+use dijiang_runtime::{DimSpec, HostTensor, Io, LoadOptions, Runtime, Session};
 use std::path::Path;
 
 /// A loaded graph that remembers nothing between runs. Results come back as f32, token after token,
@@ -102,7 +103,7 @@ impl Plain {
         let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
         let flat = rows.concat();
         let made = match io.dtype {
-            Dtype::I32 => HostTensor::from_i32(&shape, &flat.iter().map(|x| *x as i32).collect::<Vec<_>>()),
+            DType::I32 => HostTensor::from_i32(&shape, &flat.iter().map(|x| *x as i32).collect::<Vec<_>>()),
             _ => HostTensor::from_i64(&shape, &flat),
         };
         made.map_err(|e| self.fail(e.to_string()))
@@ -142,8 +143,8 @@ impl Plain {
     }
 }
 
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// The output that stands for the model: per token where there is one, else per row.

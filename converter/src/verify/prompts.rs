@@ -1,7 +1,7 @@
 //! The token sequences that verification feeds: seeded, and long enough to cross a chunk.
 
-use crate::bundle::manifest::Manifest;
-use dijiang_passes::random::Random;
+use dijiang_format::manifest::Manifest;
+use dijiang_passes::numeric::random::Random;
 
 /// Two rows of unequal length.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ const ORACLE: usize = 5;
 impl Prompts {
     /// Rows for a bundle: a chunk and a piece of the next, or as many tokens as the model has positions.
     pub(super) fn new(manifest: &Manifest, seed: u64) -> Self {
-        let chunk = manifest.recipe.get("chunk").and_then(serde_json::Value::as_u64).unwrap_or(64) as usize;
+        let chunk = manifest.recipe.chunk as usize;
         let most = chunk + BEYOND;
         let long = manifest.model.positions.map_or(most, |p| most.min(p as usize)).max(1);
         let short = (long * 3 / 5).max(1);
@@ -77,29 +77,17 @@ pub(super) fn padded(rows: &[Vec<i64>], left: bool) -> Padded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::manifest::{FORMAT, Model, Source, SourceKind};
+    use crate::recipes;
+    use dijiang_format::dtype::DType;
+    use dijiang_format::manifest::{Model, Source, SourceKind};
+    use dijiang_format::target::Target;
 
     #[test]
     fn a_manifest_without_tokens_or_positions_still_gives_rows() {
         let model = Model { family: "llama".to_owned(), vocab: 0, positions: Some(0), eos: Vec::new() };
-        let manifest = Manifest {
-            format_version: FORMAT,
-            dijiang_version: String::new(),
-            source: Source { kind: SourceKind::Checkpoint, dtype: "f32".to_owned(), files: Vec::new() },
-            model,
-            recipe: serde_json::Value::Null,
-            target: "ort".to_owned(),
-            dtype: "f32".to_owned(),
-            weights: None,
-            seed: 0,
-            sites: Vec::new(),
-            misses: Vec::new(),
-            state: Vec::new(),
-            checks: Vec::new(),
-            stopped_after: None,
-            trained: None,
-            linked: Vec::new(),
-        };
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
+        let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
     }

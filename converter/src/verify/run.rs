@@ -3,7 +3,7 @@
 use super::VerifyError;
 use super::prompts::{Padded, Prompts, padded};
 use super::reference::real_tokens;
-use crate::bundle::layout;
+use dijiang_format::files;
 use dijiang_runtime::{Decoder, DimSpec, HostTensor, LoadOptions, Runtime};
 use std::path::Path;
 
@@ -55,7 +55,7 @@ impl Model {
         if width == prompts.vocab() {
             return Ok(());
         }
-        let (manifest, vocab) = (layout::MANIFEST, prompts.vocab());
+        let (manifest, vocab) = (files::MANIFEST, prompts.vocab());
         let reason = format!(
             "its logits are {width} wide, but `vocab` in {manifest} is {vocab} (hint: convert the model anew)"
         );

@@ -2,7 +2,7 @@
 
 use super::plain::Plain;
 use super::{EXACT, Verifier, VerifyError};
-use crate::bundle::layout;
+use dijiang_format::files;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, padded = alone, runtime = runtime.
@@ -14,7 +14,7 @@ impl Verifier<'_> {
             let tried = self.whole_forms_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
             if first.is_none() && !self.is_softmax() {
-                let mut softmax = self.plain(i, layout::SOFTMAX)?;
+                let mut softmax = self.plain(i, files::SOFTMAX)?;
                 let numbers = softmax.alone(&self.prompts.rows())?;
                 self.drift(&reference, &numbers, softmax.gives_logits());
             }
@@ -38,7 +38,7 @@ impl Verifier<'_> {
         }
         match self.serves(i) {
             Ok(()) => {
-                let mut model = self.plain(i, layout::MODEL)?;
+                let mut model = self.plain(i, files::MODEL)?;
                 let limit = self.served_limit();
                 let served = model.alone(&rows)?;
                 self.compare(format!("{name}: served = parallel"), limit, &served, &reference);

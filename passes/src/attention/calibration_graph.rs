@@ -2,6 +2,7 @@
 
 use super::patterns::find_sites;
 use super::rewrite::{Options, RULE, RewriteError, patch_site, reason_to_keep};
+use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 
 /// Names of the outputs, with the layer behind them.
@@ -11,7 +12,7 @@ pub const LINEAR_OUTPUT: &str = "attention.linear.";
 /// Writes the linear attention of each site beside the softmax attention, which goes on driving the model:
 /// both are outputs of the graph. Returns the layers that have one.
 pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usize>, RewriteError> {
-    options.recipe.check()?;
+    recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut layers = Vec::new();
     for site in sites.iter().filter(|site| reason_to_keep(site, options).is_none()) {

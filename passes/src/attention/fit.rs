@@ -6,7 +6,7 @@
 //! Every query then counts alike, and factors that a map leaves out (exp of ‖q‖²/2) do no harm. a_ij is not
 //! linear in w: each round solves the problem of its tangent (Gauss and Newton's method).
 
-use crate::nnls;
+use crate::numeric::nnls;
 
 /// Problems solved one after the other; few bring anything after the first.
 const ROUNDS: usize = 8;
@@ -200,7 +200,7 @@ fn softmax(scores: Vec<f64>) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::numeric::random::Random;
 
     struct Texts {
         q: Vec<f32>,

@@ -6,12 +6,12 @@
 
 use super::patterns::depends;
 use super::trial::{Sizes, Trial, is_padding_input};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::shape::show;
 use crate::ir::walk::{depth_first, inputs_of};
 use crate::pattern::Miss;
+use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Which keys a query sees. Anything else is a [`Miss`].

@@ -6,10 +6,10 @@
 //! that consumer only.
 
 use super::trial::{Sizes, Trial, is_padding_input};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::Patch;
+use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 const NAME: &str = "position_ids";

@@ -6,28 +6,22 @@ use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
 use super::softmaxes::Computed;
+use crate::feature_map::recipe_check::{self, RecipeError};
 use crate::feature_map::{self, Emitted, FeatureMap, Role};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Def, Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::ir::walk::{inputs_of, nearest_first};
-use crate::random::Random;
-use crate::recipe::{Attention, Decay, Readout, Recipe, RecipeError};
+use crate::numeric::random::Random;
+use dijiang_format::dtype::DType;
+use dijiang_format::names::StatePart;
+use dijiang_format::recipe::{Attention, Decay, Readout, Recipe};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Before the number of a layer in the names of the states that a graph takes and gives.
-pub(crate) const PAST: &str = "past_key_values.";
-pub(crate) const PRESENT: &str = "present.";
-
 /// What the pass calls itself, in errors and as the origin of its nodes.
 pub(super) const RULE: &str = "linear_attention";
-
-/// The parts of a layer's state, by the names that onnxruntime-genai knows.
-const SUM: &str = "recurrent_state";
-const NORMALISER: &str = "conv_state";
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
@@ -125,7 +119,7 @@ pub fn inspect(graph: &Graph) -> Report {
 
 /// Rewrites the sites of `graph` that the recipe and `layers` name.
 pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, RewriteError> {
-    options.recipe.check()?;
+    recipe_check::check(options.recipe)?;
     let found = find_sites(graph);
     let count = found.attentions();
     let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers);
@@ -585,23 +579,18 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn state_name(&self, side: &str, part: &str) -> String {
-        format!("{side}{}.{part}", self.site.layer)
-    }
-
     fn past_state(&mut self, dims: Dims) -> State {
         let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
         State {
-            s: self.past(SUM, &[heads, features, width]),
-            z: dims.divides.then(|| self.past(NORMALISER, &[heads, features])),
+            s: self.past(StatePart::Sums, &[heads, features, width]),
+            z: dims.divides.then(|| self.past(StatePart::Normalizer, &[heads, features])),
         }
     }
 
-    fn past(&mut self, part: &str, rest: &[u64]) -> ValueId {
+    fn past(&mut self, part: StatePart, rest: &[u64]) -> ValueId {
         let batch = self.p.dim(self.site.q, 0);
         let shape: Vec<Dim> = std::iter::once(batch).chain(rest.iter().copied().map(Dim::Known)).collect();
-        let name = self.state_name(PAST, part);
-        self.p.input(&name, DType::F32, shape)
+        self.p.input(&part.past(self.site.layer), DType::F32, shape)
     }
 
     fn drop_cache(&mut self) {
@@ -613,10 +602,9 @@ impl Writer<'_, '_, '_> {
 
     pub(super) fn output_state(&mut self, state: State) {
         // onnxruntime-genai wants a state of this name, of three axes.
-        let normaliser = state.z.unwrap_or_else(|| self.past(NORMALISER, &[1, 1]));
-        for (part, value) in [(SUM, state.s), (NORMALISER, normaliser)] {
-            let name = self.state_name(PRESENT, part);
-            self.p.output(&name, value);
+        let normalizer = state.z.unwrap_or_else(|| self.past(StatePart::Normalizer, &[1, 1]));
+        for (part, value) in [(StatePart::Sums, state.s), (StatePart::Normalizer, normalizer)] {
+            self.p.output(&part.present(self.site.layer), value);
         }
     }
 

@@ -2,8 +2,9 @@
 
 use super::patterns::find_sites;
 use super::rewrite::{Options, RewriteError, Writer, patch_site, reason_to_keep};
-use crate::ir::dtype::DType;
+use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
+use dijiang_format::dtype::DType;
 
 /// Names of the outputs, with the layer behind them.
 pub const SAMPLES: [&str; 3] = ["sample.q.", "sample.k.", "sample.log_decay."];
@@ -19,7 +20,7 @@ pub struct SampledSite {
 
 /// Makes the scaled queries and keys of each site outputs of the graph, with their log decay.
 pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<SampledSite>, RewriteError> {
-    options.recipe.check()?;
+    recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut sampled = Vec::new();
     for site in sites.iter().filter(|site| reason_to_keep(site, options).is_none()) {

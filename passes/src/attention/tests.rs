@@ -9,8 +9,8 @@ use crate::ir::eval::Array;
 use crate::ir::graph::Graph;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
-use crate::recipe::{Decay, Lengths, MapSpec, Radial, Readout, Recipe};
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
+use dijiang_format::recipe::{Decay, Lengths, MapSpec, Radial, Readout, Recipe};
 use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
@@ -23,7 +23,7 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     };
     Recipe {
         name: "test".to_owned(),
-        attention: crate::recipe::Attention::Linear,
+        attention: dijiang_format::recipe::Attention::Linear,
         map,
         decay,
         readout,
@@ -193,7 +193,7 @@ fn definition(
     };
     let map = feature_map::find(&recipe.map.kind).expect("a map");
     let numbers = |role: Role, head: usize| -> Numbers {
-        let mut random = crate::random::Random::named(5, "layer.0");
+        let mut random = crate::numeric::random::Random::named(5, "layer.0");
         map.parameters(&recipe.map, 4, HEAD_DIM as usize, &mut random)
             .iter()
             .map(|p| {

@@ -1,10 +1,10 @@
 //! Small runs of a graph: two rows of tokens, with a past and with padding where a trial says so.
 
-use crate::ir::dtype::DType;
 use crate::ir::eval::Array;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::shape::Dim;
 use crate::pattern::Miss;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 /// One run: two rows of `past + time` tokens, of which some are padding.

@@ -1,14 +1,14 @@
 //! Gradients against central finite differences, all in the f64 interpreter.
 
 use super::{AutodiffError, gradients};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::patch::Patch;
 use crate::ir::shape::Dim;
 use crate::ir::text::parse;
 use crate::ir::verify::verify;
-use crate::random::Random;
+use crate::numeric::random::Random;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 /// Distance between the points of a difference.

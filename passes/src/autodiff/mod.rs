@@ -7,11 +7,11 @@
 //! While it travels a gradient may be smaller than its value and stand for its own broadcast, as that
 //! of a sum does. Rules ask for it as it is ([`VjpContext::loose`]) or in full ([`VjpContext::grad`]).
 
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, NodeId, ValueId};
 use crate::ir::infer::Type;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use dims::Dims;
 use std::collections::{BTreeMap, BTreeSet};
 

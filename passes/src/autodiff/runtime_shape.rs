@@ -1,10 +1,10 @@
 //! Shapes that are only known when the model runs.
 
 use super::dims::{Dims, Source};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::shape::{Dim, Symbol};
+use dijiang_format::dtype::DType;
 
 impl Dims {
     /// A gradient in the whole shape of its value.

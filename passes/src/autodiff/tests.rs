@@ -6,13 +6,13 @@ use super::gradcheck::{
 use super::{AutodiffError, gradients};
 use crate::attention::lower::Form;
 use crate::attention::tests::{every_recipe, inputs, lowered};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::Graph;
 use crate::ir::patch::Patch;
 use crate::ir::text::{parse, print};
-use crate::random::Random;
+use crate::numeric::random::Random;
 use crate::testing;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 const HEAD: &str = r#"graph "head" {

@@ -3,9 +3,9 @@
 //! Exact: yes
 
 use super::{Law, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::Graph;
 use crate::ir::patch::{Applied, PatchError};
+use dijiang_format::dtype::DType;
 
 pub(super) struct CastCast;
 

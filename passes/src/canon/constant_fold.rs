@@ -4,11 +4,11 @@
 //! Exact: to the rounding of the element type, which is what a runtime would do
 
 use super::{Law, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 pub(super) struct ConstantFold;
 

@@ -6,13 +6,13 @@
 //! Declines when: an option is set that the operator table does not evaluate
 
 use super::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::ops::attention::{LOWEST, packed_sizes, scale, unsupported};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 pub(super) struct ExpandAttention;
 

@@ -5,11 +5,11 @@
 //! Exact: yes, up to rounding
 
 use super::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 pub(super) struct ExpandNorm;
 

@@ -3,9 +3,9 @@
 //! Exact: up to rounding (the constants are multiplied in f64 and rounded once)
 
 use super::{Law, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use dijiang_format::dtype::DType;
 
 pub(super) struct ScaleScale;
 

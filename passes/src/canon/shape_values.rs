@@ -5,12 +5,12 @@
 
 use super::terms::{Term, Terms};
 use super::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 pub(super) struct ShapeValues;

@@ -1,9 +1,9 @@
 //! The contents of small integer and boolean tensors, negative numbers included: what shape
 //! arithmetic comes to where some dims are only symbols.
 
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Def, Graph, Node, ValueId};
 use crate::ir::shape::Dim;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 /// Longest tensor that is followed.

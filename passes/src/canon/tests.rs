@@ -92,14 +92,9 @@ pub(super) fn check_exact(text: &str, inputs: &[(&str, &[usize])]) {
 
 #[test]
 fn every_law_stands_in_the_table() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/canon");
-    let names = std::fs::read_dir(folder).expect("the folder").filter_map(|entry| {
-        let name = entry.expect("an entry").file_name().into_string().ok()?;
-        name.strip_suffix(".rs").map(str::to_owned)
-    });
-    let mut files: Vec<String> = names.filter(|n| !["mod", "terms", "tests"].contains(&n.as_str())).collect();
+    let mut files = crate::testing::file_stems("src/canon");
+    files.retain(|name| name != "terms");
     let mut laws: Vec<String> = LAWS.iter().map(|law| law.name().to_owned()).collect();
-    files.sort();
     laws.sort();
     assert_eq!(files, laws);
 }

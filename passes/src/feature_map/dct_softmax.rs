@@ -4,8 +4,8 @@
 use super::{Emitted, FeatureMap, Numbers, Parameter, Role, eval_rows, frequency, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 
 pub(super) struct DctSoftmax;
 

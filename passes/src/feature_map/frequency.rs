@@ -1,9 +1,9 @@
 //! Frequencies ω_i = t_i v_i: lengths t from quantiles, directions v from the rows of orthonormal
 //! cosine transforms (paper, section 3.2; Eq. 9 to 12).
 
-use crate::quantile;
-use crate::random::Random;
-use crate::recipe::{Lengths, MapSpec, Radial};
+use crate::numeric::quantile;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::{Lengths, MapSpec, Radial};
 use std::f64::consts::PI;
 
 /// The orthonormal DCT-II of size `d`, row by row: C[i][j] = √(2/d) cos(π i (j + ½) / d), the first

@@ -7,12 +7,13 @@
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 use std::collections::BTreeMap;
 
 pub mod frequency;
 pub mod quality;
+pub mod recipe_check;
 
 mod dct_softmax;
 mod pff;

@@ -6,12 +6,14 @@
 //! averages exp((v·(q + k))²/2). With `radial: chi` the lengths are those of a standard normal vector
 //! and c = ½, and the average is exactly exp(q·k).
 
-use super::{Emitted, FeatureMap, Numbers, Parameter, Role, frequency, single};
-use super::{dot, emit_add_per_head, emit_exp, emit_norm, eval_exp, eval_rows, repeat};
+use super::{
+    Emitted, FeatureMap, Numbers, Parameter, Role, dot, emit_add_per_head, emit_exp, emit_norm, eval_exp,
+    eval_rows, frequency, repeat, single,
+};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::{MapSpec, Radial};
+use crate::numeric::random::Random;
+use dijiang_format::recipe::{MapSpec, Radial};
 
 pub(super) struct Pff;
 pub(super) struct Wpff;

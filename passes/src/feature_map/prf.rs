@@ -1,12 +1,13 @@
 //! `prf`, positive random features: φ(x) = exp(ω x - ‖x‖²/2) / √m, ω ~ N(0, I) (Eq. 5; Performer,
 //! Choromanski et al. 2021). The average of φ(q)·φ(k) is exactly exp(q·k).
 
-use super::{Emitted, FeatureMap, Numbers, Parameter, Role, single};
-use super::{dot, emit_exp, emit_norm, eval_exp, eval_rows};
+use super::{
+    Emitted, FeatureMap, Numbers, Parameter, Role, dot, emit_exp, emit_norm, eval_exp, eval_rows, single,
+};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 
 pub(super) struct Prf;
 

@@ -4,9 +4,9 @@
 //! random ones, and weighted ones closer still. This measures it.
 
 use super::{Numbers, Parameter, Role, dot, find};
-use crate::nnls;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::nnls;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -99,7 +99,7 @@ pub struct Row {
 
 /// The table of `docs/kernel-quality.md`: each map over m = `multiples` · head_dim, averaged over seeds.
 pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> Vec<Row> {
-    use crate::recipe::{Lengths, Radial};
+    use dijiang_format::recipe::{Lengths, Radial};
     type Measure = fn(&Setup) -> Option<KernelError>;
     let rows: [(&str, &str, Lengths, Radial, Measure); 6] = [
         ("prf, Monte Carlo (Eq. 5)", "prf", Lengths::Sampled, Radial::Normal, measure),
@@ -137,7 +137,7 @@ pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::{Lengths, Radial};
+    use dijiang_format::recipe::{Lengths, Radial};
 
     fn mean(
         kind: &str,

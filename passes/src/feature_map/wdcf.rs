@@ -3,12 +3,14 @@
 //!
 //! With more than `head_dim` features, further bases take the place of C.
 
-use super::{Emitted, FeatureMap, Numbers, Parameter, Role, frequency, single};
-use super::{emit_add_per_head, emit_exp, eval_exp, eval_rows, repeat};
+use super::{
+    Emitted, FeatureMap, Numbers, Parameter, Role, emit_add_per_head, emit_exp, eval_exp, eval_rows,
+    frequency, repeat, single,
+};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::random::Random;
-use crate::recipe::MapSpec;
+use crate::numeric::random::Random;
+use dijiang_format::recipe::MapSpec;
 
 pub(super) struct Wdcf;
 

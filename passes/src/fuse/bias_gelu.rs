@@ -4,10 +4,10 @@
 //! Declines when: something else reads the sum, or half precision is bf16, for which there is no kernel
 
 use crate::canon::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
+use dijiang_format::dtype::DType;
 
 pub(super) struct BiasGelu;
 

@@ -4,9 +4,9 @@
 //! Declines when: a part is read in its own type too
 
 use crate::canon::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 pub(super) struct EarlyCast;

@@ -5,10 +5,10 @@
 //! Declines when: a coefficient is another one than its element type's
 
 use crate::canon::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
+use dijiang_format::dtype::DType;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 pub(super) struct Gelu;

@@ -8,7 +8,8 @@ use crate::canon::{Law, Writer, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
-use crate::joined::{Rows, rows};
+use crate::serve::joined::rows;
+use dijiang_format::joined::RowRange;
 
 pub(super) struct HeadParts;
 
@@ -58,14 +59,14 @@ fn apart(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
     {
         return None;
     }
-    let (dim, every) = (parts[0] as i64, *width as i64);
+    let dim = parts[0] as usize;
     let x = w.input(product, 0)?;
     let part = |i: usize| {
-        let taken = Rows { begin: i as i64 * dim, end: (i as i64 + 1) * dim, every };
+        let taken = RowRange { begin: i * dim, end: (i + 1) * dim, every: *width as usize };
         let own = rows(&mut w.patch, weight, taken);
         let bias = bias.map(|bias| rows(&mut w.patch, bias, taken));
         let y = w.patch.linear(x, own, bias);
-        w.patch.reshape(y, &[0, 0, *count as i64, dim])
+        w.patch.reshape(y, &[0, 0, *count as i64, dim as i64])
     };
     Some((0..parts.len()).map(part).collect())
 }

@@ -6,7 +6,7 @@
 use crate::canon::{Law, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
-use crate::joined::is_stored;
+use crate::serve::joined::is_stored;
 
 pub(super) struct JoinedProducts;
 

@@ -5,9 +5,9 @@
 //! Declines when: anything else reads it, such as a sum of log decays, or x is not f32
 
 use crate::canon::{Law, Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use dijiang_format::dtype::DType;
 
 pub(super) struct LogSigmoid;
 

@@ -7,6 +7,7 @@ use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
 
 mod bias_gelu;
+pub mod constant_factor;
 mod early_cast;
 mod gelu;
 mod head_parts;
@@ -86,14 +87,9 @@ mod tests {
 
     #[test]
     fn every_file_is_in_the_table() {
-        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/fuse");
-        let files = std::fs::read_dir(dir).expect("the directory").map(|e| e.expect("a file").path());
-        let files = files.filter(|f| f.extension().is_some_and(|e| e == "rs"));
-        let mut files: Vec<String> =
-            files.map(|f| f.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
-        files.retain(|name| name != "mod");
-        files.sort();
-        let mut names: Vec<&str> = FUSIONS.iter().map(|law| law.name()).collect();
+        let files = crate::testing::file_stems("src/fuse");
+        let all = FUSIONS.iter().copied().chain([&constant_factor::ConstantFactor as &dyn Law]);
+        let mut names: Vec<&str> = all.map(Law::name).collect();
         names.sort_unstable();
         assert_eq!(files, names);
     }

@@ -9,7 +9,7 @@ use crate::canon::{Law, Writer, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
-use crate::serving::is_fixed;
+use crate::serve::bind::is_fixed;
 
 pub(super) struct RowsTogether;
 

@@ -1,8 +1,8 @@
 //! A matrix in blocks of four bits. Nothing of it is read before it is written out, and then a few rows at a time.
 
-use crate::ir::dtype::DType;
 use crate::ir::tensor::{Elements, Tensor};
-use half::{bf16, f16};
+use dijiang_format::dtype::DType;
+use dijiang_format::elements::rounded;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -171,7 +171,7 @@ impl Code {
 
     /// The numbers 0 to 15 from `low` to `high`, where zero is one of them.
     fn between(low: f32, high: f32, dtype: DType) -> Self {
-        let scale = rounded((high - low) / LARGEST, dtype);
+        let scale = rounded(dtype, (high - low) / LARGEST);
         if scale == 0.0 {
             return Self { scale, inverse: 0.0, zero: 0 };
         }
@@ -204,19 +204,10 @@ impl Code {
     }
 }
 
-/// The number as it is stored.
-fn rounded(x: f32, dtype: DType) -> f32 {
-    match dtype {
-        DType::F16 => f16::from_f32(x).to_f32(),
-        DType::BF16 => bf16::from_f32(x).to_f32(),
-        _ => x,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::Random;
+    use crate::numeric::random::Random;
 
     const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 

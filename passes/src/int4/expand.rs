@@ -4,11 +4,11 @@
 //! Declines when: its blocks are in another order (`g_idx`)
 
 use crate::canon::{Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 /// The number that stands for 0 where there are no zero points.
 const MIDDLE: f64 = 8.0;

@@ -5,10 +5,10 @@
 
 use super::blocks::{BLOCK, Blocks, Layout, Matrix};
 use crate::canon::{Writer, rewrite_nodes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::PatchError;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 const RULE: &str = "int4";

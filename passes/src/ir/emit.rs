@@ -1,10 +1,10 @@
 //! Shorthand for writing nodes into a patch: one method per common operator, shapes as plain numbers.
 
-use super::dtype::DType;
 use super::graph::ValueId;
 use super::op::Op;
 use super::patch::Patch;
 use super::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 macro_rules! unary {
     ($($method:ident => $op:literal),* $(,)?) => {

@@ -3,10 +3,10 @@
 //! Every float is an f64 whatever its declared type, so what it computes is the exact mathematics
 //! of a graph up to f64 rounding; runtimes are measured against it.
 
-use super::dtype::DType;
 use super::graph::{Def, Graph, NodeId, ValueId};
 use super::op::Op;
 use super::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, IxDyn};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,10 +1,10 @@
 //! What is known of a value before the model runs: element type, shape, and the contents of small
 //! integer tensors, which is what makes shape arithmetic under symbolic dims come out.
 
-use super::dtype::DType;
 use super::op::Op;
 use super::shape::{Dim, Shape, show};
 use super::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use std::fmt;
 
 /// Longest integer tensor whose contents are followed.

@@ -1,6 +1,5 @@
 //! The intermediate representation: ids, values, operators, types, patches, text, and the oracle.
 
-pub mod dtype;
 pub mod emit;
 pub mod eval;
 pub mod graph;
@@ -9,6 +8,7 @@ pub mod infer;
 pub mod op;
 pub mod ops;
 pub mod patch;
+pub mod rebuild;
 pub mod shape;
 pub mod tensor;
 pub mod text;

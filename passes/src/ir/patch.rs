@@ -5,12 +5,12 @@
 //! what it just wrote. The first mistake is kept and returned by [`Graph::apply`], which changes
 //! everything or nothing and then drops what became unused.
 
-use super::dtype::DType;
 use super::graph::{Def, Graph, Node, NodeId, Use, Value, ValueId};
 use super::infer::{InferContext, Type, infer};
 use super::op::Op;
 use super::shape::{Dim, Shape};
 use super::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Why a patch was refused. The graph is as it was.

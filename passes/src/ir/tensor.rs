@@ -1,7 +1,7 @@
 //! Constant tensors: shared views of bytes that are usually a mapped file, read only when asked.
 
-use super::dtype::DType;
-use half::{bf16, f16};
+use dijiang_format::dtype::DType;
+use dijiang_format::elements::{self, convert, decode, decode_int, encode};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -224,8 +224,7 @@ impl Tensor {
 
     /// All elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
-        let wide = self.cast(DType::F32);
-        wide.bytes().chunks_exact(4).map(|b| f32::from_le_bytes(array(b))).collect()
+        elements::to_f32(self.dtype, &self.bytes())
     }
 
     /// All elements as f64.
@@ -259,94 +258,6 @@ impl fmt::Debug for Tensor {
 fn byte_len(dtype: DType, dims: &[u64]) -> Option<usize> {
     let elements = dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d))?;
     usize::try_from(elements.checked_mul(dtype.size() as u64)?).ok()
-}
-
-fn convert(from: DType, bytes: &[u8], to: DType, out: &mut Vec<u8>) {
-    match (from, to) {
-        (DType::F16, DType::F32) => {
-            for b in bytes.chunks_exact(2) {
-                out.extend_from_slice(&f16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes());
-            }
-        }
-        (DType::BF16, DType::F32) => {
-            for b in bytes.chunks_exact(2) {
-                out.extend_from_slice(&[0, 0, b[0], b[1]]);
-            }
-        }
-        (DType::F32, DType::F16) => {
-            for b in bytes.chunks_exact(4) {
-                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
-            }
-        }
-        (DType::BF16, DType::F16) => {
-            for b in bytes.chunks_exact(2) {
-                let x = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-                out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
-            }
-        }
-        (DType::F32, DType::BF16) => {
-            for b in bytes.chunks_exact(4) {
-                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                out.extend_from_slice(&bf16::from_f32(x).to_le_bytes());
-            }
-        }
-        _ => {
-            for b in bytes.chunks_exact(from.size()) {
-                out.extend_from_slice(&encode(to, decode(from, b)));
-            }
-        }
-    }
-}
-
-fn array<const N: usize>(b: &[u8]) -> [u8; N] {
-    let mut a = [0; N];
-    a.copy_from_slice(b);
-    a
-}
-
-fn decode(dtype: DType, b: &[u8]) -> f64 {
-    match dtype {
-        DType::F64 => f64::from_le_bytes(array(b)),
-        DType::F32 => f32::from_le_bytes(array(b)).into(),
-        DType::F16 => f16::from_le_bytes(array(b)).to_f64(),
-        DType::BF16 => bf16::from_le_bytes(array(b)).to_f64(),
-        DType::U64 => u64::from_le_bytes(array(b)) as f64,
-        _ => decode_int(dtype, b) as f64,
-    }
-}
-
-fn decode_int(dtype: DType, b: &[u8]) -> i64 {
-    match dtype {
-        DType::I64 => i64::from_le_bytes(array(b)),
-        DType::I32 => i32::from_le_bytes(array(b)).into(),
-        DType::I16 => i16::from_le_bytes(array(b)).into(),
-        DType::I8 => i8::from_le_bytes(array(b)).into(),
-        DType::U64 => u64::from_le_bytes(array(b)) as i64,
-        DType::U32 => u32::from_le_bytes(array(b)).into(),
-        DType::U16 => u16::from_le_bytes(array(b)).into(),
-        DType::U8 => b[0].into(),
-        DType::Bool => i64::from(b[0] != 0),
-        DType::F64 | DType::F32 | DType::F16 | DType::BF16 => decode(dtype, b) as i64,
-    }
-}
-
-fn encode(dtype: DType, x: f64) -> Vec<u8> {
-    match dtype {
-        DType::F64 => x.to_le_bytes().to_vec(),
-        DType::F32 => (x as f32).to_le_bytes().to_vec(),
-        DType::F16 => f16::from_f64(x).to_le_bytes().to_vec(),
-        DType::BF16 => bf16::from_f64(x).to_le_bytes().to_vec(),
-        DType::I64 => (x as i64).to_le_bytes().to_vec(),
-        DType::I32 => (x as i32).to_le_bytes().to_vec(),
-        DType::I16 => (x as i16).to_le_bytes().to_vec(),
-        DType::I8 => (x as i8).to_le_bytes().to_vec(),
-        DType::U64 => (x as u64).to_le_bytes().to_vec(),
-        DType::U32 => (x as u32).to_le_bytes().to_vec(),
-        DType::U16 => (x as u16).to_le_bytes().to_vec(),
-        DType::U8 => vec![x as u8],
-        DType::Bool => vec![u8::from(x != 0.0)],
-    }
 }
 
 #[cfg(test)]

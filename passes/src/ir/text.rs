@@ -13,13 +13,13 @@
 //! Constants of up to 16 elements print their elements. Larger ones print `elided`, which reads
 //! back as zeros; `random(seed)` reads as numbers uniform in -1..1, for tests.
 
-use super::dtype::DType;
 use super::graph::{Def, Graph, ValueId};
 use super::op::{Attr, Op};
 use super::patch::{Patch, PatchError};
 use super::shape::{Dim, Shape};
 use super::tensor::Tensor;
-use crate::random::Random;
+use crate::numeric::random::Random;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 

@@ -9,8 +9,8 @@ use crate::canon::canonicalize;
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Change, Patch, PatchError};
+use crate::ir::rebuild::{Rebuild, copy_constant, copy_input, copy_node, rebuild, rebuild_in_order};
 use crate::ir::shape::Dim;
-use crate::rebuild::{Rebuild, copy_constant, copy_input, copy_node, rebuild, rebuild_in_order};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Writes the last of a training graph's own nodes, cleans it up and gives it the last touch.

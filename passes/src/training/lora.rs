@@ -7,8 +7,8 @@ use crate::canon::rewrite_nodes;
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::PatchError;
 use crate::ir::tensor::Tensor;
-use crate::random::Random;
-use crate::serving::is_fixed;
+use crate::numeric::random::Random;
+use crate::serve::bind::is_fixed;
 use std::collections::BTreeMap;
 
 /// The names of A and B are that of the weight with this behind it.
@@ -73,6 +73,14 @@ pub fn add_low_rank(graph: &mut Graph, rank: u64, seed: u64) -> Result<Vec<Addit
         Some(vec![p.add(node.outputs[0], added)])
     })?;
     Ok(made.into_values().map(|(addition, _)| addition).collect())
+}
+
+/// The largest rank that an addition to one of the layers can have: no more than the layer's inputs or outputs. 0 where
+/// there is none.
+pub fn largest_rank(graph: &Graph) -> u64 {
+    let layers = graph.nodes().filter_map(|(_, node)| Layer::of(graph, node));
+    let rank = |layer: Layer| graph.as_const(layer.weight)?.dims().iter().min().copied();
+    layers.filter_map(rank).max().unwrap_or(0)
 }
 
 /// A product with a weight, which may be cast on its way there.
@@ -180,6 +188,7 @@ mod tests {
     #[test]
     fn linear_layers_of_the_source_gain_a_product() {
         let before = parse(MODEL).expect("it parses");
+        assert_eq!(largest_rank(&before), 3, "that of a matrix of 4 by 3");
         let mut graph = before.clone();
         let additions = add_low_rank(&mut graph, 2, 7).expect("a patch");
         insta::assert_snapshot!(print(&graph));

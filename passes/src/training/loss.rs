@@ -2,11 +2,11 @@
 //! as few times as there is need to. A teacher's logits add weight · KL(teacher ‖ model), whose gradient is
 //! weight · (p - softmax(teacher)).
 
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 /// The label of a token that does not count, as in PyTorch.
 pub const IGNORE: i64 = -100;

@@ -7,7 +7,6 @@
 mod finish;
 pub mod lora;
 pub mod loss;
-pub mod mixed;
 pub mod optimizer;
 pub mod parameters;
 pub mod samples;

@@ -7,10 +7,10 @@
 //! may be the same memory.
 
 use super::parameters::{FIRST_MOMENTS, GRADIENTS, Group, PARAMETERS, READ, SECOND_MOMENTS};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
+use dijiang_format::dtype::DType;
 
 /// What does not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]

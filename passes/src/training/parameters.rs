@@ -4,8 +4,8 @@
 //! flat vectors, which is what the optimiser's graph works on.
 
 use super::lora::is_addition;
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Use, ValueId};
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 /// What a recipe draws or computes once and never learns: the DCT, its lengths, random frequencies, their

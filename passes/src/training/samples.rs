@@ -6,8 +6,8 @@ use super::specialize::{Size, specialize};
 use crate::attention::sampling_graph::SAMPLES;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
+use crate::ir::rebuild::{Rebuild, copy_constant, rebuild};
 use crate::ir::tensor::Tensor;
-use crate::rebuild::{Rebuild, copy_constant, rebuild};
 use std::collections::BTreeMap;
 
 /// The graph of a model with samples as outputs (`attention::sampling_graph::write_samples`), for one row of so many

@@ -5,12 +5,12 @@
 use super::TrainingError;
 use super::parameters::{Group, Layout, Parameter, Precision};
 use crate::canon::canonicalize;
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::Patch;
+use crate::ir::rebuild::{Rebuild, copy_constant, copy_node, rebuild};
 use crate::ir::shape::{Dim, Shape};
 use crate::ir::tensor::Tensor;
-use crate::rebuild::{Rebuild, copy_constant, copy_node, rebuild};
+use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The tokens, i64 `[batch, sequence]`.

@@ -3,14 +3,14 @@
 use super::TrainingError;
 use super::finish::complete;
 use super::loss::{Loss, Teacher, cross_entropy, split_rows};
-use super::mixed::mix;
 use super::parameters::{Group, Layout, Precision};
 use super::specialize::{Size, Specialized, specialize};
 use crate::autodiff::gradients_from;
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
 use crate::ir::shape::Dim;
+use crate::precision::mixed::mix;
+use dijiang_format::dtype::DType;
 
 /// The labels, i64 `[batch, sequence]`: the tokens themselves, or [`super::loss::IGNORE`].
 pub const LABELS: &str = "labels";
@@ -205,7 +205,7 @@ fn drop_chunks(p: &mut Patch<'_>, graph: &Graph) {
 pub(super) fn in_precision(model: Specialized, precision: Precision) -> Result<Specialized, TrainingError> {
     match precision {
         Precision::F32 => Ok(model),
-        Precision::Bf16 => mix(&model),
+        Precision::Bf16 => Ok(Specialized { graph: mix(&model.graph)?, parameters: model.parameters }),
     }
 }
 

@@ -1,13 +1,13 @@
 //! Sums over axes in the middle as products with ones. ONNX Runtime's CUDA kernels sum over the last axes, or the
 //! first, at the speed of the memory; other sums go a path that is several times slower, and matrix products do not.
 
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::infer::resolve_axis;
 use crate::ir::patch::{Patch, PatchError};
+use crate::ir::rebuild::{Rebuild, copy_node, rebuild};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
-use crate::rebuild::{Rebuild, copy_node, rebuild};
+use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn sums_as_products(graph: &Graph) -> Result<Graph, PatchError> {

@@ -1,13 +1,13 @@
 //! The same source, recipe and seed give the same bytes; what is there is replaced only when asked.
 
 use crate::support::{FIXTURES, convert_to, options, recipe};
-use dijiang::bundle::layout;
 use dijiang::convert::{ConvertError, ConvertOptions, convert};
-use dijiang::progress::Silent;
 use dijiang::recipes::PRESETS;
-use dijiang::target::Target;
+use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -93,7 +93,7 @@ fn a_verified_bundle_differs_from_an_unverified_one_in_its_manifest_alone() {
     }
     convert_to(&fixture("llama"), &place("plain"), &plain);
     assert_eq!(differing(&place("first"), &place("second")), NONE);
-    assert_eq!(differing(&place("first"), &place("plain")), [Path::new(layout::MANIFEST)]);
+    assert_eq!(differing(&place("first"), &place("plain")), [Path::new(files::MANIFEST)]);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn another_seed_gives_other_weights() {
     convert_to(&fixture("llama"), &place("1"), &seeded(1));
     assert_eq!(
         differing(&place("0"), &place("1")),
-        [Path::new(layout::MANIFEST), Path::new(layout::WEIGHTS)],
+        [Path::new(files::MANIFEST), Path::new(files::WEIGHTS)],
         "the graphs hold no weights"
     );
 }

@@ -1,9 +1,9 @@
 //! One model by two ways: its checkpoint, and what another exporter made of it.
 
 use crate::support::{Bundle, Comparisons, DECODERS, Model, Reference, exports, ort, recipe};
-use dijiang::bundle::layout;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use std::path::Path;
 
 /// What is asked of the two: constants that an exporter folded are rounded once more.
@@ -13,7 +13,7 @@ const SAME: f64 = 1e-4;
 fn logits(source: &Path, recipe_name: &str, rows: &[Vec<i64>]) -> Vec<f64> {
     let engine = ort().expect("it was there before");
     let bundle = Bundle::of(source, &recipe(recipe_name), Target::Ort, DType::F32);
-    let mut model = Model::load(engine.as_ref(), &bundle.file(layout::MODEL));
+    let mut model = Model::load(engine.as_ref(), &bundle.file(files::MODEL));
     rows.iter().flat_map(|row| model.whole(row)).collect()
 }
 

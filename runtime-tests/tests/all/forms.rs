@@ -4,11 +4,11 @@
 use crate::support::{
     Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_in_chunks, tolerance,
 };
-use dijiang::bundle::layout;
 use dijiang::recipes::PRESETS;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::recipe::Recipe;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::recipe::Recipe;
+use dijiang_format::target::Target;
 use dijiang_runtime::{LoadOptions, Runtime};
 use std::path::PathBuf;
 
@@ -90,7 +90,7 @@ impl Graph {
     /// The serving graph.
     fn served(bundle: &Bundle, dtype: DType) -> Self {
         let target = bundle.target;
-        let file = bundle.file(layout::MODEL);
+        let file = bundle.file(files::MODEL);
         let (in_tract, is_fused) = (target == Target::Portable, target == Target::Ort);
         Self { label: format!("served {target}"), file, in_tract, is_fused, dtype }
     }
@@ -110,8 +110,8 @@ impl Graph {
 fn forms_agree(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Comparisons) {
     let bundles = family.bundles(recipe, dtype);
     forms_are_the_same_for_every_target(&bundles);
-    let parallel = Graph::form(&bundles[0], layout::PARALLEL);
-    let chunked = Graph::form(&bundles[0], layout::CHUNKED);
+    let parallel = Graph::form(&bundles[0], files::PARALLEL);
+    let chunked = Graph::form(&bundles[0], files::CHUNKED);
     let graphs: Vec<Graph> =
         [parallel, chunked].into_iter().chain(bundles.iter().map(|b| Graph::served(b, dtype))).collect();
     let manifest = bundles[0].manifest();
@@ -139,7 +139,7 @@ fn forms_agree(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Compa
 
 /// So that comparing them once is enough.
 fn forms_are_the_same_for_every_target(bundles: &[Bundle]) {
-    for file in [layout::PARALLEL, layout::CHUNKED, layout::SOFTMAX, layout::WEIGHTS] {
+    for file in [files::PARALLEL, files::CHUNKED, files::SOFTMAX, files::WEIGHTS] {
         for other in &bundles[1..] {
             assert!(bundles[0].bytes(file) == other.bytes(file), "{file} differs for {}", other.target);
         }
@@ -177,7 +177,7 @@ impl Texts {
         let manifest = bundle.manifest();
         let text = |n: usize| prompt(&manifest, n + MORE, &format!("{} {n}", family.fixture));
         let texts: Vec<Vec<i64>> = family.rows.into_iter().map(text).collect();
-        let truths = texts.iter().map(|text| exact(&bundle.file(layout::PARALLEL), text)).collect();
+        let truths = texts.iter().map(|text| exact(&bundle.file(files::PARALLEL), text)).collect();
         let (rows, more) =
             texts.iter().map(|t| t.split_at(t.len() - MORE)).map(|(a, b)| (a.to_vec(), b.to_vec())).unzip();
         Self { rows, more, truths, vocab: manifest.model.vocab as usize }
@@ -236,7 +236,7 @@ fn optimisations_change_nothing(family: &Family, recipe: &Recipe, dtype: DType, 
     let plain = LoadOptions { optimize: false, released_opsets_only: false, ..LoadOptions::default() };
     for bundle in family.bundles(recipe, dtype) {
         let row = prompt(&bundle.manifest(), family.rows[0], family.fixture);
-        for name in [layout::MODEL, layout::CHUNKED, layout::PARALLEL] {
+        for name in [files::MODEL, files::CHUNKED, files::PARALLEL] {
             let file = bundle.file(name);
             let optimised = Model::load(ort.as_ref(), &file).whole(&row);
             let written = Model::load_with(ort.as_ref(), &file, &plain).whole(&row);

@@ -2,10 +2,10 @@
 //! finite numbers and a state as large as 16 do, and half precision is after 32,768 as far from f32 as after 512.
 
 use crate::support::{Bundle, Comparisons, Model, ort, prompt, recipe};
-use dijiang::bundle::layout;
 use dijiang::recipes::PRESETS;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use dijiang_runtime::Decoder;
 
 const SHORT: usize = 16;
@@ -37,7 +37,7 @@ fn twenty_thousand_tokens_leave_finite_numbers_and_a_state_of_the_same_size() {
     for (name, _) in PRESETS.iter().filter(|(name, _)| *name != "softmax") {
         let bundle = Bundle::of_fixture("llama", &recipe(name), Target::Ort, DType::F16);
         let tokens = prompt(&bundle.manifest(), LONG, name);
-        let mut model = Model::load(engine.as_ref(), &bundle.file(layout::MODEL));
+        let mut model = Model::load(engine.as_ref(), &bundle.file(files::MODEL));
         let few = read(&mut model.decoder, &tokens[..SHORT]);
         let many = read(&mut model.decoder, &tokens);
         assert_eq!(few, many, "{name}: bytes of the state after {SHORT} and after {LONG} tokens");
@@ -84,7 +84,7 @@ fn half_precision_is_as_near_to_f32_after_many_tokens_as_after_few() {
         let run = |dtype| {
             let bundle = Bundle::of_fixture("llama", &recipe(name), Target::Ort, dtype);
             let tokens = prompt(&bundle.manifest(), CONTEXT, name);
-            let mut model = Model::load(engine.as_ref(), &bundle.file(layout::MODEL));
+            let mut model = Model::load(engine.as_ref(), &bundle.file(files::MODEL));
             along(&mut model, &tokens)
         };
         let (half, exact) = (run(DType::F16), run(DType::F32));

@@ -1,12 +1,12 @@
 //! The proof of a bundle fails where the bundle is wrong, and only there.
 
 use crate::support::{Bundle, FIXTURES, ort, recipe};
-use dijiang::bundle::layout;
 use dijiang::onnx::proto::{ModelProto, NodeProto, TensorProto};
-use dijiang::progress::Silent;
-use dijiang::target::Target;
+use dijiang::report::progress::Silent;
 use dijiang::verify::{Choice, Verification, VerifyOptions, verify};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use prost::Message as _;
 use std::path::Path;
 
@@ -55,14 +55,14 @@ fn a_sound_bundle_passes() {
 #[test]
 fn a_wrong_chunked_graph_differs_from_the_parallel_one() {
     let bundle = portable();
-    swap(&bundle, layout::CHUNKED, layout::SOFTMAX);
+    swap(&bundle, files::CHUNKED, files::SOFTMAX);
     assert_eq!(failing(&prove(&bundle, Choice::Tract)), ["tract: chunked = parallel"]);
 }
 
 #[test]
 fn a_wrong_parallel_graph_differs_from_all_others() {
     let bundle = portable();
-    swap(&bundle, layout::PARALLEL, layout::SOFTMAX);
+    swap(&bundle, files::PARALLEL, files::SOFTMAX);
     let failing = prove(&bundle, Choice::Tract);
     assert_eq!(self::failing(&failing), ["tract: chunked = parallel", "tract: served = parallel"]);
 }
@@ -70,14 +70,14 @@ fn a_wrong_parallel_graph_differs_from_all_others() {
 #[test]
 fn a_wrong_softmax_graph_differs_from_the_reference() {
     let bundle = portable();
-    swap(&bundle, layout::SOFTMAX, layout::PARALLEL);
+    swap(&bundle, files::SOFTMAX, files::PARALLEL);
     assert_eq!(failing(&prove(&bundle, Choice::Tract)), ["tract: softmax = reference"]);
 }
 
 #[test]
 fn a_wrong_state_shows_as_soon_as_it_is_carried() {
     let bundle = portable();
-    damage(&bundle, layout::MODEL, |model| {
+    damage(&bundle, files::MODEL, |model| {
         let exchange = |name: &mut String| match name.as_str() {
             "present.0.recurrent_state" => "present.1.recurrent_state".clone_into(name),
             "present.1.recurrent_state" => "present.0.recurrent_state".clone_into(name),
@@ -98,7 +98,7 @@ fn a_wrong_state_shows_as_soon_as_it_is_carried() {
 #[test]
 fn a_serving_graph_that_sees_padding_fails_for_padded_rows() {
     let bundle = portable();
-    damage(&bundle, layout::MODEL, |model| {
+    damage(&bundle, files::MODEL, |model| {
         for node in nodes(model).iter_mut() {
             for input in node.input.iter_mut().filter(|input| *input == "attention_mask") {
                 "all_ones".clone_into(input);
@@ -135,7 +135,7 @@ fn a_wrong_attribute_of_the_operator_differs_from_the_parallel_graph() {
     }
     let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F32);
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), [""; 0]);
-    damage(&bundle, layout::MODEL, |model| {
+    damage(&bundle, files::MODEL, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
         let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
         scale.f = scale.f.map(|scale| scale * 1.01);
@@ -159,7 +159,7 @@ fn rounded_rotary_tables_pass_and_wrong_ones_do_not() {
         // Both in f64, and the same numbers are rounded: 1.8e-3 in bf16 where they are not.
         let apart = measured(&found, exactly);
         assert!(apart < 1e-6, "{dtype}: {apart:e}");
-        damage(&bundle, layout::MODEL, |model| {
+        damage(&bundle, files::MODEL, |model| {
             let attention = nodes(model).iter_mut().find(|n| n.op_type == "GroupQueryAttention");
             let node = attention.expect("the operator");
             let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
@@ -175,7 +175,7 @@ fn an_operator_without_its_decay_differs_from_the_parallel_graph() {
         return;
     }
     let bundle = Bundle::of_fixture("llama", &recipe("retnet"), Target::Ort, DType::F32);
-    damage(&bundle, layout::MODEL, |model| {
+    damage(&bundle, files::MODEL, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
         let rule = node.attribute.iter_mut().find(|a| a.name == "update_rule").expect("its rule");
         assert_eq!(rule.s.as_deref(), Some(b"gated".as_slice()));
@@ -192,14 +192,14 @@ fn wrong_graphs_for_bound_memory_differ_from_the_parallel_graph() {
         return;
     }
     let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F32);
-    damage(&bundle, layout::DECODE, |model| {
+    damage(&bundle, files::DECODE, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
         let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
         scale.f = scale.f.map(|scale| scale * 1.01);
     });
     let decode = "onnxruntime: decode.onnx token by token = parallel";
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), [decode]);
-    damage(&bundle, layout::PREFILL, |model| {
+    damage(&bundle, files::PREFILL, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "Softmax").expect("features");
         node.op_type = "LogSoftmax".to_owned();
     });
@@ -224,13 +224,13 @@ fn wrong_graphs_for_bound_memory_are_told_from_rounding() {
         // The graph rounds, and its limit is no more than some roundings of 2⁻¹¹.
         assert!(check.measured > limit / 32.0 && limit <= 16.0 / 2048.0, "{name}: {check:?}");
     }
-    damage(&bundle, layout::DECODE, |model| {
+    damage(&bundle, files::DECODE, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
         let scale = node.attribute.iter_mut().find(|a| a.name == "scale").expect("its scale");
         scale.f = scale.f.map(|scale| scale * 1.05);
     });
     assert_eq!(failing(&prove(&bundle, Choice::Ort)), [decode.as_str()]);
-    damage(&bundle, layout::PREFILL, |model| {
+    damage(&bundle, files::PREFILL, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "Softmax").expect("features");
         node.op_type = "LogSoftmax".to_owned();
     });

@@ -2,10 +2,10 @@
 //! same in every runtime.
 
 use crate::support::{Bundle, FIXTURES, Model, engines, recipe};
-use dijiang::bundle::layout;
 use dijiang::recipes::PRESETS;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use dijiang_runtime::Runtime;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -83,12 +83,12 @@ fn report(engine: &dyn Runtime) -> String {
     let mut report = String::new();
     for (name, _) in PRESETS.iter().filter(|(name, _)| *name != "softmax") {
         let bundle = Bundle::of_fixture("shakespeare", &recipe(name), Target::Ort, DType::F32);
-        let softmax = log_probabilities(engine, &bundle.file(layout::SOFTMAX), &windows);
+        let softmax = log_probabilities(engine, &bundle.file(files::SOFTMAX), &windows);
         if report.is_empty() {
             writeln!(report, "softmax: perplexity {}", rounded(perplexity(&softmax, &windows)))
                 .expect("text");
         }
-        let linear = log_probabilities(engine, &bundle.file(layout::CHUNKED), &windows);
+        let linear = log_probabilities(engine, &bundle.file(files::CHUNKED), &windows);
         writeln!(
             report,
             "{name}: perplexity {}, KL {}, agreement {:.2}",

@@ -1,10 +1,10 @@
 //! The graphs of real bundles, read by a decoder that was generated from ONNX's own schema.
 
 use crate::support::{Bundle, recipe};
-use dijiang::bundle::layout;
 use dijiang::onnx::proto;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use onnx_protobuf as second;
 use onnx_protobuf::Message as _;
 use safetensors::SafeTensors;
@@ -16,9 +16,9 @@ fn a_generated_decoder_reads_what_ours_reads() {
     {
         for (fixture, preset) in [("llama", "adaptive"), ("neox", "released"), ("opt", "softmax")] {
             let bundle = Bundle::of_fixture(fixture, &recipe(preset), target, dtype);
-            let forms = [layout::SOFTMAX, layout::PARALLEL, layout::CHUNKED];
+            let forms = [files::SOFTMAX, files::PARALLEL, files::CHUNKED];
             let forms = forms.into_iter().filter(|_| preset != "softmax");
-            for file in forms.chain([layout::MODEL]) {
+            for file in forms.chain([files::MODEL]) {
                 compare(&bundle, file, &format!("{fixture}, {preset}, {target}: {file}"));
             }
         }
@@ -43,7 +43,7 @@ fn compare(bundle: &Bundle, file: &str, place: &str) {
     same_values(&ours.output, &theirs.output, place);
     same_values(&ours.value_info, &theirs.value_info, place);
     assert_eq!(ours.initializer.len(), theirs.initializer.len(), "{place}");
-    let weights = bundle.bytes(layout::WEIGHTS);
+    let weights = bundle.bytes(files::WEIGHTS);
     for (ours, theirs) in ours.initializer.iter().zip(&theirs.initializer) {
         same_tensor(ours, theirs, place);
         if !theirs.external_data.is_empty() {
@@ -115,7 +115,7 @@ fn points_at_its_weight(tensor: &second::TensorProto, weights: &[u8], place: &st
         let found = tensor.external_data.iter().find(|e| e.key == key);
         found.unwrap_or_else(|| panic!("{place}: {} has no {key}", tensor.name)).value.clone()
     };
-    assert_eq!(entry("location"), layout::WEIGHTS, "{place}");
+    assert_eq!(entry("location"), files::WEIGHTS, "{place}");
     let number = |key: &str| -> usize { entry(key).parse().expect("a number") };
     let bytes = &weights[number("offset")..number("offset") + number("length")];
     let file = SafeTensors::deserialize(weights).expect("a safetensors file");

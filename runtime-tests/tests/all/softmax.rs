@@ -1,9 +1,9 @@
 //! The recipe `softmax` keeps the model as it is, so its logits are those that transformers gave.
 
 use crate::support::{Bundle, DECODERS, FIXTURES, Model, Reference, engines, exports, recipe};
-use dijiang::bundle::layout;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::target::Target;
 use dijiang_runtime::Runtime;
 use std::path::Path;
 
@@ -37,7 +37,7 @@ fn checkpoints_of_the_exports_give_the_logits_of_transformers() {
 fn gives(folder: &Path, reference: &Reference) {
     let bundle = Bundle::of(folder, &recipe("softmax"), Target::Portable, DType::F32);
     for engine in engines() {
-        let mut model = Model::load(engine.as_ref(), &bundle.file(layout::MODEL));
+        let mut model = Model::load(engine.as_ref(), &bundle.file(files::MODEL));
         model.reset(reference.rows.len());
         let whole = model.feed_batch(&reference.rows).concat();
         close(engine.as_ref(), folder, "whole", &whole, &reference.logits);

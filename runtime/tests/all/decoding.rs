@@ -1,4 +1,5 @@
-use dijiang_runtime::{Decoder, DecoderState, Dtype, HostTensor, LoadOptions, Runtime};
+use dijiang_format::dtype::DType;
+use dijiang_runtime::{Decoder, DecoderState, HostTensor, LoadOptions, Runtime};
 use tract_onnx::pb::tensor_proto::DataType;
 
 use crate::models::{self, ALL, CACHED, LINEAR, Model, Parts, STATELESS};
@@ -142,7 +143,7 @@ fn prefill_returns_the_last_real_token_of_each_row() {
         });
         decoder.reset(2).unwrap();
         let last = decoder.prefill(&ids, Some(&mask), 2).unwrap();
-        assert_eq!((last.dtype(), last.shape()), (Dtype::F32, &[2, models::VOCABULARY][..]));
+        assert_eq!((last.dtype(), last.shape()), (DType::F32, &[2, models::VOCABULARY][..]));
         assert_close(&last.to_f32().unwrap(), &expected.concat(), 1e-5);
     }
 }
@@ -175,8 +176,8 @@ fn foreign_states_are_refused() {
     let cases = [
         spoil(|state| state.tensors[0].0.push('x')),
         spoil(|state| drop(state.tensors.pop())),
-        spoil(|state| state.tensors[0].1 = HostTensor::zeros(Dtype::F16, &[1, 1, 4, 1]).unwrap()),
-        spoil(|state| state.tensors[0].1 = HostTensor::zeros(Dtype::F32, &[1, 1, 5, 1]).unwrap()),
+        spoil(|state| state.tensors[0].1 = HostTensor::zeros(DType::F16, &[1, 1, 4, 1]).unwrap()),
+        spoil(|state| state.tensors[0].1 = HostTensor::zeros(DType::F32, &[1, 1, 5, 1]).unwrap()),
         spoil(|state| state.history.columns = 3),
         spoil(|state| state.history.seen.clear()),
     ];

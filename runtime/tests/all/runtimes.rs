@@ -1,8 +1,7 @@
 use std::path::Path;
 
-use dijiang_runtime::{
-    Device, DimSpec, Dtype, HostTensor, Link, LoadOptions, Runtime, Session, TractRuntime,
-};
+use dijiang_format::dtype::DType;
+use dijiang_runtime::{Device, DimSpec, HostTensor, Link, LoadOptions, Runtime, Session, TractRuntime};
 use tract_onnx::pb::tensor_proto::DataType;
 
 use crate::models::{self, Model};
@@ -15,30 +14,30 @@ fn load_error(runtime: &dyn Runtime, path: &Path) -> String {
     message
 }
 
-fn every_dtype() -> Vec<(&'static str, DataType, Dtype)> {
+fn every_dtype() -> Vec<(&'static str, DataType, DType)> {
     vec![
-        ("f64", DataType::Double, Dtype::F64),
-        ("f32", DataType::Float, Dtype::F32),
-        ("f16", DataType::Float16, Dtype::F16),
-        ("i64", DataType::Int64, Dtype::I64),
-        ("i32", DataType::Int32, Dtype::I32),
-        ("i16", DataType::Int16, Dtype::I16),
-        ("i8", DataType::Int8, Dtype::I8),
-        ("u64", DataType::Uint64, Dtype::U64),
-        ("u32", DataType::Uint32, Dtype::U32),
-        ("u16", DataType::Uint16, Dtype::U16),
-        ("u8", DataType::Uint8, Dtype::U8),
-        ("bool", DataType::Bool, Dtype::Bool),
+        ("f64", DataType::Double, DType::F64),
+        ("f32", DataType::Float, DType::F32),
+        ("f16", DataType::Float16, DType::F16),
+        ("i64", DataType::Int64, DType::I64),
+        ("i32", DataType::Int32, DType::I32),
+        ("i16", DataType::Int16, DType::I16),
+        ("i8", DataType::Int8, DType::I8),
+        ("u64", DataType::Uint64, DType::U64),
+        ("u32", DataType::Uint32, DType::U32),
+        ("u16", DataType::Uint16, DType::U16),
+        ("u8", DataType::Uint8, DType::U8),
+        ("bool", DataType::Bool, DType::Bool),
     ]
 }
 
-fn pattern(dtype: Dtype, rows: usize) -> HostTensor {
+fn pattern(dtype: DType, rows: usize) -> HostTensor {
     let len = rows * 2 * dtype.size();
-    let byte = |i: usize| if dtype == Dtype::Bool { i % 2 } else { i * 7 % 251 };
+    let byte = |i: usize| if dtype == DType::Bool { i % 2 } else { i * 7 % 251 };
     HostTensor::new(dtype, vec![rows, 2], (0..len).map(|i| byte(i) as u8).collect()).unwrap()
 }
 
-fn check_echo(runtime: &dyn Runtime, dtypes: &[(&str, DataType, Dtype)]) {
+fn check_echo(runtime: &dyn Runtime, dtypes: &[(&str, DataType, DType)]) {
     let dir = tempfile::tempdir().unwrap();
     let named: Vec<(&str, DataType)> = dtypes.iter().map(|&(name, onnx, _)| (name, onnx)).collect();
     let path = models::echo(&named).write(dir.path());
@@ -59,7 +58,7 @@ fn every_dtype_passes_through_unchanged() {
 
 #[test]
 fn onnx_runtime_passes_bf16_and_tract_says_that_it_cannot() {
-    let bf16 = [("bf16", DataType::Bfloat16, Dtype::BF16)];
+    let bf16 = [("bf16", DataType::Bfloat16, DType::BF16)];
     if let Some(runtime) = ort() {
         check_echo(runtime.as_ref(), &bf16);
     }
@@ -90,7 +89,7 @@ fn declared_shapes_keep_their_names() {
 fn inputs_are_refused_in_the_same_words_by_every_runtime() {
     let dir = tempfile::tempdir().unwrap();
     let path = models::echo(&[("x", DataType::Float)]).write(dir.path());
-    let (good, wide) = (pattern(Dtype::F32, 1), HostTensor::zeros(Dtype::F32, &[1, 3]).unwrap());
+    let (good, wide) = (pattern(DType::F32, 1), HostTensor::zeros(DType::F32, &[1, 3]).unwrap());
     let cases: Vec<(Vec<(&str, &HostTensor)>, &str)> = vec![
         (vec![], "input `x` is missing; the model takes `x`"),
         (vec![("y", &good)], "the model has no input `y`; it takes `x`"),
@@ -178,7 +177,7 @@ fn more_shapes_than_plans_are_kept_still_run() {
     let path = models::echo(&[("x", DataType::Float)]).write(dir.path());
     let mut session = TractRuntime.load(&path, &LoadOptions::default()).unwrap();
     for rows in (1..12).chain([1, 11, 5]) {
-        let given = pattern(Dtype::F32, rows);
+        let given = pattern(DType::F32, rows);
         assert_eq!(session.run(&[("x", &given)]).unwrap(), [given]);
     }
 }
@@ -207,7 +206,7 @@ fn unreleased_opsets_load_only_when_asked_for() {
 }
 
 /// Feeds `[1, 2, 3]` and returns every output.
-fn feed_123(session: &mut dyn Session, dtype: Dtype, before: Option<&HostTensor>) -> Vec<Vec<f32>> {
+fn feed_123(session: &mut dyn Session, dtype: DType, before: Option<&HostTensor>) -> Vec<Vec<f32>> {
     let x = HostTensor::from_f32(&[1, 3], &[1.0, 2.0, 3.0]).unwrap().to_float(dtype).unwrap();
     let inputs: Vec<(&str, &HostTensor)> =
         before.map(|before| ("before", before)).into_iter().chain([("x", &x)]).collect();
@@ -222,8 +221,8 @@ fn half_precision_graphs_run_as_they_are() {
     let path = models::running_product(DataType::Float16).write(dir.path());
     for runtime in runtimes() {
         let mut session = runtime.load(&path, &LoadOptions::default()).unwrap();
-        let before = HostTensor::from_f32(&[1, 2], &[1.0, 2.0]).unwrap().to_float(Dtype::F16).unwrap();
-        let found = feed_123(session.as_mut(), Dtype::F16, Some(&before));
+        let before = HostTensor::from_f32(&[1, 2], &[1.0, 2.0]).unwrap().to_float(DType::F16).unwrap();
+        let found = feed_123(session.as_mut(), DType::F16, Some(&before));
         assert_eq!(found, [[7.0, 8.0], [6.0, 6.0]], "{}", runtime.name());
     }
 }
@@ -238,14 +237,14 @@ fn carried_outputs_come_back_as_inputs() {
         session.carry(&[Link { input: 0, output: 0 }], std::slice::from_ref(&start)).unwrap();
         assert_eq!(session.carried().unwrap(), std::slice::from_ref(&start));
         for step in [1.0, 2.0] {
-            assert_eq!(feed_123(session.as_mut(), Dtype::F32, None), [[6.0, 6.0]]);
+            assert_eq!(feed_123(session.as_mut(), DType::F32, None), [[6.0, 6.0]]);
             assert_eq!(session.carried().unwrap()[0].to_f32().unwrap(), [1.0 + 6.0 * step, 2.0 + 6.0 * step]);
         }
         let refused = session.run(&[("before", &start), ("x", &start)]).unwrap_err().to_string();
         assert_eq!(refused, "the model has no input `before`; it takes `x`");
         assert_eq!(session.carried().unwrap()[0].to_f32().unwrap(), [13.0, 14.0]);
         session.carry(&[], &[]).unwrap();
-        assert_eq!(feed_123(session.as_mut(), Dtype::F32, Some(&start)), [[7.0, 8.0], [6.0, 6.0]]);
+        assert_eq!(feed_123(session.as_mut(), DType::F32, Some(&start)), [[7.0, 8.0], [6.0, 6.0]]);
     }
 }
 

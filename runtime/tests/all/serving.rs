@@ -1,5 +1,6 @@
-use dijiang_runtime::{Decoder, Engine, HostTensor, LoadOptions, Serving, ServingOptions, TractRuntime};
-use dijiang_runtime::{Runtime, greedy};
+use dijiang_runtime::{
+    Decoder, Engine, HostTensor, LoadOptions, Runtime, Serving, ServingOptions, TractRuntime, greedy,
+};
 use std::path::Path;
 
 use crate::assert_close;
@@ -10,10 +11,15 @@ const KINDS: [Parts; 3] = [ALL, LINEAR, CACHED];
 
 /// A bundle of a test model, under the name by which tract finds it.
 fn bundle(dir: &Path, parts: Parts) {
+    bundle_of(dir, parts, "00");
+}
+
+/// The same with weights of a digest.
+fn bundle_of(dir: &Path, parts: Parts, digest: &str) {
     let path = models::decoder(parts).write(dir);
     std::fs::rename(path, dir.join("chunked.onnx")).unwrap();
-    let manifest = r#"{"dtype": "f32", "target": "ort", "sites": [{"lowered": true}]}"#;
-    std::fs::write(dir.join("dijiang.json"), manifest).unwrap();
+    let manifest = r#"{"dtype": "f32", "target": "ort", "sites": [{"lowered": true}], "digests": "DIGEST"}"#;
+    std::fs::write(dir.join("dijiang.json"), manifest.replace("DIGEST", digest)).unwrap();
 }
 
 fn open(dir: &Path, segment: usize) -> Serving {
@@ -118,6 +124,76 @@ fn states_that_do_not_fit_are_refused_and_change_nothing() {
         assert!(!message.contains('\n'), "{message}");
     }
     assert_eq!((logits(&mut other), other.seen()), (before, 3));
+}
+
+#[test]
+fn a_state_of_another_model_of_the_same_shape_is_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    let [one, same, other] = ["one", "same", "other"].map(|name| home.path().join(name));
+    for (dir, digest) in [(&one, "00"), (&same, "00"), (&other, "01")] {
+        std::fs::create_dir(dir).unwrap();
+        bundle_of(dir, LINEAR, digest);
+    }
+    let file = home.path().join("state");
+    let mut serving = open(&one, 3);
+    serving.prefill(&[vec![1, 2]]).unwrap();
+    serving.save_state(&file).unwrap();
+    let before = logits(&mut serving);
+
+    let mut other = open(&other, 3);
+    other.prefill(&[vec![5, 6, 1]]).unwrap();
+    let kept = logits(&mut other);
+    let message = other.load_state(&file).unwrap_err().to_string();
+    assert_eq!(
+        message.replace(&home.path().display().to_string(), "DIR"),
+        "state DIR/state: the model of bundle `one` wrote it, and `DIR/other` holds another (hint: `dijiang generate \
+         DIR/other --prompt TEXT --save-state DIR/state` writes one of this model)"
+    );
+    assert_eq!((logits(&mut other), other.seen()), (kept, 3));
+    // A copy of the bundle holds the same model, whatever it is called.
+    let mut same = open(&same, 3);
+    same.load_state(&file).unwrap();
+    assert_eq!(logits(&mut same), before);
+}
+
+/// What an earlier version wrote is the same file without its metadata.
+#[test]
+fn a_state_of_an_earlier_version_opens_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    bundle(dir.path(), LINEAR);
+    let file = dir.path().join("state");
+    let mut serving = open(dir.path(), 3);
+    serving.prefill(&[vec![1, 2]]).unwrap();
+    serving.save_state(&file).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let whole = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let old = safetensors::serialize(whole.tensors(), None).unwrap();
+    assert!(old.len() < bytes.len());
+    std::fs::write(&file, old).unwrap();
+    let mut other = open(dir.path(), 3);
+    other.load_state(&file).unwrap();
+    assert_eq!(logits(&mut other), logits(&mut serving));
+    // Written anew, it says whose it is.
+    other.save_state(&file).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+}
+
+/// Bundles of earlier versions name no digests: their weights are read.
+#[test]
+fn bundles_without_digests_are_told_apart_by_their_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    bundle(dir.path(), LINEAR);
+    let manifest = dir.path().join("dijiang.json");
+    let text = std::fs::read_to_string(&manifest).unwrap().replace(r#", "digests": "00""#, "");
+    std::fs::write(&manifest, text).unwrap();
+    let (file, weights) = (dir.path().join("state"), dir.path().join("model.safetensors"));
+    std::fs::write(&weights, "one").unwrap();
+    let mut serving = open(dir.path(), 3);
+    serving.prefill(&[vec![1, 2]]).unwrap();
+    serving.save_state(&file).unwrap();
+    open(dir.path(), 3).load_state(&file).unwrap();
+    std::fs::write(&weights, "two").unwrap();
+    assert!(open(dir.path(), 3).load_state(&file).is_err());
 }
 
 #[test]

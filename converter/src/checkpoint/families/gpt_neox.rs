@@ -9,18 +9,18 @@ use super::blocks::rope::{self, Rope};
 use super::{Family, meta};
 use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::Builder;
-use crate::checkpoint::config::{Config, RopeConfig};
+use crate::checkpoint::config::{Config, RopeConfig, RopeKeys};
 use crate::checkpoint::error::CheckpointError;
 use dijiang_passes::ir::graph::ValueId;
 
-pub(super) const FAMILY: Family = Family {
-    name: "gpt_neox",
-    model_types: &["gpt_neox"],
-    base_prefix: "gpt_neox.",
-    // Tables that old versions of transformers saved with the weights.
-    unused: &["rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"],
-    meta: read_meta,
-    build,
+pub(super) const FAMILY: Family =
+    Family { name: "gpt_neox", model_types: &["gpt_neox"], base_prefix: "gpt_neox.", meta: read_meta, build };
+
+/// `rope_theta` follows `rotary_emb_base` in transformers, so that one wins where both are there.
+const ROPE_KEYS: RopeKeys = RopeKeys {
+    theta: &["rotary_emb_base", "rope_theta"],
+    partial: &["rotary_pct", "partial_rotary_factor"],
+    share: 0.25,
 };
 
 fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
@@ -31,7 +31,7 @@ fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
 }
 
 fn rope_of(config: &Config) -> Result<RopeConfig, CheckpointError> {
-    config.rope(0.25)
+    config.rope(&ROPE_KEYS)
 }
 
 fn activation_of(config: &Config) -> Result<Activation, CheckpointError> {

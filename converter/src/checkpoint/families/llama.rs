@@ -9,7 +9,7 @@ use super::blocks::rope::{self, Rope};
 use super::{Family, meta};
 use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::Builder;
-use crate::checkpoint::config::Config;
+use crate::checkpoint::config::{Config, RopeKeys};
 use crate::checkpoint::error::CheckpointError;
 use dijiang_passes::ir::graph::ValueId;
 
@@ -17,8 +17,6 @@ pub(super) const FAMILY: Family = Family {
     name: "llama",
     model_types: &["llama", "mistral"],
     base_prefix: "model.",
-    // A tied output projection may be stored again.
-    unused: &["rotary_emb.inv_freq", "lm_head.weight"],
     meta: read_meta,
     build,
 };
@@ -26,11 +24,14 @@ pub(super) const FAMILY: Family = Family {
 /// What a Mistral config means that leaves `sliding_window` out: transformers' default.
 const MISTRAL_WINDOW: u64 = 4096;
 
+const ROPE_KEYS: RopeKeys =
+    RopeKeys { theta: &["rope_theta"], partial: &["partial_rotary_factor"], share: 1.0 };
+
 fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
     let kv_heads = config.opt_size("num_key_value_heads")?;
     let meta = meta(config, &FAMILY, kv_heads, config.opt_size("head_dim")?)?;
     reject_window(config, &meta.model_type)?;
-    rope::rotated(config, &config.rope(1.0)?, meta.head_dim)?;
+    rope::rotated(config, &config.rope(&ROPE_KEYS)?, meta.head_dim)?;
     activation_of(config)?;
     Ok(meta)
 }
@@ -69,7 +70,7 @@ struct Llama {
 fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     let (config, meta) = (b.config, b.meta);
     let inputs = b.inputs();
-    let settings = config.rope(1.0)?;
+    let settings = config.rope(&ROPE_KEYS)?;
     let model = Llama {
         attention: Attention::of(meta),
         rope: rope::rope(b, "model.rotary_emb", &settings, meta.head_dim, inputs.positions)?,

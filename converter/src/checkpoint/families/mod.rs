@@ -19,8 +19,6 @@ pub(super) struct Family {
     pub(super) model_types: &'static [&'static str],
     /// What the names of tensors begin with in a whole model, but not in files of the base model.
     pub(super) base_prefix: &'static str,
-    /// Ends of the names of tensors that may be in a file and carry nothing.
-    pub(super) unused: &'static [&'static str],
     pub(super) meta: fn(&Config) -> Result<ModelMeta, CheckpointError>,
     pub(super) build: fn(&mut Builder<'_>) -> Result<(), CheckpointError>,
 }
@@ -87,13 +85,12 @@ fn meta(
 }
 
 fn reject_quantised(config: &Config) -> Result<(), CheckpointError> {
-    match config.values().get("quantization_config").and_then(|q| q.get("quant_method")) {
-        Some(method) => {
-            let found = method.as_str().unwrap_or("unnamed");
-            Err(config.unsupported("quantization_config.quant_method", found, "weights in f32, f16 or bf16"))
-        }
-        None => Ok(()),
+    let Some(how) = config.value("quantization_config") else { return Ok(()) };
+    if how.as_object().is_some_and(serde_json::Map::is_empty) {
+        return Ok(());
     }
+    let method = how.get("quant_method").and_then(serde_json::Value::as_str).unwrap_or("unnamed");
+    Err(config.unsupported("quantization_config.quant_method", method, "weights in f32, f16 or bf16"))
 }
 
 #[cfg(test)]

@@ -11,15 +11,8 @@ use crate::checkpoint::config::Config;
 use crate::checkpoint::error::CheckpointError;
 use dijiang_passes::ir::graph::ValueId;
 
-pub(super) const FAMILY: Family = Family {
-    name: "opt",
-    model_types: &["opt"],
-    base_prefix: "model.",
-    // A tied output projection may be stored again.
-    unused: &["lm_head.weight"],
-    meta: read_meta,
-    build,
-};
+pub(super) const FAMILY: Family =
+    Family { name: "opt", model_types: &["opt"], base_prefix: "model.", meta: read_meta, build };
 
 /// The first rows of the position table are not used: positions begin at this one.
 const POSITION_OFFSET: u64 = 2;

@@ -8,11 +8,11 @@
 
 use super::ones::{ONES, joined, width, with_ones};
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums, lower_triangle};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let d = r.dims;

@@ -12,11 +12,11 @@
 use super::tokens_first::{Marks, bring_tokens_first, recent_tokens};
 use crate::attention::patterns::find_sites;
 use crate::attention::site::AttentionSite;
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 use std::collections::BTreeMap;
 
 /// The names of the rotary tables begin so; they stand beside the weights, and nothing trains them.

@@ -134,7 +134,7 @@ fn lower_triangle(p: &mut Patch<'_>, size: ValueId, strict: bool) -> ValueId {
     let index = p.range(size);
     let (column, row) = (p.unsqueeze(index, &[0]), p.unsqueeze(index, &[1]));
     let keep = if strict { p.greater(row, column) } else { p.less_or_equal(column, row) };
-    p.cast(keep, crate::ir::dtype::DType::F32)
+    p.cast(keep, dijiang_format::dtype::DType::F32)
 }
 
 /// exp(min(x, 0)): decays are at most one, and what the triangle closes must not overflow before it does.

@@ -2,11 +2,11 @@
 //! for the normaliser z, so that the state of S keeps the width of the values.
 
 use super::{Layout, Lowered, Recurrence, State, Sums};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> Lowered {
     let d = r.dims;

@@ -11,11 +11,11 @@
 
 use super::ones::{ONES, joined, width, with_ones};
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 /// Rows of zeros behind the given state and what chunks add, so that rows are multiples of 8, as chunks mostly are.
 const UNUSED: i64 = 7;

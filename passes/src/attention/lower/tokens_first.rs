@@ -6,10 +6,10 @@
 //! *Exact:* yes. Rows without padding in front stay as they are.
 
 use super::by_token::{TokenAxes, token_axes};
-use crate::ir::dtype::DType;
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
+use dijiang_format::dtype::DType;
 
 /// What the pass calls itself, in errors and in the names of its nodes.
 pub const RULE: &str = "tokens_first";

@@ -1,9 +1,9 @@
 //! `Gather`, as of an embedding: rows are added where they came from.
 
 use super::{Grads, Rule, VjpContext};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
+use dijiang_format::dtype::DType;
 
 pub(super) const RULES: &[Rule] = &[Rule { op: "Gather", vjp: gather }];
 

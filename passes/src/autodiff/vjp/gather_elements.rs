@@ -1,11 +1,11 @@
 //! `GatherElements`, as of the logit of each label.
 
 use super::{Grads, Rule, VjpContext};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
 
 pub(super) const RULES: &[Rule] = &[Rule { op: "GatherElements", vjp: gather_elements }];
 

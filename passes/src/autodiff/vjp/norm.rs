@@ -2,8 +2,8 @@
 //! computed again, in f32, rather than kept.
 
 use super::{AutodiffError, Grads, Rule, VjpContext};
-use crate::ir::dtype::DType;
 use crate::ir::graph::ValueId;
+use dijiang_format::dtype::DType;
 
 pub(super) const RULES: &[Rule] = &[
     Rule { op: "LayerNormalization", vjp: |ctx| norm(ctx, true) },
@@ -139,7 +139,7 @@ mod tests {
         let graph = gradients_of(text);
         for name in ["grad x", "grad w"] {
             let grad = graph.output(name).expect("the gradient");
-            assert_eq!(graph.value(grad).ty.dtype, Some(crate::ir::dtype::DType::BF16));
+            assert_eq!(graph.value(grad).ty.dtype, Some(dijiang_format::dtype::DType::BF16));
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use super::ROW;
 use super::layout::each;
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
 use crate::ir::op::{AttrSpec, OpSpec};
 use crate::ir::shape::Dim;
+use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, Axis, IxDyn};
 
 pub(super) const OPS: &[OpSpec] = &[

@@ -1,11 +1,11 @@
 //! Operators that work element by element, with broadcasting.
 
 use super::ROW;
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
 use crate::ir::op::{AttrSpec, OpSpec};
 use crate::ir::shape::{Dim, broadcast, show};
+use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, IxDyn, Zip};
 
 pub(super) const OPS: &[OpSpec] = &[
@@ -160,7 +160,7 @@ fn infer_cast(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 }
 
 fn cast_target(to: Option<&str>) -> Result<DType, String> {
-    to.unwrap_or_default().parse().map_err(|e: crate::ir::dtype::UnknownDType| e.to_string())
+    to.unwrap_or_default().parse().map_err(|e: dijiang_format::dtype::UnknownDType| e.to_string())
 }
 
 /// The one element type of several inputs.

@@ -3,11 +3,11 @@
 use super::ROW;
 use super::elementwise::{broadcast_maybe, zip};
 use super::normalize::{layer_norm, rms_norm};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type, resolve_axis};
 use crate::ir::op::{AttrSpec, OpSpec};
 use crate::ir::shape::{Dim, Shape};
+use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, Axis, Slice};
 
 const MICROSOFT: &str = "com.microsoft";

@@ -2,11 +2,11 @@
 
 use super::ROW;
 use super::layout::each;
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type, resolve_axis};
 use crate::ir::op::{AttrSpec, Op, OpSpec};
 use crate::ir::shape::Dim;
+use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
 pub(super) const OPS: &[OpSpec] = &[

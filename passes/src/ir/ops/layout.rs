@@ -2,11 +2,11 @@
 
 use super::ROW;
 use super::elementwise::{broadcast_maybe, eval_shape, same_dtype};
-use crate::ir::dtype::DType;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type, resolve_axis};
 use crate::ir::op::{Attr, AttrSpec, OpSpec};
 use crate::ir::shape::{Dim, Shape, show};
+use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 
 pub(super) const OPS: &[OpSpec] = &[

@@ -1,12 +1,12 @@
 //! Fixtures converted into temporary directories.
 
-use dijiang::bundle::manifest::Manifest;
 use dijiang::convert::{ConvertOptions, Converted, convert};
-use dijiang::progress::Silent;
 use dijiang::recipes;
-use dijiang::target::Target;
-use dijiang_passes::ir::dtype::DType;
-use dijiang_passes::recipe::Recipe;
+use dijiang::report::progress::Silent;
+use dijiang_format::dtype::DType;
+use dijiang_format::manifest::Manifest;
+use dijiang_format::recipe::Recipe;
+use dijiang_format::target::Target;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 

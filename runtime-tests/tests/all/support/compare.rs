@@ -1,6 +1,6 @@
 //! How far logits are apart, and how far they may be.
 
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 
 /// What rounding of activations in f32 (2⁻²⁴ a step) leaves after the few layers of a fixture, with room for the
 /// exponentials of the feature maps, which multiply a relative error by the size of their argument.

@@ -1,7 +1,7 @@
 //! The runtimes that are here, and a graph in one of them.
 
-use dijiang::bundle::manifest::Manifest;
-use dijiang_passes::random::Random;
+use dijiang_format::manifest::Manifest;
+use dijiang_passes::numeric::random::Random;
 use dijiang_runtime::{Decoder, HostTensor, LoadOptions, OrtRuntime, Runtime, TractRuntime};
 use std::path::Path;
 use std::sync::Once;

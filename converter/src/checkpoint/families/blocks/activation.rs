@@ -62,7 +62,7 @@ fn half_times_one_plus(p: &mut Patch<'_>, x: ValueId, odd: ValueId) -> ValueId {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_passes::ir::dtype::DType;
+    use dijiang_format::dtype::DType;
     use dijiang_passes::ir::eval::{Array, eval};
     use dijiang_passes::ir::graph::Graph;
     use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::Builder;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
 
 /// The sizes of an attention layer, and what scores are multiplied by.

@@ -1,7 +1,7 @@
 //! The additive mask of causal attention with left padding and a cache.
 
 use crate::checkpoint::build::{Builder, Inputs};
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
 use dijiang_passes::ir::tensor::Tensor;
 

@@ -4,7 +4,7 @@
 use crate::checkpoint::build::Builder;
 use crate::checkpoint::config::{Config, RopeConfig, RopeScaling};
 use crate::checkpoint::error::CheckpointError;
-use dijiang_passes::ir::dtype::DType;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
 use dijiang_passes::ir::tensor::Tensor;
 use std::f64::consts::TAU;

@@ -1,0 +1,80 @@
+//! `genai_config.json`, so that onnxruntime-genai opens a bundle as it is.
+//!
+//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names.
+
+use crate::checkpoint::ModelMeta;
+use dijiang_format::files;
+use dijiang_passes::ir::graph::Graph;
+use serde_json::{Map, Value, json};
+
+/// Context length of a model that has no limit of its own: genai wants a number.
+const UNBOUNDED: u64 = 1 << 20;
+
+/// How the inputs of a growing cache end.
+const CACHE: &str = ".key";
+
+/// The file's contents for a serving graph.
+pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {
+    let linear = graph.inputs().iter().all(|v| !graph.value(*v).name.ends_with(CACHE));
+    let context = match (meta.learned_positions, linear) {
+        (Some(n), _) => n,
+        (None, true) => UNBOUNDED,
+        (None, false) => meta.max_positions.unwrap_or(UNBOUNDED),
+    };
+    let pad = meta.pad.or_else(|| meta.eos.first().copied()).unwrap_or(0);
+    json!({
+        "model": {
+            "type": "decoder",
+            "bos_token_id": meta.bos.unwrap_or(pad),
+            "eos_token_id": meta.eos,
+            "pad_token_id": pad,
+            "context_length": context,
+            "vocab_size": meta.vocab,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": files::MODEL,
+                "head_size": meta.head_dim,
+                "hidden_size": meta.hidden,
+                "num_attention_heads": meta.heads,
+                "num_key_value_heads": meta.kv_heads,
+                "num_hidden_layers": meta.layers,
+                "inputs": inputs(graph, linear),
+                "outputs": outputs(linear),
+            },
+        },
+        "search": {
+            "do_sample": false,
+            "max_length": context,
+            "min_length": 0,
+            "num_beams": 1,
+            "past_present_share_buffer": false,
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+        },
+    })
+}
+
+fn inputs(graph: &Graph, linear: bool) -> Value {
+    let mut map = Map::new();
+    for name in ["input_ids", "attention_mask", "position_ids"] {
+        if graph.input(name).is_some() {
+            map.insert(name.to_owned(), json!(name));
+        }
+    }
+    if !linear {
+        map.insert("past_key_names".to_owned(), json!("past_key_values.%d.key"));
+        map.insert("past_value_names".to_owned(), json!("past_key_values.%d.value"));
+    }
+    Value::Object(map)
+}
+
+fn outputs(linear: bool) -> Value {
+    let mut map = Map::new();
+    map.insert("logits".to_owned(), json!("logits"));
+    if !linear {
+        map.insert("present_key_names".to_owned(), json!("present.%d.key"));
+        map.insert("present_value_names".to_owned(), json!("present.%d.value"));
+    }
+    Value::Object(map)
+}

@@ -1,0 +1,626 @@
+//! The whole conversion: a source in, a verified bundle out, written whole or not at all.
+
+pub mod compile;
+pub mod estimate;
+pub mod genai;
+pub mod quantization;
+pub mod requantize;
+pub mod source;
+pub mod stop_after;
+
+use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::link::{LinkError, MappedFile};
+use crate::bundle::room::{self, FreeSpace, NoRoom};
+use crate::bundle::weights::{LayoutError, WeightFile, Written};
+use crate::checkpoint::ModelMeta;
+use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
+use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
+use crate::convert::quantization::QuantizeError;
+use crate::convert::source::{Source, SourceError};
+use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
+use crate::report::progress::{Estimate, Progress};
+use crate::train::TrainError;
+use crate::train::finetune::{Scope, write_graphs};
+use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
+use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
+use dijiang_format::digest::WeightDigests;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
+use dijiang_format::names::PAST;
+use dijiang_format::quantization::Quantization;
+use dijiang_format::recipe::{Attention, Recipe};
+use dijiang_format::target::{PORTABLE_OPSET, Target};
+use dijiang_passes::attention::patterns::NearMiss;
+use dijiang_passes::attention::rewrite::{Drawn, SiteReport, WithoutCache, drawn};
+use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::shape::Dim;
+use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::pipeline::PipelineError;
+use dijiang_passes::training::specialize::Size;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// How to convert.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    pub recipe: Recipe,
+    pub target: Target,
+    /// Element type of weights and activations; the source's where it is `None`.
+    pub dtype: Option<DType>,
+    /// How the weights of linear layers are stored; in that element type where it is `None`.
+    pub weights: Option<Quantization>,
+    /// Layers to rewrite; all where it is `None`.
+    pub layers: Option<Vec<usize>>,
+    pub seed: u64,
+    /// Write the training graphs too, of the defaults of a run.
+    pub train: bool,
+    /// Replace a bundle that is there.
+    pub force: bool,
+    /// What says whether the disk can hold the bundle: [`room::free_space`].
+    pub free_space: FreeSpace,
+    /// Weights that stay as they are stay in the files of the source, which the bundle links to.
+    pub link: bool,
+    /// `None` writes without a proof.
+    pub verify: Option<VerifyOptions>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Converted {
+    pub sites: Vec<SiteReport>,
+    pub dropped_inputs: Vec<String>,
+    /// Inputs that the source does not have, besides the state.
+    pub added_inputs: Vec<String>,
+    /// Attentions that were not recognised, and so stay softmax.
+    pub misses: Vec<NearMiss>,
+    /// What is worth knowing of how the source was read.
+    pub notes: Vec<String>,
+    /// What is likely wrong with the source.
+    pub warnings: Vec<String>,
+    pub dtype: DType,
+    /// What was told before anything was written.
+    pub estimate: Estimate,
+    pub bytes_written: u64,
+    pub verification: Option<Verification>,
+    /// Whether the bundle is in place: not where a check failed.
+    pub written: bool,
+}
+
+/// A conversion failed; nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("{}: {source}", path.display())]
+    Quantize { path: PathBuf, source: Box<QuantizeError> },
+    #[error(transparent)]
+    Compile(#[from] PipelineError),
+    #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
+    MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
+    #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
+    NoSites { path: PathBuf, misses: Vec<NearMiss> },
+    #[error("{}: {kept} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)", path.display())]
+    KeptWithoutCache { path: PathBuf, kept: WithoutCache },
+    #[error("{}: none of its {attentions} attentions would be linear{} (hint: --recipe softmax keeps them all)", path.display(), said(kept))]
+    NothingLinear { path: PathBuf, attentions: usize, kept: Vec<(String, String)> },
+    #[error("{}: what its conversion added is not what this version adds (hint: convert the model anew)", bundle.display())]
+    OldBundle { bundle: PathBuf },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("the training graphs: {0}")]
+    Train(#[from] Box<TrainError>),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("the manifest: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Converts the model at `source` to a bundle at `target`.
+pub fn convert(
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Converted, ConvertError> {
+    progress.stage("reading the source");
+    let opened = source::open(source, options.dtype)?;
+    convert_opened(opened, None, source, target, options, progress)
+}
+
+/// What a bundle brings along that is converted again.
+pub(crate) struct Before {
+    pub(crate) manifest: Manifest,
+    /// What the conversion had added, by name.
+    pub(crate) added: Drawn,
+}
+
+/// Converts a model that is open; `source` is what errors name.
+pub(crate) fn convert_opened(
+    opened: Source,
+    before: Option<&Before>,
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Converted, ConvertError> {
+    let Source {
+        kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
+    } = opened;
+    let bundle = NewBundle::begin(target, options.force)?;
+    progress.stage("compiling");
+    let parameters = parameters(&graph);
+    let quantize = |how| quantization::apply(how, &mut graph, options.target);
+    let float = options.weights.map(quantize).transpose();
+    let float = float.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })?;
+    let how = CompileOptions {
+        recipe: &options.recipe,
+        target: options.target,
+        seed: options.seed,
+        layers: options.layers.as_deref(),
+    };
+    let compiled = compile_with(graph, &how, before.map(|before| &before.added))?;
+    check_sites(&compiled, &meta, kind)?;
+    if let Some(before) = before {
+        check_added(&compiled, before, source)?;
+    }
+    // A bundle that is converted again was told so the first time.
+    if before.is_none() && options.recipe.attention != Attention::Softmax {
+        check_linear(&compiled, source)?;
+    }
+    if let Some(kept) = compiled.report.without_cache.clone().filter(|_| options.verify.is_some()) {
+        return Err(ConvertError::KeptWithoutCache { path: source.to_owned(), kept });
+    }
+    let maps = if options.link { maps.as_slice() } else { &[] };
+    let writer = Writer {
+        dir: bundle.path(),
+        source,
+        maps,
+        target,
+        options,
+        compiled: &compiled,
+        parameters,
+        texts: &dir,
+        positions: meta.learned_positions,
+        dtype,
+    };
+    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked, digests } =
+        writer.write_weights_and_graphs(&how, progress)?;
+    bytes_written += writer.copy_texts()?;
+    bytes_written += writer.write_genai_config(&meta)?;
+    let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
+    manifest.linked = linked;
+    manifest.digests = Some(digests);
+    if let Some(Before { manifest: before, .. }) = before {
+        manifest.source = before.source.clone();
+        manifest.trained.clone_from(&before.trained);
+    }
+    bytes_written += writer.write_manifest(&manifest)?;
+    if options.train {
+        progress.stage("writing the training graphs");
+        bytes_written += write_training(bundle.path(), &manifest)?;
+    }
+    let verification = match &options.verify {
+        Some(how) => {
+            let mut found = verify(bundle.path(), &with_reference(how, &dir), progress)?;
+            if let Some(float) = &float {
+                found.checks.push(quantization_drift(
+                    float,
+                    &compiled.source,
+                    &manifest,
+                    how.seed,
+                    progress,
+                )?);
+            }
+            Some(found)
+        }
+        None => None,
+    };
+    let written = verification.as_ref().is_none_or(|v| v.ok);
+    if written {
+        if let Some(verification) = &verification {
+            manifest.checks = passed(verification);
+            writer.write_manifest(&manifest)?;
+        }
+        progress.stage("making it durable");
+        bundle.commit()?;
+    }
+    progress.done();
+    let Compiled { report, .. } = compiled;
+    let kept = report.without_cache.iter().map(WithoutCache::to_string);
+    let warnings: Vec<String> = warnings.into_iter().chain(kept).collect();
+    let misses = report.missed().cloned().collect();
+    // The reader of ONNX has looked for numbers that are not finite too.
+    let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();
+    doubts.extend(warnings);
+    Ok(Converted {
+        misses,
+        warnings: doubts,
+        sites: report.sites,
+        dropped_inputs: report.dropped_inputs,
+        added_inputs: report.added_inputs,
+        dtype,
+        notes,
+        estimate,
+        bytes_written,
+        verification,
+        written,
+    })
+}
+
+/// The graphs of a run over all weights, of the default size or of as many tokens as the model has positions.
+/// Returns the bytes written.
+fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
+    let sequence = training_context(manifest.model.positions);
+    let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
+    let plan = write_graphs(bundle, manifest, Scope::All, 0, &options, None).map_err(Box::new)?;
+    let size = |path: &PathBuf| {
+        let file = std::fs::metadata(path);
+        file.map(|file| file.len()).map_err(|source| ConvertError::Io { path: path.clone(), source })
+    };
+    plan.graphs.paths().map(size).sum()
+}
+
+fn training_context(positions: Option<u64>) -> u64 {
+    positions.map_or(CONTEXT, |positions| positions.min(CONTEXT))
+}
+
+/// A checkpoint that comes with reference logits is compared with them.
+fn with_reference(how: &VerifyOptions, source: &Path) -> VerifyOptions {
+    let beside = Some(source.join(reference::FILE)).filter(|path| path.exists());
+    VerifyOptions { reference: how.reference.clone().or(beside), ..how.clone() }
+}
+
+/// We wrote the graph of a checkpoint ourselves, and know every attention in it.
+fn check_sites(compiled: &Compiled, meta: &ModelMeta, kind: SourceKind) -> Result<(), ConvertError> {
+    let found = compiled.report.sites.len();
+    if kind == SourceKind::Onnx || found == meta.expected_sites {
+        return Ok(());
+    }
+    let miss = compiled.report.misses.first().map_or_else(
+        || "no softmax came close".to_owned(),
+        |m| format!("the closest at {:?}, pattern {}: {}", m.node, m.pattern, m.miss),
+    );
+    Err(ConvertError::MissingSites { family: meta.family, found, expected: meta.expected_sites, miss })
+}
+
+/// A recipe that makes attention linear must find some to do it to.
+fn check_linear(compiled: &Compiled, source: &Path) -> Result<(), ConvertError> {
+    let (sites, path) = (&compiled.report.sites, source.to_owned());
+    let misses: Vec<NearMiss> = compiled.report.missed().cloned().collect();
+    if sites.is_empty() {
+        return Err(ConvertError::NoSites { path, misses });
+    }
+    let kept = sites.iter().map(|site| Some((site.name.clone(), site.kept.clone()?)));
+    match kept.collect() {
+        Some(kept) => Err(ConvertError::NothingLinear { path, attentions: sites.len() + misses.len(), kept }),
+        None => Ok(()),
+    }
+}
+
+/// Each reason once, with the first attention that stays for it.
+fn said(kept: &[(String, String)]) -> String {
+    let is_first = |at: usize| kept[..at].iter().all(|(_, reason)| *reason != kept[at].1);
+    let first = kept.iter().enumerate().filter(|(at, _)| is_first(*at)).map(|(_, kept)| kept);
+    first.flat_map(|(name, reason)| ["; ", name, " stays softmax: ", reason]).collect()
+}
+
+/// What a bundle brings along must be what this version would add, number by number.
+fn check_added(compiled: &Compiled, before: &Before, bundle: &Path) -> Result<(), ConvertError> {
+    let added = drawn(&compiled.model);
+    let is_there = |(name, tensor): (&String, &Tensor)| {
+        let same =
+            before.added.get(name).filter(|b| (b.dtype(), b.dims()) == (tensor.dtype(), tensor.dims()));
+        same.is_some()
+    };
+    match added.len() == before.added.len() && added.iter().all(is_there) {
+        true => Ok(()),
+        false => Err(ConvertError::OldBundle { bundle: bundle.to_owned() }),
+    }
+}
+
+fn passed(verification: &Verification) -> Vec<manifest::Check> {
+    let required = verification.checks.iter().filter_map(|c| c.limit.map(|limit| (c, limit)));
+    required.map(|(c, limit)| manifest::Check { name: c.name.clone(), limit, ok: c.ok }).collect()
+}
+
+struct Writer<'a> {
+    dir: &'a Path,
+    source: &'a Path,
+    /// The files of the source that weights stay in.
+    maps: &'a [MappedFile],
+    /// Where `dir` goes once it is whole.
+    target: &'a Path,
+    options: &'a ConvertOptions,
+    compiled: &'a Compiled,
+    /// Of the source.
+    parameters: u64,
+    /// Where its tokenizer and other texts lie.
+    texts: &'a Path,
+    /// How many positions it has, where it has so many and no more.
+    positions: Option<u64>,
+    dtype: DType,
+}
+
+/// The weights and graphs of a bundle.
+struct WrittenModel {
+    estimate: Estimate,
+    bytes: u64,
+    /// What is wrong with the weights.
+    warnings: Vec<String>,
+    /// Names of the files that are the source's.
+    linked: Vec<String>,
+    digests: WeightDigests,
+}
+
+impl Writer<'_> {
+    /// The disk is busy with the weights while the other forms are compiled.
+    fn write_weights_and_graphs(
+        &self,
+        how: &CompileOptions<'_>,
+        progress: &mut dyn Progress,
+    ) -> Result<WrittenModel, ConvertError> {
+        let weights = plan_weights(&[&self.compiled.source, &self.compiled.model], self.maps)?;
+        let linked = self.link(&weights)?;
+        let estimate = self.estimate(&weights)?;
+        progress.estimate(&estimate);
+        room::check(self.dir, self.target, estimate.disk, self.options.free_space)?;
+        let (written, forms) = rayon::join(
+            || write_weights(self.dir, &weights, progress),
+            || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
+        );
+        let Written { warnings, digests } = written?;
+        progress.stage("writing the graphs");
+        let (forms, bound) = forms?;
+        let bytes = weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?;
+        Ok(WrittenModel { estimate, bytes, warnings, linked, digests })
+    }
+
+    fn estimate(&self, weights: &WeightFile) -> Result<Estimate, ConvertError> {
+        let Compiled { model, report, .. } = self.compiled;
+        let serving = graph_bytes(self.options.target.opset(), model, weights)?.len() as u64;
+        let is_linear = report.sites.iter().any(|site| site.kept.is_none());
+        let graphs: &[u64] = match (is_linear, self.options.target, self.options.weights) {
+            (false, ..) => &[SOFTMAX],
+            (true, Target::Ort, Some(Quantization::Int4)) => &[SOFTMAX, FORMS_INT4, BOUND],
+            (true, _, Some(Quantization::Int4)) => &[SOFTMAX, FORMS_INT4],
+            (true, Target::Ort, None) => &[SOFTMAX, FORMS, BOUND],
+            (true, _, None) => &[SOFTMAX, FORMS],
+        };
+        let texts = COPIED.iter().filter_map(|name| std::fs::metadata(self.texts.join(name)).ok());
+        let texts = texts.map(|file| file.len()).sum();
+        let attentions = (report.sites.len() + report.misses.len()) as u64;
+        let training = match self.options.train {
+            true => estimate::training(serving, attentions, BATCH, training_context(self.positions)),
+            false => 0,
+        };
+        let beside = Beside { serving, graphs, attentions, texts, training };
+        let written = Estimate::of(weights.size(), &beside, model);
+        Ok(match self.options.verify {
+            Some(_) => written.proved(self.parameters, &self.options.recipe),
+            None => written,
+        })
+    }
+
+    /// Links the files of the source that weights stay in, and returns what they are called here.
+    fn link(&self, weights: &WeightFile) -> Result<Vec<String>, ConvertError> {
+        if !self.options.link {
+            return Ok(Vec::new());
+        }
+        let read: Vec<&MappedFile> = self.maps.iter().filter(|f| weights.reads(&f.link_name())).collect();
+        if read.is_empty() {
+            let hint = match self.maps {
+                [] => "; only those of a checkpoint can",
+                _ => ", or --dtype",
+            };
+            return Err(LinkError::Nothing { path: self.source.to_owned(), hint }.into());
+        }
+        read.iter().try_for_each(|file| file.link_into(self.dir))?;
+        Ok(read.iter().map(|file| file.link_name()).collect())
+    }
+
+    /// Returns the bytes written.
+    fn write_graphs(
+        &self,
+        forms: &Forms,
+        bound: Option<&Bound>,
+        weights: &WeightFile,
+    ) -> Result<u64, ConvertError> {
+        let mut graphs = vec![
+            (files::MODEL, self.options.target.opset(), &self.compiled.model),
+            (files::SOFTMAX, PORTABLE_OPSET, &forms.softmax),
+        ];
+        if let Some(linear) = &forms.linear {
+            graphs.push((files::PARALLEL, PORTABLE_OPSET, &linear.parallel));
+            graphs.push((files::CHUNKED, PORTABLE_OPSET, &linear.chunked));
+        }
+        if let Some(bound) = bound {
+            let opset = self.options.target.opset();
+            graphs.push((files::PREFILL, opset, &bound.prefill));
+            graphs.push((files::DECODE, opset, &bound.decode));
+        }
+        let write =
+            |(name, opset, graph): &(&str, i64, &Graph)| write_graph(self.dir, name, *opset, graph, weights);
+        graphs.par_iter().map(write).sum()
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
+        write_file(self.dir, name, bytes)
+    }
+
+    /// The files beside the weights that other tools read.
+    fn copy_texts(&self) -> Result<u64, ConvertError> {
+        let mut written = 0;
+        for name in COPIED {
+            let from = self.texts.join(name);
+            if !from.exists() {
+                continue;
+            }
+            let text = std::fs::read(&from).map_err(|source| ConvertError::Io { path: from, source })?;
+            written += self.write(name, &text)?;
+        }
+        Ok(written)
+    }
+
+    /// For what generates: an encoder has nothing to carry on from.
+    fn write_genai_config(&self, meta: &ModelMeta) -> Result<u64, ConvertError> {
+        if states(&self.compiled.model).is_empty() {
+            return Ok(0);
+        }
+        let config = genai::config(meta, &self.compiled.model);
+        self.write(files::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
+    }
+
+    fn manifest(
+        &self,
+        kind: SourceKind,
+        stored: DType,
+        files: &[PathBuf],
+        meta: &ModelMeta,
+    ) -> Result<Manifest, ConvertError> {
+        Ok(Manifest {
+            sites: self.compiled.report.sites.iter().map(site).collect(),
+            misses: self.compiled.report.missed().map(miss).collect(),
+            state: states(&self.compiled.model),
+            ..describe(self.options, kind, stored, files, meta, self.dtype)?
+        })
+    }
+
+    fn write_manifest(&self, manifest: &Manifest) -> Result<u64, ConvertError> {
+        self.write(files::MANIFEST, manifest.to_json()?.as_bytes())
+    }
+}
+
+/// Lays out the weights of graphs that have the same names for the same weights, except those that stay in `files`.
+pub(crate) fn plan_weights(graphs: &[&Graph], files: &[MappedFile]) -> Result<WeightFile, ConvertError> {
+    let mut tensors: BTreeMap<&str, &Tensor> = BTreeMap::new();
+    for graph in graphs {
+        let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
+        tensors.extend(weights.map(|(_, name, tensor)| (name, tensor)));
+    }
+    Ok(WeightFile::plan_beside(tensors.into_iter(), files)?)
+}
+
+/// Returns what there is to say of the weights.
+pub(crate) fn write_weights(
+    dir: &Path,
+    weights: &WeightFile,
+    progress: &mut dyn Progress,
+) -> Result<Written, ConvertError> {
+    progress.bytes("writing the weights", weights.size());
+    let path = dir.join(files::WEIGHTS);
+    let io = |source| ConvertError::Io { path: path.clone(), source };
+    let mut file = File::create(&path).map_err(io)?;
+    let written = weights.write(&mut file, &mut |bytes| progress.advance(bytes)).map_err(io)?;
+    // Begun here, it overlaps with compiling; the commit waits for what is left.
+    file.sync_data().map_err(io)?;
+    Ok(written)
+}
+
+pub(crate) fn write_graph(
+    dir: &Path,
+    name: &str,
+    opset: i64,
+    graph: &Graph,
+    weights: &WeightFile,
+) -> Result<u64, ConvertError> {
+    write_file(dir, name, &graph_bytes(opset, graph, weights)?)
+}
+
+pub(crate) fn graph_bytes(opset: i64, graph: &Graph, weights: &WeightFile) -> Result<Vec<u8>, ConvertError> {
+    let external = ExternalWeights { location: files::WEIGHTS, file: weights };
+    Ok(export(graph, &ExportOptions { opset, weights: Some(external) })?)
+}
+
+pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).map_err(|source| ConvertError::Io { path, source })?;
+    Ok(bytes.len() as u64)
+}
+
+/// What a manifest says before anything is compiled.
+pub(crate) fn describe(
+    options: &ConvertOptions,
+    kind: SourceKind,
+    stored: DType,
+    files: &[PathBuf],
+    meta: &ModelMeta,
+    dtype: DType,
+) -> Result<Manifest, ConvertError> {
+    let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
+    let source = manifest::Source { kind, dtype: stored, files };
+    let model = manifest::Model {
+        family: meta.family.to_owned(),
+        vocab: meta.vocab,
+        positions: meta.learned_positions,
+        eos: meta.eos.clone(),
+    };
+    let described = Manifest::new(source, model, options.recipe.clone(), options.target, dtype);
+    Ok(Manifest { weights: options.weights, seed: options.seed, ..described })
+}
+
+/// Copied from the checkpoint as they are.
+const COPIED: [&str; 6] = [
+    files::CONFIG,
+    files::TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+fn site(report: &SiteReport) -> manifest::Site {
+    manifest::Site {
+        name: report.name.clone(),
+        layer: report.layer,
+        heads: report.heads as usize,
+        kv_heads: report.kv_heads as usize,
+        head_dim: report.head_dim as usize,
+        lowered: report.kept.is_none(),
+    }
+}
+
+fn miss(near: &NearMiss) -> manifest::Miss {
+    manifest::Miss {
+        node: near.node.clone(),
+        pattern: near.pattern.to_owned(),
+        place: near.miss.place.clone(),
+        reason: near.miss.reason.clone(),
+    }
+}
+
+/// What the serving graph carries from call to call.
+fn states(graph: &Graph) -> Vec<manifest::State> {
+    let inputs = graph.inputs().iter().map(|v| graph.value(*v));
+    inputs
+        .filter(|v| v.name.starts_with(PAST))
+        .filter_map(|v| {
+            Some(manifest::State {
+                name: v.name.clone(),
+                shape: v.ty.shape.iter().flatten().map(extent).collect(),
+                dtype: v.ty.dtype?,
+            })
+        })
+        .collect()
+}
+
+fn extent(dim: &Dim) -> manifest::Extent {
+    match dim.known() {
+        Some(n) => manifest::Extent::Known(n),
+        None => manifest::Extent::Open(dim.to_string()),
+    }
+}

@@ -1,0 +1,93 @@
+//! A bundle made anew with weights of fewer bits: those it has now, trained or not, in place of its source's.
+//!
+//! The weights of a bundle are called as in the checkpoint that it was made from, and its config lies beside them, so
+//! it is converted like that checkpoint. What the conversion added is taken over as it is.
+
+use crate::bundle::room;
+use crate::checkpoint::{CheckpointError, Config, Weights};
+use crate::convert::source::{self, SourceError};
+use crate::convert::{Before, ConvertError, ConvertOptions, Converted, convert_opened};
+use crate::report::progress::Progress;
+use crate::torch;
+use crate::verify::VerifyOptions;
+use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::quantization::Quantization;
+use dijiang_passes::attention::rewrite::is_new;
+use std::path::Path;
+
+/// How to make a bundle anew.
+#[derive(Debug, Clone)]
+pub struct RequantizeOptions {
+    pub weights: Quantization,
+    /// Replace a bundle that is there.
+    pub force: bool,
+    /// `None` writes without a proof.
+    pub verify: Option<VerifyOptions>,
+}
+
+/// A bundle cannot be made anew; nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum RequantizeError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(
+        "{bundle}: it was made from an ONNX graph, which is not in it (hint: convert the graph with --weights {weights})"
+    )]
+    FromOnnx { bundle: String, weights: &'static str },
+    #[error(
+        "{bundle}: its {} is that of the PyTorch model (hint: convert the model anew, `import-weights` what was trained into that, and quantize it)",
+        files::CONFIG
+    )]
+    Exported { bundle: String },
+    #[error(transparent)]
+    Convert(#[from] Box<ConvertError>),
+}
+
+/// Writes the bundle at `bundle` to `target` with the weights of its linear layers in fewer bits.
+pub fn requantize(
+    bundle: &Path,
+    target: &Path,
+    options: &RequantizeOptions,
+    progress: &mut dyn Progress,
+) -> Result<Converted, RequantizeError> {
+    progress.stage("reading the bundle");
+    let place = || bundle.display().to_string();
+    let manifest = Manifest::float_weights(bundle)?;
+    if manifest.source.kind == SourceKind::Onnx {
+        return Err(RequantizeError::FromOnnx { bundle: place(), weights: options.weights.name() });
+    }
+    if torch::is_exported(&Config::read(&bundle.join(files::CONFIG))?) {
+        return Err(RequantizeError::Exported { bundle: place() });
+    }
+    let how = as_before(&manifest, options);
+    let weights = Weights::read(&bundle.join(files::WEIGHTS))?;
+    let added = weights.tensors().filter(|(name, _)| is_new(name));
+    let added = added.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+    let before = Before { manifest, added };
+    let opened = source::open(bundle, how.dtype)?;
+    convert_opened(opened, Some(&before), bundle, target, &how, progress)
+        .map_err(|error| Box::new(error).into())
+}
+
+/// The options of the conversion that made the bundle, with the weights as they are to be.
+fn as_before(manifest: &Manifest, options: &RequantizeOptions) -> ConvertOptions {
+    let linear = manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect();
+    ConvertOptions {
+        recipe: manifest.recipe.clone(),
+        target: manifest.target,
+        dtype: Some(manifest.dtype),
+        weights: Some(options.weights),
+        layers: Some(linear),
+        seed: manifest.seed,
+        train: false,
+        force: options.force,
+        free_space: room::free_space,
+        link: false,
+        verify: options.verify.clone(),
+    }
+}

@@ -1,0 +1,209 @@
+//! What is converted: a checkpoint or an ONNX graph, in one form.
+
+use crate::bundle::link::MappedFile;
+use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
+use crate::onnx::import::{self, ImportError};
+use dijiang_format::dtype::DType;
+use dijiang_format::manifest::SourceKind;
+use dijiang_passes::attention::rewrite::inspect;
+use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::ir::graph::{Graph, Use, ValueId};
+use dijiang_passes::ir::shape::Dim;
+use std::path::{Path, PathBuf};
+
+/// A model that was read.
+#[derive(Debug)]
+pub struct Source {
+    pub kind: SourceKind,
+    pub graph: Graph,
+    /// The graph before any clean-up.
+    pub as_read: Graph,
+    pub meta: ModelMeta,
+    /// The element type of the graph's weights and activations.
+    pub dtype: DType,
+    /// The element type of the weights as they were stored.
+    pub stored: DType,
+    /// The files it came from, for their digests.
+    pub files: Vec<PathBuf>,
+    /// The weight files that a bundle can link to: those of a checkpoint.
+    pub maps: Vec<MappedFile>,
+    /// Where the tokenizer and other texts lie.
+    pub dir: PathBuf,
+    /// What is worth knowing of how it was read.
+    pub notes: Vec<String>,
+    /// What is likely wrong with it.
+    pub warnings: Vec<String>,
+}
+
+/// A source cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Canon(#[from] CanonError),
+    #[error("{}: {reason}", path.display())]
+    Onnx { path: PathBuf, reason: String },
+}
+
+/// Opens a checkpoint directory, an `.onnx` file, or a directory that holds one. `dtype` asks for
+/// another element type than the source's, which an ONNX graph does not take.
+pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    match onnx_file(path)? {
+        Some(file) => open_onnx(&file, dtype),
+        None => open_checkpoint(path, dtype),
+    }
+}
+
+/// The ONNX file that a path means, or none where it means a checkpoint.
+fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
+    if path.extension().is_some_and(|e| e == "onnx") {
+        return Ok(Some(path.to_owned()));
+    }
+    let Ok(entries) = std::fs::read_dir(path) else { return Ok(None) };
+    let mut found: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    found.sort();
+    if found.iter().any(|f| f.extension().is_some_and(|e| e == "safetensors")) {
+        return Ok(None);
+    }
+    found.retain(|f| f.extension().is_some_and(|e| e == "onnx"));
+    match found.as_slice() {
+        [] => Ok(None),
+        [only] => Ok(Some(only.clone())),
+        several => {
+            let reason = format!("it holds {} ONNX files (hint: name one of them)", several.len());
+            Err(SourceError::Onnx { path: path.to_owned(), reason })
+        }
+    }
+}
+
+fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    let checkpoint = checkpoint::open(path)?;
+    let built = checkpoint.build(dtype)?;
+    let dir = checkpoint.dir().to_owned();
+    let config = std::iter::once(dir.join("config.json"));
+    Ok(Source {
+        kind: SourceKind::Checkpoint,
+        as_read: built.graph.clone(),
+        graph: built.graph,
+        meta: built.meta,
+        dtype: built.dtype,
+        stored: checkpoint.dtype(),
+        files: config.chain(checkpoint.files().iter().cloned()).collect(),
+        maps: checkpoint.maps().to_vec(),
+        dir,
+        notes: Vec::new(),
+        warnings: built.warnings,
+    })
+}
+
+fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    let fail = |reason: String| SourceError::Onnx { path: file.to_owned(), reason };
+    let import::Imported { mut graph, notes } = import::open(file)?;
+    let as_read = graph.clone();
+    canonicalize(&mut graph)?;
+    let own = main_dtype(&graph);
+    if let Some(dtype) = dtype.filter(|d| *d != own) {
+        return Err(fail(format!(
+            "the graph computes in {own}, and cannot be turned into {dtype} (hint: leave --dtype out)"
+        )));
+    }
+    let dir = file.parent().unwrap_or(Path::new("")).to_owned();
+    let (meta, warnings) = describe(&graph, &dir)?;
+    Ok(Source {
+        kind: SourceKind::Onnx,
+        graph,
+        as_read,
+        meta,
+        dtype: own,
+        stored: own,
+        files: vec![file.to_owned()],
+        maps: Vec::new(),
+        dir,
+        notes,
+        warnings,
+    })
+}
+
+/// The element type that most bytes of weights are stored in.
+fn main_dtype(graph: &Graph) -> DType {
+    let bytes = |dtype: DType| -> usize {
+        graph.consts().filter(|(_, _, t)| t.dtype() == dtype).map(|(_, _, t)| t.byte_len()).sum()
+    };
+    [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|d| bytes(*d)).unwrap_or(DType::F32)
+}
+
+/// What a graph tells of its model, and a config.json beside it; and what is wrong with that.
+fn describe(graph: &Graph, dir: &Path) -> Result<(ModelMeta, Vec<String>), SourceError> {
+    let report = inspect(graph);
+    let attentions = report.sites.len() + report.missed().count();
+    let first = report.sites.first();
+    let (config, mut warnings) = config_beside(dir);
+    let size = |key: &str| config.as_ref().and_then(|c| c.opt_size(key).ok().flatten());
+    let max_positions = size("max_position_embeddings").or_else(|| size("n_positions"));
+    let mut tokens = |key: &str| match config.as_ref().map(|c| c.tokens(key)) {
+        Some(Ok(tokens)) => tokens,
+        Some(Err(bad)) => {
+            warnings.push(bad.to_string());
+            Vec::new()
+        }
+        None => Vec::new(),
+    };
+    let mut meta = ModelMeta {
+        family: "onnx",
+        model_type: config.as_ref().and_then(|c| c.str("model_type").ok()).unwrap_or("onnx").to_owned(),
+        layers: attentions as u64,
+        heads: first.map_or(0, |s| s.heads),
+        kv_heads: first.map_or(0, |s| s.kv_heads),
+        head_dim: first.map_or(0, |s| s.head_dim),
+        hidden: first.map_or(0, |s| s.heads * s.head_dim),
+        vocab: vocabulary(graph).or_else(|| size("vocab_size")).unwrap_or(0),
+        max_positions,
+        // Without rotation, positions come from a table of that many rows.
+        learned_positions: max_positions.filter(|_| first.is_some_and(|s| !s.rotary)),
+        bos: tokens("bos_token_id").first().copied(),
+        eos: tokens("eos_token_id"),
+        pad: tokens("pad_token_id").first().copied(),
+        expected_sites: attentions,
+    };
+    checkpoint::take_tokens(dir, &mut meta)?;
+    Ok((meta, warnings))
+}
+
+/// The config of a graph's folder: one that cannot be read may be that of another program.
+fn config_beside(dir: &Path) -> (Option<Config>, Vec<String>) {
+    let path = dir.join("config.json");
+    if !path.exists() {
+        return (None, Vec::new());
+    }
+    match Config::read(&path) {
+        Ok(config) => (Some(config), Vec::new()),
+        Err(bad) => (None, vec![bad.to_string()]),
+    }
+}
+
+/// How many token ids there are: the rows of the table that `input_ids` picks from, or else the width of
+/// the logits. An encoder's output may be as wide as anything.
+fn vocabulary(graph: &Graph) -> Option<u64> {
+    let known =
+        |v: ValueId, axis: fn(&[Dim]) -> Option<&Dim>| axis(graph.value(v).ty.shape.as_deref()?)?.known();
+    let table = graph.input("input_ids").and_then(|ids| table_of(graph, ids));
+    let rows = table.and_then(|table| known(table, <[Dim]>::first));
+    rows.or_else(|| known(graph.output("logits")?, <[Dim]>::last))
+}
+
+/// The table whose rows `ids` picks, itself or cast.
+fn table_of(graph: &Graph, ids: ValueId) -> Option<ValueId> {
+    let users = graph.value(ids).uses.iter().filter_map(|user| match user {
+        Use::Node { node, slot } => Some((graph.node(*node), *slot)),
+        Use::GraphOutput(_) => None,
+    });
+    let mut tables = users.filter_map(|(node, slot)| match node.op.name() {
+        "Gather" if slot == 1 && node.op.int("axis").unwrap_or(0) == 0 => node.input(0),
+        "Cast" => table_of(graph, node.outputs[0]),
+        _ => None,
+    });
+    tables.next()
+}

@@ -1,0 +1,55 @@
+//! A conversion that is stopped on the way, for finding a wrong patch by halving.
+
+use crate::bundle::atomic::NewBundle;
+use crate::bundle::room;
+use crate::convert::compile::{CompileOptions, Partial, compile_first};
+use crate::convert::estimate::Beside;
+use crate::convert::source::{self, Source};
+use crate::convert::{
+    ConvertError, ConvertOptions, describe, graph_bytes, plan_weights, write_file, write_graph, write_weights,
+};
+use crate::report::progress::{Estimate, Progress};
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use std::path::Path;
+
+/// Writes the serving graph as it stands after the first `patches` patches. Nothing is verified, and what is
+/// written is no bundle to generate with.
+pub fn convert_first(
+    patches: usize,
+    source: &Path,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: &mut dyn Progress,
+) -> Result<Partial, ConvertError> {
+    progress.stage("reading the source");
+    let Source { kind, as_read, meta, dtype, stored, files, warnings, .. } =
+        source::open(source, options.dtype)?;
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let bundle = NewBundle::begin(target, options.force)?;
+    progress.stage("compiling");
+    let how = CompileOptions {
+        recipe: &options.recipe,
+        target: options.target,
+        seed: options.seed,
+        layers: options.layers.as_deref(),
+    };
+    let partial = compile_first(patches, as_read, &how)?;
+    let weights = plan_weights(&[&partial.graph], &[])?;
+    let serving = graph_bytes(options.target.opset(), &partial.graph, &weights)?.len() as u64;
+    let beside = Beside { serving, ..Beside::default() };
+    let estimate = Estimate::of(weights.size(), &beside, &partial.graph);
+    progress.estimate(&estimate);
+    room::check(bundle.path(), target, estimate.disk, options.free_space)?;
+    let written = write_weights(bundle.path(), &weights, progress)?;
+    write_graph(bundle.path(), files::MODEL, options.target.opset(), &partial.graph, &weights)?;
+    let manifest = Manifest {
+        stopped_after: Some(partial.patches as u64),
+        digests: Some(written.digests),
+        ..describe(options, kind, stored, &files, &meta, dtype)?
+    };
+    write_file(bundle.path(), files::MANIFEST, manifest.to_json()?.as_bytes())?;
+    bundle.commit()?;
+    progress.done();
+    Ok(partial)
+}

@@ -1,0 +1,101 @@
+//! The recipes that ship, and recipes from files.
+
+use dijiang_format::recipe::Recipe;
+use dijiang_passes::feature_map::recipe_check::{self, RecipeError};
+use std::path::{Path, PathBuf};
+
+/// The recipe of a conversion that names none.
+pub const DEFAULT: &str = "adaptive";
+
+/// Name and text of every recipe beside this file, in the order they are listed.
+pub const PRESETS: &[(&str, &str)] = &[
+    ("adaptive", include_str!("adaptive.yaml")),
+    ("paper", include_str!("paper.yaml")),
+    ("released", include_str!("released.yaml")),
+    ("performer", include_str!("performer.yaml")),
+    ("pff", include_str!("pff.yaml")),
+    ("wpff", include_str!("wpff.yaml")),
+    ("retnet", include_str!("retnet.yaml")),
+    ("softmax", include_str!("softmax.yaml")),
+];
+
+/// A recipe cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeFileError {
+    #[error("no recipe is called `{name}`: expected one of {known}, or the path of a .yaml file")]
+    Unknown { name: String, known: String },
+    #[error("{}: cannot be read: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{place}: not a recipe: {reason}")]
+    Yaml { place: String, reason: String },
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+}
+
+/// A recipe by the name of a preset, or by the path of a YAML file.
+pub fn load(name: &str) -> Result<Recipe, RecipeFileError> {
+    if let Some((_, text)) = PRESETS.iter().find(|(n, _)| *n == name) {
+        return parse(text, name);
+    }
+    let path = Path::new(name);
+    let is_file = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+    if !is_file {
+        let known: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
+        return Err(RecipeFileError::Unknown { name: name.to_owned(), known: known.join(", ") });
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| RecipeFileError::Io { path: path.to_owned(), source })?;
+    parse(&text, name)
+}
+
+fn parse(text: &str, place: &str) -> Result<Recipe, RecipeFileError> {
+    let recipe: Recipe = serde_yaml::from_str(text).map_err(|e| {
+        // One line, whatever the parser prints.
+        let reason = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        RecipeFileError::Yaml { place: place.to_owned(), reason }
+    })?;
+    recipe_check::check(&recipe)?;
+    Ok(recipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_in_the_table_and_parses() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/recipes");
+        let files = std::fs::read_dir(dir).expect("the recipes").map(|entry| entry.expect("an entry").path());
+        let files = files.filter(|file| file.extension().is_some_and(|e| e == "yaml"));
+        let mut files: Vec<String> =
+            files.map(|file| file.file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+        files.sort();
+        let mut table: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
+        table.sort_unstable();
+        assert_eq!(files, table);
+        for (name, _) in PRESETS {
+            assert_eq!(load(name).expect("it parses").name, *name);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        let cases = [
+            (
+                load("adaptve"),
+                "no recipe is called `adaptve`: expected one of adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
+            ),
+            (
+                parse("name: x\nmap: {kind: elu}", "x.yaml"),
+                "recipe `x`: no feature map is called `elu` (there are: dct-softmax, pff, prf, wdcf, wpff)",
+            ),
+            (
+                parse("name: x\nmpa: {}", "x.yaml"),
+                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `softmax_layers`, `chunk` at line 2 column 1",
+            ),
+        ];
+        for (result, want) in cases {
+            assert_eq!(result.expect_err("a mistake").to_string(), want);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Names and reasons of a foreign file, made fit for one line.
+
+const MAX_NAME: usize = 120;
+const MAX_LINE: usize = 1000;
+
+/// A name as messages show it: control characters escaped, and not longer than a line can hold.
+pub(crate) fn shown(name: &str) -> String {
+    clipped(&escaped(name), MAX_NAME)
+}
+
+/// A message on one line, however the names in it are spelled.
+pub(crate) fn one_line(message: &str) -> String {
+    clipped(&escaped(message), MAX_LINE)
+}
+
+fn escaped(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars().take(MAX_LINE + 1) {
+        if c.is_control() || c == '\u{2028}' || c == '\u{2029}' {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+fn clipped(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_cut_and_lines_stay_one() {
+        assert_eq!(shown("a\nb\0"), "a\\nb\\u{0}");
+        assert_eq!(shown(&"ä".repeat(500)), format!("{}…", "ä".repeat(MAX_NAME)));
+        assert_eq!(one_line("an error"), "an error");
+    }
+}

@@ -1,0 +1,19 @@
+//! The contract: what the compiler writes and a runtime reads, stated once. Element types and numbers as bytes, the
+//! files of a bundle, its manifest, the names of inputs, outputs and states, the grammar of joined weights, the widths
+//! of padded states, and which graph serves where.
+//!
+//! Nothing here knows a graph or a session: the compiler (`dijiang-passes`) and the runtime (`dijiang-runtime`) stand
+//! on this crate and do not see each other.
+
+pub mod digest;
+pub mod dtype;
+pub mod elements;
+pub mod files;
+pub mod joined;
+pub mod manifest;
+pub mod names;
+pub mod quantization;
+pub mod recipe;
+pub mod serving;
+pub mod target;
+pub mod widths;

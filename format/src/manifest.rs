@@ -1,0 +1,421 @@
+//! `dijiang.json`: what a bundle was made from, how, and what was checked.
+//!
+//! The text depends on nothing but the contents: no time, no path, no host.
+
+use crate::digest::{Hasher, WeightDigests};
+use crate::dtype::DType;
+use crate::files;
+use crate::quantization::Quantization;
+use crate::recipe::{MOST_CHUNK, Recipe};
+use crate::target::Target;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+/// The version of the manifest that is written and read.
+pub const FORMAT: u64 = 1;
+
+/// Longest safetensors header that is read, as the `safetensors` crate has it.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// The contents of `dijiang.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format_version: u64,
+    pub dijiang_version: String,
+    pub source: Source,
+    pub model: Model,
+    pub recipe: Recipe,
+    pub target: Target,
+    /// Element type of the weights.
+    pub dtype: DType,
+    /// How those of linear layers are stored, where it is not that element type.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weights: Option<Quantization>,
+    pub seed: u64,
+    pub sites: Vec<Site>,
+    /// Attentions that were not recognised, and so stay softmax.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub misses: Vec<Miss>,
+    pub state: Vec<State>,
+    pub checks: Vec<Check>,
+    /// There where the conversion was stopped on the way: the graph is for looking into it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped_after: Option<u64>,
+    /// The weight file, where it was trained since and imported.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trained: Option<SourceFile>,
+    /// Weight files that are the source's own, as they are called in the bundle.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub linked: Vec<String>,
+    /// Of the bundle's own weight file. Earlier versions wrote none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digests: Option<WeightDigests>,
+}
+
+/// What was converted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    pub kind: SourceKind,
+    /// Element type of the weights there.
+    pub dtype: DType,
+    pub files: Vec<SourceFile>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    Checkpoint,
+    Onnx,
+}
+
+/// A file of the source, with one digest: of all of it, or of a weight file's header, which names
+/// every tensor with its type, shape and place. Reading the weights only to digest them would double
+/// the time of a large conversion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Without its directory.
+    pub name: String,
+    pub bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub safetensors_header_sha256: Option<String>,
+}
+
+/// An attention of the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    pub name: String,
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Whether it became linear attention.
+    pub lowered: bool,
+}
+
+/// An attention of the source that was not recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Miss {
+    /// The softmax, or the operator.
+    pub node: String,
+    /// The pattern that came closest.
+    pub pattern: String,
+    /// The value that stood in its way.
+    pub place: String,
+    pub reason: String,
+}
+
+/// A state that the serving graph takes and returns.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub name: String,
+    /// Numbers, and names of the dims that are open.
+    pub shape: Vec<Extent>,
+    pub dtype: DType,
+}
+
+/// A dim of a state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Extent {
+    Known(u64),
+    Open(String),
+}
+
+/// A check that was made when the bundle was. What was measured is not kept: it differs with the
+/// machine in the last digits, and the same conversion gives the same bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    pub name: String,
+    pub limit: f64,
+    pub ok: bool,
+}
+
+/// What a runner must know of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    pub family: String,
+    /// How many token ids there are.
+    pub vocab: u64,
+    /// Positions there are, where the model has a table of them.
+    pub positions: Option<u64>,
+    /// Every token that ends a text.
+    pub eos: Vec<u64>,
+}
+
+/// Why a manifest, or a file it describes, could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("{file}: {source}")]
+    Io { file: String, source: std::io::Error },
+    #[error("{file}: {reason} (hint: was it written by dijiang?)")]
+    Json { file: String, reason: String },
+    #[error("{file}: `format_version` is {found}, expected {FORMAT} (hint: convert the model anew)")]
+    Version { file: String, found: u64 },
+    #[error("{file}: `recipe.chunk` is {found}, expected 1 to {MOST_CHUNK} (hint: convert the model anew)")]
+    Chunk { file: String, found: u32 },
+    #[error("{file}: it is not a safetensors file: a header of {header} bytes in a file of {bytes}")]
+    Header { file: String, header: u64, bytes: u64 },
+    #[error(
+        "{file}: the conversion was stopped after patch {patches}, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
+    )]
+    Stopped { file: String, patches: u64 },
+    #[error(
+        "{bundle}: its weights are in the source's own files, which are not touched (hint: convert the model anew, without --link)"
+    )]
+    Linked { bundle: String },
+    #[error(
+        "{bundle}: its weights are {}, which are served but not changed or handed on (hint: convert the model anew, without --weights)",
+        weights.name()
+    )]
+    Quantized { bundle: String, weights: Quantization },
+}
+
+impl Manifest {
+    /// What is known before anything is compiled.
+    pub fn new(source: Source, model: Model, recipe: Recipe, target: Target, dtype: DType) -> Self {
+        Self {
+            format_version: FORMAT,
+            dijiang_version: env!("CARGO_PKG_VERSION").to_owned(),
+            source,
+            model,
+            recipe,
+            target,
+            dtype,
+            weights: None,
+            seed: 0,
+            sites: Vec::new(),
+            misses: Vec::new(),
+            state: Vec::new(),
+            checks: Vec::new(),
+            stopped_after: None,
+            trained: None,
+            linked: Vec::new(),
+            digests: None,
+        }
+    }
+
+    /// The text of the file.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// Reads the manifest of a bundle.
+    pub fn read(bundle: &Path) -> Result<Self, ManifestError> {
+        let path = bundle.join(files::MANIFEST);
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ManifestError::Io { file: file.clone(), source })?;
+        Self::parse(&text, &file)
+    }
+
+    /// Reads the manifest of a bundle whose weights can be changed or handed on: all its own, and floats.
+    pub fn float_weights(bundle: &Path) -> Result<Self, ManifestError> {
+        let manifest = Self::own_weights(bundle)?;
+        match manifest.weights {
+            None => Ok(manifest),
+            Some(weights) => Err(ManifestError::Quantized { bundle: bundle.display().to_string(), weights }),
+        }
+    }
+
+    /// Reads the manifest of a bundle whose weights are all in its own file.
+    pub fn own_weights(bundle: &Path) -> Result<Self, ManifestError> {
+        let manifest = Self::read(bundle)?;
+        match manifest.linked.is_empty() {
+            true => Ok(manifest),
+            false => Err(ManifestError::Linked { bundle: bundle.display().to_string() }),
+        }
+    }
+
+    /// The version is looked at first: other versions may have other fields.
+    fn parse(text: &str, file: &str) -> Result<Self, ManifestError> {
+        let json =
+            |e: &serde_json::Error| ManifestError::Json { file: file.to_owned(), reason: e.to_string() };
+        let Versioned { format_version: found } = serde_json::from_str(text).map_err(|e| json(&e))?;
+        if found != FORMAT {
+            return Err(ManifestError::Version { file: file.to_owned(), found });
+        }
+        let manifest: Self = serde_json::from_str(text).map_err(|e| json(&e))?;
+        // Everything that is sized by it trusts it.
+        let chunk = manifest.recipe.chunk;
+        if !(1..=MOST_CHUNK).contains(&chunk) {
+            return Err(ManifestError::Chunk { file: file.to_owned(), found: chunk });
+        }
+        match manifest.stopped_after {
+            Some(patches) => Err(ManifestError::Stopped { file: file.to_owned(), patches }),
+            None => Ok(manifest),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    format_version: u64,
+}
+
+impl SourceFile {
+    /// Describes a file; of a `.safetensors` file only the header is read.
+    pub fn describe(path: &Path) -> Result<Self, ManifestError> {
+        if path.extension().is_none_or(|e| e != "safetensors") {
+            return Self::describe_whole(path);
+        }
+        let file = path.display().to_string();
+        let io = |source| ManifestError::Io { file: file.clone(), source };
+        let (mut open, described) = Self::open(path).map_err(io)?;
+        let bytes = described.bytes;
+        let mut length = [0; 8];
+        open.read_exact(&mut length).map_err(io)?;
+        let header = u64::from_le_bytes(length);
+        if header > MAX_HEADER.min(bytes.saturating_sub(8)) {
+            return Err(ManifestError::Header { file, header, bytes });
+        }
+        let digest = digest(&mut open.take(header)).map_err(io)?;
+        Ok(Self { safetensors_header_sha256: Some(digest), ..described })
+    }
+
+    /// Describes a file by all of it, whatever it is.
+    pub fn describe_whole(path: &Path) -> Result<Self, ManifestError> {
+        let io = |source| ManifestError::Io { file: path.display().to_string(), source };
+        let (mut open, described) = Self::open(path).map_err(io)?;
+        Ok(Self { sha256: Some(digest(&mut open).map_err(io)?), ..described })
+    }
+
+    /// The file, and what there is to say before it is read.
+    fn open(path: &Path) -> std::io::Result<(File, Self)> {
+        let open = File::open(path)?;
+        let bytes = open.metadata()?.len();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((open, Self { name, bytes, sha256: None, safetensors_header_sha256: None }))
+    }
+}
+
+fn digest(from: &mut dyn std::io::Read) -> std::io::Result<String> {
+    let mut hasher = Hasher::default();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut block)? {
+            0 => break,
+            n => hasher.update(&block[..n]),
+        }
+    }
+    Ok(hasher.finish())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn manifest() -> Manifest {
+        let file = SourceFile {
+            name: "model.safetensors".to_owned(),
+            bytes: 269_060_552,
+            sha256: None,
+            safetensors_header_sha256: Some("00ff".to_owned()),
+        };
+        let site = Site {
+            name: "h.0/attn".to_owned(),
+            layer: 0,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            lowered: true,
+        };
+        let shape = vec![Extent::Open("batch".to_owned()), Extent::Known(3)];
+        let name = "past_key_values.0.conv_state".to_owned();
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: vec![file] };
+        let model = Model { family: "llama".to_owned(), vocab: 49152, positions: None, eos: vec![2] };
+        let recipe = serde_json::from_str(r#"{"name": "paper"}"#).expect("a recipe");
+        Manifest {
+            sites: vec![site],
+            state: vec![State { name, shape, dtype: DType::F32 }],
+            checks: vec![Check { name: "chunked".to_owned(), limit: 1e-4, ok: true }],
+            ..Manifest::new(source, model, recipe, Target::Ort, DType::F32)
+        }
+    }
+
+    /// Such a manifest of a model of one attention.
+    pub(crate) fn manifest_of(dtype: DType, lowered: bool) -> Manifest {
+        let mut manifest = Manifest { dtype, ..manifest() };
+        manifest.sites[0].lowered = lowered;
+        manifest
+    }
+
+    #[test]
+    fn it_reads_back_as_it_was_written() {
+        let text = manifest().to_json().expect("it is written");
+        assert_eq!(Manifest::parse(&text, "dijiang.json").expect("it reads"), manifest());
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_field() {
+        let text = manifest().to_json().expect("it is written");
+        let error =
+            |text: &str| Manifest::parse(text, "b/dijiang.json").expect_err("it is refused").to_string();
+        assert_eq!(
+            error(&text.replace("\"format_version\": 1", "\"format_version\": 2")),
+            "b/dijiang.json: `format_version` is 2, expected 1 (hint: convert the model anew)"
+        );
+        assert_eq!(
+            error(&text.replace("\"seed\": 0,", "")),
+            "b/dijiang.json: missing field `seed` at line 68 column 1 (hint: was it written by dijiang?)"
+        );
+        for chunk in ["0", "100000"] {
+            assert_eq!(
+                error(&text.replace("\"chunk\": 64", &format!("\"chunk\": {chunk}"))),
+                format!(
+                    "b/dijiang.json: `recipe.chunk` is {chunk}, expected 1 to 65536 (hint: convert the model anew)"
+                )
+            );
+        }
+        assert_eq!(
+            error("{"),
+            "b/dijiang.json: EOF while parsing an object at line 1 column 1 (hint: was it written by dijiang?)"
+        );
+    }
+
+    #[test]
+    fn misses_read_back_and_what_was_stopped_is_no_bundle() {
+        let miss = |text: &str| Miss {
+            node: format!("{text}/Softmax"),
+            pattern: "decomposed".to_owned(),
+            place: text.to_owned(),
+            reason: "it is no mask".to_owned(),
+        };
+        let whole = Manifest { misses: vec![miss("a"), miss("b")], ..manifest() };
+        let text = whole.to_json().expect("it is written");
+        assert_eq!(Manifest::parse(&text, "dijiang.json").expect("it reads"), whole);
+        let text = Manifest { stopped_after: Some(7), ..manifest() }.to_json().expect("it is written");
+        assert_eq!(
+            Manifest::parse(&text, "b/dijiang.json").expect_err("it is refused").to_string(),
+            "b/dijiang.json: the conversion was stopped after patch 7, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
+        );
+    }
+
+    #[test]
+    fn only_the_header_of_a_weight_file_is_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let weights = directory.path().join("w.safetensors");
+        let write = |elements: &[u8]| {
+            let bytes = [&2u64.to_le_bytes()[..], b"{}", elements].concat();
+            std::fs::write(&weights, bytes).expect("it is written");
+            SourceFile::describe(&weights).expect("it is described")
+        };
+        let (a, b) = (write(b"ab"), write(b"cd"));
+        assert_eq!(a, b);
+        let empty_object = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+        assert_eq!(a.safetensors_header_sha256.as_deref(), Some(empty_object));
+        let text = directory.path().join("config.json");
+        std::fs::write(&text, "{}").expect("it is written");
+        assert_eq!(
+            SourceFile::describe(&text).expect("it is described").sha256.as_deref(),
+            Some(empty_object)
+        );
+        std::fs::write(&weights, [0xff; 16]).expect("it is written");
+        assert!(SourceFile::describe(&weights).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! The names of a graph's inputs, outputs and states, as onnxruntime-genai has them.
+
+/// Input: token ids, i64 `[batch, sequence]`.
+pub const IDS: &str = "input_ids";
+/// Input: 1 for a token and 0 for padding, i64 `[batch, sequence]`; `[batch, past + sequence]` where a cache grows.
+pub const MASK: &str = "attention_mask";
+/// Input: the position of each token, i64 `[batch, sequence]`.
+pub const POSITIONS: &str = "position_ids";
+/// Output: `[batch, sequence, vocabulary]`.
+pub const LOGITS: &str = "logits";
+/// Output of graphs for bound memory: the likeliest next token, i64 `[batch, sequence]`, or -1 where a logit is NaN.
+pub const NEXT: &str = "next";
+
+/// What the names of states begin with that a graph takes.
+pub const PAST: &str = "past_key_values.";
+/// What the names of states begin with that a graph returns.
+pub const PRESENT: &str = "present.";
+
+/// A state of one layer, by the last part of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatePart {
+    /// S, f32 `[batch, kv_heads, features, value_dim]`.
+    Sums,
+    /// z, f32 `[batch, kv_heads, features]`.
+    Normalizer,
+    /// Keys of softmax, `[batch, kv_heads, past, head_dim]`.
+    Key,
+    /// Values of softmax, `[batch, kv_heads, past, head_dim]`.
+    Value,
+}
+
+impl StatePart {
+    /// The last part of the name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sums => "recurrent_state",
+            Self::Normalizer => "conv_state",
+            Self::Key => "key",
+            Self::Value => "value",
+        }
+    }
+
+    /// The name of the input: `past_key_values.{layer}.{part}`.
+    pub fn past(self, layer: usize) -> String {
+        format!("{PAST}{layer}.{}", self.name())
+    }
+
+    /// The name of the output: `present.{layer}.{part}`.
+    pub fn present(self, layer: usize) -> String {
+        format!("{PRESENT}{layer}.{}", self.name())
+    }
+}
+
+/// The output that takes the place of a state, `present.*`; `None` where the name is not that of a state.
+pub fn present_of(past: &str) -> Option<String> {
+    past.strip_prefix(PAST).map(|rest| format!("{PRESENT}{rest}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_replaced_by_the_output_of_its_name() {
+        assert_eq!(StatePart::Sums.past(3), "past_key_values.3.recurrent_state");
+        assert_eq!(present_of("past_key_values.3.key").as_deref(), Some("present.3.key"));
+        assert_eq!(present_of("input_ids"), None);
+    }
+}

@@ -1,0 +1,51 @@
+//! Weights of fewer bits than the source's.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// How the weights of linear layers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// Four bits, in blocks of 32 with a scale and a zero point.
+    Int4,
+}
+
+const NAMES: [(&str, Quantization); 1] = [("int4", Quantization::Int4)];
+
+impl Quantization {
+    pub fn name(self) -> &'static str {
+        NAMES[self as usize].0
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Quantization {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let found = NAMES.iter().find(|(name, _)| *name == s);
+        found.map(|(_, how)| *how).ok_or_else(|| {
+            let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+            format!("weights cannot be stored as `{s}` (expected one of {})", known.join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (name, how) in NAMES {
+            assert_eq!((how.name(), name.parse()), (name, Ok(how)));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Recipes: what to put in the place of softmax attention, and where.
+
+use serde::{Deserialize, Serialize};
+
+/// A recipe, as in its YAML file. Every field has its meaning and default here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub name: String,
+    /// `softmax` leaves every site as it is.
+    #[serde(default)]
+    pub attention: Attention,
+    #[serde(default)]
+    pub map: MapSpec,
+    #[serde(default)]
+    pub decay: Decay,
+    #[serde(default)]
+    pub readout: Readout,
+    /// Layers that stay softmax, counted from 0.
+    #[serde(default)]
+    pub softmax_layers: Vec<usize>,
+    /// Tokens per chunk of the chunked lowering.
+    #[serde(default = "default_chunk")]
+    pub chunk: u32,
+}
+
+/// The most tokens of a chunk: its scores are a square of so many.
+pub const MOST_CHUNK: u32 = 1 << 16;
+
+fn default_chunk() -> u32 {
+    64
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attention {
+    Softmax,
+    #[default]
+    Linear,
+}
+
+/// The feature map and how its parameters start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MapSpec {
+    /// The name of a feature map of the compiler.
+    pub kind: String,
+    /// m as a multiple of head_dim.
+    pub features: usize,
+    /// Every frequency once with each sign (`dct-softmax`).
+    pub signs: bool,
+    pub lengths: Lengths,
+    pub radial: Radial,
+}
+
+impl Default for MapSpec {
+    fn default() -> Self {
+        Self {
+            kind: "wdcf".to_owned(),
+            features: 1,
+            signs: false,
+            lengths: Lengths::Quantiles,
+            radial: Radial::Normal,
+        }
+    }
+}
+
+/// How lengths t are drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lengths {
+    /// Quasi-Monte Carlo: quantiles of equally spaced points, in seeded order.
+    #[default]
+    Quantiles,
+    /// Monte Carlo.
+    Sampled,
+}
+
+/// The distribution of lengths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Radial {
+    /// Φ⁻¹, as the paper prints it.
+    #[default]
+    Normal,
+    /// χ with head_dim degrees of freedom: the length of a standard normal vector.
+    Chi,
+}
+
+/// a_t of the recurrence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// a_t = 1.
+    #[default]
+    None,
+    /// A fixed γ per key/value head: 1 - 2^(-5-h) (RetNet, Sun et al. 2023).
+    Fixed,
+    /// sigmoid(w_h·x_t + b_h) per key/value head (Peng et al. 2021).
+    Learned,
+}
+
+/// What is made of φ(q)ᵀ S.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Readout {
+    /// Divided by φ(q)·z.
+    #[default]
+    Sum,
+    /// Normalised per head and gated by SiLU(W_g x), as in the released code.
+    GroupNorm,
+}
+
+impl MapSpec {
+    /// The fields that differ from their defaults.
+    pub fn fields_set(&self) -> Vec<&'static str> {
+        let default = Self::default();
+        let fields = [
+            ("features", self.features != default.features),
+            ("signs", self.signs != default.signs),
+            ("lengths", self.lengths != default.lengths),
+            ("radial", self.radial != default.radial),
+        ];
+        fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
+    }
+}

@@ -1,0 +1,26 @@
+//! *Matches:* weights one after the other that are read as one
+//! *Becomes:* one input for all of them, named by what it is made of
+//! *Exact:* yes
+//! *Declines:* what holds more than weights
+
+use crate::ir::graph::Graph;
+use crate::pipeline::{Conversion, Pass, PassError, Property};
+use crate::serve::joined::as_inputs;
+
+#[derive(Debug)]
+pub struct JoinWeights;
+
+impl Pass for JoinWeights {
+    fn name(&self) -> &'static str {
+        "join_weights"
+    }
+
+    fn needs(&self) -> &'static [Property] {
+        &[Property::Weights]
+    }
+
+    fn run(&self, graph: &mut Graph, _: &mut Conversion<'_>) -> Result<(), PassError> {
+        as_inputs(graph)?;
+        Ok(())
+    }
+}

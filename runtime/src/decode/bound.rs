@@ -1,0 +1,614 @@
+//! Serving from memory that is bound once: a graph that takes prompts a segment at a time and one that takes one
+//! token per row, both over one copy of the weights and of the state, which stay where they are computed with.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::decode::decoder::{DecoderState, History, fit, positions};
+use crate::decode::weight_file;
+use crate::ort::program::{DeviceTensor, Program};
+use crate::ort::runtime::OrtRuntime;
+use crate::session::error::RuntimeError;
+use crate::session::tensor::HostTensor;
+use crate::session::{DimSpec, Io, LoadOptions};
+use dijiang_format::dtype::DType;
+use dijiang_format::files::{DECODE, PREFILL};
+use dijiang_format::names::{IDS, LOGITS, MASK, NEXT, PAST, POSITIONS, PRESENT};
+use dijiang_format::widths::PREFILL_CHUNK;
+
+/// A bundle in bound memory.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    home: Home,
+    /// Prompt tokens fed at a time, at most.
+    segment: usize,
+    run: Run,
+}
+
+/// What the graphs of a bundle share.
+#[derive(Debug)]
+struct Home {
+    bundle: PathBuf,
+    runtime: OrtRuntime,
+    /// Its profile is a directory.
+    options: LoadOptions,
+    /// Reads what the graphs declare, and owns the memory.
+    program: Program,
+    weights: BTreeMap<String, Weight>,
+}
+
+/// The sequences of one start.
+#[derive(Debug)]
+struct Run {
+    prompts: Option<Prompts>,
+    decode: Step,
+    states: Vec<State>,
+    seen: Vec<i64>,
+    columns: usize,
+    last: Last,
+}
+
+/// One state, which decoding reads and writes in place.
+#[derive(Debug)]
+struct State {
+    rest: String,
+    tensor: DeviceTensor,
+}
+
+/// What prompts are fed with. Their segments go to and fro between the states and others of the same shapes, as a
+/// graph of many operators may write a state before it has read it all, and end in the states.
+#[derive(Debug)]
+struct Prompts {
+    others: Vec<DeviceTensor>,
+    /// By the length of a segment. There are few, and all together take less than the longest does twice.
+    steps: BTreeMap<usize, Step>,
+}
+
+/// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
+const SHORTEST: usize = 256;
+/// What a segment costs besides its tokens, in tokens: 3.7 ms of small kernels, where a token takes 3.6 µs.
+const SEGMENT_COST: usize = 1024;
+
+/// The two ways of a segment, and decoding's only one.
+const OUT: usize = 0;
+const BACK: usize = 1;
+const IN_PLACE: usize = 0;
+
+/// Where the logits behind each row's last token are.
+#[derive(Debug)]
+enum Last {
+    Nothing,
+    /// Of segments this long.
+    Prefill(usize),
+    Decode,
+    /// Rows that ended in several segments, f32 `[batch, vocabulary]`.
+    Host(HostTensor),
+}
+
+/// A weight where it is computed with, alone or as a part of what a graph reads as one.
+#[derive(Debug)]
+struct Weight {
+    tensor: DeviceTensor,
+    /// Its first number there.
+    at: usize,
+    shape: Vec<usize>,
+}
+
+impl Weight {
+    /// The whole tensor and its parts, by name.
+    fn all(name: &str, tensor: &DeviceTensor, parts: &[weight_file::Part]) -> Vec<(String, Self)> {
+        let there = |at: usize, shape: &[usize]| Self { tensor: tensor.clone(), at, shape: shape.to_vec() };
+        let mut all = vec![(name.to_owned(), there(0, tensor.shape()))];
+        let mut at = 0;
+        for part in parts.iter().filter(|part| part.name != name) {
+            all.push((part.name.clone(), there(at, &part.shape)));
+            at += part.shape.iter().product::<usize>();
+        }
+        all
+    }
+}
+
+/// A graph for so many tokens per row.
+#[derive(Debug)]
+struct Step {
+    /// By where states come from and go to; all else is the same.
+    ways: Vec<Program>,
+    memory: Memory,
+}
+
+/// What a graph reads and writes besides weights and states.
+#[derive(Debug)]
+struct Memory {
+    ids: Integers,
+    mask: Option<Integers>,
+    positions: Option<Integers>,
+    next: DeviceTensor,
+    logits: DeviceTensor,
+}
+
+/// An integer input, which is copied to the device only where it is not what is there already.
+#[derive(Debug)]
+struct Integers {
+    tensor: DeviceTensor,
+    there: Vec<i64>,
+}
+
+impl Bound {
+    pub(crate) fn open(bundle: &Path, options: &LoadOptions, segment: usize) -> Result<Self, RuntimeError> {
+        if segment == 0 {
+            return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
+        }
+        let mut home = Home::open(bundle, options)?;
+        let run = Run::new(&mut home, 1)?;
+        Ok(Self { home, segment, run })
+    }
+
+    pub(crate) fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
+        if batch == 0 {
+            return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
+        }
+        if batch == self.batch() {
+            return self.run.forget();
+        }
+        self.run = Run::new(&mut self.home, batch)?;
+        Ok(())
+    }
+
+    pub(crate) fn batch(&self) -> usize {
+        self.run.seen.len()
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.run.columns
+    }
+
+    pub(crate) fn state_bytes(&self) -> usize {
+        let bytes = |s: &State| s.tensor.shape().iter().product::<usize>() * s.tensor.dtype().size();
+        self.run.states.iter().map(bytes).sum()
+    }
+
+    /// Feeds prompts behind what was fed, and returns the likeliest next tokens.
+    pub(crate) fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
+        self.check_rows(prompts.len())?;
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let segment = length_for(width, self.segment);
+        self.run.make_ready(&mut self.home, segment)?;
+        self.run.feed_segments(prompts, segment, width)
+    }
+
+    pub(crate) fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+        self.check_rows(tokens.len())?;
+        let run = &mut self.run;
+        let rows: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
+        let ones = vec![vec![1]; rows.len()];
+        run.decode.feed(IN_PLACE, &rows, &ones, &run.seen)?;
+        run.seen.iter_mut().for_each(|seen| *seen += 1);
+        run.columns += 1;
+        run.last = Last::Decode;
+        let memory = &mut run.decode.memory;
+        let next = memory.next.read()?.to_i64()?;
+        memory.ids.found(&memory.next, &next);
+        Ok(next)
+    }
+
+    /// Logits behind each row's last token, f32 `[batch, vocabulary]`.
+    pub(crate) fn logits(&self) -> Result<HostTensor, RuntimeError> {
+        let read = |step: &Step| flat(&step.memory.logits.read()?);
+        match (&self.run.last, &self.run.prompts) {
+            (Last::Host(logits), _) => Ok(logits.clone()),
+            (Last::Decode, _) => read(&self.run.decode),
+            (Last::Prefill(segment), Some(Prompts { steps, .. })) if steps.contains_key(segment) => {
+                read(&steps[segment])
+            }
+            _ => Err(bad("logits", "no token was fed yet")),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Result<DecoderState, RuntimeError> {
+        let read = |s: &State| Ok((format!("{PAST}{}", s.rest), s.tensor.read()?));
+        let tensors = self.run.states.iter().map(read).collect::<Result<_, RuntimeError>>()?;
+        let (seen, columns) = (self.run.seen.clone(), self.run.columns);
+        Ok(DecoderState { tensors, history: History { mask: vec![Vec::new(); seen.len()], seen, columns } })
+    }
+
+    /// Goes on from a state; an error leaves all as it was.
+    pub(crate) fn set_state(
+        &mut self,
+        state: &DecoderState,
+        logits: Option<HostTensor>,
+    ) -> Result<(), RuntimeError> {
+        let history = &state.history;
+        let batch = history.seen.len();
+        if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
+            return Err(bad("state", "it is that of a cache that grows, or of no rows"));
+        }
+        let mut run = Run::new(&mut self.home, batch)?;
+        let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
+        if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
+            return Err(bad("state", "its tensors are not those of this model"));
+        }
+        for (own, (_, tensor)) in run.states.iter().zip(&state.tensors) {
+            own.tensor.write(&fit(tensor, own.tensor.shape())?)?;
+        }
+        (run.seen, run.columns) = (history.seen.clone(), history.columns);
+        run.last = logits.map_or(Last::Nothing, Last::Host);
+        self.run = run;
+        Ok(())
+    }
+
+    fn check_rows(&self, rows: usize) -> Result<(), RuntimeError> {
+        if rows == self.batch() {
+            return Ok(());
+        }
+        Err(bad("input_ids", format!("{rows} rows were given, {} were started", self.batch())))
+    }
+}
+
+impl Home {
+    fn open(bundle: &Path, options: &LoadOptions) -> Result<Self, RuntimeError> {
+        let runtime = OrtRuntime::new()?;
+        // Only what it declares is read, as the dims of a run are not known yet.
+        let plain = LoadOptions { optimize: false, cuda_graph: false, profile: None, ..options.clone() };
+        let program = Program::load(&runtime, &bundle.join(DECODE), &plain)?;
+        let (bundle, options) = (bundle.to_path_buf(), options.clone());
+        Ok(Self { bundle, runtime, options, program, weights: BTreeMap::new() })
+    }
+
+    /// Loads a graph for so many rows of so many tokens, and those of its weights that are not there yet.
+    fn load(&mut self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
+        let program = self.load_graph(file, shape)?;
+        let is_new = |io: &&Io| is_weight(&io.name) && !self.weights.contains_key(&io.name);
+        let names: Vec<Io> = program.inputs().iter().filter(is_new).cloned().collect();
+        weight_file::read(&self.bundle, &names, &mut |name, tensor, parts| {
+            let there = self.program.allocate(tensor.dtype(), tensor.shape())?;
+            there.write(tensor)?;
+            self.weights.extend(Weight::all(name, &there, parts));
+            Ok(())
+        })?;
+        Ok(program)
+    }
+
+    fn load_graph(&self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
+        let path = self.bundle.join(file);
+        let dims = named_dims(self.program.inputs(), shape);
+        let options = LoadOptions { dims, ..self.options.clone() };
+        let options = options.profiled(self.options.profile.as_deref(), &path);
+        match Program::load(&self.runtime, &path, &options) {
+            Err(error) if options.records() => {
+                tracing::warn!("{file} runs kernel by kernel, as it cannot be recorded: {error}");
+                Program::load(&self.runtime, &path, &LoadOptions { cuda_graph: false, ..options })
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn states(&self, batch: usize) -> Result<Vec<State>, RuntimeError> {
+        let mut states = Vec::new();
+        for io in self.program.inputs() {
+            let Some(rest) = io.name.strip_prefix(PAST) else { continue };
+            let tensor = self.program.allocate(io.dtype, &state_shape(io, batch)?)?;
+            states.push(State { rest: rest.to_owned(), tensor });
+        }
+        Ok(states)
+    }
+}
+
+impl State {
+    fn bind(
+        &self,
+        program: &mut Program,
+        from: &DeviceTensor,
+        to: &DeviceTensor,
+    ) -> Result<(), RuntimeError> {
+        program.bind_input(&format!("{PAST}{}", self.rest), from)?;
+        // A graph may cut the features of what it gives into blocks: the same numbers in a shape of their own.
+        let name = format!("{PRESENT}{}", self.rest);
+        let declared = program.outputs().iter().find(|io| io.name == name);
+        let declared = declared.ok_or_else(|| misfit(&name, "the graph has no such output"))?;
+        let shape = state_shape(declared, to.shape()[0])?;
+        program.bind_output_part(&name, to, 0, &shape)
+    }
+}
+
+impl Prompts {
+    fn new(home: &Home, states: &[State]) -> Result<Self, RuntimeError> {
+        let other = |state: &State| home.program.allocate(state.tensor.dtype(), state.tensor.shape());
+        let others = states.iter().map(other).collect::<Result<_, _>>()?;
+        Ok(Self { others, steps: BTreeMap::new() })
+    }
+
+    fn load(&self, home: &mut Home, states: &[State], shape: [usize; 2]) -> Result<Step, RuntimeError> {
+        let mut step = Step::load(home, PREFILL, shape)?;
+        // A graph that is recorded goes on with the addresses it was recorded with, so each way is one.
+        step.add_way(home)?;
+        for (state, other) in states.iter().zip(&self.others) {
+            state.bind(&mut step.ways[OUT], &state.tensor, other)?;
+            state.bind(&mut step.ways[BACK], other, &state.tensor)?;
+        }
+        Ok(step)
+    }
+}
+
+impl Run {
+    fn new(home: &mut Home, batch: usize) -> Result<Self, RuntimeError> {
+        let states = home.states(batch)?;
+        let mut decode = Step::load(home, DECODE, [batch, 1])?;
+        let program = &mut decode.ways[IN_PLACE];
+        states.iter().try_for_each(|state| state.bind(program, &state.tensor, &state.tensor))?;
+        if program.is_recorded() {
+            // A graph that is recorded runs several times when it runs first, which a state must not see.
+            program.run()?;
+            decode.memory.ids.clear()?;
+            states.iter().try_for_each(|state| state.tensor.clear())?;
+        }
+        let seen = vec![0; batch];
+        Ok(Self { prompts: None, decode, states, seen, columns: 0, last: Last::Nothing })
+    }
+
+    /// Back to empty states.
+    fn forget(&mut self) -> Result<(), RuntimeError> {
+        let others = self.prompts.iter().flat_map(|prompts| &prompts.others);
+        self.states.iter().map(|state| &state.tensor).chain(others).try_for_each(DeviceTensor::clear)?;
+        self.seen.fill(0);
+        (self.columns, self.last) = (0, Last::Nothing);
+        Ok(())
+    }
+
+    /// Loads the graph for segments of a length, unless it is there.
+    fn make_ready(&mut self, home: &mut Home, segment: usize) -> Result<(), RuntimeError> {
+        let prompts = match self.prompts.take() {
+            Some(prompts) => prompts,
+            None => Prompts::new(home, &self.states)?,
+        };
+        let prompts = self.prompts.insert(prompts);
+        if !prompts.steps.contains_key(&segment) {
+            let step = prompts.load(home, &self.states, [self.seen.len(), segment])?;
+            prompts.steps.insert(segment, step);
+        }
+        Ok(())
+    }
+
+    fn feed_segments(
+        &mut self,
+        prompts: &[Vec<i64>],
+        segment: usize,
+        width: usize,
+    ) -> Result<Vec<i64>, RuntimeError> {
+        let ready = self.prompts.as_mut().map(|ready| (&ready.others, ready.steps.get_mut(&segment)));
+        let Some((others, Some(step))) = ready else { return Ok(Vec::new()) };
+        let count = width.div_ceil(segment);
+        // The last segment must end where decoding begins. Before the first token both are zero.
+        let mut way = if count % 2 == 1 { BACK } else { OUT };
+        if way == BACK && self.columns > 0 {
+            for (state, other) in self.states.iter().zip(others) {
+                other.write(&state.tensor.read()?)?;
+            }
+        }
+        let mut next = vec![0; prompts.len()];
+        let mut kept: Option<Vec<Vec<f32>>> = None;
+        for start in (0..count * segment).step_by(segment) {
+            let (ids, mask) = cut(prompts, start, segment);
+            step.feed(way, &ids, &mask, &self.seen)?;
+            way = if way == BACK { OUT } else { BACK };
+            for (seen, row) in self.seen.iter_mut().zip(&mask) {
+                *seen += row.iter().sum::<i64>();
+            }
+            let ends: Vec<usize> = (0..prompts.len())
+                .filter(|row| (start + 1..=start + segment).contains(&prompts[*row].len()))
+                .collect();
+            if ends.is_empty() {
+                continue;
+            }
+            let found = step.memory.next.read()?.to_i64()?;
+            ends.iter().for_each(|row| next[*row] = found[*row]);
+            if ends.len() < prompts.len() {
+                let logits = flat(&step.memory.logits.read()?)?;
+                let wide = logits.shape()[1];
+                let values = logits.to_f32()?;
+                let kept = kept.get_or_insert_with(|| vec![Vec::new(); prompts.len()]);
+                ends.iter().for_each(|row| kept[*row] = values[row * wide..(row + 1) * wide].to_vec());
+            }
+        }
+        self.columns += width;
+        self.last = match kept {
+            Some(rows) => Last::Host(HostTensor::from_f32(&[rows.len(), rows[0].len()], &rows.concat())?),
+            None => Last::Prefill(segment),
+        };
+        Ok(next)
+    }
+}
+
+impl Step {
+    fn load(home: &mut Home, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+        let mut program = home.load(file, shape)?;
+        let memory = Memory::new(home, &program, file, shape)?;
+        memory.bind(home, &mut program)?;
+        Ok(Self { ways: vec![program], memory })
+    }
+
+    /// The same graph once more, whose states are not bound yet.
+    fn add_way(&mut self, home: &Home) -> Result<(), RuntimeError> {
+        let mut program = self.ways[0].again()?;
+        self.memory.bind(home, &mut program)?;
+        self.ways.push(program);
+        Ok(())
+    }
+
+    fn feed(
+        &mut self,
+        way: usize,
+        ids: &[Vec<i64>],
+        mask: &[Vec<i64>],
+        seen: &[i64],
+    ) -> Result<(), RuntimeError> {
+        let memory = &mut self.memory;
+        memory.ids.put(ids)?;
+        if let Some(integers) = &mut memory.mask {
+            integers.put(mask)?;
+        }
+        if let Some(integers) = &mut memory.positions {
+            integers.put(&positions(seen, mask))?;
+        }
+        let run = self.ways[way].run();
+        if memory.ids.tensor.is_same(&memory.next) {
+            memory.ids.there.clear();
+        }
+        run
+    }
+}
+
+impl Memory {
+    fn new(home: &Home, program: &Program, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+        let next = home.program.allocate(DType::I64, &[shape[0], 1])?;
+        let integers = |name: &str| {
+            let Some(io) = program.inputs().iter().find(|io| io.name == name) else { return Ok(None) };
+            // Decoding reads a token where the one before it was found.
+            let is_next = (file, name, io.dtype) == (DECODE, IDS, DType::I64);
+            let tensor = if is_next { next.clone() } else { home.program.allocate(io.dtype, &shape)? };
+            Ok::<_, RuntimeError>(Some(Integers { tensor, there: vec![0; shape[0] * shape[1]] }))
+        };
+        let ids = integers(IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
+        let (mask, positions) = (integers(MASK)?, integers(POSITIONS)?);
+        let logits = program.outputs().iter().find(|io| io.name == LOGITS);
+        let logits = logits.ok_or_else(|| misfit(LOGITS, "the graph has no such output"))?;
+        let logits = home.program.allocate(logits.dtype, &[shape[0], 1, vocabulary(logits)?])?;
+        Ok(Self { ids, mask, positions, next, logits })
+    }
+
+    fn bind(&self, home: &Home, program: &mut Program) -> Result<(), RuntimeError> {
+        for io in program.inputs().to_vec() {
+            let tensor = match io.name.as_str() {
+                IDS => Some(&self.ids.tensor),
+                MASK => self.mask.as_ref().map(|integers| &integers.tensor),
+                POSITIONS => self.positions.as_ref().map(|integers| &integers.tensor),
+                name => {
+                    if let Some(weight) = home.weights.get(name) {
+                        program.bind_input_part(name, &weight.tensor, weight.at, &weight.shape)?;
+                    }
+                    continue;
+                }
+            };
+            tensor.map_or(Ok(()), |tensor| program.bind_input(&io.name, tensor))?;
+        }
+        program.bind_output(NEXT, &self.next)?;
+        program.bind_output(LOGITS, &self.logits)
+    }
+}
+
+impl Integers {
+    fn put(&mut self, rows: &[Vec<i64>]) -> Result<(), RuntimeError> {
+        let values = rows.concat();
+        if values == self.there {
+            return Ok(());
+        }
+        let shape = self.tensor.shape();
+        let host = match self.tensor.dtype() {
+            DType::I32 => HostTensor::from_i32(shape, &values.iter().map(|v| *v as i32).collect::<Vec<_>>())?,
+            _ => HostTensor::from_i64(shape, &values)?,
+        };
+        self.tensor.write(&host)?;
+        self.there = values;
+        Ok(())
+    }
+
+    /// A run wrote `values` to `tensor`, which may be this one.
+    fn found(&mut self, tensor: &DeviceTensor, values: &[i64]) {
+        if self.tensor.is_same(tensor) {
+            self.there = values.to_vec();
+        }
+    }
+
+    fn clear(&mut self) -> Result<(), RuntimeError> {
+        self.there.fill(0);
+        self.tensor.clear()
+    }
+}
+
+/// Each row's tokens of one segment, and which of them are tokens: zeros behind the row's end.
+fn cut(prompts: &[Vec<i64>], start: usize, segment: usize) -> (Vec<Vec<i64>>, Vec<Vec<i64>>) {
+    let part = |row: &Vec<i64>| {
+        let end = row.len().min(start + segment);
+        let mut ids = row[start.min(end)..end].to_vec();
+        let mut mask = vec![1; ids.len()];
+        ids.resize(segment, 0);
+        mask.resize(segment, 0);
+        (ids, mask)
+    };
+    prompts.iter().map(part).unzip()
+}
+
+/// The length of the segments of a prompt, whole chunks or less than one: of the longest and the powers of two below it,
+/// the one that takes the least time.
+fn length_for(width: usize, longest: usize) -> usize {
+    let chunk = PREFILL_CHUNK as usize;
+    let longest = if longest > chunk { longest.next_multiple_of(chunk) } else { longest };
+    let powers = std::iter::successors(Some(SHORTEST), |length| Some(2 * length));
+    let mut lengths: Vec<usize> = powers.take_while(|length| *length < longest).chain([longest]).collect();
+    // The longer of two that take as long.
+    lengths.reverse();
+    lengths
+        .into_iter()
+        .min_by_key(|length| width.div_ceil(*length) * (length + SEGMENT_COST))
+        .unwrap_or(longest)
+}
+
+fn is_weight(name: &str) -> bool {
+    ![IDS, MASK, POSITIONS].contains(&name) && !name.starts_with(PAST)
+}
+
+/// The names of the open dims of `[batch, tokens]`, in whatever words the graph has for them.
+fn named_dims(inputs: &[Io], shape: [usize; 2]) -> Vec<(String, usize)> {
+    let integers = inputs.iter().filter(|io| [IDS, MASK, POSITIONS].contains(&io.name.as_str()));
+    let all = integers.flat_map(|io| io.shape.iter().zip(shape));
+    let mut dims: Vec<(String, usize)> = Vec::new();
+    for (dim, size) in all {
+        if let DimSpec::Dynamic(Some(name)) = dim
+            && dims.iter().all(|(known, _)| known != name)
+        {
+            dims.push((name.clone(), size));
+        }
+    }
+    dims
+}
+
+fn state_shape(io: &Io, batch: usize) -> Result<Vec<usize>, RuntimeError> {
+    let size = |(axis, dim): (usize, &DimSpec)| match dim {
+        _ if axis == 0 => Ok(batch),
+        DimSpec::Fixed(size) => Ok(*size),
+        DimSpec::Dynamic(_) => Err(misfit(&io.name, &format!("its shape is {}", io.shape_text()))),
+    };
+    io.shape.iter().enumerate().map(size).collect()
+}
+
+fn vocabulary(logits: &Io) -> Result<usize, RuntimeError> {
+    match logits.shape.last() {
+        Some(DimSpec::Fixed(size)) => Ok(*size),
+        _ => Err(misfit(LOGITS, "its last dim is no number")),
+    }
+}
+
+fn flat(logits: &HostTensor) -> Result<HostTensor, RuntimeError> {
+    let shape = [logits.shape()[0], logits.shape()[2]];
+    Ok(HostTensor::from_f32(&shape, &logits.to_f32()?)?)
+}
+
+fn misfit(place: &str, reason: &str) -> RuntimeError {
+    RuntimeError::NotADecoder { place: format!("`{place}`"), reason: reason.to_owned() }
+}
+
+fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::BadCall { place, reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_long_and_seldom_padded() {
+        let lengths = [1, 256, 257, 1000, 4096, 4097, 9000, 1_000_000].map(|width| length_for(width, 8192));
+        assert_eq!(lengths, [256, 256, 512, 1024, 4096, 8192, 4096, 8192]);
+        assert_eq!([1, 300].map(|width| length_for(width, 50)), [50, 50], "less than a chunk as asked for");
+        assert_eq!(length_for(1500, 1500), 1536, "whole chunks");
+    }
+}

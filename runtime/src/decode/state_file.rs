@@ -1,0 +1,133 @@
+//! A decoder's state as a safetensors file: its tensors, what was fed, and the logits after it.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
+
+use crate::decode::decoder::{DecoderState, History};
+use crate::decode::identity::Writer;
+use crate::session::error::RuntimeError;
+use crate::session::tensor::HostTensor;
+use dijiang_format::dtype::DType;
+
+/// Tokens that were no padding, per row.
+const SEEN: &str = "history.seen";
+/// The mask of all columns where a cache grows, no columns otherwise.
+const MASK: &str = "history.mask";
+/// Token columns, `[1]`.
+const COLUMNS: &str = "history.columns";
+const LOGITS: &str = "logits";
+/// Before the names of the state's own tensors, with their place in the graph's order.
+const STATE: &str = "state.";
+
+/// The metadata that names what wrote the file; the one entry, as entries have no order.
+const WRITER: &str = "dijiang.model";
+
+/// What a file holds.
+pub(crate) struct SavedState {
+    pub(crate) state: DecoderState,
+    /// Where a token was fed.
+    pub(crate) logits: Option<HostTensor>,
+    /// Absent in files of earlier versions, and in those of graphs that are in no bundle.
+    pub(crate) writer: Option<Writer>,
+}
+
+/// Writes the file whole, or leaves what was there.
+pub(crate) fn write(
+    path: &Path,
+    state: &DecoderState,
+    logits: Option<&HostTensor>,
+    writer: Option<&Writer>,
+) -> Result<(), RuntimeError> {
+    let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
+    let tensors = named(state, logits)?;
+    let mut views = Vec::new();
+    for (name, tensor) in &tensors {
+        let dtype = file_dtype(tensor.dtype())
+            .ok_or_else(|| failed(format!("`{name}` is {}, which no state is", tensor.dtype())))?;
+        let view = TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
+        views.push((name.as_str(), view.map_err(|e| failed(e.to_string()))?));
+    }
+    let metadata = writer.map(|writer| HashMap::from([(WRITER.to_owned(), writer.to_string())]));
+    let whole = safetensors::serialize(views, metadata).map_err(|e| failed(e.to_string()))?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| failed(e.to_string()))?;
+    file.write_all(&whole).map_err(|e| failed(e.to_string()))?;
+    file.as_file().sync_all().map_err(|e| failed(e.to_string()))?;
+    file.persist(path).map(|_| ()).map_err(|e| failed(e.to_string()))
+}
+
+fn named(
+    state: &DecoderState,
+    logits: Option<&HostTensor>,
+) -> Result<Vec<(String, HostTensor)>, RuntimeError> {
+    let history = &state.history;
+    let rows = history.seen.len();
+    let wide = history.mask.first().map_or(0, Vec::len);
+    let mut tensors = vec![
+        (SEEN.to_owned(), HostTensor::from_i64(&[rows], &history.seen)?),
+        (COLUMNS.to_owned(), HostTensor::from_i64(&[1], &[history.columns as i64])?),
+        (MASK.to_owned(), HostTensor::from_i64(&[rows, wide], &history.mask.concat())?),
+    ];
+    tensors.extend(logits.map(|tensor| (LOGITS.to_owned(), tensor.clone())));
+    // The file sorts its tensors; the number brings the graph's order back.
+    let numbered = state.tensors.iter().enumerate();
+    tensors.extend(numbered.map(|(i, (name, tensor))| (format!("{STATE}{i:06}.{name}"), tensor.clone())));
+    Ok(tensors)
+}
+
+/// What the file holds.
+pub(crate) fn read(path: &Path) -> Result<SavedState, RuntimeError> {
+    let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
+    let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
+    let tensor = |name: &str| -> Result<HostTensor, RuntimeError> {
+        let view = file.tensor(name).map_err(|e| failed(e.to_string()))?;
+        let dtype = host_dtype(view.dtype())
+            .ok_or_else(|| failed(format!("`{name}` is {:?}, which no state is", view.dtype())))?;
+        Ok(HostTensor::new(dtype, view.shape().to_vec(), view.data().to_vec())?)
+    };
+    let seen = tensor(SEEN)?.to_i64()?;
+    let [columns] = *tensor(COLUMNS)?.to_i64()? else {
+        return Err(failed(format!("`{COLUMNS}` is not one number")));
+    };
+    let columns = usize::try_from(columns).map_err(|_| failed(format!("`{COLUMNS}` is {columns}")))?;
+    let mask = rows(&tensor(MASK)?, seen.len()).ok_or_else(|| failed(format!("`{MASK}` is not by rows")))?;
+    let mut names: Vec<&str> = file.names().into_iter().filter(|name| name.starts_with(STATE)).collect();
+    names.sort_unstable();
+    let state = |name: &&str| {
+        let own = name[STATE.len()..].split_once('.').map_or(*name, |(_, own)| own);
+        Ok((own.to_owned(), tensor(name)?))
+    };
+    let tensors = names.iter().map(state).collect::<Result<_, RuntimeError>>()?;
+    let logits = file.names().contains(&LOGITS).then(|| tensor(LOGITS)).transpose()?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
+    let writer = header.metadata().as_ref().and_then(|entries| entries.get(WRITER));
+    let state = DecoderState { tensors, history: History { mask, seen, columns } };
+    Ok(SavedState { state, logits, writer: writer.map(|text| Writer::parse(text)) })
+}
+
+fn rows(mask: &HostTensor, count: usize) -> Option<Vec<Vec<i64>>> {
+    let [rows, columns] = *mask.shape() else { return None };
+    let flat = mask.to_i64().ok().filter(|_| rows == count)?;
+    Some((0..rows).map(|row| flat[row * columns..(row + 1) * columns].to_vec()).collect())
+}
+
+fn file_dtype(dtype: DType) -> Option<FileDtype> {
+    TYPES.iter().find(|(own, _)| *own == dtype).map(|(_, file)| *file)
+}
+
+fn host_dtype(dtype: FileDtype) -> Option<DType> {
+    TYPES.iter().find(|(_, file)| *file == dtype).map(|(own, _)| *own)
+}
+
+/// What states and histories are made of.
+const TYPES: [(DType, FileDtype); 5] = [
+    (DType::F64, FileDtype::F64),
+    (DType::F32, FileDtype::F32),
+    (DType::F16, FileDtype::F16),
+    (DType::BF16, FileDtype::BF16),
+    (DType::I64, FileDtype::I64),
+];

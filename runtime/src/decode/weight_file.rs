@@ -1,0 +1,219 @@
+//! The weights of a bundle, one after the other, so that no more than one is in host memory.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use crate::session::error::RuntimeError;
+use crate::session::tensor::{HostTensor, byte_len};
+use crate::session::{DimSpec, Io};
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::joined::{self, RowRange};
+
+/// What one tensor is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// As it would be declared alone.
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// Is given each tensor with its name and parts.
+type Take<'a> = dyn FnMut(&str, &HostTensor, &[Part]) -> Result<(), RuntimeError> + 'a;
+
+/// Hands over the tensors that are declared, in their order, each with its parts; the bundle must have them in that
+/// type and shape. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
+pub(crate) fn read(bundle: &Path, declared: &[Io], take: &mut Take<'_>) -> Result<(), RuntimeError> {
+    let paths = paths(bundle)?;
+    let mut files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    for io_declared in declared {
+        let name = &io_declared.name;
+        let (tensor, parts) = match find(&mut files, name) {
+            Some(file) => {
+                let tensor = file.tensor(io_declared)?;
+                let parts = vec![Part { name: name.clone(), shape: tensor.shape().to_vec() }];
+                (tensor, parts)
+            }
+            None => join(&mut files, &bundle.join(files::WEIGHTS), io_declared)?,
+        };
+        take(name, &tensor, &parts)?;
+    }
+    Ok(())
+}
+
+fn find<'a>(files: &'a mut [WeightFile], name: &str) -> Option<&'a mut WeightFile> {
+    files.iter_mut().find(|f| f.header.info(name).is_some())
+}
+
+/// A tensor made of rows of stored ones, one after the other.
+fn join(
+    files: &mut [WeightFile],
+    path: &Path,
+    declared: &Io,
+) -> Result<(HostTensor, Vec<Part>), RuntimeError> {
+    let (mut tensors, mut parts) = (Vec::new(), Vec::new());
+    for part in joined::parse(&declared.name) {
+        let name = &part.name;
+        let file = find(files, name).ok_or_else(|| failed(path, format!("it has no tensor `{name}`")))?;
+        let stored = file.stored(name, declared.dtype)?;
+        let cut = match part.rows {
+            Some(rows) => {
+                cut(&stored, rows).ok_or_else(|| failed(path, format!("`{name}` has no rows {part}")))?
+            }
+            None => stored,
+        };
+        parts.push(Part { name: part.to_string(), shape: cut.shape().to_vec() });
+        tensors.push(cut);
+    }
+    let tensor = HostTensor::concat(0, &tensors.iter().collect::<Vec<_>>())?;
+    let found: Vec<DimSpec> = tensor.shape().iter().map(|size| DimSpec::Fixed(*size)).collect();
+    if found != declared.shape {
+        let (name, taken) = (&declared.name, declared.shape_text());
+        return Err(failed(path, format!("`{name}` is {:?}, the graph takes {taken}", tensor.shape())));
+    }
+    Ok((tensor, parts))
+}
+
+/// Some rows of a tensor; `None` where they do not divide it.
+fn cut(stored: &HostTensor, rows: RowRange) -> Option<HostTensor> {
+    let mut shape = stored.shape().to_vec();
+    let count = *shape.first()?;
+    shape[0] = rows.count(count)?;
+    HostTensor::new(stored.dtype(), shape, rows.cut(stored.bytes(), count)?).ok()
+}
+
+/// The bundle's own file, then those that it links to, in the order of their names.
+fn paths(bundle: &Path) -> Result<Vec<PathBuf>, RuntimeError> {
+    let io = |error: std::io::Error| failed(bundle, error.to_string());
+    let mut linked = Vec::new();
+    for entry in std::fs::read_dir(bundle).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        if name.to_str().is_some_and(|n| files::is_linked(n)) {
+            linked.push(bundle.join(name));
+        }
+    }
+    linked.sort();
+    Ok(std::iter::once(bundle.join(files::WEIGHTS)).chain(linked).collect())
+}
+
+fn failed(path: &Path, reason: String) -> RuntimeError {
+    RuntimeError::Bundle { path: path.to_path_buf(), reason }
+}
+
+struct WeightFile {
+    path: PathBuf,
+    file: File,
+    header: Metadata,
+    /// Where the elements begin.
+    start: u64,
+}
+
+impl WeightFile {
+    fn open(path: &Path) -> Result<Self, RuntimeError> {
+        let io = |error: std::io::Error| failed(path, error.to_string());
+        let mut file = File::open(path).map_err(io)?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io)?;
+        let header_length = u64::from_le_bytes(length);
+        let whole = file.metadata().map_err(io)?.len();
+        if header_length > whole {
+            return Err(failed(path, format!("its header is {header_length} bytes, the file {whole}")));
+        }
+        let mut header = vec![0; header_length as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        let header = serde_json::from_slice(&header).map_err(|e| failed(path, e.to_string()))?;
+        Ok(Self { path: path.to_owned(), file, header, start: 8 + header_length })
+    }
+
+    fn tensor(&mut self, declared: &Io) -> Result<HostTensor, RuntimeError> {
+        let path = &self.path;
+        let name = &declared.name;
+        let missing = || failed(path, format!("it has no tensor `{name}`"));
+        let info: &TensorInfo = self.header.info(name).ok_or_else(missing)?;
+        let fixed = declared.shape.iter().map(|dim| match dim {
+            DimSpec::Fixed(size) => Some(*size),
+            DimSpec::Dynamic(_) => None,
+        });
+        let shape: Option<Vec<usize>> = fixed.collect();
+        let shape = shape.filter(|shape| *shape == info.shape).ok_or_else(|| {
+            failed(path, format!("`{name}` is {:?}, the graph takes {}", info.shape, declared.shape_text()))
+        })?;
+        self.elements(name, declared.dtype, shape)
+    }
+
+    /// A tensor in the shape it is stored in.
+    fn stored(&mut self, name: &str, dtype: DType) -> Result<HostTensor, RuntimeError> {
+        let shape = self.header.info(name).map(|info| info.shape.clone()).unwrap_or_default();
+        self.elements(name, dtype, shape)
+    }
+
+    fn elements(&mut self, name: &str, dtype: DType, shape: Vec<usize>) -> Result<HostTensor, RuntimeError> {
+        let path = &self.path;
+        let missing = || failed(path, format!("it has no tensor `{name}`"));
+        let (begin, end) = self.header.info(name).ok_or_else(missing)?.data_offsets;
+        if byte_len(dtype, &shape)? != end - begin {
+            return Err(failed(path, format!("`{name}` is not {dtype} there")));
+        }
+        let io = |error: std::io::Error| failed(path, error.to_string());
+        let mut bytes = vec![0; end - begin];
+        self.file.seek(SeekFrom::Start(self.start + begin as u64)).map_err(io)?;
+        self.file.read_exact(&mut bytes).map_err(io)?;
+        Ok(HostTensor::new(dtype, shape, bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(directory: &Path) {
+        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let a = floats(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        let b = floats(&[8.0, 9.0]);
+        let view = |shape: &[usize], data| {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data)
+                .expect("a view")
+        };
+        let tensors = [("a", view(&[4, 2], &a[..])), ("b", view(&[1, 2], &b[..]))];
+        let bytes = safetensors::serialize(tensors, None).expect("a file");
+        std::fs::write(directory.join(files::WEIGHTS), bytes).expect("it is written");
+    }
+
+    fn load(directory: &Path, name: &str, shape: &[usize]) -> Result<(Vec<f32>, Vec<String>), RuntimeError> {
+        let shape = shape.iter().map(|size| DimSpec::Fixed(*size)).collect();
+        let declared = Io { name: name.to_owned(), dtype: DType::F32, shape };
+        let mut found = (Vec::new(), Vec::new());
+        read(directory, &[declared], &mut |_, tensor, parts| {
+            let parts = parts.iter().map(|part| format!("{} {:?}", part.name, part.shape)).collect();
+            found = (tensor.to_f32()?, parts);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn rows_come_one_after_the_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        bundle(dir.path());
+        let of = |name: &str, shape: &[usize]| load(dir.path(), name, shape).expect("a tensor");
+        assert_eq!(of("b+b", &[2, 2]).0, [8.0, 9.0, 8.0, 9.0]);
+        let (values, parts) = of("a[1:2:2]+a[0:1:2]+b", &[5, 2]);
+        assert_eq!(values, [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
+        assert_eq!(parts, ["a[1:2:2] [2, 2]", "a[0:1:2] [2, 2]", "b [1, 2]"]);
+        assert_eq!(of("b", &[1, 2]).1, ["b [1, 2]"]);
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        bundle(dir.path());
+        let error = |name: &str| load(dir.path(), name, &[4, 2]).expect_err("it does not fit").to_string();
+        assert!(error("a+c").contains("no tensor `c`"), "{}", error("a+c"));
+        assert!(error("a[0:1:3]").contains("no rows a[0:1:3]"), "{}", error("a[0:1:3]"));
+        assert!(error("a+b").contains("is [5, 2]"), "{}", error("a+b"));
+        assert!(error("a[2:1:4]").contains("no tensor `a[2:1:4]`"), "{}", error("a[2:1:4]"));
+    }
+}

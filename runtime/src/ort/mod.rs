@@ -1,0 +1,10 @@
+//! ONNX Runtime: the library found and loaded, sessions on it, and graphs over memory that stays on a device. Nothing
+//! here knows what a token is.
+
+pub(crate) mod cuda_libraries;
+pub(crate) mod device_memory;
+pub(crate) mod discover;
+pub(crate) mod library;
+pub(crate) mod program;
+pub(crate) mod runtime;
+pub(crate) mod unreleased_opsets;
