@@ -210,6 +210,72 @@ fn attentions_that_are_missed_are_told_and_the_others_converted() {
 }
 
 #[test]
+fn the_first_line_says_that_some_attentions_stay() {
+    let home = Home::new();
+    windowed(&home, false);
+    let ran = home.dijiang("convert m.onnx -o bundle --no-verify");
+    let first = ran.stdout.lines().next().expect("a line");
+    assert_eq!(
+        first,
+        "bundle: 1 of 2 attentions are linear, and 1 stays softmax (recipe adaptive, target ort, f32)"
+    );
+}
+
+/// The gates of the recipe read what the values are projected from.
+#[test]
+fn nothing_linear_is_refused() {
+    let home = Home::new();
+    let bent = |text: &str, layer: &str| {
+        let line = format!("  %h.{layer}.v.split = Reshape(%h.{layer}.v.flat");
+        assert!(text.contains(&line));
+        let bend = format!("  %h.{layer}.v.bent = Tanh(%h.{layer}.v.flat)\n");
+        text.replace(&line, &format!("{bend}{}", line.replace(".v.flat", ".v.bent")))
+    };
+    let model = bent(&bent(&decoder::text(|layer| layer), "0"), "1");
+    decoder::write(&model, home.0.path());
+    for verified in ["", " --no-verify"] {
+        let refused = refused(&home, &format!("convert m.onnx -o bundle{verified}"));
+        assert_eq!(
+            refused,
+            "error: m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads the hidden state, and no linear layer was found behind the values (hint: --recipe softmax keeps them all)"
+        );
+    }
+    home.dijiang("convert m.onnx -o bundle --no-verify --recipe softmax").fine();
+    home.dijiang("convert m.onnx -o bundle --no-verify --recipe paper --force").fine();
+}
+
+/// A decoder of the same layers without their caches.
+fn without_caches() -> String {
+    let is_of_cache = |line: &&str| line.contains("input %past_key") || line.contains("output \"present");
+    let model = decoder::text(|layer| layer).replace("past + sequence", "sequence");
+    let lines = model.lines().filter(|line| !is_of_cache(line) && !line.contains(" = Concat(%past_key"));
+    let model: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let model = model.replace("  %cached = Shape(%past_key_values.1.key) {end: 3, start: 2}\n", "");
+    let model = model.replace("Slice(%places, %cached, %end)", "Identity(%places)");
+    let uncached = |model: String, n: usize| {
+        let model = model.replace(&format!("Transpose(%h.{n}.keys)"), &format!("Transpose(%h.{n}.k)"));
+        model.replace(&format!("%h.{n}.values)"), &format!("%h.{n}.v)"))
+    };
+    uncached(uncached(model, 0), 1)
+}
+
+#[test]
+fn a_kept_layer_without_a_cache_is_refused_with_its_reason() {
+    let home = Home::new();
+    decoder::write(&without_caches(), home.0.path());
+    let told = "attention \"h.0.attn\" stays softmax (the layer was not asked for), and a kept layer has no cache here: it does not see the tokens of earlier calls";
+    assert_eq!(
+        refused(&home, "convert m.onnx -o bundle --layers 1"),
+        format!(
+            "error: m.onnx: {told} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)"
+        )
+    );
+    let ran = home.dijiang("convert m.onnx -o bundle --layers 1 --no-verify");
+    assert_eq!((ran.code, ran.stderr), (0, format!("warning: {told}\n")));
+    home.dijiang("convert m.onnx -o bundle --force").fine();
+}
+
+#[test]
 fn a_model_without_an_attention_that_converts_is_refused() {
     let home = Home::new();
     windowed(&home, true);

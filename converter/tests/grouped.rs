@@ -35,7 +35,9 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
     assert!(verification.ok, "{fixture}: {:#?}", verification.checks);
     if runtimes == Choice::Ort {
         let names: Vec<&str> = verification.checks.iter().map(|c| c.name.as_str()).collect();
-        for name in ["onnxruntime: served = softmax", "onnxruntime: token by token = whole"] {
+        let padded = ["left", "right"].map(|side| format!("onnxruntime: padded {side} = alone"));
+        let [left, right] = padded.each_ref().map(String::as_str);
+        for name in ["onnxruntime: served = softmax", "onnxruntime: token by token = whole", left, right] {
             assert!(names.contains(&name), "{fixture}: {names:?}");
         }
     }

@@ -185,10 +185,15 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
 
 fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     let lowered = converted.sites.iter().filter(|s| s.kept.is_none()).count();
+    let all = converted.sites.len() + converted.misses.len();
+    let rest = match (lowered, all - lowered) {
+        (0, _) | (_, 0) => String::new(),
+        (_, 1) => ", and 1 stays softmax".to_owned(),
+        (_, n) => format!(", and {n} stay softmax"),
+    };
     show::line(&format!(
-        "{}: {lowered} of {} attentions are linear (recipe {}, target {}, {}{})",
+        "{}: {lowered} of {all} attentions are linear{rest} (recipe {}, target {}, {}{})",
         args.output.display(),
-        converted.sites.len() + converted.misses.len(),
         args.recipe,
         args.target,
         converted.dtype,

@@ -33,7 +33,7 @@ use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_passes::attention::patterns::NearMiss;
-use dijiang_passes::attention::rewrite::{Drawn, SiteReport, drawn};
+use dijiang_passes::attention::rewrite::{Drawn, SiteReport, WithoutCache, drawn};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::{ReadError, Tensor};
@@ -105,6 +105,10 @@ pub enum ConvertError {
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
     #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
     NoSites { path: PathBuf, misses: Vec<NearMiss> },
+    #[error("{}: {kept} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)", path.display())]
+    KeptWithoutCache { path: PathBuf, kept: WithoutCache },
+    #[error("{}: none of its {attentions} attentions would be linear{} (hint: --recipe softmax keeps them all)", path.display(), said(kept))]
+    NothingLinear { path: PathBuf, attentions: usize, kept: Vec<(String, String)> },
     #[error("{}: what its conversion added is not what this version adds (hint: convert the model anew)", bundle.display())]
     OldBundle { bundle: PathBuf },
     #[error(transparent)]
@@ -222,9 +226,12 @@ fn write_bundle(
     if let Some(before) = before {
         check_added(&compiled, before, source)?;
     }
-    if compiled.report.sites.is_empty() && options.recipe.attention != Attention::Softmax {
-        let misses = compiled.report.missed().cloned().collect();
-        return Err(ConvertError::NoSites { path: source.to_owned(), misses });
+    // A bundle that is converted again was told so the first time.
+    if before.is_none() && options.recipe.attention != Attention::Softmax {
+        check_linear(&compiled, source)?;
+    }
+    if let Some(kept) = compiled.report.without_cache.clone().filter(|_| options.verify.is_some()) {
+        return Err(ConvertError::KeptWithoutCache { path: source.to_owned(), kept });
     }
     let maps = if options.link { maps.as_slice() } else { &[] };
     let writer = Writer {
@@ -284,6 +291,8 @@ fn write_bundle(
     }
     progress.done();
     let Compiled { report, .. } = compiled;
+    let kept = report.without_cache.iter().map(WithoutCache::to_string);
+    let warnings: Vec<String> = warnings.into_iter().chain(kept).collect();
     let misses = report.missed().cloned().collect();
     // The reader of ONNX has looked for numbers that are not finite too.
     let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();
@@ -337,6 +346,27 @@ fn check_sites(compiled: &Compiled, meta: &ModelMeta, kind: SourceKind) -> Resul
         |m| format!("the closest at {:?}, pattern {}: {}", m.node, m.pattern, m.miss),
     );
     Err(ConvertError::MissingSites { family: meta.family, found, expected: meta.expected_sites, miss })
+}
+
+/// A recipe that makes attention linear must find some to do it to.
+fn check_linear(compiled: &Compiled, source: &Path) -> Result<(), ConvertError> {
+    let (sites, path) = (&compiled.report.sites, source.to_owned());
+    let misses: Vec<NearMiss> = compiled.report.missed().cloned().collect();
+    if sites.is_empty() {
+        return Err(ConvertError::NoSites { path, misses });
+    }
+    let kept = sites.iter().map(|site| Some((site.name.clone(), site.kept.clone()?)));
+    match kept.collect() {
+        Some(kept) => Err(ConvertError::NothingLinear { path, attentions: sites.len() + misses.len(), kept }),
+        None => Ok(()),
+    }
+}
+
+/// Each reason once, with the first attention that stays for it.
+fn said(kept: &[(String, String)]) -> String {
+    let is_first = |at: usize| kept[..at].iter().all(|(_, reason)| *reason != kept[at].1);
+    let first = kept.iter().enumerate().filter(|(at, _)| is_first(*at)).map(|(_, kept)| kept);
+    first.flat_map(|(name, reason)| ["; ", name, " stays softmax: ", reason]).collect()
 }
 
 /// What a bundle brings along must be what this version would add, number by number.

@@ -108,7 +108,9 @@ struct Verifier<'a> {
     dtype: DType,
     /// Whether products of the serving graph round their activations.
     rounds: bool,
-    /// Whether the serving graph counts the tokens of a row from its beginning, so that rows are padded behind.
+    /// Whether the serving graph has ONNX Runtime's grouped attention in it.
+    grouped: bool,
+    /// Whether it counts the tokens of a row from its beginning, so that rows are padded behind.
     counts: bool,
     /// Whether the bundle's graphs carry nothing from call to call, as encoders do.
     stateless: bool,
@@ -141,6 +143,7 @@ impl<'a> Verifier<'a> {
             manifest,
             dtype,
             rounds: false,
+            grouped: false,
             counts: false,
             stateless: manifest.state.is_empty(),
             runtimes: Vec::new(),
@@ -252,7 +255,7 @@ impl<'a> Verifier<'a> {
         match self.dtype {
             DType::BF16 => Err("the CPU has no bf16 arithmetic"),
             DType::F16 if !onnxruntime => Err("it sums half precision in half precision"),
-            _ if self.counts && !onnxruntime => Err("it has no GroupQueryAttention"),
+            _ if self.grouped && !onnxruntime => Err("it has no GroupQueryAttention"),
             // What has no state has no LinearAttention either.
             _ if onnxruntime
                 || self.is_softmax()

@@ -9,7 +9,9 @@ use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::shape::show;
+use crate::ir::walk::{depth_first, inputs_of};
 use crate::pattern::Miss;
+use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Which keys a query sees. Anything else is a [`Miss`].
@@ -172,23 +174,41 @@ struct Cone {
 /// Everything before `value`, `cut` left out.
 fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
     let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new() };
-    let (mut seen, mut stack) = (BTreeSet::from([cut]), vec![value]);
-    while let Some(value) = stack.pop() {
-        if !seen.insert(value) {
-            continue;
+    let before = |v: ValueId| if v == cut { Vec::new() } else { inputs_of(graph, v) };
+    let amounts = |v: ValueId| if v == cut { Vec::new() } else { amounts_in(graph, v) };
+    let sums: BTreeSet<ValueId> = depth_first(value, amounts).collect();
+    for value in depth_first(value, before).filter(|v| *v != cut) {
+        if matches!(graph.value(value).def, Def::Input) {
+            cone.inputs.insert(value);
         }
-        match &graph.value(value).def {
-            Def::Input => {
-                cone.inputs.insert(value);
-            }
-            Def::Const(tensor) => {
-                let number = tensor.single().filter(|x| x.fract() == 0.0 && (2.0..=1e6).contains(&x.abs()));
-                cone.lengths.extend(number.map(|x| x.abs() as usize));
-            }
-            Def::Output { node, .. } => stack.extend(graph.node(*node).inputs.iter().flatten()),
-        }
+        let is_sum = sums.contains(&value);
+        let amounts = if is_sum { amounts_in(graph, value) } else { Vec::new() };
+        let read = inputs_of(graph, value).into_iter().filter(|v| !amounts.contains(v));
+        let numbers = read.filter_map(|v| graph.as_scalar(v));
+        let lengths = numbers.filter(|x| x.fract() == 0.0 && (2.0..=1e6).contains(&x.abs()));
+        cone.lengths.extend(lengths.map(|x| x.abs() as usize));
     }
     cone
+}
+
+/// The inputs of a float that go into it as amounts, in proportion: what closes a position is such a number. No
+/// distance is compared with it, so that it is the length of no window.
+fn amounts_in(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+    let is_float = |v: ValueId| graph.value(v).ty.dtype.is_some_and(DType::is_float);
+    let Some((node, _)) = graph.producer(value).filter(|_| is_float(value)) else { return Vec::new() };
+    let node = graph.node(node);
+    let inputs = inputs_of(graph, value);
+    let closes = |v: &ValueId| graph.as_scalar(*v).is_some_and(|x| x <= CLOSED);
+    let slots = match node.op.name() {
+        _ if !node.op.domain().is_empty() => 0..0,
+        "Add" | "Sub" | "Mul" | "Div" => 0..2,
+        "Where" => 1..3,
+        "Cast" | "Expand" | "Identity" | "Neg" | "Reshape" | "Squeeze" | "Transpose" | "Unsqueeze" => 0..1,
+        // A bound that is closed itself.
+        "Max" if inputs.iter().any(closes) => 0..2,
+        _ => 0..0,
+    };
+    inputs.into_iter().take(slots.end).skip(slots.start).filter(|v| is_float(*v)).collect()
 }
 
 /// A length beyond which no window of a usual size hides.
@@ -293,21 +313,17 @@ impl<'g> Function<'g> {
 
     /// What the product is multiplied with or divided by, where that is no constant.
     fn computed_factor(&self) -> Option<ValueId> {
-        let mut stack = vec![self.scores];
-        while let Some((id, _)) =
-            stack.pop().filter(|v| *v != self.product).and_then(|v| self.graph.producer(v))
-        {
-            let node = self.graph.node(id);
-            let (on, beside): (Vec<ValueId>, Vec<ValueId>) =
-                node.inputs.iter().flatten().partition(|v| depends(self.graph, **v, self.product));
-            let scales = matches!(node.op.name(), "Mul" | "Div") && !on.is_empty();
-            let factor = beside.into_iter().find(|v| self.graph.as_const(*v).is_none());
-            if let Some(factor) = factor.filter(|_| scales) {
-                return Some(factor);
-            }
-            stack.extend(on);
-        }
-        None
+        let on_the_way = |v: &ValueId| depends(self.graph, *v, self.product);
+        let before = |v: ValueId| match v == self.product {
+            true => Vec::new(),
+            false => inputs_of(self.graph, v).into_iter().filter(on_the_way).collect(),
+        };
+        depth_first(self.scores, before).filter(|v| *v != self.product).find_map(|v| {
+            let node = self.graph.node(self.graph.producer(v)?.0);
+            let mut beside = node.inputs.iter().flatten().copied().filter(|v| !on_the_way(v));
+            let scales = matches!(node.op.name(), "Mul" | "Div") && !before(v).is_empty();
+            beside.find(|v| scales && self.graph.as_const(*v).is_none())
+        })
     }
 
     /// What a product is multiplied with where its key is seen; the same everywhere, and for any product.
@@ -422,5 +438,40 @@ mod tests {
   %bias = Add(%spread, %position_bias)";
         let reason = mask(bias).expect_err("it is refused");
         assert!(reason.contains("a bias on the scores"), "{reason}");
+    }
+
+    /// What closes a position, in the ways exporters write it: chosen, added in proportion, and taken away.
+    #[test]
+    fn a_number_that_closes_positions_is_no_window() {
+        let causal = |last: &str| mask(&format!("{last}\n  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"));
+        let late = "  %later = Not(%earlier)\n  %late_number = Cast(%later) {to: \"f32\"}\n";
+        for shut in ["-10000.0", "-65504.0", "-100000.0"] {
+            let number = format!("  const %far: f32[] = [{shut}]\n");
+            let chosen = format!("{number}  %flat = Where(%earlier, %clear, %far)");
+            let added = format!("{number}{late}  %flat = Mul(%late_number, %far)");
+            let bounded =
+                format!("{number}  %all = Where(%earlier, %clear, %shut)\n  %flat = Max(%all, %far)");
+            for lines in [chosen, added, bounded] {
+                assert_eq!(causal(&lines), Ok(Mask::Causal), "{lines}");
+            }
+        }
+        let taken = format!(
+            "{late}  const %far: f32[] = [10000.0]\n  %gone = Mul(%late_number, %far)\n  %flat = Sub(%clear, %gone)"
+        );
+        assert_eq!(causal(&taken), Ok(Mask::Causal));
+    }
+
+    /// The same number, but compared with a distance.
+    #[test]
+    fn a_window_as_long_as_a_closing_number_is_one() {
+        let window = "  const %far: f32[] = [-10000.0]
+  %distance = Sub(%keys, %queries)
+  %numbers = Cast(%distance) {to: \"f32\"}
+  %near = Greater(%numbers, %far)
+  %open = And(%earlier, %near)
+  %flat = Where(%open, %clear, %far)
+  %bias = Unsqueeze(%flat) {axes: [0, 1]}";
+        let want = "the mask is neither causal nor key padding: in head 0, query 0 does not see key 0 after 10001 past tokens";
+        assert_eq!(mask(window), Err(want.to_owned()));
     }
 }

@@ -1,11 +1,13 @@
 //! Softmax attention: found, put into one canonical form, and replaced by a linear recurrence.
 
+pub mod calibration_graph;
 pub mod fit;
 pub mod lower;
 pub mod mask;
 pub mod patterns;
 mod positions;
 pub mod rewrite;
+pub mod sampling_graph;
 pub mod site;
 mod softmaxes;
 mod trial;

@@ -58,7 +58,12 @@ fn read_contents(graph: &Graph) -> BTreeSet<ValueId> {
         let value = graph.value(**v);
         value.name == "input_ids" || value.ty.dtype.is_none_or(DType::is_float)
     };
-    let mut found: BTreeSet<ValueId> = graph.inputs().iter().filter(holds).copied().collect();
+    what_reads(graph, graph.inputs().iter().filter(holds).copied().collect())
+}
+
+/// Values that depend on what these inputs hold, themselves among them.
+fn what_reads(graph: &Graph, inputs: BTreeSet<ValueId>) -> BTreeSet<ValueId> {
+    let mut found = inputs;
     for node in graph.order().into_iter().map(|id| graph.node(id)) {
         let reads = |v: &ValueId| {
             // The shape of an inner value would take the whole model to evaluate.
@@ -70,6 +75,51 @@ fn read_contents(graph: &Graph) -> BTreeSet<ValueId> {
         }
     }
     found
+}
+
+/// Tokens of a trial in which positions show: no shape has so many dims.
+const MANY: usize = 11;
+
+/// A value that differs from token to token by nothing but their places in a call, and is read beside what the tokens
+/// hold. Nodes of the rule `own` know what they count.
+pub(super) fn counted_anew(graph: &Graph, own: &str) -> Option<ValueId> {
+    let is_padding = |v: &ValueId| is_padding_input(graph, *v);
+    let contents = what_reads(graph, graph.inputs().iter().copied().filter(|v| !is_padding(v)).collect());
+    // Constants differ from place to place as they like.
+    let given = depends_on_inputs(graph);
+    let mut beside = BTreeSet::new();
+    for node in graph.order().into_iter().map(|id| graph.node(id)).filter(|node| node.origin != own) {
+        if !node.op.is("Shape") && node.inputs.iter().flatten().any(|v| contents.contains(v)) {
+            let plain = node.inputs.iter().flatten().filter(|v| given.contains(v) && !contents.contains(v));
+            beside.extend(plain.copied().filter(|v| graph.producer(*v).is_some()));
+        }
+    }
+    let trial = Trial { past: 0, time: MANY, left: 0, right: 0 };
+    beside.into_iter().find(|value| {
+        evaluate(graph, &[*value], &trial).is_ok_and(|arrays| arrays.iter().any(varies_by_token))
+    })
+}
+
+fn depends_on_inputs(graph: &Graph) -> BTreeSet<ValueId> {
+    let mut found: BTreeSet<ValueId> = graph.inputs().iter().copied().collect();
+    for node in graph.order().into_iter().map(|id| graph.node(id)) {
+        if node.inputs.iter().flatten().any(|v| found.contains(v)) {
+            found.extend(&node.outputs);
+        }
+    }
+    found
+}
+
+fn varies_by_token(array: &Array) -> bool {
+    let Ok(numbers) = ndarray::ArrayD::from_shape_vec(array.shape(), array.to_f64()) else { return false };
+    let along = |axis: usize| {
+        let first = numbers.index_axis(ndarray::Axis(axis), 0);
+        numbers.axis_iter(ndarray::Axis(axis)).any(|other| other != first)
+    };
+    (0..numbers.ndim()).any(|axis| {
+        let size = numbers.shape()[axis];
+        size > 0 && size.is_multiple_of(MANY) && along(axis)
+    })
 }
 
 /// How a value before a consumer relates to the positions.

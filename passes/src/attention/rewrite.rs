@@ -5,18 +5,24 @@ use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State, Sums, bidirec
 use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
+use super::softmaxes::Computed;
 use crate::feature_map::added::{self, is_added};
 use crate::feature_map::recipe_check::{self, RecipeError};
 use crate::feature_map::{self, Emitted, FeatureMap, Owner, Role};
-use crate::ir::graph::{Graph, NodeId, Use, ValueId};
+use crate::ir::graph::{Def, Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
+use crate::ir::walk::{inputs_of, nearest_first};
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::StatePart;
 use dijiang_format::recipe::{Attention, Decay, Readout, Recipe};
 use std::collections::BTreeMap;
+use std::fmt;
+
+/// What the pass calls itself, in errors and as the origin of its nodes.
+pub(super) const RULE: &str = "linear_attention";
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
@@ -61,6 +67,26 @@ pub struct Report {
     pub added_inputs: Vec<String>,
     /// What could not be changed along with the sites, and why.
     pub notes: Vec<String>,
+    /// An attention that stays softmax without a cache, in a graph that carries states from call to call.
+    pub without_cache: Option<WithoutCache>,
+}
+
+/// An attention that sees the tokens of one call alone: fed in portions, the graph gives other numbers than fed whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WithoutCache {
+    pub name: String,
+    /// Why it stays softmax.
+    pub why: String,
+}
+
+impl fmt::Display for WithoutCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, why } = self;
+        write!(
+            f,
+            "attention {name:?} stays softmax ({why}), and a kept layer has no cache here: it does not see the tokens of earlier calls"
+        )
+    }
 }
 
 impl Report {
@@ -79,13 +105,16 @@ pub enum RewriteError {
     Patch { site: String, source: Box<PatchError> },
     #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
     NoSuchLayer { layer: usize, last: usize },
+    #[error(
+        "the positions of tokens, in {place:?}, are counted from the first token of a call, and would begin again at every call{why} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+    )]
+    Positions { place: String, why: String },
 }
 
 /// The sites of a graph as reports, untouched.
 pub fn inspect(graph: &Graph) -> Report {
     let found = find_sites(graph);
-    let sites = found.sites.iter().zip(&found.layers).map(|(site, layer)| describe(site, *layer, None));
-    let sites = sites.collect();
+    let sites = found.sites.iter().map(|site| describe(site, None)).collect();
     Report { sites, misses: found.misses, ..Report::default() }
 }
 
@@ -99,18 +128,17 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
     let mut report = Report { misses: found.misses, ..Report::default() };
-    let numbered: Vec<(&AttentionSite, usize)> = found.sites.iter().zip(found.layers).collect();
-    let reasons: Vec<Option<String>> =
-        numbered.iter().map(|(site, layer)| reason_to_keep(site, *layer, options)).collect();
+    let reasons: Vec<Option<String>> = found.sites.iter().map(|site| reason_to_keep(site, options)).collect();
     let lowered = found.sites.iter().zip(&reasons).filter(|(_, kept)| kept.is_none()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
-    for ((site, layer), kept) in numbered.into_iter().zip(reasons) {
+    for (site, kept) in found.sites.iter().zip(reasons) {
         if kept.is_none() {
-            let patched = lower_site(graph, site, layer, options);
-            patched.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
+            patch_site(graph, RULE, (site, options), replace_site)?;
         }
-        report.sites.push(describe(site, layer, kept));
+        report.sites.push(describe(site, kept));
     }
+    report.without_cache = without_cache(graph, &found.sites, &report);
+    check_positions(graph, &found.sites, &report)?;
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
@@ -125,10 +153,69 @@ fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Re
     (report.added_inputs, report.notes) = (moved.added, moved.notes);
 }
 
-fn describe(site: &AttentionSite, layer: usize, kept: Option<String>) -> SiteReport {
+/// A site that carries a state from call to call.
+fn with_state<'s>(sites: &'s [AttentionSite], report: &Report) -> Option<&'s AttentionSite> {
+    let mut pairs = sites.iter().zip(&report.sites);
+    let found = pairs.find(|(site, report)| report.kept.is_none() && site.mask.is_causal());
+    found.map(|(site, _)| site)
+}
+
+/// What looks from token to token within a call, in a graph that carries states.
+fn without_cache(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Option<WithoutCache> {
+    let queries = graph.get_value(with_state(sites, report)?.q)?;
+    let softmax = softmax_over(graph, queries.ty.shape.as_ref()?.get(2)?)?;
+    let kept = sites.iter().zip(&report.sites).find(|(site, _)| reads(graph, site.out, softmax));
+    if let Some((_, SiteReport { name, kept: Some(why), .. })) = kept {
+        return Some(WithoutCache { name: name.clone(), why: why.clone() });
+    }
+    let name = graph.node(softmax).name.clone();
+    let miss = report.missed().find(|miss| miss.node == name);
+    let why = miss.map_or_else(|| "it was not recognised".to_owned(), |miss| miss.miss.reason.clone());
+    Some(WithoutCache { name, why })
+}
+
+/// What a graph with states counts from the first token of a call begins again at every call. A cache that stays is
+/// counted as ever.
+fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Result<(), RewriteError> {
+    let counts_itself = report.without_cache.is_some() || !remaining_caches(graph).is_empty();
+    if counts_itself || with_state(sites, report).is_none() {
+        return Ok(());
+    }
+    match positions::counted_anew(graph, RULE) {
+        Some(value) => {
+            let place = graph.value(value).name.clone();
+            let why = report.notes.iter().flat_map(|note| ["; ", note]).collect();
+            Err(RewriteError::Positions { place, why })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The attention in which so many queries see as many keys: those of the same call.
+fn softmax_over(graph: &Graph, tokens: &Dim) -> Option<NodeId> {
+    let computed = Computed::of(graph);
+    let is_over = |id: &NodeId| {
+        let node = graph.node(*id);
+        let shape = graph.value(node.outputs[0]).ty.shape.as_deref();
+        matches!(shape, Some([.., queries, keys]) if queries == tokens && keys == tokens)
+            && node.op.is("Softmax")
+            && computed.is_attention(graph, *id)
+    };
+    graph.order().into_iter().find(|id| *tokens != Dim::Unknown && is_over(id))
+}
+
+/// Whether a value is computed from what `node` gives in a few steps.
+fn reads(graph: &Graph, value: ValueId, node: NodeId) -> bool {
+    let steps = 4;
+    graph.get_value(value).is_some()
+        && nearest_first(value, steps, |v| inputs_of(graph, v))
+            .any(|v| graph.producer(v).is_some_and(|(id, _)| id == node))
+}
+
+fn describe(site: &AttentionSite, kept: Option<String>) -> SiteReport {
     SiteReport {
         name: site.name.clone(),
-        layer,
+        layer: site.layer,
         heads: site.heads,
         kv_heads: site.kv_heads,
         head_dim: site.head_dim,
@@ -140,16 +227,16 @@ fn describe(site: &AttentionSite, layer: usize, kept: Option<String>) -> SiteRep
     }
 }
 
-fn reason_to_keep(site: &AttentionSite, layer: usize, options: &Options<'_>) -> Option<String> {
+pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Option<String> {
     let recipe = options.recipe;
     let says = |what: &str| Some(what.to_owned());
     if recipe.attention == Attention::Softmax {
         return says("the recipe keeps softmax");
     }
-    if recipe.softmax_layers.contains(&layer) {
+    if recipe.softmax_layers.contains(&site.layer) {
         return says("the recipe keeps this layer");
     }
-    if options.layers.is_some_and(|l| !l.contains(&layer)) {
+    if options.layers.is_some_and(|l| !l.contains(&site.layer)) {
         return says("the layer was not asked for");
     }
     if !site.mask.is_causal() && site.cache.is_some() {
@@ -167,19 +254,20 @@ fn reason_to_keep(site: &AttentionSite, layer: usize, options: &Options<'_>) -> 
     None
 }
 
-fn lower_site(
+/// Applies the patch that `write` writes of one site.
+pub(super) fn patch_site(
     graph: &mut Graph,
-    site: &AttentionSite,
-    layer: usize,
-    options: &Options<'_>,
-) -> Result<(), PatchError> {
+    rule: &'static str,
+    (site, options): (&AttentionSite, &Options<'_>),
+    write: impl FnOnce(Writer<'_, '_, '_>),
+) -> Result<(), RewriteError> {
     let change = {
-        let mut patch = Patch::new(graph, "linear_attention");
-        let writer = Writer { p: &mut patch, site, layer, options };
-        writer.write();
+        let mut patch = Patch::new(graph, rule);
+        write(Writer { p: &mut patch, site, options });
         patch.finish()
     };
-    graph.apply(change).map(|_| ())
+    let applied = graph.apply(change).map(|_| ());
+    applied.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })
 }
 
 /// Where the length of a cache that is gone is still read, for the mask of an attention that stays softmax,
@@ -218,8 +306,9 @@ fn read_lengths_elsewhere(
 fn remaining_caches(graph: &Graph) -> Vec<ValueId> {
     let past = |id: NodeId| {
         let node = graph.node(id);
-        let is_returned = graph.outputs().iter().any(|(_, v)| *v == node.outputs[0]);
-        let past = node.input(0).filter(|v| graph.inputs().contains(v));
+        let uses = &graph.value(node.outputs[0]).uses;
+        let is_returned = uses.iter().any(|user| matches!(user, Use::GraphOutput(_)));
+        let past = node.input(0).filter(|v| matches!(graph.value(*v).def, Def::Input));
         past.filter(|_| node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2)) && is_returned)
     };
     graph.order().into_iter().filter_map(past).collect()
@@ -249,106 +338,26 @@ pub fn drawn(graph: &Graph) -> Drawn {
     new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
-/// Names of the outputs of [`write_beside`], with the layer behind them.
-pub const SOFTMAX_OUTPUT: &str = "attention.softmax.";
-pub const LINEAR_OUTPUT: &str = "attention.linear.";
-
-/// Writes the linear attention of each site beside the softmax attention, which goes on driving the model:
-/// both are outputs of the graph. Returns the layers that have one.
-pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usize>, RewriteError> {
-    recipe_check::check(options.recipe)?;
-    let sites = find_sites(graph).sites;
-    let mut layers = Vec::new();
-    for (layer, site) in sites.iter().enumerate() {
-        if reason_to_keep(site, layer, options).is_some() {
-            continue;
-        }
-        let change = {
-            let mut patch = Patch::new(graph, "linear_attention");
-            let mut writer = Writer { p: &mut patch, site, layer, options };
-            let (out, state) = writer.attention();
-            if let Some(state) = state {
-                writer.output_state(state);
-            }
-            patch.output(&format!("{SOFTMAX_OUTPUT}{layer}"), site.out);
-            patch.output(&format!("{LINEAR_OUTPUT}{layer}"), out);
-            patch.finish()
-        };
-        let applied = graph.apply(change).map(|_| ());
-        applied.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
-        layers.push(layer);
-    }
-    Ok(layers)
-}
-
-/// Names of the outputs of [`write_samples`], with the layer behind them.
-pub const SAMPLES: [&str; 3] = ["sample.q.", "sample.k.", "sample.log_decay."];
-
-/// A site whose queries and keys are outputs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SampledSite {
-    pub name: String,
-    pub layer: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-}
-
-/// Makes the scaled queries and keys of each site outputs of the graph, with their log decay.
-pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<SampledSite>, RewriteError> {
-    recipe_check::check(options.recipe)?;
-    let sites = find_sites(graph).sites;
-    let mut sampled = Vec::new();
-    for (layer, site) in sites.iter().enumerate() {
-        if reason_to_keep(site, layer, options).is_some() {
-            continue;
-        }
-        let change = {
-            let mut patch = Patch::new(graph, "sampled_attention");
-            Writer { p: &mut patch, site, layer, options }.output_samples();
-            patch.finish()
-        };
-        let applied = graph.apply(change).map(|_| ());
-        applied.map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
-        let (heads, kv_heads) = (site.heads as usize, site.kv_heads as usize);
-        sampled.push(SampledSite { name: site.name.clone(), layer, heads, kv_heads });
-    }
-    Ok(sampled)
-}
-
 /// Writes the patch of one site.
-struct Writer<'p, 'g, 'o> {
-    p: &'p mut Patch<'g>,
-    site: &'o AttentionSite,
-    layer: usize,
+pub(super) struct Writer<'p, 'g, 'o> {
+    pub(super) p: &'p mut Patch<'g>,
+    pub(super) site: &'o AttentionSite,
     options: &'o Options<'o>,
 }
 
+/// The linear attention in place of the softmax attention.
+fn replace_site(mut writer: Writer<'_, '_, '_>) {
+    let (out, state) = writer.attention();
+    if let Some(state) = state {
+        writer.drop_cache();
+        writer.output_state(state);
+    }
+    writer.p.replace(writer.site.out, out);
+}
+
 impl Writer<'_, '_, '_> {
-    fn write(mut self) {
-        let (out, state) = self.attention();
-        if let Some(state) = state {
-            self.drop_cache();
-            self.output_state(state);
-        }
-        self.p.replace(self.site.out, out);
-    }
-
-    fn output_samples(mut self) {
-        self.p.set_scope(&format!("{}/dijiang", self.site.name));
-        let [q, k] = [self.site.q, self.site.k].map(|x| {
-            let wide = self.p.cast(x, DType::F32);
-            self.scaled(wide)
-        });
-        let log_decay = self.log_decay();
-        for (name, value) in SAMPLES.iter().zip([Some(q), Some(k), log_decay]) {
-            if let Some(value) = value {
-                self.p.output(&format!("{name}{}", self.layer), value);
-            }
-        }
-    }
-
     /// What stands for the site's output, and the state after it.
-    fn attention(&mut self) -> (ValueId, Option<State>) {
+    pub(super) fn attention(&mut self) -> (ValueId, Option<State>) {
         self.p.set_scope(&format!("{}/dijiang", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let (q, mut k) = self.features();
@@ -388,6 +397,7 @@ impl Writer<'_, '_, '_> {
             kv_heads: self.site.kv_heads as i64,
             features: self.p.known_dim(q, 3) as i64,
             value_dim: self.site.value_dim as i64,
+            divides: self.options.recipe.readout == Readout::Sum,
         }
     }
 
@@ -454,7 +464,7 @@ impl Writer<'_, '_, '_> {
         shared: &mut Emitted,
     ) -> ValueId {
         let spec = &self.options.recipe.map;
-        let mut random = Random::named(self.options.seed, &format!("layer.{}", self.layer));
+        let mut random = Random::named(self.options.seed, &format!("layer.{}", self.site.layer));
         let initial = map.initial(spec, heads as usize, self.site.head_dim as usize, &mut random);
         let dtype = self.feature_type(map);
         let mut emitted = shared.clone();
@@ -506,12 +516,12 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn scaled(&mut self, x: ValueId) -> ValueId {
+    pub(super) fn scaled(&mut self, x: ValueId) -> ValueId {
         self.p.mul_scalar(x, self.site.scale.sqrt())
     }
 
     /// log a_t, `[batch, kv_heads, sequence]`.
-    fn log_decay(&mut self) -> Option<ValueId> {
+    pub(super) fn log_decay(&mut self) -> Option<ValueId> {
         match self.options.recipe.decay {
             Decay::None => None,
             Decay::Fixed => Some(self.fixed_decay()),
@@ -559,17 +569,17 @@ impl Writer<'_, '_, '_> {
     }
 
     fn past_state(&mut self, dims: Dims) -> State {
-        let batch = self.p.dim(self.site.q, 0);
         let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
-        let [s, z] = [StatePart::Sums, StatePart::Normalizer].map(|part| part.past(self.layer));
-        let shape = |rest: &[u64]| -> Vec<Dim> {
-            let known = [heads, features].into_iter().chain(rest.iter().copied()).map(Dim::Known);
-            std::iter::once(batch.clone()).chain(known).collect()
-        };
         State {
-            s: self.p.input(&s, DType::F32, shape(&[width])),
-            z: self.p.input(&z, DType::F32, shape(&[])),
+            s: self.past(StatePart::Sums, &[heads, features, width]),
+            z: dims.divides.then(|| self.past(StatePart::Normalizer, &[heads, features])),
         }
+    }
+
+    fn past(&mut self, part: StatePart, rest: &[u64]) -> ValueId {
+        let batch = self.p.dim(self.site.q, 0);
+        let shape: Vec<Dim> = std::iter::once(batch).chain(rest.iter().copied().map(Dim::Known)).collect();
+        self.p.input(&part.past(self.site.layer), DType::F32, shape)
     }
 
     fn drop_cache(&mut self) {
@@ -579,15 +589,21 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn output_state(&mut self, state: State) {
-        let [s, z] = [StatePart::Sums, StatePart::Normalizer].map(|part| part.present(self.layer));
-        self.p.output(&s, state.s);
-        self.p.output(&z, state.z);
+    pub(super) fn output_state(&mut self, state: State) {
+        // onnxruntime-genai wants a state of this name, of three axes.
+        let normalizer = state.z.unwrap_or_else(|| self.past(StatePart::Normalizer, &[1, 1]));
+        for (part, value) in [(StatePart::Sums, state.s), (StatePart::Normalizer, normalizer)] {
+            self.p.output(&part.present(self.site.layer), value);
+        }
     }
 
     fn read_sum(&mut self, sums: &Sums) -> ValueId {
-        let epsilon = if self.p.dtype(sums.den) == DType::F16 { HALF_EPSILON } else { EPSILON };
-        let den = self.p.add_scalar(sums.den, epsilon);
+        let Some(den) = sums.den else {
+            self.p.fail("the readout divides by a sum that was not computed".to_owned());
+            return sums.num;
+        };
+        let epsilon = if self.p.dtype(den) == DType::F16 { HALF_EPSILON } else { EPSILON };
+        let den = self.p.add_scalar(den, epsilon);
         if !self.options.form.puts_heads_first() {
             return self.p.div(sums.num, den);
         }
@@ -608,7 +624,7 @@ impl Writer<'_, '_, '_> {
         };
         let width = self.p.known_dim(hidden, 2);
         let rows = site.heads * site.value_dim;
-        let mut random = Random::named(self.options.seed, &format!("layer.{}.readout", self.layer));
+        let mut random = Random::named(self.options.seed, &format!("layer.{}.readout", self.site.layer));
         let deviation = (width as f64).sqrt().recip();
         let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
         let weight = self.parameter(None, "readout.weight", Tensor::from_f32(&[rows, width], &values));

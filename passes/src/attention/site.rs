@@ -1,8 +1,9 @@
 //! The canonical attention site, whatever operators an exporter spelled it with.
 
 use super::mask::Mask;
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::graph::{Def, Graph, Node, Use, ValueId};
 use crate::ir::shape::{Dim, show};
+use crate::ir::walk::{depth_first, inputs_of, nearest_first};
 use crate::pattern::Miss;
 
 /// One softmax attention: o = softmax(scale · q kᵀ + mask) v, per head.
@@ -10,6 +11,9 @@ use crate::pattern::Miss;
 pub struct AttentionSite {
     /// The module it belongs to, such as `model.layers.0.self_attn`.
     pub name: String,
+    /// Which of the graph's attentions it is, counted from 0 in the order they are computed; those that were missed
+    /// count too. States and outputs of a layer are named by it.
+    pub layer: usize,
     /// Queries `[batch, heads, sequence, head_dim]`, after rotary embedding and normalisation.
     pub q: ValueId,
     /// New keys `[batch, kv_heads, sequence, head_dim]`, without the past and before they are repeated.
@@ -53,7 +57,8 @@ pub struct Stream {
 pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
     let whole = before_repeat(graph, value)?;
     // Other joins, such as of rotated and plain parts of a head, make new keys.
-    let joins_past = |n: &&Node| n.input(0).is_some_and(|past| graph.inputs().contains(&past));
+    let is_input = |v: ValueId| matches!(graph.value(v).def, Def::Input);
+    let joins_past = |n: &&Node| n.input(0).is_some_and(is_input);
     let Some(concat) = graph.made_by(whole, "Concat").filter(joins_past) else {
         return Ok(Stream { new: whole, cache: None });
     };
@@ -64,8 +69,11 @@ pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
     if !matches!(concat.op.int("axis"), Some(2 | -2)) {
         return Err(Miss::check(name, format!("a cache grows along axis 2, found {:?}", concat.op.attrs)));
     }
-    let present = graph.outputs().iter().find(|(_, v)| *v == whole);
-    let Some((present, _)) = present else {
+    let slots = graph.value(whole).uses.iter().filter_map(|user| match user {
+        Use::GraphOutput(slot) => Some(*slot),
+        Use::Node { .. } => None,
+    });
+    let Some((present, _)) = slots.min().and_then(|slot| graph.outputs().get(slot as usize)) else {
         return Err(Miss::check(name, "the cache is not a graph output"));
     };
     Ok(Stream { new, cache: Some((past, present.clone())) })
@@ -129,16 +137,19 @@ const TRANSPARENT: [&str; 9] =
 
 /// Walks back from values to the linear layer that made them.
 pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
-    let (node, _) = graph.producer(value)?;
-    let node = graph.node(node);
-    if matches!((node.op.domain(), node.op.name()), ("", "MatMul") | ("com.microsoft", "MatMulNBits")) {
-        let weight = weight_name(graph, node.input(1)?)?;
-        return Some(Projection { weight, hidden: node.input(0)? });
-    }
-    if !TRANSPARENT.contains(&node.op.name()) {
-        return None;
-    }
-    node.inputs.iter().flatten().find_map(|v| trace_projection(graph, *v))
+    let maker = |v: ValueId| graph.producer(v).map(|(id, _)| graph.node(id));
+    let before = |v: ValueId| match maker(v) {
+        Some(node) if TRANSPARENT.contains(&node.op.name()) => inputs_of(graph, v),
+        _ => Vec::new(),
+    };
+    depth_first(value, before).find_map(|v| projection_at(graph, maker(v)?))
+}
+
+fn projection_at(graph: &Graph, node: &Node) -> Option<Projection> {
+    let is_linear =
+        matches!((node.op.domain(), node.op.name()), ("", "MatMul") | ("com.microsoft", "MatMulNBits"));
+    let weight = weight_name(graph, node.input(1).filter(|_| is_linear)?)?;
+    Some(Projection { weight, hidden: node.input(0)? })
 }
 
 /// The name of a constant, read directly or through casts and transposes.
@@ -169,19 +180,13 @@ pub fn module_of(weight: &str) -> String {
 
 /// Whether sines and cosines of positions went into a value.
 pub fn is_rotary(graph: &Graph, value: ValueId) -> bool {
-    let mut stack = vec![(value, 0)];
-    while let Some((value, depth)) = stack.pop() {
-        let Some((node, _)) = graph.producer(value) else { continue };
-        let node = graph.node(node);
-        if node.op.is("Cos") || node.op.is("Sin") {
-            return true;
-        }
-        if depth < 12 && !node.op.is("MatMul") {
-            stack.extend(node.inputs.iter().flatten().map(|v| (*v, depth + 1)));
-        }
-    }
-    false
+    let made_by = |v: ValueId, name: &str| graph.made_by(v, name).is_some();
+    let before = |v: ValueId| if made_by(v, "MatMul") { Vec::new() } else { inputs_of(graph, v) };
+    nearest_first(value, ROTARY_STEPS, before).any(|v| made_by(v, "Cos") || made_by(v, "Sin"))
 }
+
+/// Nodes between a rotated value and the sines and cosines at most.
+const ROTARY_STEPS: usize = 12;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 //! what comes out weighs a third. The softmax of a classifier or of a router of experts reads a product with a weight.
 
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
+use crate::ir::walk::nearest_first;
 use std::collections::BTreeSet;
 
 /// Values that depend on what the graph is given.
@@ -50,22 +51,17 @@ impl Computed {
         nodes: impl Fn(ValueId) -> Vec<NodeId>,
         onwards: impl Fn(&Node) -> Vec<ValueId>,
     ) -> bool {
-        let (mut seen, mut stack) = (BTreeSet::new(), vec![(value, 0)]);
-        while let Some((value, steps)) = stack.pop() {
-            if steps > MAX_STEPS || !seen.insert(value) {
-                continue;
-            }
-            for node in nodes(value).into_iter().map(|id| graph.node(id)) {
-                if PRODUCTS.contains(&node.op.name()) {
-                    if node.inputs.iter().flatten().filter(|v| self.0.contains(v)).count() > 1 {
-                        return true;
-                    }
-                } else if BETWEEN.contains(&node.op.name()) {
-                    stack.extend(onwards(node).into_iter().map(|v| (v, steps + 1)));
-                }
-            }
-        }
-        false
+        let nodes =
+            |value: ValueId| -> Vec<&Node> { nodes(value).into_iter().map(|id| graph.node(id)).collect() };
+        let next = |value: ValueId| -> Vec<ValueId> {
+            let between = nodes(value).into_iter().filter(|node| BETWEEN.contains(&node.op.name()));
+            between.flat_map(&onwards).collect()
+        };
+        let of_computed = |node: &&Node| {
+            let computed = node.inputs.iter().flatten().filter(|v| self.0.contains(v));
+            PRODUCTS.contains(&node.op.name()) && computed.count() > 1
+        };
+        nearest_first(value, MAX_STEPS, next).any(|value| nodes(value).iter().any(of_computed))
     }
 }
 

@@ -53,8 +53,16 @@ pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static
         ("hidden", noise(&[2, time, testing::HIDDEN as usize], 11)),
         ("attention_mask", Array::from_i64(&[2, time], mask).expect("a mask")),
         ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, HEAD_DIM as usize])),
-        ("past_key_values.0.conv_state", zeros(&[2, KV_HEADS as usize, m])),
+        ("past_key_values.0.conv_state", normaliser(recipe, m)),
     ]
+}
+
+/// z of no tokens, or where nothing divides by it what is passed on as it is.
+fn normaliser(recipe: &Recipe, features: usize) -> Array {
+    match recipe.readout {
+        Readout::Sum => zeros(&[2, KV_HEADS as usize, features]),
+        Readout::GroupNorm => noise(&[2, 1, 1], 12),
+    }
 }
 
 fn zeros(dims: &[usize]) -> Array {
@@ -339,4 +347,198 @@ fn near_misses_say_why() {
     let lines: Vec<String> =
         cases.iter().map(|(what, from, to)| format!("{what}\n  {}", miss_after(from, to))).collect();
     insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn only_a_readout_that_divides_carries_a_normaliser() {
+    for (readout, operators, width) in [(Readout::Sum, 2, None), (Readout::GroupNorm, 1, Some(1))] {
+        let recipe = recipe("dct-softmax", Decay::Fixed, readout);
+        let (graph, _) = lowered(&recipe, Form::Operator("com.microsoft"));
+        let found = graph.nodes().filter(|(_, node)| node.op.name() == "LinearAttention").count();
+        assert_eq!(found, operators, "{readout:?}");
+        let [past, present] = ["past_key_values.0.conv_state", "present.0.conv_state"];
+        let (past, present) = (graph.input(past).expect("it is there"), graph.output(present));
+        // onnxruntime-genai asks for three axes.
+        let shape = graph.value(past).ty.shape.clone().expect("a shape");
+        assert_eq!((shape.len(), present == Some(past)), (3, width.is_some()), "{readout:?}");
+        assert!(width.is_none_or(|width| shape[1..].iter().all(|dim| dim.known() == Some(width))));
+    }
+}
+
+/// The decoder with a value added to itself forty times over in front of what reads `at`.
+fn doubled(at: &str, value: &str, first: &str) -> Graph {
+    let (text, times) = (print(&testing::decoder()), 40);
+    assert!(text.contains(at), "the test graph holds no {at:?}");
+    let chain = crate::ir::walk::tests::doubled("first", "twice", times);
+    let read = at.replace(value, &format!("%twice{times}"));
+    parse(&text.replace(at, &format!("  %first = {first}({value})\n{chain}{read}"))).expect("it parses")
+}
+
+/// 2^40 ways lead through each of them.
+#[test]
+fn values_added_to_themselves_are_looked_at_once() {
+    let scores = doubled("  %h.0.attn/Add:0 = Add(%h.0.attn/Mul:0", "%h.0.attn/Mul:0", "Identity");
+    let values =
+        doubled("  %h.0.attn/Reshape_2:0 = Reshape(%h.0.attn/MatMul_2:0", "%h.0.attn/MatMul_2:0", "Tanh");
+    for (mut graph, scale) in [(scores, 40), (values, 0)] {
+        let found = super::patterns::find_sites(&graph).sites;
+        assert_eq!(found.len(), 1);
+        let want = (HEAD_DIM as f64).powf(-0.5) * f64::from(scale).exp2();
+        assert!((found[0].scale / want - 1.0).abs() < ROUNDED, "{} {want}", found[0].scale);
+        canonicalize(&mut graph).expect("it settles");
+        let recipe = recipe("wdcf", Decay::None, Readout::Sum);
+        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, drawn: None };
+        let report = rewrite(&mut graph, &options).expect("it rewrites");
+        assert_eq!(report.sites[0].kept, None);
+    }
+}
+
+/// The decoder with a second layer like the first, whose probabilities are an output: it is missed.
+fn first_is_missed() -> Graph {
+    let text = print(&testing::decoder());
+    let of_layer =
+        |line: &&str| line.contains("h.0.attn") || line.contains(".0.key") || line.contains(".0.value");
+    let twin: Vec<String> = text
+        .lines()
+        .filter(of_layer)
+        .map(|line| {
+            let line = line.replace("h.0.attn", "h.1.attn").replace("output \"y\"", "output \"y.1\"");
+            line.replace("past_key_values.0", "past_key_values.1").replace("present.0", "present.1")
+        })
+        .collect();
+    let end = text.rfind('}').expect("a graph");
+    let missed = "  output \"weights\" %h.0.attn/Softmax:0";
+    let mut graph = parse(&format!("{}{}\n{missed}\n}}", &text[..end], twin.join("\n"))).expect("it parses");
+    canonicalize(&mut graph).expect("it settles");
+    graph
+}
+
+#[test]
+fn a_layer_has_one_number_where_the_first_is_missed() {
+    let source = first_is_missed();
+    let recipe = recipe("wdcf", Decay::None, Readout::Sum);
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, drawn: None };
+    let sites = super::patterns::find_sites(&source).sites;
+    assert_eq!(sites.iter().map(|site| site.layer).collect::<Vec<_>>(), [1]);
+
+    let mut rewritten = source.clone();
+    let report = rewrite(&mut rewritten, &options).expect("it rewrites");
+    assert_eq!((report.sites[0].layer, report.misses.len()), (1, 1));
+    let parameters = super::rewrite::drawn(&rewritten);
+    assert!(rewritten.input("past_key_values.1.recurrent_state").is_some());
+
+    let mut both = source.clone();
+    let layers = super::calibration_graph::write_beside(&mut both, &options).expect("it is written");
+    assert_eq!(layers, [1]);
+    assert!(both.output("attention.linear.1").is_some() && both.output("attention.softmax.1").is_some());
+    // Drawn by the layer's number: the same numbers in both.
+    let drawn = super::rewrite::drawn(&both);
+    let bytes = |drawn: &super::rewrite::Drawn| -> Vec<(String, Vec<f64>)> {
+        drawn.iter().map(|(name, tensor)| (name.clone(), tensor.to_f64())).collect()
+    };
+    assert_eq!(bytes(&drawn), bytes(&parameters));
+
+    let mut sampled = source;
+    let sites = super::sampling_graph::write_samples(&mut sampled, &options).expect("it is written");
+    assert_eq!((sites.len(), sites[0].layer), (1, 1));
+    assert!(sampled.output("sample.q.1").is_some());
+}
+
+/// Two layers without a cache over embedded tokens and their places.
+fn without_cache(places: &str) -> Graph {
+    let layer = |n: usize, x: &str| {
+        let part = |part: &str| {
+            format!(
+                "  weight %h.{n}.attn.{part}.weight: f32[16, 16] = random({n})
+  %{part}{n} = MatMul(%{x}, %h.{n}.attn.{part}.weight)
+  %{part}{n}r = Reshape(%{part}{n}, %heads)
+  %{part}{n}t = Transpose(%{part}{n}r) {{perm: [0, 2, 1, 3]}}\n"
+            )
+        };
+        format!(
+            "{}{}{}  %k{n}T = Transpose(%k{n}t) {{perm: [0, 1, 3, 2]}}
+  %s{n} = MatMul(%q{n}t, %k{n}T)
+  %m{n} = Add(%s{n}, %bias)
+  %p{n} = Softmax(%m{n}) {{axis: -1}} \"p{n}\"
+  %o{n} = MatMul(%p{n}, %v{n}t)
+  %o{n}t = Transpose(%o{n}) {{perm: [0, 2, 1, 3]}}
+  %o{n}r = Reshape(%o{n}t, %flat)
+  %y{n} = Add(%{x}, %o{n}r)\n",
+            part("q"),
+            part("k"),
+            part("v"),
+        )
+    };
+    let text = format!(
+        r#"graph "g" {{
+  input %input_ids: i64[batch, sequence]
+  input %position_ids: i64[batch, sequence]
+  weight %embed: f32[20, 16] = random(1)
+  weight %table: f32[64, 16] = random(2)
+  const %heads: i64[4] = [0, 0, 2, 8]
+  const %flat: i64[3] = [0, 0, 16]
+  const %zero: i64[] = [0]
+  const %one: i64[] = [1]
+  const %clear: f32[] = [0.0]
+  const %shut: f32[] = [-1e30]
+  %given = Shape(%input_ids) {{start: 1, end: 2}}
+  %time = Squeeze(%given) {{axes: [0]}}
+  %range = Range(%zero, %time, %one) "range"
+  %rows = Unsqueeze(%range) {{axes: [1]}}
+  %earlier = LessOrEqual(%range, %rows)
+  %bias = Where(%earlier, %clear, %shut)
+  %tokens = Gather(%embed, %input_ids) {{axis: 0}}
+  %places = Gather(%table, %{places}) {{axis: 0}} "places"
+  %x = Add(%tokens, %places)
+{}{}  output "y" %y1
+}}"#,
+        layer(0, "x"),
+        layer(1, "y0")
+    );
+    let mut graph = parse(&text).expect("it parses");
+    canonicalize(&mut graph).expect("it settles");
+    graph
+}
+
+fn rewritten(mut graph: Graph, layers: Option<&[usize]>) -> Result<Report, String> {
+    let recipe = recipe("wdcf", Decay::None, Readout::Sum);
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers, drawn: None };
+    rewrite(&mut graph, &options).map_err(|e| e.to_string())
+}
+
+#[test]
+fn positions_that_would_begin_again_at_every_call_are_refused() {
+    let text = print(&without_cache("range")).replace("  input %position_ids: i64[batch, sequence]\n", "");
+    let text = text.replace("elided", "random(1)");
+    let graph = parse(&text).expect("it parses");
+    let refused = rewritten(graph, None).expect_err("it is refused");
+    assert_eq!(
+        refused,
+        "the positions of tokens, in \"places\", are counted from the first token of a call, and would begin again at every call; the positions at \"places\" stay computed: \"range\" has no axis for the batch (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+    );
+    let carried = rewritten(without_cache("position_ids"), None).expect("the caller counts them");
+    assert_eq!(carried.sites.len(), 2);
+}
+
+#[test]
+fn a_kept_layer_without_a_cache_is_told() {
+    let told = |graph, layers: Option<&[usize]>| {
+        rewritten(graph, layers).expect("it rewrites").without_cache.map(|kept| kept.to_string())
+    };
+    let kept = told(without_cache("position_ids"), Some(&[1])).expect("the first stays");
+    assert_eq!(
+        kept,
+        "attention \"h.0.attn\" stays softmax (the layer was not asked for), and a kept layer has no cache here: it does not see the tokens of earlier calls"
+    );
+    assert_eq!(told(without_cache("position_ids"), None), None);
+    // One with a cache sees them.
+    assert_eq!(told(first_is_missed(), None), None);
+    // What a pattern does not recognise has no cache either.
+    let text = print(&without_cache("position_ids")).replace("elided", "random(1)");
+    let missed = text.replace("  output \"y\"", "  output \"weights\" %p0\n  output \"y\"");
+    let kept = told(parse(&missed).expect("it parses"), None).expect("the first stays");
+    assert_eq!(
+        kept,
+        "attention \"p0\" stays softmax (the probabilities have 2 users), and a kept layer has no cache here: it does not see the tokens of earlier calls"
+    );
 }

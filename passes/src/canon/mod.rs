@@ -102,8 +102,11 @@ impl Writer<'_> {
 
 /// New nodes are named after the one they stand for, which may be named so itself.
 fn scope(node: &Node) -> &str {
+    if node.origin == "import" {
+        return &node.name;
+    }
     let stem = node.name.rsplit_once('/').filter(|(_, last)| last.starts_with(node.op.name()));
-    stem.filter(|_| node.origin != "import").map_or(node.name.as_str(), |(stem, _)| stem)
+    stem.map_or(node.name.as_str(), |(stem, _)| stem)
 }
 
 /// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; it what it

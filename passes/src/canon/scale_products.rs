@@ -8,6 +8,7 @@ use super::scale_scale::scaled;
 use super::{Law, Writer, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use crate::ir::walk::nearest_first;
 
 pub(super) struct ScaleProducts;
 
@@ -27,7 +28,7 @@ impl Law for ScaleProducts {
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         rewrite_nodes(graph, self.name(), |w, node| {
-            if !node.op.is("MatMul") || !reaches_softmax(w.graph, node.outputs[0], MAX_STEPS) {
+            if !node.op.is("MatMul") || !reaches_softmax(w.graph, node.outputs[0]) {
                 return None;
             }
             let (a, b) = (node.input(0)?, node.input(1)?);
@@ -42,13 +43,17 @@ impl Law for ScaleProducts {
     }
 }
 
-fn reaches_softmax(graph: &Graph, value: ValueId, steps: usize) -> bool {
-    graph.value(value).uses.iter().any(|user| {
-        let Use::Node { node, .. } = user else { return false };
-        let node = graph.node(*node);
-        let passes = node.op.domain().is_empty() && TO_SOFTMAX.contains(&node.op.name()) && steps > 0;
-        node.op.is("Softmax") || (passes && reaches_softmax(graph, node.outputs[0], steps - 1))
-    })
+fn reaches_softmax(graph: &Graph, value: ValueId) -> bool {
+    let users = |v: ValueId| {
+        let nodes = graph.value(v).uses.iter().filter_map(|user| match user {
+            Use::Node { node, .. } => Some(graph.node(*node)),
+            Use::GraphOutput(_) => None,
+        });
+        nodes.collect::<Vec<&Node>>()
+    };
+    let passes = |node: &&Node| node.op.domain().is_empty() && TO_SOFTMAX.contains(&node.op.name());
+    let next = |v: ValueId| users(v).into_iter().filter(passes).map(|node| node.outputs[0]).collect();
+    nearest_first(value, MAX_STEPS, next).any(|v| users(v).iter().any(|node| node.op.is("Softmax")))
 }
 
 fn layout(graph: &Graph, value: ValueId) -> Option<&Node> {

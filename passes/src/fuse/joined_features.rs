@@ -9,6 +9,7 @@ use crate::ir::graph::{Graph, Node, NodeId, ValueId};
 use crate::ir::op::{Attr, Op};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
+use std::collections::BTreeMap;
 
 pub(super) struct JoinedFeatures;
 
@@ -37,9 +38,9 @@ fn join(w: &mut Writer<'_>, node: &Node) -> Option<()> {
     }
     let width = |value: ValueId| Some(w.graph.value(value).ty.shape.as_ref()?.get(PACKED)?.known()? as i64);
     let sizes = [width(q)?, width(k)?];
-    let mut source = None;
-    let both = both(w, [q, k], PACKED, &mut source)?;
-    let source = source?;
+    let mut joined = Joined::default();
+    let both = both(w, [q, k], PACKED, &mut joined)?;
+    let source = joined.source?;
     let parts = w.patch.split(both, PACKED as i64, &sizes);
     w.stand_for(q, parts[0]);
     w.stand_for(k, parts[1]);
@@ -56,13 +57,25 @@ struct Source {
     rest: Vec<(ValueId, ValueId)>,
 }
 
+/// What is joined so far.
+#[derive(Default)]
+struct Joined {
+    source: Option<Source>,
+    /// By the two values and the axis: many ways may lead to them.
+    made: BTreeMap<([ValueId; 2], usize), ValueId>,
+}
+
 /// Both values as one, the second behind the first along an axis.
-fn both(
-    w: &mut Writer<'_>,
-    [a, b]: [ValueId; 2],
-    axis: usize,
-    source: &mut Option<Source>,
-) -> Option<ValueId> {
+fn both(w: &mut Writer<'_>, pair: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
+    if let Some(made) = joined.made.get(&(pair, axis)) {
+        return Some(*made);
+    }
+    let made = both_anew(w, pair, axis, joined)?;
+    joined.made.insert((pair, axis), made);
+    Some(made)
+}
+
+fn both_anew(w: &mut Writer<'_>, [a, b]: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
     let graph = w.graph;
     if graph.value(a).is_weight && graph.value(b).is_weight {
         let fits = axis == 0 && graph.value(a).ty.rank() == graph.value(b).ty.rank();
@@ -70,7 +83,7 @@ fn both(
     }
     let ((one, first), (other, second)) = (graph.producer(a)?, graph.producer(b)?);
     if one == other {
-        return neighbours(w, one, [first, second], axis, source);
+        return neighbours(w, one, [first, second], axis, joined);
     }
     let (one, other) = (graph.node(one), graph.node(other));
     let op = same_op(&one.op, &other.op)?;
@@ -83,27 +96,27 @@ fn both(
     match (op.domain(), op.name()) {
         ("", "Reshape") => {
             let from = axis_before(graph, one, axis)?;
-            let x = both(w, pair(0)?, from, source)?;
+            let x = both(w, pair(0)?, from, joined)?;
             let target = joined_shape(graph, [a, b], axis)?;
             Some(w.patch.reshape(x, &target))
         }
         ("", "Transpose") => {
             let from = *op.ints("perm")?.get(axis)? as usize;
-            let x = both(w, pair(0)?, from, source)?;
+            let x = both(w, pair(0)?, from, joined)?;
             Some(w.patch.node(op, &[x]))
         }
         ("", "Unsqueeze") => {
             let behind = op.ints("axes")?.iter().all(|new| *new > axis as i64);
-            let x = both(w, pair(0).filter(|_| behind)?, axis, source)?;
+            let x = both(w, pair(0).filter(|_| behind)?, axis, joined)?;
             Some(w.patch.node(op, &[x]))
         }
         ("", "Softmax") => {
             let over_last = matches!(op.int("axis"), Some(last) if last == -1 || last == whole as i64 - 1);
-            let x = both(w, pair(0).filter(|_| over_last && axis + 1 < whole)?, axis, source)?;
+            let x = both(w, pair(0).filter(|_| over_last && axis + 1 < whole)?, axis, joined)?;
             Some(w.patch.node(op, &[x]))
         }
         ("com.microsoft", "RotaryEmbedding") if axis == 1 && whole == 4 => {
-            let x = both(w, pair(0)?, axis, source)?;
+            let x = both(w, pair(0)?, axis, joined)?;
             let mut inputs = vec![x];
             for slot in 1..one.inputs.len() {
                 let [table, twin] = pair(slot)?;
@@ -112,7 +125,7 @@ fn both(
             Some(w.patch.node(op, &inputs))
         }
         ("", "Cast") => {
-            let x = both(w, pair(0)?, axis, source)?;
+            let x = both(w, pair(0)?, axis, joined)?;
             Some(w.patch.node(op, &[x]))
         }
         ("", "Add" | "Mul" | "MatMul") => {
@@ -125,7 +138,7 @@ fn both(
                 let [x, twin] = pair(slot)?;
                 let own = (axis + rank(x)?).checked_sub(whole);
                 inputs.push(match own.filter(|_| graph.as_scalar(x).is_none()) {
-                    Some(own) => both(w, [x, twin], own, source)?,
+                    Some(own) => both(w, [x, twin], own, joined)?,
                     None => (graph.as_scalar(x)? == graph.as_scalar(twin)?).then(|| w.current(x))?,
                 });
             }
@@ -157,7 +170,7 @@ fn neighbours(
     split: NodeId,
     [first, second]: [u32; 2],
     axis: usize,
-    source: &mut Option<Source>,
+    Joined { source, .. }: &mut Joined,
 ) -> Option<ValueId> {
     let node = w.graph.node(split);
     let rank = w.graph.value(node.input(0)?).ty.rank()? as i64;

@@ -13,3 +13,4 @@ pub mod shape;
 pub mod tensor;
 pub mod text;
 pub mod verify;
+pub(crate) mod walk;

@@ -24,6 +24,8 @@ pub enum PatchError {
     Replacement { rule: &'static str, old: String, old_type: String, new: String, new_type: String },
     #[error("{rule}: input `{input}` still has users and cannot be removed")]
     InputInUse { rule: &'static str, input: String },
+    #[error("{rule}: input `{input}` is removed, but the same patch lets {user} read it")]
+    RemovedInputRead { rule: &'static str, input: String, user: String },
     #[error("{rule}: the name `{name}` is taken")]
     NameTaken { rule: &'static str, name: String },
     #[error("{rule}: {reason}")]
@@ -370,7 +372,7 @@ impl Graph {
     }
 
     fn step(&self, change: &Change) -> Step {
-        let mut places: Vec<String> = Vec::new();
+        let (mut places, mut seen) = (Vec::new(), BTreeSet::new());
         let replaced = change.replaced.iter().map(|(old, _)| *old);
         let typed = change.input_types.iter().map(|(input, _)| *input);
         for value in replaced.chain(change.dropped_inputs.iter().copied()).chain(typed) {
@@ -378,7 +380,7 @@ impl Graph {
             let Some(found) = self.get_value(value) else { continue };
             let node = self.producer(value).map(|(id, _)| self.node(id).name.clone());
             let place = node.filter(|name| !name.is_empty()).unwrap_or_else(|| found.name.clone());
-            if !places.contains(&place) {
+            if seen.insert(place.clone()) {
                 places.push(place);
             }
         }
@@ -420,12 +422,7 @@ impl Graph {
         if change.base != (self.next_node, self.next_value) {
             return Err(PatchError::Stale { rule });
         }
-        for input in &change.dropped_inputs {
-            let replaced = change.replaced.iter().any(|(old, _)| old == input);
-            if !replaced && !self.value(*input).uses.is_empty() {
-                return Err(PatchError::InputInUse { rule, input: self.value(*input).name.clone() });
-            }
-        }
+        self.check_dropped_inputs(change)?;
         let mut fresh = BTreeSet::new();
         for name in change.values.values().map(|v| &v.name) {
             if self.names.contains(name) || !fresh.insert(name) {
@@ -433,6 +430,37 @@ impl Graph {
             }
         }
         Ok(())
+    }
+
+    /// Nothing may read an input that is taken away: neither what read it before, unless it is replaced, nor what the
+    /// patch itself writes.
+    fn check_dropped_inputs(&self, change: &Change) -> Result<(), PatchError> {
+        if change.dropped_inputs.is_empty() {
+            return Ok(());
+        }
+        let rule = change.rule;
+        let replaced: BTreeSet<ValueId> = change.replaced.iter().map(|(old, _)| *old).collect();
+        for input in change.dropped_inputs.iter().filter(|input| !replaced.contains(input)) {
+            if !self.value(*input).uses.is_empty() {
+                return Err(PatchError::InputInUse { rule, input: self.value(*input).name.clone() });
+            }
+        }
+        let dropped: BTreeSet<ValueId> = change.dropped_inputs.iter().copied().collect();
+        let by_nodes = change.nodes.values().flat_map(|node| {
+            let user = move || format!("new node `{}`", node.name);
+            node.inputs.iter().flatten().map(move |input| (*input, user()))
+        });
+        let by_outputs = change.new_outputs.iter().map(|(name, v)| (*v, format!("new output `{name}`")));
+        let by_users = change.replaced.iter().map(|(old, new)| {
+            let old = self.get_value(*old).or_else(|| change.values.get(old));
+            (*new, format!("the users of `{}`", old.map_or("?", |value| value.name.as_str())))
+        });
+        match by_nodes.chain(by_outputs).chain(by_users).find(|(input, _)| dropped.contains(input)) {
+            Some((input, user)) => {
+                Err(PatchError::RemovedInputRead { rule, input: self.value(input).name.clone(), user })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Puts the change in and returns the values that may have become unused.
@@ -451,13 +479,12 @@ impl Graph {
             }
             self.nodes.insert(id, node);
         }
-        let before: Vec<ValueId> = self.outputs.iter().map(|(_, v)| *v).collect();
-        suspects.extend(&before);
-        self.outputs.retain(|(name, _)| !change.dropped_outputs.contains(name));
-        self.outputs.extend(change.new_outputs);
-        self.write_output_uses(&before);
+        suspects.extend(self.change_outputs(&change.dropped_outputs, change.new_outputs));
         self.inputs.extend(change.new_inputs);
-        self.inputs.retain(|v| !change.dropped_inputs.contains(v));
+        if !change.dropped_inputs.is_empty() {
+            let dropped: BTreeSet<ValueId> = change.dropped_inputs.iter().copied().collect();
+            self.inputs.retain(|v| !dropped.contains(v));
+        }
         for input in change.dropped_inputs {
             self.remove_value(input);
         }
@@ -499,52 +526,137 @@ impl Graph {
         }
     }
 
-    /// The outputs' uses, written anew; `before` are the values that had them.
-    fn write_output_uses(&mut self, before: &[ValueId]) {
-        for id in before {
+    /// Takes outputs away and adds others behind the rest, whose slots change from the first that goes on. Returns the
+    /// values that are outputs no more.
+    fn change_outputs(&mut self, dropped: &[String], new: Vec<(String, ValueId)>) -> Vec<ValueId> {
+        let dropped: BTreeSet<&String> = dropped.iter().collect();
+        let is_dropped = |(name, _): &(String, ValueId)| dropped.contains(name);
+        let first = match dropped.is_empty() {
+            true => self.outputs.len(),
+            false => self.outputs.iter().position(is_dropped).unwrap_or(self.outputs.len()),
+        };
+        let behind = self.outputs.split_off(first);
+        let moved: BTreeSet<ValueId> = behind.iter().map(|(_, value)| *value).collect();
+        for id in &moved {
             if let Some(value) = self.values.get_mut(id) {
-                value.uses.retain(|u| matches!(u, Use::Node { .. }));
+                value.uses.retain(|u| !matches!(u, Use::GraphOutput(slot) if *slot as usize >= first));
             }
         }
-        for (slot, (_, value)) in self.outputs.clone().into_iter().enumerate() {
-            self.add_use(Some(value), Use::GraphOutput(slot as u32));
+        let (gone, stay): (Vec<_>, Vec<_>) = behind.into_iter().partition(is_dropped);
+        for (name, value) in stay.into_iter().chain(new) {
+            let slot = self.outputs.len() as u32;
+            self.add_use(Some(value), Use::GraphOutput(slot));
+            self.outputs.push((name, value));
         }
+        gone.into_iter().map(|(_, value)| value).collect()
     }
 
     /// Drops what became unused, beginning at `suspects`. Returns the number of nodes dropped.
     fn collect_garbage(&mut self, mut suspects: Vec<ValueId>) -> usize {
-        let mut removed = 0;
+        let mut garbage = Garbage::default();
         while let Some(id) = suspects.pop() {
             let Some(value) = self.values.get(&id) else { continue };
-            if !value.uses.is_empty() {
+            if garbage.uses_left(self, id) > 0 {
                 continue;
             }
             match value.def {
                 Def::Input => {}
                 Def::Const(_) => self.remove_value(id),
                 Def::Output { node, .. } => {
-                    if self.node(node).outputs.iter().all(|v| self.value(*v).uses.is_empty()) {
-                        suspects.extend(self.remove_node(node));
-                        removed += 1;
+                    let is_unused = |v: &ValueId| garbage.uses_left(self, *v) == 0;
+                    if self.node(node).outputs.iter().all(is_unused) {
+                        suspects.extend(self.remove_node(node, &mut garbage));
                     }
                 }
             }
         }
-        removed
+        for id in garbage.fewer_uses.keys() {
+            if let Some(value) = self.values.get_mut(id) {
+                let is_gone =
+                    |user: &Use| matches!(user, Use::Node { node, .. } if garbage.nodes.contains(node));
+                value.uses.retain(|user| !is_gone(user));
+            }
+        }
+        garbage.nodes.len()
     }
 
     /// Returns the values the node used.
-    fn remove_node(&mut self, id: NodeId) -> Vec<ValueId> {
+    fn remove_node(&mut self, id: NodeId, garbage: &mut Garbage) -> Vec<ValueId> {
         let Some(node) = self.nodes.remove(&id) else { return Vec::new() };
         for value in node.outputs {
             self.remove_value(value);
         }
+        garbage.nodes.insert(id);
         let used: Vec<ValueId> = node.inputs.into_iter().flatten().collect();
-        for value in &used {
-            if let Some(value) = self.values.get_mut(value) {
-                value.uses.retain(|u| !matches!(u, Use::Node { node, .. } if *node == id));
-            }
-        }
+        used.iter().for_each(|value| *garbage.fewer_uses.entry(*value).or_default() += 1);
         used
+    }
+}
+
+/// Nodes that are gone. Their uses are taken off the values at the end, as many nodes may have used one.
+#[derive(Default)]
+struct Garbage {
+    nodes: BTreeSet<NodeId>,
+    /// How many of a value's uses are by them.
+    fewer_uses: BTreeMap<ValueId, usize>,
+}
+
+impl Garbage {
+    fn uses_left(&self, graph: &Graph, value: ValueId) -> usize {
+        let gone = self.fewer_uses.get(&value).copied().unwrap_or_default();
+        graph.value(value).uses.len().saturating_sub(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text::{parse, print};
+    use crate::ir::verify::verify;
+
+    /// A graph whose input `x` gives way to the new input `z`, in a patch that `write` goes on with.
+    fn without_x(write: impl FnOnce(&mut Patch<'_>, ValueId)) -> Result<Graph, PatchError> {
+        let text = "graph \"g\" {\n  input %x: f32[2]\n  %y = Neg(%x) \"neg\"\n  output \"y\" %y\n}";
+        let mut graph = parse(text).expect("it parses");
+        let before = print(&graph);
+        let x = graph.input("x").expect("x");
+        let change = {
+            let mut patch = Patch::new(&graph, "test");
+            let z = patch.input("z", DType::F32, vec![Dim::Known(2)]);
+            patch.replace(x, z);
+            patch.drop_input(x);
+            write(&mut patch, x);
+            patch.finish()
+        };
+        let applied = graph.apply(change);
+        if applied.is_err() {
+            assert_eq!(print(&graph), before);
+        }
+        applied.map(|_| graph)
+    }
+
+    #[test]
+    fn what_reads_a_removed_input_takes_its_replacement() {
+        let graph = without_x(|_, _| ()).expect("it applies");
+        assert_eq!(verify(&graph), []);
+        assert_eq!(graph.inputs().len(), 1);
+    }
+
+    #[test]
+    fn a_patch_cannot_read_an_input_that_it_removes() {
+        let message =
+            |write: fn(&mut Patch<'_>, ValueId)| without_x(write).expect_err("it is refused").to_string();
+        let node = message(|patch, x| {
+            let y = patch.neg(x);
+            patch.output("z", y);
+        });
+        assert_eq!(node, "test: input `x` is removed, but the same patch lets new node `Neg` read it");
+        let output = message(|patch, x| patch.output("z", x));
+        assert_eq!(output, "test: input `x` is removed, but the same patch lets new output `z` read it");
+        let user = message(|patch, x| {
+            let y = patch.graph().output("y").expect("y");
+            patch.replace(y, x);
+        });
+        assert_eq!(user, "test: input `x` is removed, but the same patch lets the users of `y` read it");
     }
 }

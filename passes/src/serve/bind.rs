@@ -9,6 +9,7 @@ use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::rebuild::{Rebuild, copy_constant, rebuild};
 use crate::ir::shape::Dim;
+use crate::ir::walk::{depth_first, inputs_of};
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, LOGITS, MASK, NEXT, POSITIONS};
 
@@ -88,13 +89,7 @@ pub fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
 
 /// Whether a value is made of constants alone.
 pub(crate) fn is_fixed(graph: &Graph, value: ValueId) -> bool {
-    match graph.value(value).def {
-        Def::Const(_) => true,
-        Def::Input => false,
-        Def::Output { node, .. } => {
-            graph.node(node).inputs.iter().flatten().all(|input| is_fixed(graph, *input))
-        }
-    }
+    depth_first(value, |v| inputs_of(graph, v)).all(|v| !matches!(graph.value(v).def, Def::Input))
 }
 
 /// `[batch, sequence, ·]` → `[batch, 1, ·]`: a product with a row of zeros and a one, which any device has.

@@ -17,6 +17,9 @@ pub(crate) fn rows(p: &mut Patch<'_>, weight: ValueId, rows: RowRange) -> ValueI
     p.reshape(taken, &[&[blocks * (end - begin) as i64], &rest[..]].concat())
 }
 
+/// More parts are no join that a fusion wrote, and their names would be no name.
+const MOST_PARTS: usize = 64;
+
 /// What a value is made of, where that is weights one after the other and nothing else.
 fn parts(graph: &Graph, value: ValueId) -> Option<Vec<WeightPart>> {
     if let Some(name) = weight_name(graph, value) {
@@ -26,8 +29,14 @@ fn parts(graph: &Graph, value: ValueId) -> Option<Vec<WeightPart>> {
     let node = graph.node(node);
     match node.op.name() {
         "Concat" if node.op.int("axis") == Some(0) => {
-            let all = node.inputs.iter().map(|part| parts(graph, (*part)?));
-            Some(all.collect::<Option<Vec<_>>>()?.concat())
+            let mut all = Vec::new();
+            for part in &node.inputs {
+                all.extend(parts(graph, (*part)?)?);
+                if all.len() > MOST_PARTS {
+                    return None;
+                }
+            }
+            Some(all)
         }
         "Reshape" => Some(vec![some_rows(graph, value)?]),
         _ => None,

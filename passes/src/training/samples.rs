@@ -3,14 +3,14 @@
 use super::TrainingError;
 use super::parameters::{Layout, Precision};
 use super::specialize::{Size, specialize};
-use crate::attention::rewrite::SAMPLES;
+use crate::attention::sampling_graph::SAMPLES;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
 use crate::ir::rebuild::{Rebuild, copy_constant, rebuild};
 use crate::ir::tensor::Tensor;
 use std::collections::BTreeMap;
 
-/// The graph of a model with samples as outputs (`attention::rewrite::write_samples`), for one row of so many
+/// The graph of a model with samples as outputs (`attention::sampling_graph::write_samples`), for one row of so many
 /// tokens, with `current` in the place of the weights of these names.
 pub fn sample_graph(
     model: &Graph,

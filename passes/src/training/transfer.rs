@@ -7,13 +7,13 @@ use super::finish::complete;
 use super::parameters::Layout;
 use super::specialize::specialize;
 use super::step::{LOSS, StepOptions, in_precision, write_gradients};
-use crate::attention::rewrite::{LINEAR_OUTPUT, SOFTMAX_OUTPUT};
+use crate::attention::calibration_graph::{LINEAR_OUTPUT, SOFTMAX_OUTPUT};
 use crate::autodiff::gradients;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
 use dijiang_format::dtype::DType;
 
-/// Loss and gradients of a model with both attentions as outputs (`attention::rewrite::write_beside`).
+/// Loss and gradients of a model with both attentions as outputs (`attention::calibration_graph::write_beside`).
 pub fn transfer_step(
     model: &Graph,
     layers: &[usize],

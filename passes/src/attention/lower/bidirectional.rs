@@ -15,19 +15,21 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, [q, k, v]: [ValueId; 3], d: D
         Form::Parallel => {
             let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
             let weights = p.matmul(q, turned);
-            (p.matmul(weights, v), p.reduce("ReduceSum", weights, &[-1], true))
+            (p.matmul(weights, v), d.divides.then(|| p.reduce("ReduceSum", weights, &[-1], true)))
         }
         Form::Chunked(_) | Form::Segment(_) | Form::Operator(_) => {
             let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
             let sums = p.matmul(turned, v);
-            let norms = p.reduce("ReduceSum", k, &[3], false);
-            let norms = p.unsqueeze(norms, &[4]);
-            (p.matmul(q, sums), p.matmul(q, norms))
+            let norms = d.divides.then(|| {
+                let norms = p.reduce("ReduceSum", k, &[3], false);
+                p.unsqueeze(norms, &[4])
+            });
+            (p.matmul(q, sums), norms.map(|norms| p.matmul(q, norms)))
         }
     };
     Sums {
         num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
-        den: p.reshape(den, &[0, d.heads, -1, 1]),
+        den: den.map(|den| p.reshape(den, &[0, d.heads, -1, 1])),
         layout: Layout::HeadMajor,
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state. A sequence shorter than a chunk is one chunk of its own length.
 
-use super::ones::{ONES, joined, with_ones};
+use super::ones::{ONES, joined, width, with_ones};
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums, lower_triangle};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -22,7 +22,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     // [batch, kv_heads, chunks, chunk, ·]
     let k = grid.cut(p, r.k, &[d.kv_heads], &[d.features]);
     let v = grid.cut(p, r.v, &[d.kv_heads], &[d.value_dim]);
-    let v = with_ones(p, v);
+    let v = with_ones(p, v, d);
     let log = r.log_decay.map(|log| Logs::new(p, &grid, log, d.kv_heads));
 
     let inside = inside_chunks(p, q, k, &grid, d, log.as_ref());
@@ -37,27 +37,25 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         old = p.mul(old, decay);
     }
     let sums = p.add(new, old);
-    let (num, den) = apart(p, sums, d.value_dim);
-    let den = p.reduce("ReduceMean", den, &[-1], true);
+    let (num, den) = apart(p, sums, d);
+    let den = den.map(|den| p.reduce("ReduceMean", den, &[-1], true));
     Lowered {
         sums: Sums {
             num: grid.join(p, num, d.heads, d.value_dim),
-            den: grid.join(p, den, d.heads, 1),
+            den: den.map(|den| grid.join(p, den, d.heads, 1)),
             layout: Layout::TokenMajor,
         },
         state: carried.after,
     }
 }
 
-/// Of values with their ones.
-fn width(d: Dims) -> i64 {
-    d.value_dim + ONES
-}
-
-/// What belongs to the values, and what to the ones.
-fn apart(p: &mut Patch<'_>, x: ValueId, value_dim: i64) -> (ValueId, ValueId) {
-    let parts = p.split(x, -1, &[value_dim, ONES]);
-    (parts[0], parts[1])
+/// What belongs to the values, and what to the ones, where there are any.
+fn apart(p: &mut Patch<'_>, x: ValueId, d: Dims) -> (ValueId, Option<ValueId>) {
+    if !d.divides {
+        return (x, None);
+    }
+    let parts = p.split(x, -1, &[d.value_dim, ONES]);
+    (parts[0], Some(parts[1]))
 }
 
 /// How a sequence is cut: C = min(T, size), N = ceil(T / C), and what is missing to N·C, where anything may be.
@@ -197,7 +195,7 @@ fn decay_between(p: &mut Patch<'_>, row: ValueId, column: ValueId, size: ValueId
     p.exp(between)
 }
 
-/// The states with their normalisers before each chunk, `[batch, kv_heads, chunks, m, value_dim + ONES]`, and the
+/// The states with their normalisers before each chunk, `[batch, kv_heads, chunks, m, width]`, and the
 /// state after the last.
 struct Carried {
     before: ValueId,
@@ -224,9 +222,12 @@ fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<
         None => carry_summed(p, added, start),
     };
     let after = p.squeeze(after, &[2]);
-    let (s, z) = apart(p, after, r.dims.value_dim);
-    let z = p.slice(z, -1, 0, 1);
-    Carried { before, after: State { s, z: p.squeeze(z, &[-1]) } }
+    let (s, z) = apart(p, after, r.dims);
+    let z = z.map(|z| {
+        let z = p.slice(z, -1, 0, 1);
+        p.squeeze(z, &[-1])
+    });
+    Carried { before, after: State { s, z } }
 }
 
 fn carry_summed(p: &mut Patch<'_>, added: ValueId, start: ValueId) -> (ValueId, ValueId) {
@@ -251,7 +252,7 @@ fn carry_decayed(
     let count = p.squeeze(count, &[0]);
     let mixing = decay_between(p, row, column, count, true);
 
-    // One row per chunk: [batch, kv_heads, chunks, m · (value_dim + ONES)].
+    // One row per chunk: [batch, kv_heads, chunks, m · width].
     let flat = p.reshape(added, &[0, 0, -1, d.features * width(d)]);
     let mixed = p.matmul(mixing, flat);
     let like = p.shape_of(added, 0, 5);

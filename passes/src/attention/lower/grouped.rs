@@ -3,11 +3,13 @@
 //!
 //! *Becomes:* q, k, v packed `[batch, sequence, heads · head_dim]`; the rotary embedding inside the operator where it
 //! takes it, beside it as `RotaryEmbedding` where it does not, and as written where it was not recognised.
-//! *Exact:* up to rounding, for rows that are padded behind: the operator counts the tokens of a row, and
-//! cannot leave out the first ones.
+//! *Exact:* up to rounding. The operator counts the tokens of a row from its beginning and cannot leave out the first
+//! ones, so that those of rows that are padded in front are moved there ([`super::tokens_first`]). A batch of several
+//! rows goes on behind its past by one token a call, and the operator refuses more.
 //! *Declines when:* an attention of the graph has no cache, another mask, or heads the operator does not take. The
 //! graph is then left whole, as caches of two kinds are served in two ways.
 
+use super::tokens_first::{Marks, bring_tokens_first, recent_tokens};
 use crate::attention::patterns::find_sites;
 use crate::attention::site::AttentionSite;
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
@@ -21,6 +23,10 @@ use std::collections::BTreeMap;
 pub const TABLES: &str = "grouped_attention.";
 
 const DOMAIN: &str = "com.microsoft";
+const OPERATOR: &str = "GroupQueryAttention";
+
+/// What the pass calls itself, in errors and as the origin of its nodes.
+const RULE: &str = "grouped_attention";
 
 /// Positions that the tables of rotary embedding hold; the operators read them, and compute none.
 pub const ROTARY_ROWS: u64 = 1 << 17;
@@ -41,13 +47,17 @@ pub fn group(graph: &mut Graph) -> Result<Option<String>, PatchError> {
         return Ok(Some(reason));
     }
     let Some(mask) = first.mask.padding() else { return Ok(Some("it has no mask input".to_owned())) };
-    let change = {
-        let mut writer = Writer { p: Patch::new(graph, "grouped_attention"), graph, tables: BTreeMap::new() };
-        let counts = writer.counts(mask);
+    let (change, recent) = {
+        let mut writer = Writer { p: Patch::new(graph, RULE), graph, tables: BTreeMap::new() };
+        let counts = writer.counts(mask, first.q);
         found.sites.iter().for_each(|site| writer.write(site, counts));
-        writer.p.finish()
+        (writer.p.finish(), counts.recent)
     };
-    graph.apply(change).map(|_| None)
+    graph.apply(change)?;
+    bring_tokens_first(graph, Marks { mask, recent }, &|node| {
+        node.origin == RULE && node.op.name() == OPERATOR
+    })?;
+    Ok(None)
 }
 
 fn misfit(graph: &Graph, site: &AttentionSite, first: &AttentionSite) -> Option<String> {
@@ -81,6 +91,8 @@ fn misfit(graph: &Graph, site: &AttentionSite, first: &AttentionSite) -> Option<
 struct Counts {
     last: ValueId,
     total: ValueId,
+    /// Which tokens of the call are none but padding, i64 `[batch, sequence]`.
+    recent: ValueId,
 }
 
 struct Writer<'g> {
@@ -91,15 +103,30 @@ struct Writer<'g> {
 }
 
 impl Writer<'_> {
-    fn counts(&mut self, mask: ValueId) -> Counts {
+    /// All that a call brings stands behind the tokens of the past, padding too: it is written over when it turns out
+    /// to be behind the tokens.
+    fn counts(&mut self, mask: ValueId, queries: ValueId) -> Counts {
+        let by_token = self.by_token(queries);
         let p = &mut self.p;
-        p.set_scope("grouped_attention");
-        let ones = p.cast(mask, DType::I64);
-        let tokens = p.reduce("ReduceSum", ones, &[1], false);
-        let last = p.add_scalar(tokens, -1.0);
+        p.set_scope(RULE);
+        let (ones, recent) = (p.cast(mask, DType::I64), recent_tokens(p, mask, by_token));
+        let [all, new] = [ones, recent].map(|marks| p.reduce("ReduceSum", marks, &[1], false));
+        let past = p.sub(all, new);
+        let time = p.shape_of(by_token, 1, 2);
+        let end = p.add(past, time);
+        let last = p.add_scalar(end, -1.0);
         let total = p.shape_of(mask, 1, 2);
         let total = p.squeeze(total, &[0]);
-        Counts { last: p.cast(last, DType::I32), total: p.cast(total, DType::I32) }
+        Counts { last: p.cast(last, DType::I32), total: p.cast(total, DType::I32), recent }
+    }
+
+    /// What has the tokens of a call on axis 1: an input, or else the queries before they are laid out by head.
+    fn by_token(&mut self, queries: ValueId) -> ValueId {
+        let shape = |v: ValueId| self.graph.value(v).ty.shape.as_deref();
+        let time = shape(queries).and_then(|dims| dims.get(2));
+        let holds = |v: &&ValueId| matches!(shape(**v), Some([_, own, ..]) if Some(own) == time);
+        let input = self.graph.inputs().iter().find(holds).copied();
+        input.unwrap_or_else(|| self.p.transpose(queries, &[0, 2, 1, 3]))
     }
 
     fn write(&mut self, site: &AttentionSite, counts: Counts) {
@@ -117,7 +144,7 @@ impl Writer<'_> {
             q = self.rotated(q, rotary, tables, site.heads);
             k = self.rotated(k, rotary, tables, site.kv_heads);
         }
-        let op = Op::in_domain(DOMAIN, "GroupQueryAttention")
+        let op = Op::in_domain(DOMAIN, OPERATOR)
             .with("num_heads", site.heads as i64)
             .with("kv_num_heads", site.kv_heads as i64)
             .with("scale", site.scale as f32)
@@ -334,6 +361,82 @@ mod tests {
                 let error = relative_error(&found[name], value);
                 assert!(error < 1e-7, "{name} after {past}: {error:e}");
             }
+        }
+    }
+
+    /// What the tokens of both rows come to, padding left out: a prompt, then a token, each call with what the one
+    /// before returned. `pads` are where the two rows are padded, from the front or from behind.
+    fn generated(graph: &Graph, pads: [&[usize]; 2]) -> Vec<f64> {
+        let mut mask: Vec<Vec<i64>> =
+            pads.iter().map(|pads| (0..5).map(|t| i64::from(!pads.contains(&t))).collect()).collect();
+        let mut caches = [noise(&[2, 2, 0, 8], 0), noise(&[2, 2, 0, 8], 0)];
+        let mut found = Vec::new();
+        for (call, time) in [(1, 5), (2, 1), (3, 1)] {
+            if call > 1 {
+                mask.iter_mut().for_each(|row| row.push(1));
+            }
+            let width = mask[0].len();
+            let marks = Array::from_i64(&[2, width], mask.concat()).expect("a mask");
+            let inputs = [
+                ("hidden", noise(&[2, time, 16], call)),
+                ("attention_mask", marks),
+                ("past_key_values.0.key", caches[0].clone()),
+                ("past_key_values.0.value", caches[1].clone()),
+            ];
+            let mut out = run(graph, &inputs);
+            caches = ["key", "value"].map(|part| out.remove(&format!("present.0.{part}")).expect("a cache"));
+            let y = out["y"].to_f64();
+            let rows = y.chunks(y.len() / (2 * time)).enumerate();
+            let is_token = |at: usize| mask[at / time][width - time + at % time] == 1;
+            found.extend(rows.filter(|(at, _)| is_token(*at)).flat_map(|(_, row)| row.to_vec()));
+        }
+        found
+    }
+
+    const PADS: [[&[usize]; 2]; 4] =
+        [[&[0, 1], &[]], [&[0, 1, 2, 3], &[4]], [&[0, 4], &[3, 4]], [&[], &[0, 1, 2]]];
+
+    fn moves(graph: &Graph) -> usize {
+        let around = graph.nodes().filter(|(_, node)| node.origin == super::super::tokens_first::RULE);
+        around.filter(|(_, node)| node.op.is("Gather")).count()
+    }
+
+    #[test]
+    fn rows_may_be_padded_in_front_and_behind() {
+        let (mut graph, plain) = (plain(), plain());
+        group(&mut graph).expect("a patch");
+        assert_eq!(moves(&graph), 2, "of what is given and of what is returned");
+        check_padded(&graph, &plain);
+    }
+
+    /// Something but attention looks from token to token.
+    #[test]
+    fn what_mixes_tokens_elsewhere_is_left_in_order() {
+        let mixing = || {
+            let mut graph = plain();
+            let change = {
+                let mut p = Patch::new(&graph, "test");
+                let hidden = graph.input("hidden").expect("an input");
+                let before = p.cumsum(hidden, 1, false);
+                p.output("sums", before);
+                p.finish()
+            };
+            graph.apply(change).expect("a patch");
+            graph
+        };
+        let (mut graph, plain) = (mixing(), mixing());
+        group(&mut graph).expect("a patch");
+        assert_eq!(moves(&graph), 4, "queries, keys, values and what is returned");
+        check_padded(&graph, &plain);
+    }
+
+    fn check_padded(graph: &Graph, plain: &Graph) {
+        assert!(verify(graph).is_empty());
+        for pads in PADS {
+            let (found, expected) = (generated(graph, pads), generated(plain, pads));
+            assert_eq!(found.len(), expected.len());
+            let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(apart < 1e-6, "{pads:?}: {apart:e}");
         }
     }
 

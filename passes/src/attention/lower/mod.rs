@@ -10,12 +10,14 @@ use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 
 pub(crate) mod bidirectional;
+mod by_token;
 mod chunked;
 pub mod grouped;
 mod ones;
 mod parallel;
 mod recurrent;
 mod segment;
+pub mod tokens_first;
 
 /// What a lowering is given.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +37,12 @@ pub struct Recurrence {
     pub dims: Dims,
 }
 
-/// S `[batch, kv_heads, m, value_dim]` and z `[batch, kv_heads, m]`.
+/// S `[batch, kv_heads, m, value_dim]` and z `[batch, kv_heads, m]`, which is there if the readout
+/// [divides](Dims::divides).
 #[derive(Debug, Clone, Copy)]
 pub struct State {
     pub s: ValueId,
-    pub z: ValueId,
+    pub z: Option<ValueId>,
 }
 
 /// The dims of a site that are numbers.
@@ -49,6 +52,8 @@ pub struct Dims {
     pub kv_heads: i64,
     pub features: i64,
     pub value_dim: i64,
+    /// Whether the readout divides by φ(q)·z. What is normalised otherwise needs no z.
+    pub divides: bool,
 }
 
 impl Dims {
@@ -70,8 +75,8 @@ pub struct Lowered {
 pub struct Sums {
     /// Last axis `value_dim`.
     pub num: ValueId,
-    /// Last axis 1.
-    pub den: ValueId,
+    /// Last axis 1; there if the readout [divides](Dims::divides).
+    pub den: Option<ValueId>,
     pub layout: Layout,
 }
 

@@ -1,6 +1,6 @@
 //! Columns of ones behind the values, which carry the normaliser with the sum.
 
-use super::State;
+use super::{Dims, State};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -8,16 +8,25 @@ use crate::ir::tensor::Tensor;
 /// How many: products of rows of multiples of 8 run fastest on a GPU.
 pub(super) const ONES: i64 = 8;
 
-/// `[…, value_dim]` → `[…, value_dim + ONES]`
-pub(super) fn with_ones(p: &mut Patch<'_>, v: ValueId) -> ValueId {
+/// Of values with their ones, where there are any.
+pub(super) fn width(d: Dims) -> i64 {
+    if d.divides { d.value_dim + ONES } else { d.value_dim }
+}
+
+/// `[…, value_dim]` → `[…, width]`
+pub(super) fn with_ones(p: &mut Patch<'_>, v: ValueId, d: Dims) -> ValueId {
+    if !d.divides {
+        return v;
+    }
     let dtype = p.dtype(v);
     let one = p.constant("one", Tensor::scalar(dtype, 1.0));
     spread_behind(p, v, one)
 }
 
-/// S with z as the same columns, `[batch, kv_heads, m, value_dim + ONES]`.
+/// S with z as the same columns, `[batch, kv_heads, m, width]`.
 pub(super) fn joined(p: &mut Patch<'_>, state: State) -> ValueId {
-    let z = p.unsqueeze(state.z, &[3]);
+    let Some(z) = state.z else { return state.s };
+    let z = p.unsqueeze(z, &[3]);
     spread_behind(p, state.s, z)
 }
 

@@ -37,15 +37,17 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         None => q,
     };
     let s0 = p.unsqueeze(r.state.s, &[2]);
-    let z0 = p.unsqueeze(r.state.z, &[2, 4]);
+    let z0 = r.state.z.map(|z| p.unsqueeze(z, &[2, 4]));
     let (new, old) = (p.matmul(weights, v), p.matmul(from_start, s0));
     let num = p.add(new, old);
-    let (new, old) = (p.reduce("ReduceSum", weights, &[-1], true), p.matmul(from_start, z0));
-    let den = p.add(new, old);
+    let den = z0.map(|z0| {
+        let (new, old) = (p.reduce("ReduceSum", weights, &[-1], true), p.matmul(from_start, z0));
+        p.add(new, old)
+    });
     Lowered {
         sums: Sums {
             num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
-            den: p.reshape(den, &[0, d.heads, -1, 1]),
+            den: den.map(|den| p.reshape(den, &[0, d.heads, -1, 1])),
             layout: Layout::HeadMajor,
         },
         state: last_state(p, r, log),
@@ -68,14 +70,16 @@ fn last_state(p: &mut Patch<'_>, r: &Recurrence, log: Option<ValueId>) -> State 
         let decay = p.unsqueeze(decay, &[3]);
         k = p.mul(k, decay);
         let whole = p.exp(last);
-        z0 = p.mul(z0, whole);
+        z0 = z0.map(|z0| p.mul(z0, whole));
         let whole = p.unsqueeze(whole, &[3]);
         s0 = p.mul(s0, whole);
     }
     let turned = p.transpose(k, &[0, 1, 3, 2]);
     let added = p.matmul(turned, r.v);
     let s = p.add(s0, added);
-    let added = p.reduce("ReduceSum", k, &[2], false);
-    let z = p.add(z0, added);
+    let z = z0.map(|z0| {
+        let added = p.reduce("ReduceSum", k, &[2], false);
+        p.add(z0, added)
+    });
     State { s, z }
 }

@@ -1,5 +1,5 @@
-//! The recurrent form: a `LinearAttention` operator for S, and a second one with values of 1 for
-//! the normaliser z, so that the state of S keeps the width of the values.
+//! The recurrent form: a `LinearAttention` operator for S, and where the readout divides a second one with values of 1
+//! for the normaliser z, so that the state of S keeps the width of the values.
 
 use super::{Layout, Lowered, Recurrence, State, Sums};
 use crate::ir::graph::ValueId;
@@ -27,19 +27,21 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
         p.node_outputs(op.clone(), &inputs, 2)
     };
     let s = run(p, v, r.state.s);
-    let ones = match tokens {
-        Some(tokens) => repeat(p, tokens, d.kv_heads),
-        None => ones(p, v, d.kv_heads),
-    };
-    let z0 = p.unsqueeze(r.state.z, &[3]);
-    let z = run(p, ones, z0);
+    let z = r.state.z.map(|z| {
+        let ones = match tokens {
+            Some(tokens) => repeat(p, tokens, d.kv_heads),
+            None => ones(p, v, d.kv_heads),
+        };
+        let z0 = p.unsqueeze(z, &[3]);
+        run(p, ones, z0)
+    });
     Lowered {
         sums: Sums {
             num: p.reshape(s[0], &[0, 0, d.heads, d.value_dim]),
-            den: p.unsqueeze(z[0], &[3]),
+            den: z.as_ref().map(|z| p.unsqueeze(z[0], &[3])),
             layout: Layout::TokenMajor,
         },
-        state: State { s: s[1], z: p.squeeze(z[1], &[3]) },
+        state: State { s: s[1], z: z.map(|z| p.squeeze(z[1], &[3])) },
     }
 }
 

@@ -9,7 +9,7 @@
 //! the decays alone. What is summed over tokens then stays below a few hundred values. The state stays f32, and adds
 //! what a segment brings, rounded once.
 
-use super::ones::{ONES, joined, with_ones};
+use super::ones::{ONES, joined, width, with_ones};
 use super::{Dims, Layout, Lowered, Recurrence, State, Sums};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -51,12 +51,17 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let old = log.as_ref().map_or(old, |log| decayed(p, &grid, old, log));
     let sums = p.add(new, old);
     let sums = grid.by_head(p, sums, Last::Known(grid.width()));
-    let parts = p.split(sums, -1, &[r.dims.value_dim, ONES]);
-    let (num, den) = (parts[0], p.slice(parts[1], -1, 0, 1));
+    let (num, den) = match r.dims.divides {
+        true => {
+            let parts = p.split(sums, -1, &[r.dims.value_dim, ONES]);
+            (parts[0], Some(p.slice(parts[1], -1, 0, 1)))
+        }
+        false => (sums, None),
+    };
     Lowered {
         sums: Sums {
             num: grid.join(p, num, r.dims.value_dim),
-            den: grid.join(p, den, 1),
+            den: den.map(|den| grid.join(p, den, 1)),
             layout: Layout::TokenMajor,
         },
         state: state(p, carried.after, r.dims),
@@ -92,7 +97,7 @@ impl Grid {
     }
 
     fn width(&self) -> i64 {
-        self.dims.value_dim + ONES
+        width(self.dims)
     }
 
     fn last(&self, p: &mut Patch<'_>, last: Last) -> ValueId {
@@ -176,12 +181,12 @@ impl Grid {
     }
 }
 
-/// v with its ones, `[kv_heads · batch · sequence, value_dim + ONES]`, in the type of the features.
+/// v with its ones, `[kv_heads · batch · sequence, width]`, in the type of the features.
 fn values(p: &mut Patch<'_>, grid: &Grid, r: &Recurrence) -> ValueId {
     let dtype = p.dtype(r.q);
     let turned = p.transpose(r.v, &[1, 0, 2, 3]);
     let v = p.cast(turned, dtype);
-    let v = with_ones(p, v);
+    let v = with_ones(p, v, r.dims);
     p.reshape(v, &[-1, grid.width()])
 }
 
@@ -273,11 +278,14 @@ fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, lo
 
 fn state(p: &mut Patch<'_>, after: ValueId, d: Dims) -> State {
     let turned = p.transpose(after, &[1, 0, 2, 3]);
+    if !d.divides {
+        return State { s: turned, z: None };
+    }
     let z = p.slice(turned, -1, d.value_dim, d.value_dim + 1);
-    State { s: p.slice(turned, -1, 0, d.value_dim), z: p.squeeze(z, &[-1]) }
+    State { s: p.slice(turned, -1, 0, d.value_dim), z: Some(p.squeeze(z, &[-1])) }
 }
 
-/// The states with their normalisers before each chunk, `[kv_heads, batch, chunks, m, value_dim + ONES]`, in half
+/// The states with their normalisers before each chunk, `[kv_heads, batch, chunks, m, width]`, in half
 /// precision times the scales σ_n, f32 `[kv_heads, batch, chunks, 1]`; and the state after the last, f32.
 struct Carried {
     before: ValueId,
@@ -307,7 +315,7 @@ fn carry(
     let exclusive = p.sub(inclusive, whole);
     let start = joined(p, r.state);
     let start = p.transpose(start, &[1, 0, 2, 3]);
-    let masses = is_half(dtype).then(|| Masses::new(p, grid, r.state.z, at_end));
+    let masses = r.state.z.filter(|_| is_half(dtype)).map(|z| Masses::new(p, grid, z, at_end));
 
     let first = match &masses {
         Some(masses) => p.log(masses.start_scale),

@@ -7,8 +7,9 @@
 use super::{AttentionPattern, KnownScores};
 use crate::attention::mask::Scores;
 use crate::attention::site::{self, AttentionSite, Cache, Stream};
-use crate::ir::graph::{Graph, ValueId};
+use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::shape::show;
+use crate::ir::walk::{depth_first, inputs_of};
 use crate::pattern::{Match, Miss, Pat};
 
 pub(super) struct Decomposed;
@@ -51,6 +52,8 @@ impl AttentionPattern for Decomposed {
         let projection = site::trace_projection(graph, value.new);
         Ok(AttentionSite {
             name: site::name_of(graph, projection.as_ref(), out),
+            // `find_sites` numbers them.
+            layer: 0,
             q,
             k: key.new,
             v: value.new,
@@ -107,18 +110,13 @@ const BETWEEN: [&str; 10] =
 
 fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
     let name = |v: ValueId| graph.value(v).name.clone();
-    let mut found = Vec::new();
-    let mut stack = vec![scores];
-    while let Some(value) = stack.pop() {
-        let Some((node, _)) = graph.producer(value) else { continue };
-        let node = graph.node(node);
-        if node.op.is("MatMul") {
-            found.push((value, node));
-        } else if BETWEEN.contains(&node.op.name()) {
-            stack.extend(node.inputs.iter().flatten());
-        }
-    }
-    found.dedup_by_key(|(value, _)| *value);
+    let maker = |v: ValueId| graph.producer(v).map(|(id, _)| graph.node(id));
+    let before = |v: ValueId| match maker(v) {
+        Some(node) if BETWEEN.contains(&node.op.name()) => inputs_of(graph, v),
+        _ => Vec::new(),
+    };
+    let products = depth_first(scores, before).filter_map(|v| Some((v, maker(v)?)));
+    let found: Vec<(ValueId, &Node)> = products.filter(|(_, node)| node.op.is("MatMul")).collect();
     let [(product, node)] = found.as_slice() else {
         return Err(Miss::check(
             name(scores),

@@ -4,7 +4,8 @@
 use super::mask::{Scores, classify};
 use super::site::AttentionSite;
 use super::softmaxes::Computed;
-use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
+use crate::ir::graph::{Graph, Node, NodeId, ValueId};
+use crate::ir::walk::{depth_first, inputs_of, nearest_first, outputs_behind};
 use crate::pattern::{Match, Miss, Pat, Stage, find};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -43,41 +44,29 @@ impl KnownScores {
     }
 }
 
-/// How `value` is computed from `product`: operators on the way by name, everything else by id.
+/// How `value` is computed from `product`: a line for each operator on the way, with numbers for what it reads, and
+/// everything else by id.
 fn spell(graph: &Graph, value: ValueId, product: ValueId) -> String {
-    if value == product {
-        return "product".to_owned();
-    }
-    match graph.producer(value).filter(|_| depends(graph, value, product)) {
-        None => match graph.as_scalar(value) {
-            // Each layer has its own scale, of the same number.
-            Some(number) => format!("{number:e}"),
-            None => format!("{value:?}"),
-        },
+    let is_on_the_way = |v: ValueId| v != product && depends(graph, v, product);
+    let before = |v: ValueId| if is_on_the_way(v) { inputs_of(graph, v) } else { Vec::new() };
+    let values: Vec<ValueId> = depth_first(value, before).collect();
+    let numbers: BTreeMap<ValueId, usize> = values.iter().copied().zip(0..).collect();
+    let lines = values.iter().map(|v| match graph.producer(*v).filter(|_| is_on_the_way(*v)) {
         Some((node, slot)) => {
             let node = graph.node(node);
-            let inputs = node.inputs.iter().map(|v| v.map_or("_".to_owned(), |v| spell(graph, v, product)));
-            let inputs: Vec<String> = inputs.collect();
-            format!("{}{:?}.{slot}({})", node.op.qualified_name(), node.op.attrs, inputs.join(","))
+            let inputs: Vec<Option<&usize>> = node.inputs.iter().map(|v| numbers.get(&(*v)?)).collect();
+            format!("{}{:?}.{slot}{inputs:?}", node.op.qualified_name(), node.op.attrs)
         }
-    }
+        None if *v == product => "product".to_owned(),
+        // Each layer has its own scale, of the same number.
+        None => graph.as_scalar(*v).map_or_else(|| format!("{v:?}"), |number| format!("{number:e}")),
+    });
+    lines.collect::<Vec<String>>().join("; ")
 }
 
 /// Whether `product` goes into `value` by a few steps.
 pub(super) fn depends(graph: &Graph, value: ValueId, product: ValueId) -> bool {
-    let (mut seen, mut stack) = (BTreeSet::new(), vec![(value, 0)]);
-    while let Some((value, depth)) = stack.pop() {
-        if value == product {
-            return true;
-        }
-        if depth < MAX_STEPS
-            && seen.insert(value)
-            && let Some((node, _)) = graph.producer(value)
-        {
-            stack.extend(graph.node(node).inputs.iter().flatten().map(|v| (*v, depth + 1)));
-        }
-    }
-    false
+    nearest_first(value, MAX_STEPS, |v| inputs_of(graph, v)).any(|v| v == product)
 }
 
 /// Operators that stand between a product and the softmax at most.
@@ -108,8 +97,6 @@ impl fmt::Display for NearMiss {
 pub struct Found {
     /// In topological order.
     pub sites: Vec<AttentionSite>,
-    /// Which of the graph's attentions each site is, where those that were missed count too.
-    pub layers: Vec<usize>,
     pub misses: Vec<NearMiss>,
 }
 
@@ -125,7 +112,7 @@ pub fn find_sites(graph: &Graph) -> Found {
     let mut found = Found::default();
     let mut taken = BTreeSet::new();
     let mut known = KnownScores::default();
-    let mut failed: Vec<(ValueId, &'static str, Miss)> = Vec::new();
+    let mut failed = Failed::default();
     let patterns: Vec<_> = PATTERNS.iter().map(|p| (p, p.pattern())).collect();
     for node in graph.order() {
         let value = graph.node(node).outputs[0];
@@ -138,28 +125,28 @@ pub fn find_sites(graph: &Graph) -> Found {
                     }
                     Err(mut miss) => {
                         miss.matched = matched.nodes.len();
-                        failed.push((value, pattern.name(), miss));
+                        failed.add(value, pattern.name(), miss);
                     }
                 },
-                Err(miss) => failed.push((value, pattern.name(), miss)),
+                Err(miss) => failed.add(value, pattern.name(), miss),
             }
         }
     }
-    tell_apart(&mut found.sites);
     let computed = Computed::of(graph);
     let mut missed = BTreeSet::new();
     for id in graph.order() {
         let node = graph.node(id);
         if node.op.is("Softmax") && !taken.contains(&id) {
             let is_attention = computed.is_attention(graph, id);
-            found.misses.extend(closest(graph, id, &failed).map(|miss| NearMiss { is_attention, ..miss }));
+            found.misses.extend(failed.closest(graph, id).map(|miss| NearMiss { is_attention, ..miss }));
             missed.extend(is_attention.then_some(id));
         } else if is_whole_attention(node) {
             found.misses.push(whole(graph, node));
             missed.insert(id);
         }
     }
-    found.layers = layers(graph, &found.sites, &missed);
+    number(graph, &mut found.sites, &missed);
+    tell_apart(&mut found.sites);
     found
 }
 
@@ -175,54 +162,54 @@ fn whole(graph: &Graph, node: &Node) -> NearMiss {
     NearMiss { node: node.name.clone(), pattern: "operator", miss, is_attention: true }
 }
 
-/// The place of every site among all attentions, in the order the graph computes them.
-fn layers(graph: &Graph, sites: &[AttentionSite], missed: &BTreeSet<NodeId>) -> Vec<usize> {
+/// Gives every site its place among all attentions, in the order the graph computes them.
+fn number(graph: &Graph, sites: &mut [AttentionSite], missed: &BTreeSet<NodeId>) {
     let order: BTreeMap<NodeId, usize> = graph.order().into_iter().zip(0..).collect();
-    let missed: Vec<usize> = missed.iter().map(|id| order[id]).collect();
-    let place = |site: &AttentionSite| graph.producer(site.out).map_or(0, |(id, _)| order[&id]);
-    let before = |site: &AttentionSite| missed.iter().filter(|m| **m < place(site)).count();
-    sites.iter().enumerate().map(|(i, site)| i + before(site)).collect()
+    let missed: BTreeSet<usize> = missed.iter().map(|id| order[id]).collect();
+    let missed: Vec<usize> = missed.into_iter().collect();
+    for (i, site) in sites.iter_mut().enumerate() {
+        let place = graph.producer(site.out).map_or(0, |(id, _)| order[&id]);
+        site.layer = i + missed.partition_point(|m| *m < place);
+    }
 }
 
 /// Sites whose names say nothing, or the same, are numbered.
 fn tell_apart(sites: &mut [AttentionSite]) {
-    let names: Vec<String> = sites.iter().map(|s| s.name.clone()).collect();
-    for (layer, site) in sites.iter_mut().enumerate() {
-        let twins = names.iter().filter(|n| **n == site.name).count();
+    let mut twins: BTreeMap<String, usize> = BTreeMap::new();
+    sites.iter().for_each(|site| *twins.entry(site.name.clone()).or_default() += 1);
+    for site in sites {
         if site.name.is_empty() {
-            site.name = format!("attention.{layer}");
-        } else if twins > 1 {
-            site.name = format!("{}.{layer}", site.name);
+            site.name = format!("attention.{}", site.layer);
+        } else if twins[&site.name] > 1 {
+            site.name = format!("{}.{}", site.name, site.layer);
         }
     }
 }
 
-/// Of the patterns tried behind a softmax, the one that got furthest.
-fn closest(graph: &Graph, softmax: NodeId, failed: &[(ValueId, &'static str, Miss)]) -> Option<NearMiss> {
-    let behind = reach(graph, graph.node(softmax).outputs[0]);
-    let best = failed
-        .iter()
-        .filter(|(value, ..)| behind.contains(value))
-        .max_by_key(|(_, _, miss)| (miss.stage, miss.matched))?;
-    let node = graph.node(softmax).name.clone();
-    Some(NearMiss { node, pattern: best.1, miss: best.2.clone(), is_attention: false })
+/// What the patterns say of the values they do not match at.
+#[derive(Default)]
+struct Failed {
+    misses: Vec<(&'static str, Miss)>,
+    /// Places in `misses`.
+    at: BTreeMap<ValueId, Vec<usize>>,
 }
 
-/// A value and those computed from it by few steps.
-fn reach(graph: &Graph, value: ValueId) -> Vec<ValueId> {
-    let mut reached = vec![value];
-    for _ in 0..4 {
-        let next: Vec<ValueId> = reached
-            .iter()
-            .flat_map(|v| &graph.value(*v).uses)
-            .filter_map(|user| match user {
-                Use::Node { node, .. } => Some(graph.node(*node).outputs.clone()),
-                Use::GraphOutput(_) => None,
-            })
-            .flatten()
-            .filter(|v| !reached.contains(v))
-            .collect();
-        reached.extend(next);
+impl Failed {
+    fn add(&mut self, value: ValueId, pattern: &'static str, miss: Miss) {
+        self.at.entry(value).or_default().push(self.misses.len());
+        self.misses.push((pattern, miss));
     }
-    reached
+
+    /// Of the patterns tried a few steps behind a softmax, the one that got furthest.
+    fn closest(&self, graph: &Graph, softmax: NodeId) -> Option<NearMiss> {
+        let softmax = graph.node(softmax);
+        let behind = nearest_first(softmax.outputs[0], STEPS_BEHIND, |v| outputs_behind(graph, v));
+        let tried: BTreeSet<usize> = behind.filter_map(|v| self.at.get(&v)).flatten().copied().collect();
+        let misses = tried.into_iter().map(|place| &self.misses[place]);
+        let (pattern, miss) = misses.max_by_key(|(_, miss)| (miss.stage, miss.matched))?;
+        Some(NearMiss { node: softmax.name.clone(), pattern, miss: miss.clone(), is_attention: false })
+    }
 }
+
+/// How far behind a softmax the value stands that a pattern was tried at.
+const STEPS_BEHIND: usize = 4;

@@ -1,0 +1,31 @@
+//! The graph that calibration trains on: the linear attention of each site beside the softmax attention.
+
+use super::patterns::find_sites;
+use super::rewrite::{Options, RULE, RewriteError, patch_site, reason_to_keep};
+use crate::feature_map::recipe_check;
+use crate::ir::graph::Graph;
+
+/// Names of the outputs, with the layer behind them.
+pub const SOFTMAX_OUTPUT: &str = "attention.softmax.";
+pub const LINEAR_OUTPUT: &str = "attention.linear.";
+
+/// Writes the linear attention of each site beside the softmax attention, which goes on driving the model:
+/// both are outputs of the graph. Returns the layers that have one.
+pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usize>, RewriteError> {
+    recipe_check::check(options.recipe)?;
+    let sites = find_sites(graph).sites;
+    let mut layers = Vec::new();
+    for site in sites.iter().filter(|site| reason_to_keep(site, options).is_none()) {
+        let layer = site.layer;
+        patch_site(graph, RULE, (site, options), |mut writer| {
+            let (out, state) = writer.attention();
+            if let Some(state) = state {
+                writer.output_state(state);
+            }
+            writer.p.output(&format!("{SOFTMAX_OUTPUT}{layer}"), site.out);
+            writer.p.output(&format!("{LINEAR_OUTPUT}{layer}"), out);
+        })?;
+        layers.push(layer);
+    }
+    Ok(layers)
+}

@@ -1,0 +1,99 @@
+//! Walks along the edges of a graph. A walk visits a value once, however many ways lead to it: `Add(x, x)` forty times
+//! over is forty values, and 2^40 ways.
+
+use super::graph::{Graph, Use, ValueId};
+use std::collections::{BTreeSet, VecDeque};
+
+/// `start` and what follows from it by `next`: the first of them, all that follows from that, then the second.
+pub(crate) fn depth_first(
+    start: ValueId,
+    mut next: impl FnMut(ValueId) -> Vec<ValueId>,
+) -> impl Iterator<Item = ValueId> {
+    let (mut seen, mut stack) = (BTreeSet::new(), vec![start]);
+    std::iter::from_fn(move || {
+        loop {
+            let value = stack.pop()?;
+            if seen.insert(value) {
+                stack.extend(next(value).into_iter().rev());
+                return Some(value);
+            }
+        }
+    })
+}
+
+/// `start` and what follows from it by `next` in so many steps at most, the nearest first.
+pub(crate) fn nearest_first(
+    start: ValueId,
+    steps: usize,
+    mut next: impl FnMut(ValueId) -> Vec<ValueId>,
+) -> impl Iterator<Item = ValueId> {
+    let (mut seen, mut queue) = (BTreeSet::from([start]), VecDeque::from([(start, 0)]));
+    std::iter::from_fn(move || {
+        let (value, step) = queue.pop_front()?;
+        if step < steps {
+            let new = next(value).into_iter().filter(|v| seen.insert(*v)).map(|v| (v, step + 1));
+            queue.extend(new);
+        }
+        Some(value)
+    })
+}
+
+/// What the node that makes a value reads; nothing for an input or a constant.
+pub(crate) fn inputs_of(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+    let node = graph.producer(value).map(|(id, _)| graph.node(id));
+    node.map_or_else(Vec::new, |node| node.inputs.iter().flatten().copied().collect())
+}
+
+/// What the nodes that read a value make.
+pub(crate) fn outputs_behind(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+    let outputs = graph.value(value).uses.iter().map(|user| match user {
+        Use::Node { node, .. } => graph.node(*node).outputs.as_slice(),
+        Use::GraphOutput(_) => &[],
+    });
+    outputs.flatten().copied().collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::ir::text::parse;
+
+    /// Lines that add a value to itself so many times over: `%{from}`, `%{name}1` and so on.
+    pub(crate) fn doubled(from: &str, name: &str, times: usize) -> String {
+        let before = |n: usize| if n == 1 { from.to_owned() } else { format!("{name}{}", n - 1) };
+        let lines = (1..=times).map(|n| format!("  %{name}{n} = Add(%{0}, %{0})\n", before(n)));
+        lines.collect()
+    }
+
+    #[test]
+    fn a_value_is_visited_once_however_many_ways_lead_to_it() {
+        let text =
+            format!("graph \"g\" {{\n  input %x: f32[2]\n{}  output \"y\" %x60\n}}", doubled("x", "x", 60));
+        let graph = parse(&text).expect("it parses");
+        let (x, y) = (graph.input("x").expect("x"), graph.output("y").expect("y"));
+        assert_eq!(depth_first(y, |v| inputs_of(&graph, v)).count(), 61);
+        assert_eq!(nearest_first(y, 60, |v| inputs_of(&graph, v)).last(), Some(x));
+        assert_eq!(nearest_first(y, 59, |v| inputs_of(&graph, v)).count(), 60);
+        assert_eq!(depth_first(x, |v| outputs_behind(&graph, v)).last(), Some(y));
+    }
+
+    #[test]
+    fn the_first_input_comes_first_and_the_nearest_where_it_is_asked_for() {
+        let graph = parse(
+            r#"graph "g" {
+  input %x: f32[2]
+  %a = Neg(%x)
+  %b = Exp(%a)
+  %c = Add(%b, %a)
+  output "y" %c
+}"#,
+        )
+        .expect("it parses");
+        let y = graph.output("y").expect("y");
+        let names = |values: Vec<ValueId>| -> Vec<String> {
+            values.into_iter().map(|v| graph.value(v).name.clone()).collect()
+        };
+        assert_eq!(names(depth_first(y, |v| inputs_of(&graph, v)).collect()), ["c", "b", "a", "x"]);
+        assert_eq!(names(nearest_first(y, 1, |v| inputs_of(&graph, v)).collect()), ["c", "b", "a"]);
+    }
+}
