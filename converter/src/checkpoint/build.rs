@@ -4,7 +4,7 @@ use super::config::Config;
 use super::error::CheckpointError;
 use super::families::Family;
 use super::weights::{Stored, Weights};
-use super::{ModelMeta, extra};
+use super::{Checkpoint, ModelMeta, extra};
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::patch::{Change, Patch};
@@ -40,14 +40,8 @@ pub(super) struct Inputs {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(
-        base: &'a Graph,
-        family: &'static Family,
-        config: &'a Config,
-        meta: &'a ModelMeta,
-        weights: &'a Weights,
-        dtype: DType,
-    ) -> Self {
+    pub(super) fn new(base: &'a Graph, checkpoint: &'a Checkpoint, dtype: DType) -> Self {
+        let Checkpoint { family, config, meta, weights, .. } = checkpoint;
         Self {
             p: Patch::new(base, family.name),
             config,

@@ -150,7 +150,7 @@ impl Checkpoint {
             return Err(self.config.unsupported("element type", dtype.name(), "f32, f16, bf16"));
         }
         let mut graph = Graph::new(&self.meta.model_type);
-        let mut builder = Builder::new(&graph, self.family, &self.config, &self.meta, &self.weights, dtype);
+        let mut builder = Builder::new(&graph, self, dtype);
         (self.family.build)(&mut builder)?;
         let (change, mut warnings) = builder.finish()?;
         graph.apply(change)?;

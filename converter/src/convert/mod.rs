@@ -21,7 +21,7 @@ use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::report::progress::{Estimate, Progress};
 use crate::stored_file;
 use crate::train::TrainError;
-use crate::train::finetune::{Scope, write_graphs};
+use crate::train::finetune::{Trainable, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
 use dijiang_format::digest::WeightDigests;
@@ -160,7 +160,7 @@ pub fn convert(
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
     let opened = source::open(source, options.dtype)?;
-    convert_opened(opened, None, source, target, options, progress)
+    convert_opened(opened, Conversion::new(source, target, options), progress)
 }
 
 /// What a bundle brings along that is converted again.
@@ -170,33 +170,38 @@ pub(crate) struct Before {
     pub(crate) added: Drawn,
 }
 
-/// Converts a model that is open; `source` is what errors name.
+/// Converts a model that is open.
 pub(crate) fn convert_opened(
     opened: Source,
-    before: Option<&Before>,
-    source: &Path,
-    target: &Path,
-    options: &ConvertOptions,
+    mut conversion: Conversion<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    let added = before.into_iter().flat_map(|before| before.added.values());
-    let read = opened.graph.consts().map(|(_, _, tensor)| tensor).chain(added).cloned().collect();
-    let bundle = NewBundle::begin(target, options.force)?;
+    let added = conversion.before.into_iter().flat_map(|before| before.added.values());
+    conversion.read = opened.graph.consts().map(|(_, _, tensor)| tensor).chain(added).cloned().collect();
+    let target = conversion.target;
+    let bundle = NewBundle::begin(target, conversion.options.force)?;
     let from = bundle.path().to_owned();
-    let conversion = Conversion { source, target, options, before, read };
     let written = write_bundle(opened, &conversion, bundle, progress);
     // Where something could not be read, whatever came of it is not the reason.
     stored_file::check(conversion.read.iter())?;
     written.map_err(|error| error.placed(&from, target))
 }
 
-struct Conversion<'a> {
+/// What is converted to what.
+pub(crate) struct Conversion<'a> {
+    /// What errors name.
     source: &'a Path,
     target: &'a Path,
     options: &'a ConvertOptions,
-    before: Option<&'a Before>,
+    pub(crate) before: Option<&'a Before>,
     /// What the weights are made of.
     read: Vec<Tensor>,
+}
+
+impl<'a> Conversion<'a> {
+    pub(crate) fn new(source: &'a Path, target: &'a Path, options: &'a ConvertOptions) -> Self {
+        Self { source, target, options, before: None, read: Vec::new() }
+    }
 }
 
 /// The bundle is committed, unless a check failed.
@@ -317,7 +322,7 @@ fn write_bundle(
 fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
     let sequence = training_context(manifest.model.positions);
     let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
-    let plan = write_graphs(bundle, manifest, Scope::All, 0, &options, None).map_err(Box::new)?;
+    let plan = write_graphs(bundle, manifest, &Trainable::default(), &options).map_err(Box::new)?;
     let size = |path: &PathBuf| {
         let file = std::fs::metadata(path);
         file.map(|file| file.len()).map_err(|source| ConvertError::Io { path: path.clone(), source })
@@ -551,7 +556,7 @@ impl Writer<'_> {
             sites: self.compiled.report.sites.iter().map(site).collect(),
             misses: self.compiled.report.missed().map(miss).collect(),
             state: states(&self.compiled.model),
-            ..describe(self.options, kind, stored, files, meta, self.dtype)?
+            ..describe(self.options, &Origin { kind, stored, files, meta, dtype: self.dtype })?
         })
     }
 
@@ -607,15 +612,20 @@ pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<u64, Co
     Ok(bytes.len() as u64)
 }
 
+/// What a bundle is made of.
+pub(crate) struct Origin<'a> {
+    pub(crate) kind: SourceKind,
+    /// The element type of the weights in the source.
+    pub(crate) stored: DType,
+    pub(crate) files: &'a [PathBuf],
+    pub(crate) meta: &'a ModelMeta,
+    /// And in the bundle.
+    pub(crate) dtype: DType,
+}
+
 /// What a manifest says before anything is compiled.
-pub(crate) fn describe(
-    options: &ConvertOptions,
-    kind: SourceKind,
-    stored: DType,
-    files: &[PathBuf],
-    meta: &ModelMeta,
-    dtype: DType,
-) -> Result<Manifest, ConvertError> {
+pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Result<Manifest, ConvertError> {
+    let Origin { kind, stored, files, meta, dtype } = *origin;
     let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
     let source = manifest::Source { kind, dtype: stored, files };
     let model = manifest::Model {

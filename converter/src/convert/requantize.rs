@@ -6,7 +6,7 @@
 use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
 use crate::convert::source::{self, SourceError};
-use crate::convert::{Before, ConvertError, ConvertOptions, Converted, convert_opened};
+use crate::convert::{Before, Conversion, ConvertError, ConvertOptions, Converted, convert_opened};
 use crate::report::progress::Progress;
 use crate::torch;
 use crate::verify::VerifyOptions;
@@ -70,8 +70,8 @@ pub fn requantize(
     let added = added.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
     let before = Before { manifest, added };
     let opened = source::open(bundle, how.dtype)?;
-    convert_opened(opened, Some(&before), bundle, target, &how, progress)
-        .map_err(|error| Box::new(error).into())
+    let conversion = Conversion { before: Some(&before), ..Conversion::new(bundle, target, &how) };
+    convert_opened(opened, conversion, progress).map_err(|error| Box::new(error).into())
 }
 
 /// The options of the conversion that made the bundle, with the weights as they are to be.

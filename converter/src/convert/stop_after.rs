@@ -6,7 +6,8 @@ use crate::convert::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::estimate::Beside;
 use crate::convert::source::{self, Source};
 use crate::convert::{
-    ConvertError, ConvertOptions, describe, graph_bytes, plan_weights, write_file, write_graph, write_weights,
+    ConvertError, ConvertOptions, Origin, describe, graph_bytes, plan_weights, write_file, write_graph,
+    write_weights,
 };
 use crate::report::progress::{Estimate, Progress};
 use crate::stored_file;
@@ -49,7 +50,7 @@ pub fn convert_first(
     let manifest = Manifest {
         stopped_after: Some(partial.patches as u64),
         digests: Some(written.digests),
-        ..describe(options, kind, stored, &files, &meta, dtype)?
+        ..describe(options, &Origin { kind, stored, files: &files, meta: &meta, dtype })?
     };
     write_file(bundle.path(), files::MANIFEST, manifest.to_json()?.as_bytes())?;
     stored_file::check(read.iter())?;

@@ -22,7 +22,6 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::parameters::{Layout, PARAMETERS, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
-use dijiang_runtime::OrtRuntime;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -79,8 +78,7 @@ pub fn calibrate(
     let dir = bundle.join(DIR);
     let graphs =
         RunGraphs::new(&options.trainer, step, evaluation)?.write(&dir, &layout, &options.trainer)?;
-    let mut trainer =
-        Trainer::new(&OrtRuntime::new()?, &graphs, layout, &weights, options.trainer.clone(), None)?;
+    let mut trainer = Trainer::new(&graphs, layout, &weights, options.trainer.clone(), None)?;
     let before = trainer.evaluate(&held_out)?.exp();
     let fitted = match options.fit {
         true => {

@@ -32,9 +32,10 @@ use std::time::Instant;
 pub const DIR: &str = "train";
 
 /// Which weights are trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scope {
     /// Every weight.
+    #[default]
     All,
     /// The attention modules.
     Attention,
@@ -135,13 +136,13 @@ pub fn finetune(
     let weight = options.teacher.as_ref().map(|t| t.weight);
     let (scope, seed) = (options.scope, options.seed);
     let Plan { layout, additions, graphs } =
-        write_graphs(bundle, &manifest, scope, seed, &options.trainer, weight)?;
+        write_graphs(bundle, &manifest, &Trainable { scope, seed, teacher: weight }, &options.trainer)?;
     let weights = Weights::with_additions(bundle, &layout, additions)?;
     let runtime = OrtRuntime::new()?;
     let load =
         |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
     let teacher = options.teacher.as_ref().map(load).transpose()?;
-    let mut trainer = Trainer::new(&runtime, &graphs, layout, &weights, options.trainer.clone(), teacher)?;
+    let mut trainer = Trainer::new(&graphs, layout, &weights, options.trainer.clone(), teacher)?;
     let mut run = Run { dir, options, trainer: &mut trainer, held_out, identity };
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
@@ -174,16 +175,24 @@ pub fn finetune(
     })
 }
 
-/// Writes a run's graphs into the bundle. The seed is that of additions; `teacher` is the weight of the divergence
-/// from one.
+/// What a run trains, and on what.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Trainable {
+    pub scope: Scope,
+    /// That of additions.
+    pub seed: u64,
+    /// The weight of the divergence from a teacher, where there is one.
+    pub teacher: Option<f64>,
+}
+
+/// Writes a run's graphs into the bundle.
 pub fn write_graphs(
     bundle: &Path,
     manifest: &Manifest,
-    scope: Scope,
-    seed: u64,
+    what: &Trainable,
     options: &TrainerOptions,
-    teacher: Option<f64>,
 ) -> Result<Plan, TrainError> {
+    let Trainable { scope, seed, teacher } = *what;
     let mut model = model_graph(bundle, manifest, options.size.sequence)?;
     let additions = match scope {
         Scope::Lora(rank) => {

@@ -237,15 +237,15 @@ pub(super) fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, Tr
 impl Trainer {
     /// Loads the graphs, with the parameters of the bundle and moments of zero.
     pub fn new(
-        runtime: &OrtRuntime,
         graphs: &GraphFiles,
         layout: Layout,
         weights: &Weights,
         options: TrainerOptions,
         teacher: Option<Teacher>,
     ) -> Result<Self, TrainError> {
+        let runtime = OrtRuntime::new()?;
         let open =
-            |path: &Path, cuda_graph: bool| Program::load(runtime, path, &options.load(path, cuda_graph));
+            |path: &Path, cuda_graph: bool| Program::load(&runtime, path, &options.load(path, cuda_graph));
         let records = options.records();
         let first = open(&graphs.first, records)?;
         let later = graphs.later.as_deref().map(|path| open(path, records)).transpose()?;

@@ -86,12 +86,12 @@ impl Verifier<'_> {
 
     /// A graph file reads back, and breaks no rule of the IR.
     fn well_formed(&mut self, file: &str, graph: &Graph) {
-        self.rounds |= graph.nodes().any(|(_, node)| rounds_activations(&node.op));
+        self.served.rounds |= graph.nodes().any(|(_, node)| rounds_activations(&node.op));
         let grouped = graph.nodes().any(|(_, node)| node.op.name() == "GroupQueryAttention");
         // Graphs of earlier versions do not bring the tokens of a row to its beginning.
         let fronts = graph.nodes().any(|(_, node)| node.name.starts_with(tokens_first::RULE));
-        self.grouped |= grouped;
-        self.counts |= grouped && !fronts;
+        self.served.grouped |= grouped;
+        self.served.counts |= grouped && !fronts;
         let name = format!("{file} is well-formed: violations");
         let comparison = Comparison::new(name, file, "the rules of graphs").by(Measure::Count);
         self.push(comparison.within(violations(graph).len() as f64, 0.0));

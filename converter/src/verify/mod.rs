@@ -106,18 +106,24 @@ struct Verifier<'a> {
     bundle: &'a Path,
     manifest: &'a Manifest,
     dtype: DType,
-    /// Whether products of the serving graph round their activations.
-    rounds: bool,
-    /// Whether the serving graph has ONNX Runtime's grouped attention in it.
-    grouped: bool,
-    /// Whether it counts the tokens of a row from its beginning, so that rows are padded behind.
-    counts: bool,
+    served: ServedGraph,
     /// Whether the bundle's graphs carry nothing from call to call, as encoders do.
     stateless: bool,
     runtimes: Vec<Box<dyn Runtime>>,
     prompts: Prompts,
     progress: &'a mut dyn Progress,
     found: Verification,
+}
+
+/// What the serving graph was found to do.
+#[derive(Debug, Clone, Copy, Default)]
+struct ServedGraph {
+    /// Whether products round their activations.
+    rounds: bool,
+    /// Whether it has ONNX Runtime's grouped attention in it.
+    grouped: bool,
+    /// Whether it counts the tokens of a row from its beginning, so that rows are padded at the right.
+    counts: bool,
 }
 
 /// What [`OrtRuntime`] calls itself.
@@ -142,9 +148,7 @@ impl<'a> Verifier<'a> {
             bundle,
             manifest,
             dtype,
-            rounds: false,
-            grouped: false,
-            counts: false,
+            served: ServedGraph::default(),
             stateless: manifest.state.is_empty(),
             runtimes: Vec::new(),
             prompts: Prompts::new(manifest, options.seed),
@@ -201,7 +205,7 @@ impl<'a> Verifier<'a> {
 
     /// How far the serving graph may be from the forms, which compute in f32.
     fn served_limit(&self) -> f64 {
-        match (self.rounds, self.dtype) {
+        match (self.served.rounds, self.dtype) {
             (true, _) => BYTES,
             (false, DType::F32) => EXACT,
             (false, _) => HALF,
@@ -218,7 +222,7 @@ impl<'a> Verifier<'a> {
             runtime,
             &self.bundle.join(file),
             self.manifest.target.needs_unreleased_opset() && file == files::MODEL,
-            self.counts && file == files::MODEL,
+            self.served.counts && file == files::MODEL,
         )
     }
 
@@ -255,7 +259,7 @@ impl<'a> Verifier<'a> {
         match self.dtype {
             DType::BF16 => Err("the CPU has no bf16 arithmetic"),
             DType::F16 if !onnxruntime => Err("it sums half precision in half precision"),
-            _ if self.grouped && !onnxruntime => Err("it has no GroupQueryAttention"),
+            _ if self.served.grouped && !onnxruntime => Err("it has no GroupQueryAttention"),
             // What has no state has no LinearAttention either.
             _ if onnxruntime
                 || self.is_softmax()

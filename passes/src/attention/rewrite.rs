@@ -373,7 +373,7 @@ impl Writer<'_, '_, '_> {
         let dims = self.dims(q);
         let (sums, state) = match causal {
             true => {
-                let lowered = self.recurrence(q, k, v, valid, dims);
+                let lowered = self.recurrence([q, k, v], valid, dims);
                 (lowered.sums, Some(lowered.state))
             }
             false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
@@ -424,14 +424,7 @@ impl Writer<'_, '_, '_> {
     }
 
     /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
-    fn recurrence(
-        &mut self,
-        q: ValueId,
-        k: ValueId,
-        v: ValueId,
-        valid: Option<ValueId>,
-        dims: Dims,
-    ) -> Lowered {
+    fn recurrence(&mut self, [q, k, v]: [ValueId; 3], valid: Option<ValueId>, dims: Dims) -> Lowered {
         let mut log_decay = self.log_decay();
         if let Some((valid, log)) = valid.zip(log_decay) {
             let tokens = self.p.unsqueeze(valid, &[1]);
@@ -450,19 +443,16 @@ impl Writer<'_, '_, '_> {
             return (self.site.q, self.site.k);
         };
         let mut shared = Emitted::new();
-        let q = self.features_of(map, Role::Query, self.site.q, self.site.heads, &mut shared);
-        let k = self.features_of(map, Role::Key, self.site.k, self.site.kv_heads, &mut shared);
+        let q = self.features_of(map, Role::Query, &mut shared);
+        let k = self.features_of(map, Role::Key, &mut shared);
         (q, k)
     }
 
-    fn features_of(
-        &mut self,
-        map: &dyn FeatureMap,
-        role: Role,
-        x: ValueId,
-        heads: u64,
-        shared: &mut Emitted,
-    ) -> ValueId {
+    fn features_of(&mut self, map: &dyn FeatureMap, role: Role, shared: &mut Emitted) -> ValueId {
+        let (x, heads) = match role {
+            Role::Query => (self.site.q, self.site.heads),
+            Role::Key => (self.site.k, self.site.kv_heads),
+        };
         let spec = &self.options.recipe.map;
         let mut random = Random::named(self.options.seed, &format!("layer.{}", self.site.layer));
         let initial = map.initial(spec, heads as usize, self.site.head_dim as usize, &mut random);

@@ -7,7 +7,6 @@ use crate::ir::patch::{Patch, PatchError};
 use crate::ir::rebuild::{Rebuild, copy_node, rebuild};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
-use dijiang_format::dtype::DType;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn sums_as_products(graph: &Graph) -> Result<Graph, PatchError> {
@@ -47,7 +46,7 @@ impl Sums {
     fn summed(&mut self, p: &mut Patch<'_>, graph: &Graph, node: &Node, x: ValueId) -> Option<ValueId> {
         let dims = numbers(graph, node.input(0)?)?;
         let out = numbers(graph, node.outputs[0])?;
-        let dtype = graph.value(node.outputs[0]).ty.dtype.filter(|dtype| dtype.is_float())?;
+        graph.value(node.outputs[0]).ty.dtype.filter(|dtype| dtype.is_float())?;
         let mut runs = runs(&dims, node.op.ints("axes")?)?;
         if is_fast(&runs) {
             return None;
@@ -56,13 +55,14 @@ impl Sums {
         let mut sum = x;
         // The longest first, as what is left is shorter by as much.
         while let Some(at) = (0..runs.len()).filter(|at| runs[*at].is_summed).max_by_key(|at| runs[*at].len) {
-            sum = self.sum_run(p, sum, &runs, at, dtype);
+            sum = self.sum_run(p, sum, &runs, at);
             runs[at] = Run { is_summed: false, len: 1 };
         }
         Some(p.reshape(sum, &signed(&out)))
     }
 
-    fn sum_run(&mut self, p: &mut Patch<'_>, x: ValueId, runs: &[Run], at: usize, dtype: DType) -> ValueId {
+    fn sum_run(&mut self, p: &mut Patch<'_>, x: ValueId, runs: &[Run], at: usize) -> ValueId {
+        let dtype = p.dtype(x);
         let len = |runs: &[Run]| runs.iter().map(|run| run.len).product::<u64>();
         let view = [len(&runs[..at]), runs[at].len, len(&runs[at + 1..])];
         let x = p.reshape(x, &signed(&view));

@@ -91,7 +91,7 @@ fn paths(bundle: &Path) -> Result<Vec<PathBuf>, RuntimeError> {
     let mut linked = Vec::new();
     for entry in std::fs::read_dir(bundle).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        if name.to_str().is_some_and(|n| files::is_linked(n)) {
+        if name.to_str().is_some_and(files::is_linked) {
             linked.push(bundle.join(name));
         }
     }

@@ -67,13 +67,11 @@ impl View {
         }
         let size = of.dtype.size();
         let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
-        let mut value = ptr::null_mut();
         let mut memory = of.value.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the part lies in the tensor, as was just checked.
         let begin = unsafe { memory.data_ptr_mut().cast::<u8>().add(at * size) };
         let info = memory.memory_info();
-        create_value(info, begin, len * size, &dims, of.dtype, &mut value)
-            .map_err(|e| one_line(e.message()))?;
+        let value = create_value(info, begin, &dims, of.dtype).map_err(|e| one_line(e.message()))?;
         drop(memory);
         let value = NonNull::new(value).ok_or("the runtime made no tensor")?;
         Ok(Self { value, of: of.clone() })
@@ -83,15 +81,15 @@ impl View {
 fn create_value(
     info: &MemoryInfo<'_>,
     begin: *mut u8,
-    bytes: usize,
     dims: &[i64],
     dtype: DType,
-    value: &mut *mut sys::OrtValue,
-) -> ort::Result<()> {
+) -> ort::Result<*mut sys::OrtValue> {
+    let mut value = ptr::null_mut();
+    let bytes = dims.iter().product::<i64>() as usize * dtype.size();
     ortsys![unsafe CreateTensorWithDataAsOrtValue(
-        info.ptr(), begin.cast(), bytes, dims.as_ptr(), dims.len(), element_type(dtype).into(), value
+        info.ptr(), begin.cast(), bytes, dims.as_ptr(), dims.len(), element_type(dtype).into(), &raw mut value
     )?];
-    Ok(())
+    Ok(value)
 }
 
 /// A loaded graph, which several programs may run.
@@ -251,7 +249,8 @@ impl Program {
         at: usize,
         shape: &[usize],
     ) -> Result<(), RuntimeError> {
-        self.bind(name, tensor, at, shape, |binding, name, value| {
+        let view = self.view(name, tensor, at, shape)?;
+        self.bind(name, view, |binding, name, value| {
             ortsys![unsafe BindInput(binding, name, value)?];
             Ok(())
         })
@@ -271,27 +270,34 @@ impl Program {
         at: usize,
         shape: &[usize],
     ) -> Result<(), RuntimeError> {
-        self.bind(name, tensor, at, shape, |binding, name, value| {
+        let view = self.view(name, tensor, at, shape)?;
+        self.bind(name, view, |binding, name, value| {
             ortsys![unsafe BindOutput(binding, name, value)?];
             Ok(())
         })
+    }
+
+    fn view(
+        &self,
+        name: &str,
+        tensor: &DeviceTensor,
+        at: usize,
+        shape: &[usize],
+    ) -> Result<View, RuntimeError> {
+        let declared = self.io(name)?.dtype;
+        if declared != tensor.dtype {
+            return Err(self.failed(format!("`{name}` is {declared}, not {}", tensor.dtype)));
+        }
+        View::new(tensor, at, shape).map_err(|reason| self.failed(format!("`{name}`: {reason}")))
     }
 
     /// `ort`'s own binding copies parts of tensors, so that is done on the runtime's interface.
     fn bind(
         &mut self,
         name: &str,
-        tensor: &DeviceTensor,
-        at: usize,
-        shape: &[usize],
+        view: View,
         how: fn(*mut sys::OrtIoBinding, *const std::ffi::c_char, *const sys::OrtValue) -> ort::Result<()>,
     ) -> Result<(), RuntimeError> {
-        let declared = self.io(name)?.dtype;
-        if declared != tensor.dtype {
-            return Err(self.failed(format!("`{name}` is {declared}, not {}", tensor.dtype)));
-        }
-        let view =
-            View::new(tensor, at, shape).map_err(|reason| self.failed(format!("`{name}`: {reason}")))?;
         let c_name = CString::new(name).map_err(|e| self.failed(e.to_string()))?;
         how(self.binding.ptr_mut(), c_name.as_ptr(), view.value.as_ptr())
             .map_err(|e| self.failed(one_line(e.message())))?;

@@ -91,30 +91,29 @@ impl Opt {
 
     fn layer(&self, b: &mut Builder<'_>, layer: u64, x: ValueId) -> Result<ValueId, CheckpointError> {
         let at = format!("model.decoder.layers.{layer}");
-        let x = self.block(b, &at, "self_attn_layer_norm", x, |b, x| {
+        let x = self.block(b, &format!("{at}.self_attn_layer_norm"), x, |b, x| {
             self.self_attention(b, layer, &format!("{at}.self_attn"), x)
         })?;
-        self.block(b, &at, "final_layer_norm", x, |b, x| self.mlp(b, &at, x))
+        self.block(b, &format!("{at}.final_layer_norm"), x, |b, x| self.mlp(b, &at, x))
     }
 
     /// `x + inner(norm(x))`, or `norm(x + inner(x))`
     fn block<'b>(
         &self,
         b: &mut Builder<'b>,
-        at: &str,
         norm: &str,
         x: ValueId,
         inner: impl FnOnce(&mut Builder<'b>, ValueId) -> Result<ValueId, CheckpointError>,
     ) -> Result<ValueId, CheckpointError> {
-        let norm = format!("{at}.{norm}");
+        let (at, _) = norm.rsplit_once('.').unwrap_or((norm, ""));
         if self.norm_first {
-            let normal = b.layer_norm(&norm, x, EPSILON)?;
+            let normal = b.layer_norm(norm, x, EPSILON)?;
             let change = inner(b, normal)?;
             return Ok(b.residual(at, x, change));
         }
         let change = inner(b, x)?;
         let sum = b.residual(at, x, change);
-        b.layer_norm(&norm, sum, EPSILON)
+        b.layer_norm(norm, sum, EPSILON)
     }
 
     fn self_attention(

@@ -25,7 +25,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let v = with_ones(p, v, d);
     let log = r.log_decay.map(|log| Logs::new(p, &grid, log, d.kv_heads));
 
-    let inside = inside_chunks(p, q, k, &grid, d, log.as_ref());
+    let inside = inside_chunks(p, [q, k], &grid, d, log.as_ref());
     let carried = carry(p, r, k, v, log.as_ref());
     let new = p.matmul(inside, v);
     let old = p.matmul(q, carried.before);
@@ -161,8 +161,7 @@ impl Logs {
 /// φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i in the same chunk, `[batch, kv_heads, chunks, group · chunk, chunk]`.
 fn inside_chunks(
     p: &mut Patch<'_>,
-    q: ValueId,
-    k: ValueId,
+    [q, k]: [ValueId; 2],
     grid: &Grid,
     d: Dims,
     log: Option<&Logs>,

@@ -36,7 +36,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let at_end = weights_at_end(p, log.as_ref(), valid);
     let added = weighed(p, &grid, v, at_end);
     let added = p.matmul(turned, added);
-    let carried = carry(p, &grid, r, added, at_end, log.as_ref());
+    let carried = carry(p, &grid, r, Added { sums: added, at_end }, log.as_ref());
 
     let here = match (valid, carried.scale) {
         (Some(valid), Some(scale)) => Some(p.mul(valid, scale)),
@@ -293,16 +293,18 @@ struct Carried {
     after: ValueId,
 }
 
+/// What the tokens of each chunk add to the state behind it.
+#[derive(Clone, Copy)]
+struct Added {
+    sums: ValueId,
+    /// The weight of each token there; none where all are one.
+    at_end: Option<ValueId>,
+}
+
 /// The state before chunk n is exp(E_n) S_0 + Σ_{c<n} exp(E_n - I_c) U_c, with E_n the decay before chunk n, I_c the decay
 /// behind chunk c and U_c what it adds: one product of `[chunks, 1 + chunks]` with all that is added.
-fn carry(
-    p: &mut Patch<'_>,
-    grid: &Grid,
-    r: &Recurrence,
-    added: ValueId,
-    at_end: Option<ValueId>,
-    log: Option<&Logs>,
-) -> Carried {
+fn carry(p: &mut Patch<'_>, grid: &Grid, r: &Recurrence, added: Added, log: Option<&Logs>) -> Carried {
+    let Added { sums: added, at_end } = added;
     let dtype = p.dtype(added);
     let whole = match log {
         Some(log) => log.whole,

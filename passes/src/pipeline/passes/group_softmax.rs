@@ -29,7 +29,7 @@ impl Pass for GroupSoftmax {
         let report = &mut conversion.report;
         match group(graph)? {
             Some(reason) => {
-                report.notes.push(format!("softmax attention stays in plain operators: {reason}"))
+                report.notes.push(format!("softmax attention stays in plain operators: {reason}"));
             }
             None => report.dropped_inputs.extend(drop_unused_inputs(graph)?),
         }
