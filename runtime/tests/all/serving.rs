@@ -9,6 +9,14 @@ use crate::models::{self, ALL, CACHED, LINEAR, Parts};
 const PROMPTS: [&[i64]; 3] = [&[1, 2, 6, 0, 3, 5, 4], &[3, 3], &[5, 0, 6, 2, 1]];
 const KINDS: [Parts; 3] = [ALL, LINEAR, CACHED];
 
+const MANIFEST: &str = r#"{
+  "format_version": 1, "dijiang_version": "0.1.0", "source": {"kind": "onnx", "dtype": "f32", "files": []},
+  "model": {"family": "onnx", "vocab": 7, "positions": null, "eos": []}, "recipe": {"name": "test"},
+  "target": "ort", "dtype": "f32", "seed": 0,
+  "sites": [{"name": "h", "layer": 0, "heads": 1, "kv_heads": 1, "head_dim": 4, "lowered": true}],
+  "state": [], "checks": [], "digests": {"header": "DIGEST", "tensors": {}}
+}"#;
+
 /// A bundle of a test model, under the name by which tract finds it.
 fn bundle(dir: &Path, parts: Parts) {
     bundle_of(dir, parts, "00");
@@ -18,8 +26,7 @@ fn bundle(dir: &Path, parts: Parts) {
 fn bundle_of(dir: &Path, parts: Parts, digest: &str) {
     let path = models::decoder(parts).write(dir);
     std::fs::rename(path, dir.join("chunked.onnx")).unwrap();
-    let manifest = r#"{"dtype": "f32", "target": "ort", "sites": [{"lowered": true}], "digests": "DIGEST"}"#;
-    std::fs::write(dir.join("dijiang.json"), manifest.replace("DIGEST", digest)).unwrap();
+    std::fs::write(dir.join("dijiang.json"), MANIFEST.replace("DIGEST", digest)).unwrap();
 }
 
 fn open(dir: &Path, segment: usize) -> Serving {
@@ -184,7 +191,9 @@ fn bundles_without_digests_are_told_apart_by_their_weights() {
     let dir = tempfile::tempdir().unwrap();
     bundle(dir.path(), LINEAR);
     let manifest = dir.path().join("dijiang.json");
-    let text = std::fs::read_to_string(&manifest).unwrap().replace(r#", "digests": "00""#, "");
+    let text = std::fs::read_to_string(&manifest)
+        .unwrap()
+        .replace(r#", "digests": {"header": "00", "tensors": {}}"#, "");
     std::fs::write(&manifest, text).unwrap();
     let (file, weights) = (dir.path().join("state"), dir.path().join("model.safetensors"));
     std::fs::write(&weights, "one").unwrap();
