@@ -158,6 +158,8 @@ pub struct Model {
 /// Why a manifest, or a file it describes, could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
+    #[error("{file}: {source} (hint: a bundle is what `dijiang convert` writes)")]
+    NoBundle { file: String, source: std::io::Error },
     #[error("{file}: {source}")]
     Io { file: String, source: std::io::Error },
     #[error("{file}: {reason} (hint: was it written by dijiang?)")]
@@ -218,7 +220,7 @@ impl Manifest {
         let path = bundle.join(files::MANIFEST);
         let file = path.display().to_string();
         let text = std::fs::read_to_string(&path)
-            .map_err(|source| ManifestError::Io { file: file.clone(), source })?;
+            .map_err(|source| ManifestError::NoBundle { file: file.clone(), source })?;
         Self::parse(&text, &file)
     }
 
