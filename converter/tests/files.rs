@@ -91,7 +91,7 @@ fn what_a_kill_leaves_goes_with_the_next_run() {
     let home = Home::empty();
     let killed = signalled(&home, "KILL");
     assert_eq!(killed.status.code(), None);
-    assert_eq!(names(home.0.path()).len(), 1, "a kill leaves something");
+    assert!(!names(home.0.path()).is_empty(), "a kill leaves something");
     expect(0, &home.run(&format!("convert {} -o X --no-verify", fixture("llama"))));
     assert_eq!(names(home.0.path()), ["X"]);
 }

@@ -115,7 +115,8 @@ impl Temporary {
     /// Leaves the directory where it is, for the next run to find.
     pub fn leave(mut self) {
         open().places.remove(&self.directory);
-        self.lock = None;
+        // A child that is just being started may have the lock's file open too, for a moment.
+        let _ = self.lock.take().map(|lock| lock.unlock());
         std::mem::forget(self);
     }
 }
