@@ -65,7 +65,7 @@ fn sites(bencher: Bencher<'_, '_>) {
 fn lower(bencher: Bencher<'_, '_>) {
     let recipe = recipes::load("adaptive").expect("a preset");
     let form = Form::Operator("com.microsoft");
-    let options = Options { recipe: &recipe, form, seed: 0, layers: None, drawn: None };
+    let options = Options { recipe: &recipe, form, seed: 0, layers: None, added: None };
     bencher.with_inputs(clean).bench_values(|mut graph| rewrite(&mut graph, &options).expect("it lowers"));
 }
 

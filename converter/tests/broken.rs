@@ -278,7 +278,7 @@ fn twin(case: &Case) {
     let directory = tempfile::tempdir().expect("a directory");
     let model = write(&changed(case, case.twin), directory.path());
     let report = compiled(&model).report;
-    let lowered = report.sites.iter().filter(|site| site.kept.is_none()).count();
+    let lowered = report.sites.iter().filter(|site| site.why_kept.is_none()).count();
     assert_eq!((lowered, report.missed().count()), (2, 0), "{}: {:?}", case.what, report.misses);
 }
 

@@ -5,7 +5,7 @@ use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::eval::{Array, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::tensor::Tensor;
-use dijiang_passes::training::parameters::{Layout, Precision, Selection};
+use dijiang_passes::training::parameters::{ParameterLayout, Precision, Selection};
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{Batches, LABELS, LOSS, StepOptions, training_step};
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ fn model(recipe: &str) -> Graph {
 }
 
 /// Tokens, labels and parameters.
-fn inputs(graph: &Graph, model: &Graph, layout: &Layout) -> BTreeMap<ValueId, Array> {
+fn inputs(graph: &Graph, model: &Graph, layout: &ParameterLayout) -> BTreeMap<ValueId, Array> {
     let weights: BTreeMap<&str, &Tensor> = model.consts().map(|(_, name, tensor)| (name, tensor)).collect();
     let dims = [SIZE.batch as usize, SIZE.sequence as usize];
     let tokens: Vec<i64> = (0..dims[0] * dims[1]).map(|i| (i * 37 % 101) as i64).collect();
@@ -66,7 +66,7 @@ fn norm(x: impl Iterator<Item = f64>) -> f64 {
 fn the_bf16_graph_differs_from_the_f32_graph_by_its_roundings() {
     for recipe in ["adaptive", "paper", "released"] {
         let model = model(recipe);
-        let layout = Layout::of(&model, &Selection::All).expect("there are weights");
+        let layout = ParameterLayout::of(&model, &Selection::All).expect("there are weights");
         let [exact, mixed] = [Precision::F32, Precision::Bf16].map(|precision| {
             let how = StepOptions { size: SIZE, precision, batches: Batches::First, teacher: None };
             let graph = training_step(&model, &layout, &how).expect("it is made");

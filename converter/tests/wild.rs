@@ -357,7 +357,7 @@ impl Home {
         let verification = converted.verification.as_ref().expect("it was asked for");
         assert!(verification.ok, "{verification:#?}");
         assert_eq!(converted.sites.len(), 1);
-        assert_eq!(converted.sites[0].kept, None);
+        assert_eq!(converted.sites[0].why_kept, None);
         converted
     }
 

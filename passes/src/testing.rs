@@ -63,14 +63,14 @@ fn layer(name: &str, causal: bool, dtype: DType) -> Graph {
             (k, v) = (cached(&mut p, k, "key"), cached(&mut p, v, "value"));
         }
         let (k, v) = (repeated(&mut p, k), repeated(&mut p, v));
-        let turned = p.transpose(k, &[0, 1, 3, 2]);
-        let products = p.matmul(q, turned);
+        let transposed = p.transpose(k, &[0, 1, 3, 2]);
+        let products = p.matmul(q, transposed);
         let scaled = p.mul_scalar(products, (HEAD_DIM as f64).sqrt().recip());
         let scores = p.add(scaled, bias);
         let probabilities = p.softmax(scores, -1);
         let mixed = p.matmul(probabilities, v);
-        let turned = p.transpose(mixed, &[0, 2, 1, 3]);
-        let flat = p.reshape(turned, &[0, 0, HEADS * HEAD_DIM]);
+        let transposed = p.transpose(mixed, &[0, 2, 1, 3]);
+        let flat = p.reshape(transposed, &[0, 0, HEADS * HEAD_DIM]);
         p.output("y", flat);
         p.finish()
     };

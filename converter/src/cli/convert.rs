@@ -184,7 +184,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
 }
 
 fn print_text(args: &Args, converted: &Converted, seconds: f64) {
-    let lowered = converted.sites.iter().filter(|s| s.kept.is_none()).count();
+    let lowered = converted.sites.iter().filter(|s| s.why_kept.is_none()).count();
     let all = converted.sites.len() + converted.misses.len();
     let rest = match (lowered, all - lowered) {
         (0, _) | (_, 0) => String::new(),
@@ -200,7 +200,7 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
         args.weights.map_or(String::new(), |weights| format!(", {} weights", weights.name()))
     ));
     for site in &converted.sites {
-        if let Some(reason) = &site.kept {
+        if let Some(reason) = &site.why_kept {
             show::line(&format!("  {} stays softmax: {reason}", site.name));
         }
     }

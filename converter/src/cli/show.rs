@@ -73,7 +73,7 @@ pub(super) fn sites(sites: &[SiteReport]) -> Value {
     let one = |s: &SiteReport| {
         json!({
             "name": s.name, "layer": s.layer, "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim,
-            "scale": s.scale, "mask": s.mask, "rotary": s.rotary, "cache": s.cache, "kept": s.kept,
+            "scale": s.scale, "mask": s.mask, "rotary": s.rotary, "cache": s.cache, "kept": s.why_kept,
         })
     };
     sites.iter().map(one).collect()

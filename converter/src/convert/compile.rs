@@ -4,7 +4,7 @@
 use dijiang_format::files;
 use dijiang_format::recipe::Recipe;
 use dijiang_format::target::Target;
-use dijiang_passes::attention::rewrite::{Drawn, Report, drawn};
+use dijiang_passes::attention::rewrite::{AddedWeights, Report, added_weights};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::Step;
 use dijiang_passes::pipeline::table::passes;
@@ -61,13 +61,13 @@ pub fn compile(source: Graph, options: &CompileOptions<'_>) -> Result<Compiled, 
     compile_with(source, options, None)
 }
 
-/// The same with new parameters that are there already, by name; others are drawn.
+/// The same with new parameters that are there already, by name; others are new.
 pub fn compile_with(
     mut source: Graph,
     options: &CompileOptions<'_>,
-    drawn: Option<&Drawn>,
+    added: Option<&AddedWeights>,
 ) -> Result<Compiled, PipelineError> {
-    let mut conversion = options.conversion(drawn);
+    let mut conversion = options.conversion(added);
     let mut runs = prepare(&mut source, &mut conversion)?;
     let mut model = source.clone();
     runs.extend(run(&mut model, options.passes(files::MODEL), &mut conversion)?);
@@ -102,9 +102,9 @@ pub fn compile_first(
 }
 
 impl<'a> CompileOptions<'a> {
-    fn conversion(&self, drawn: Option<&'a Drawn>) -> Conversion<'a> {
+    fn conversion(&self, added: Option<&'a AddedWeights>) -> Conversion<'a> {
         let Self { recipe, seed, layers, .. } = *self;
-        Conversion { recipe, seed, layers, drawn, report: Report::default() }
+        Conversion { recipe, seed, layers, added, report: Report::default() }
     }
 
     fn passes(&self, graph: &str) -> &'static [&'static dyn Pass] {
@@ -115,7 +115,7 @@ impl<'a> CompileOptions<'a> {
 impl Compiled {
     /// The graphs for bound memory, where the model has a state and all of it keeps its size.
     pub fn bound(&self, options: &CompileOptions<'_>) -> Result<Option<Bound>, PipelineError> {
-        let kept = self.report.sites.iter().any(|site| site.kept.is_some() || !site.cache);
+        let kept = self.report.sites.iter().any(|site| site.why_kept.is_some() || !site.cache);
         let (Some(prefill), Some(decode)) =
             (passes(files::PREFILL, options.target), passes(files::DECODE, options.target))
         else {
@@ -124,17 +124,17 @@ impl Compiled {
         if kept || self.report.missed().next().is_some() {
             return Ok(None);
         }
-        let drawn = drawn(&self.model);
-        let made = |passes| self.made(passes, options, &drawn);
+        let added = added_weights(&self.model);
+        let made = |passes| self.made(passes, options, &added);
         Ok(Some(Bound { prefill: made(prefill)?, decode: made(decode)? }))
     }
 
     /// Writes the same model in its other forms.
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, PipelineError> {
-        let drawn = drawn(&self.model);
-        let made = |graph| self.made(options.passes(graph), options, &drawn);
+        let added = added_weights(&self.model);
+        let made = |graph| self.made(options.passes(graph), options, &added);
         let softmax = made(files::SOFTMAX)?;
-        if self.report.sites.iter().all(|site| site.kept.is_some()) {
+        if self.report.sites.iter().all(|site| site.why_kept.is_some()) {
             return Ok(Forms { softmax, linear: None });
         }
         let (parallel, chunked) = rayon::join(|| made(files::PARALLEL), || made(files::CHUNKED));
@@ -145,10 +145,10 @@ impl Compiled {
         &self,
         passes: &[&dyn Pass],
         options: &CompileOptions<'_>,
-        drawn: &Drawn,
+        added: &AddedWeights,
     ) -> Result<Graph, PipelineError> {
         let mut graph = self.source.clone();
-        run(&mut graph, passes, &mut options.conversion(Some(drawn)))?;
+        run(&mut graph, passes, &mut options.conversion(Some(added)))?;
         Ok(graph)
     }
 }

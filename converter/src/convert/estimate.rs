@@ -2,7 +2,7 @@
 
 use crate::report::progress::Estimate;
 use dijiang_format::recipe::{Attention, Recipe};
-use dijiang_passes::attention::rewrite::drawn;
+use dijiang_passes::attention::rewrite::added_weights;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 
@@ -62,7 +62,7 @@ pub fn training(serving: u64, layers: u64, rows: u64, tokens: u64) -> u64 {
 impl Estimate {
     /// For a bundle with so many bytes of weights, of which `model` holds the new ones.
     pub fn of(weights: u64, beside: &Beside, model: &Graph) -> Self {
-        let held: usize = drawn(model).values().map(Tensor::held_bytes).sum();
+        let held: usize = added_weights(model).values().map(Tensor::held_bytes).sum();
         let disk = weights.saturating_add(beside.bytes());
         Self { disk, memory: WORKING.saturating_add(held as u64) }
     }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use dijiang_passes::ir::text::parse;
 
-    /// 8 numbers of the source, and 6 new ones: 24 bytes as they were drawn.
+    /// 8 numbers of the source, and 6 new ones: 24 bytes as they were added.
     const MODEL: &str = r#"graph "rewritten" {
   input %x: f16[2, 4]
   input %u: f32[4, 2]

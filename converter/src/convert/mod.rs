@@ -33,7 +33,7 @@ use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_passes::attention::patterns::NearMiss;
-use dijiang_passes::attention::rewrite::{Drawn, SiteReport, WithoutCache, drawn};
+use dijiang_passes::attention::rewrite::{AddedWeights, SiteReport, WithoutCache, added_weights};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::{ReadError, Tensor};
@@ -167,7 +167,7 @@ pub fn convert(
 pub(crate) struct Before {
     pub(crate) manifest: Manifest,
     /// What the conversion had added, by name.
-    pub(crate) added: Drawn,
+    pub(crate) added: AddedWeights,
 }
 
 /// Converts a model that is open.
@@ -239,7 +239,7 @@ fn write_bundle(
         return Err(ConvertError::KeptWithoutCache { path: source.to_owned(), kept });
     }
     let maps = if options.link { maps.as_slice() } else { &[] };
-    let writer = Writer {
+    let writer = ModelWriter {
         dir: bundle.path(),
         source,
         maps,
@@ -360,7 +360,7 @@ fn check_linear(compiled: &Compiled, source: &Path) -> Result<(), ConvertError> 
     if sites.is_empty() {
         return Err(ConvertError::NoSites { path, misses });
     }
-    let kept = sites.iter().map(|site| Some((site.name.clone(), site.kept.clone()?)));
+    let kept = sites.iter().map(|site| Some((site.name.clone(), site.why_kept.clone()?)));
     match kept.collect() {
         Some(kept) => Err(ConvertError::NothingLinear { path, attentions: sites.len() + misses.len(), kept }),
         None => Ok(()),
@@ -376,7 +376,7 @@ fn said(kept: &[(String, String)]) -> String {
 
 /// What a bundle brings along must be what this version would add, number by number.
 fn check_added(compiled: &Compiled, before: &Before, bundle: &Path) -> Result<(), ConvertError> {
-    let added = drawn(&compiled.model);
+    let added = added_weights(&compiled.model);
     let is_there = |(name, tensor): (&String, &Tensor)| {
         let same =
             before.added.get(name).filter(|b| (b.dtype(), b.dims()) == (tensor.dtype(), tensor.dims()));
@@ -388,7 +388,7 @@ fn check_added(compiled: &Compiled, before: &Before, bundle: &Path) -> Result<()
     }
 }
 
-struct Writer<'a> {
+struct ModelWriter<'a> {
     dir: &'a Path,
     source: &'a Path,
     /// The files of the source that weights stay in.
@@ -417,7 +417,7 @@ struct WrittenModel {
     digests: WeightDigests,
 }
 
-impl Writer<'_> {
+impl ModelWriter<'_> {
     /// The disk is busy with the weights while the other forms are compiled.
     fn write_weights_and_graphs(
         &self,
@@ -443,7 +443,7 @@ impl Writer<'_> {
     fn estimate(&self, weights: &WeightFile) -> Result<Estimate, ConvertError> {
         let Compiled { model, report, .. } = self.compiled;
         let serving = graph_bytes(self.options.target.opset(), model, weights)?.len() as u64;
-        let is_linear = report.sites.iter().any(|site| site.kept.is_none());
+        let is_linear = report.sites.iter().any(|site| site.why_kept.is_none());
         let graphs: &[u64] = match (is_linear, self.options.target, self.options.weights) {
             (false, ..) => &[SOFTMAX],
             (true, Target::Ort, Some(Quantization::Int4)) => &[SOFTMAX, FORMS_INT4, BOUND],
@@ -655,7 +655,7 @@ fn site(report: &SiteReport) -> manifest::Site {
         heads: report.heads as usize,
         kv_heads: report.kv_heads as usize,
         head_dim: report.head_dim as usize,
-        lowered: report.kept.is_none(),
+        lowered: report.why_kept.is_none(),
     }
 }
 

@@ -85,7 +85,8 @@ pub fn to_model(graph: &Graph, options: &ExportOptions<'_>) -> Result<ModelProto
         return Err(ExportError::Location { location: weights.location.to_owned(), problem });
     }
     let names = Names::of(graph)?;
-    let writer = Writer { graph, options, names, graph_proto: GraphProto::default(), axes: BTreeMap::new() };
+    let writer =
+        GraphWriter { graph, options, names, graph_proto: GraphProto::default(), axes: BTreeMap::new() };
     Ok(ModelProto {
         ir_version: ir_version(options.opset),
         producer_name: "dijiang".to_owned(),
@@ -157,7 +158,7 @@ impl Names {
     }
 }
 
-struct Writer<'a> {
+struct GraphWriter<'a> {
     graph: &'a Graph,
     options: &'a ExportOptions<'a>,
     names: Names,
@@ -166,7 +167,7 @@ struct Writer<'a> {
     axes: BTreeMap<Vec<i64>, String>,
 }
 
-impl Writer<'_> {
+impl GraphWriter<'_> {
     fn write(mut self) -> Result<GraphProto, ExportError> {
         self.graph_proto.name.clone_from(&self.graph.name);
         self.inputs()?;

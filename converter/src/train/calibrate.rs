@@ -19,7 +19,7 @@ use dijiang_passes::attention::rewrite::Options;
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::training::parameters::{Layout, PARAMETERS, Selection};
+use dijiang_passes::training::parameters::{PARAMETERS, ParameterLayout, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation};
 use dijiang_passes::training::transfer::transfer_step;
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ pub fn calibrate(
     let Data { mut windows, held_out, .. } =
         read_data(bundle, &manifest, &options.sources, size.sequence as usize, options.seed)?;
     let linear = model_graph(bundle, &manifest, size.sequence)?;
-    let layout = Layout::of(&linear, &Selection::New)?;
+    let layout = ParameterLayout::of(&linear, &Selection::New)?;
     let weights = Weights::open(bundle, &layout)?;
     let softmax = Softmax::of(bundle, &manifest, size.sequence)?;
     let mut both = softmax.graph.clone();
@@ -172,6 +172,6 @@ impl Softmax {
 
     fn options(&self) -> Options<'_> {
         let layers = Some(self.lowered.as_slice());
-        Options { recipe: &self.recipe, form: self.form, seed: self.seed, layers, drawn: None }
+        Options { recipe: &self.recipe, form: self.form, seed: self.seed, layers, added: None }
     }
 }

@@ -6,7 +6,7 @@ use super::{TrainError, memory, trainer};
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::training::loss::IGNORE;
-use dijiang_passes::training::parameters::{Layout, Precision};
+use dijiang_passes::training::parameters::{ParameterLayout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{COUNT, LABELS, LOSS_SUM, evaluation};
 use dijiang_runtime::temporary::Temporary;
@@ -60,7 +60,7 @@ impl Evaluator {
         let size = Size { batch: 1, sequence: options.context };
         memory::check(&manifest, size, options.device)?;
         let model = model_graph(bundle, &manifest, options.context)?;
-        let graph = evaluation(&model, &Layout { groups: Vec::new() }, size, Precision::F32)?;
+        let graph = evaluation(&model, &ParameterLayout { groups: Vec::new() }, size, Precision::F32)?;
         // Nothing is put into a bundle that is only measured.
         let io = |source| TrainError::Io { path: std::env::temp_dir(), source };
         let dir = Temporary::scratch("dijiang-eval").map_err(io)?;

@@ -18,7 +18,7 @@ use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::lora::{Addition, add_low_rank, largest_rank};
-use dijiang_passes::training::parameters::{Group, Layout, PARAMETERS, Parameter, Selection};
+use dijiang_passes::training::parameters::{Group, PARAMETERS, Parameter, ParameterLayout, Selection};
 use dijiang_passes::training::step::{StepOptions, evaluation, training_step};
 use dijiang_runtime::OrtRuntime;
 use dijiang_runtime::temporary::note_kept;
@@ -73,7 +73,7 @@ impl fmt::Display for Scope {
 /// What a run trains, and its graphs in the bundle.
 #[derive(Debug)]
 pub struct Plan {
-    pub layout: Layout,
+    pub layout: ParameterLayout,
     pub additions: Vec<Addition>,
     pub graphs: GraphFiles,
 }
@@ -204,7 +204,7 @@ pub fn write_graphs(
         }
         Scope::All | Scope::Attention | Scope::Dijiang => Vec::new(),
     };
-    let layout = Layout::of(&model, &selection(scope, manifest))?;
+    let layout = ParameterLayout::of(&model, &selection(scope, manifest))?;
     let evaluation = evaluation(&model, &layout, options.size, options.precision)?;
     let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher, ..*how });
     let graphs = RunGraphs::new(options, step, evaluation)?.write(&bundle.join(DIR), &layout, options)?;

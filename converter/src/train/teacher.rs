@@ -8,7 +8,7 @@ use crate::onnx::import;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::canon::canonicalize;
-use dijiang_passes::training::parameters::{Layout, Selection};
+use dijiang_passes::training::parameters::{ParameterLayout, Selection};
 use dijiang_passes::training::specialize::TOKENS;
 use dijiang_passes::training::step;
 use dijiang_runtime::{DeviceTensor, OrtRuntime, Program};
@@ -72,7 +72,7 @@ impl Teacher {
         };
         let mut model = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut model)?;
-        let layout = Layout::of(&model, &Selection::Everything)?;
+        let layout = ParameterLayout::of(&model, &Selection::Everything)?;
         let weights = Weights::open(bundle, &layout)?;
         let graph = step::teacher(&model, &layout, options.size, options.precision)?;
         let path = write(dir, FILE, &graph)?;

@@ -14,7 +14,7 @@ use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::optimizer::{self, AdamW, Types};
 use dijiang_passes::training::parameters::{
-    FIRST_MOMENTS, GRADIENTS, Group, Layout, PARAMETERS, Parameter, Precision, READ, SECOND_MOMENTS,
+    FIRST_MOMENTS, GRADIENTS, Group, PARAMETERS, Parameter, ParameterLayout, Precision, READ, SECOND_MOMENTS,
 };
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{self, Batches, StepOptions};
@@ -128,7 +128,7 @@ pub struct Step {
 /// The graphs and vectors of a run.
 #[derive(Debug)]
 pub struct Trainer {
-    pub layout: Layout,
+    pub layout: ParameterLayout,
     options: TrainerOptions,
     /// The first micro-batch of a step, and those after it.
     first: Program,
@@ -203,7 +203,7 @@ impl RunGraphs {
     pub fn write(
         &self,
         dir: &Path,
-        layout: &Layout,
+        layout: &ParameterLayout,
         options: &TrainerOptions,
     ) -> Result<GraphFiles, TrainError> {
         std::fs::create_dir_all(dir).map_err(|source| TrainError::Io { path: dir.to_owned(), source })?;
@@ -238,7 +238,7 @@ impl Trainer {
     /// Loads the graphs, with the parameters of the bundle and moments of zero.
     pub fn new(
         graphs: &GraphFiles,
-        layout: Layout,
+        layout: ParameterLayout,
         weights: &Weights,
         options: TrainerOptions,
         teacher: Option<Teacher>,
@@ -470,7 +470,7 @@ fn step_ignore() -> i64 {
 
 /// Where everything lies that a graph reads or writes.
 struct Places<'a> {
-    layout: &'a Layout,
+    layout: &'a ParameterLayout,
     vectors: &'a BTreeMap<String, DeviceTensor>,
     small: &'a Small,
     /// The teacher's logits.

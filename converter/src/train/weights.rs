@@ -10,7 +10,7 @@ use dijiang_format::digest::{WeightDigests, digest};
 use dijiang_format::files;
 use dijiang_passes::ir::tensor::{ReadError, SharedBytes, Storage as _, Tensor};
 use dijiang_passes::training::lora::Addition;
-use dijiang_passes::training::parameters::{Group, Layout, Parameter};
+use dijiang_passes::training::parameters::{Group, Parameter, ParameterLayout};
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
@@ -88,14 +88,14 @@ impl std::fmt::Debug for Weights {
 
 impl Weights {
     /// Opens the weight file of a bundle and finds what is trained.
-    pub fn open(bundle: &Path, trained: &Layout) -> Result<Self, WeightsError> {
+    pub fn open(bundle: &Path, trained: &ParameterLayout) -> Result<Self, WeightsError> {
         Self::with_additions(bundle, trained, Vec::new())
     }
 
     /// The same where some of what is trained is not in the file, but is added to weights that are.
     pub fn with_additions(
         bundle: &Path,
-        trained: &Layout,
+        trained: &ParameterLayout,
         additions: Vec<Addition>,
     ) -> Result<Self, WeightsError> {
         let path = bundle.join(files::WEIGHTS);
@@ -300,7 +300,7 @@ mod tests {
     use std::fs::File;
 
     /// A weight file of one tensor, and the group that trains it.
-    fn opened(dir: &Path, largest: f32, dtype: DType) -> (Weights, Layout) {
+    fn opened(dir: &Path, largest: f32, dtype: DType) -> (Weights, ParameterLayout) {
         let stored = Tensor::from_f32(&[2], &[1.0, largest]).cast(dtype);
         let file = WeightFile::plan([("w", &stored)].into_iter()).expect("a layout");
         let mut out = File::create(dir.join(files::WEIGHTS)).expect("a file");
@@ -308,7 +308,7 @@ mod tests {
         std::fs::write(dir.join(files::MANIFEST), "{}").expect("it is written");
         let parameters = vec![Parameter { name: "w".to_owned(), dims: vec![2] }];
         let group = Group { name: "matrices", parameters, decays: true, is_new: false };
-        let layout = Layout { groups: vec![group] };
+        let layout = ParameterLayout { groups: vec![group] };
         (Weights::open(dir, &layout).expect("it fits"), layout)
     }
 

@@ -236,7 +236,7 @@ impl<'g> Search<'g> {
     fn replaced(&self, ids: ValueId) -> Result<Graph, String> {
         let mut changed = self.graph.clone();
         let mut patch = Patch::new(self.graph, "positions");
-        let mut writer = Writer::new(&mut patch, self, ids);
+        let mut writer = PositionWriter::new(&mut patch, self, ids);
         let mut pairs: BTreeMap<ValueId, ValueId> = BTreeMap::new();
         for node in &self.found {
             let old = self.graph.node(*node).outputs[0];
@@ -312,14 +312,14 @@ fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Arra
 }
 
 /// Writes the way from the new input to the consumers.
-struct Writer<'p, 'g, 's> {
+struct PositionWriter<'p, 'g, 's> {
     p: &'p mut Patch<'g>,
     search: &'s Search<'g>,
     positions: ValueId,
     written: BTreeMap<ValueId, ValueId>,
 }
 
-impl<'p, 'g, 's> Writer<'p, 'g, 's> {
+impl<'p, 'g, 's> PositionWriter<'p, 'g, 's> {
     fn new(p: &'p mut Patch<'g>, search: &'s Search<'g>, ids: ValueId) -> Self {
         let shape = search.graph.value(ids).ty.shape.clone().unwrap_or_default();
         let positions = p.input(NAME, DType::I64, shape);
@@ -401,8 +401,8 @@ mod tests {
   %row = Unsqueeze(%range) {axes: [0, 1]}
   %numbers = Cast(%row) {to: \"f32\"}
   %angles = MatMul(%frequencies, %numbers)
-  %turned = Transpose(%angles) {perm: [0, 2, 1]}
-  %places = Cos(%turned)";
+  %transposed = Transpose(%angles) {perm: [0, 2, 1]}
+  %places = Cos(%transposed)";
 
     const COUNTED_FROM_THE_MASK: &str = "  %counts = CumSum(%attention_mask, %one) {exclusive: 0, reverse: 0}
   %tokens = Mul(%counts, %attention_mask)

@@ -1,7 +1,7 @@
 //! The pass: every attention site becomes a recurrence over φ(k) ⊗ v, and its growing cache a state
 //! of fixed size.
 
-use super::lower::{Dims, Form, Layout, Lowered, Recurrence, State, Sums, bidirectional};
+use super::lower::{Dims, Form, HeadOrder, Lowered, Recurrence, RecurrentState, Sums, bidirectional};
 use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
@@ -37,7 +37,7 @@ pub struct Options<'a> {
     /// Only these layers are rewritten; all where it is `None`.
     pub layers: Option<&'a [usize]>,
     /// The new parameters of the model in another form, by name: this form has the same, and shares their bytes.
-    pub drawn: Option<&'a Drawn>,
+    pub added: Option<&'a AddedWeights>,
 }
 
 /// One site, and what became of it.
@@ -53,7 +53,7 @@ pub struct SiteReport {
     pub rotary: bool,
     pub cache: bool,
     /// Why the site stays softmax; `None` where it was rewritten.
-    pub kept: Option<String>,
+    pub why_kept: Option<String>,
 }
 
 /// What the pass did.
@@ -156,7 +156,7 @@ fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Re
 /// A site that carries a state from call to call.
 fn with_state<'s>(sites: &'s [AttentionSite], report: &Report) -> Option<&'s AttentionSite> {
     let mut pairs = sites.iter().zip(&report.sites);
-    let found = pairs.find(|(site, report)| report.kept.is_none() && site.mask.is_causal());
+    let found = pairs.find(|(site, report)| report.why_kept.is_none() && site.mask.is_causal());
     found.map(|(site, _)| site)
 }
 
@@ -165,7 +165,7 @@ fn without_cache(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Opt
     let queries = graph.get_value(with_state(sites, report)?.q)?;
     let softmax = softmax_over(graph, queries.ty.shape.as_ref()?.get(2)?)?;
     let kept = sites.iter().zip(&report.sites).find(|(site, _)| reads(graph, site.out, softmax));
-    if let Some((_, SiteReport { name, kept: Some(why), .. })) = kept {
+    if let Some((_, SiteReport { name, why_kept: Some(why), .. })) = kept {
         return Some(WithoutCache { name: name.clone(), why: why.clone() });
     }
     let name = graph.node(softmax).name.clone();
@@ -212,7 +212,7 @@ fn reads(graph: &Graph, value: ValueId, node: NodeId) -> bool {
             .any(|v| graph.producer(v).is_some_and(|(id, _)| id == node))
 }
 
-fn describe(site: &AttentionSite, kept: Option<String>) -> SiteReport {
+fn describe(site: &AttentionSite, why_kept: Option<String>) -> SiteReport {
     SiteReport {
         name: site.name.clone(),
         layer: site.layer,
@@ -223,7 +223,7 @@ fn describe(site: &AttentionSite, kept: Option<String>) -> SiteReport {
         mask: site.mask.name(),
         rotary: site.rotary,
         cache: site.cache.is_some(),
-        kept,
+        why_kept,
     }
 }
 
@@ -259,11 +259,11 @@ pub(super) fn patch_site(
     graph: &mut Graph,
     rule: &'static str,
     (site, options): (&AttentionSite, &Options<'_>),
-    write: impl FnOnce(Writer<'_, '_, '_>),
+    write: impl FnOnce(SiteWriter<'_, '_, '_>),
 ) -> Result<(), RewriteError> {
     let change = {
         let mut patch = Patch::new(graph, rule);
-        write(Writer { p: &mut patch, site, options });
+        write(SiteWriter { p: &mut patch, site, options });
         patch.finish()
     };
     let applied = graph.apply(change).map(|_| ());
@@ -285,7 +285,7 @@ fn read_lengths_elsewhere(
         };
         !uses.is_empty() && uses.iter().all(reads_length)
     };
-    let gone = sites.iter().zip(reports).filter(|(_, report)| report.kept.is_none());
+    let gone = sites.iter().zip(reports).filter(|(_, report)| report.why_kept.is_none());
     let gone = gone.filter_map(|(site, _)| site.cache.as_ref());
     let gone: Vec<ValueId> =
         gone.flat_map(|cache| [cache.past_key, cache.past_value]).filter(only_lengths).collect();
@@ -330,23 +330,23 @@ pub fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError
 }
 
 /// New parameters by name.
-pub type Drawn = BTreeMap<String, Tensor>;
+pub type AddedWeights = BTreeMap<String, Tensor>;
 
 /// The new parameters of a graph that was rewritten.
-pub fn drawn(graph: &Graph) -> Drawn {
+pub fn added_weights(graph: &Graph) -> AddedWeights {
     let new = graph.consts().filter(|(id, name, _)| graph.value(*id).is_weight && is_added(name));
     new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
 /// Writes the patch of one site.
-pub(super) struct Writer<'p, 'g, 'o> {
+pub(super) struct SiteWriter<'p, 'g, 'o> {
     pub(super) p: &'p mut Patch<'g>,
     pub(super) site: &'o AttentionSite,
     options: &'o Options<'o>,
 }
 
 /// The linear attention in place of the softmax attention.
-fn replace_site(mut writer: Writer<'_, '_, '_>) {
+fn replace_site(mut writer: SiteWriter<'_, '_, '_>) {
     let (out, state) = writer.attention();
     if let Some(state) = state {
         writer.drop_cache();
@@ -355,9 +355,9 @@ fn replace_site(mut writer: Writer<'_, '_, '_>) {
     writer.p.replace(writer.site.out, out);
 }
 
-impl Writer<'_, '_, '_> {
+impl SiteWriter<'_, '_, '_> {
     /// What stands for the site's output, and the state after it.
-    pub(super) fn attention(&mut self) -> (ValueId, Option<State>) {
+    pub(super) fn attention(&mut self) -> (ValueId, Option<RecurrentState>) {
         self.p.set_scope(&format!("{}/dijiang", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let (q, mut k) = self.features();
@@ -385,8 +385,8 @@ impl Writer<'_, '_, '_> {
         let dtype = self.p.dtype(self.site.out);
         let narrow = self.p.cast(read, dtype);
         let out = match sums.layout {
-            Layout::HeadMajor => narrow,
-            Layout::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
+            HeadOrder::HeadMajor => narrow,
+            HeadOrder::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
         };
         (out, state)
     }
@@ -404,7 +404,7 @@ impl Writer<'_, '_, '_> {
     fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {
         let name = added::name(&self.site.name, role, name);
         let is_same = |other: &&Tensor| (other.dtype(), other.dims()) == (tensor.dtype(), tensor.dims());
-        let tensor = self.options.drawn.and_then(|d| d.get(&name)).filter(is_same).cloned().unwrap_or(tensor);
+        let tensor = self.options.added.and_then(|d| d.get(&name)).filter(is_same).cloned().unwrap_or(tensor);
         self.p.weight(&name, tensor)
     }
 
@@ -487,8 +487,8 @@ impl Writer<'_, '_, '_> {
     ) -> ValueId {
         let (batch, heads, time) =
             (self.p.shape_of(x, 0, 1), self.p.shape_of(x, 1, 2), self.p.shape_of(x, 2, 3));
-        let turned = self.p.transpose(x, &[1, 0, 2, 3]);
-        let rows = self.p.reshape(turned, &[0, -1, self.site.head_dim as i64]);
+        let transposed = self.p.transpose(x, &[1, 0, 2, 3]);
+        let rows = self.p.reshape(transposed, &[0, -1, self.site.head_dim as i64]);
         let scaled = self.scaled(rows);
         let features = map.emit(self.p, scaled, emitted, role);
         let last = self.p.shape_of(features, 2, 3);
@@ -543,8 +543,8 @@ impl Writer<'_, '_, '_> {
         let products = p.linear(x, weight, None);
         let products = p.cast(products, DType::F32);
         let logits = p.add(products, bias);
-        let turned = p.transpose(logits, &[0, 2, 1]);
-        let flipped = p.neg(turned);
+        let transposed = p.transpose(logits, &[0, 2, 1]);
+        let flipped = p.neg(transposed);
         let soft = p.softplus(flipped);
         p.neg(soft)
     }
@@ -558,9 +558,9 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    fn past_state(&mut self, dims: Dims) -> State {
+    fn past_state(&mut self, dims: Dims) -> RecurrentState {
         let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
-        State {
+        RecurrentState {
             s: self.past(StatePart::Sums, &[heads, features, width]),
             z: dims.divides.then(|| self.past(StatePart::Normalizer, &[heads, features])),
         }
@@ -579,7 +579,7 @@ impl Writer<'_, '_, '_> {
         }
     }
 
-    pub(super) fn output_state(&mut self, state: State) {
+    pub(super) fn output_state(&mut self, state: RecurrentState) {
         // onnxruntime-genai wants a state of this name, of three axes.
         let normalizer = state.z.unwrap_or_else(|| self.past(StatePart::Normalizer, &[1, 1]));
         for (part, value) in [(StatePart::Sums, state.s), (StatePart::Normalizer, normalizer)] {
@@ -630,8 +630,8 @@ impl Writer<'_, '_, '_> {
         let silu = p.mul(gate, open);
         let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
         let heads = match sums.layout {
-            Layout::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
-            Layout::TokenMajor => heads,
+            HeadOrder::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
+            HeadOrder::TokenMajor => heads,
         };
         p.mul(normal, heads)
     }

@@ -1,7 +1,7 @@
 //! The graph that fits feature maps without gradients: the scaled queries and keys of each site as outputs.
 
 use super::patterns::find_sites;
-use super::rewrite::{Options, RewriteError, Writer, patch_site, reason_to_keep};
+use super::rewrite::{Options, RewriteError, SiteWriter, patch_site, reason_to_keep};
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 use dijiang_format::dtype::DType;
@@ -31,7 +31,7 @@ pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<Sam
     Ok(sampled)
 }
 
-fn output_samples(mut writer: Writer<'_, '_, '_>) {
+fn output_samples(mut writer: SiteWriter<'_, '_, '_>) {
     let site = writer.site;
     writer.p.set_scope(&format!("{}/dijiang", site.name));
     let [q, k] = [site.q, site.k].map(|x| {

@@ -132,7 +132,7 @@ mod tests {
     fn classifiers_and_routers_are_none() {
         assert!(!is_attention(LOGITS, "  %y = Identity(%weights)"));
         // A router's weights may multiply what the experts give.
-        let routed = "  %turned = Transpose(%weights) {perm: [1, 0]}\n  %y = MatMul(%turned, %x)";
+        let routed = "  %transposed = Transpose(%weights) {perm: [1, 0]}\n  %y = MatMul(%transposed, %x)";
         assert!(!is_attention(LOGITS, routed));
         // Similarities of texts and images, which weigh nothing.
         assert!(!is_attention(SCORES, "  %y = Identity(%weights)"));

@@ -38,7 +38,7 @@ pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
 
 fn lowered_from(mut graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
     canonicalize(&mut graph).expect("it settles");
-    let options = Options { recipe, form, seed: 5, layers: None, drawn: None };
+    let options = Options { recipe, form, seed: 5, layers: None, added: None };
     let report = rewrite(&mut graph, &options).expect("it rewrites");
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(verify(&graph), []);
@@ -387,9 +387,9 @@ fn values_added_to_themselves_are_looked_at_once() {
         assert!((found[0].scale / want - 1.0).abs() < ROUNDED, "{} {want}", found[0].scale);
         canonicalize(&mut graph).expect("it settles");
         let recipe = recipe("wdcf", Decay::None, Readout::Sum);
-        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, drawn: None };
+        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
         let report = rewrite(&mut graph, &options).expect("it rewrites");
-        assert_eq!(report.sites[0].kept, None);
+        assert_eq!(report.sites[0].why_kept, None);
     }
 }
 
@@ -417,26 +417,26 @@ fn first_is_missed() -> Graph {
 fn a_layer_has_one_number_where_the_first_is_missed() {
     let source = first_is_missed();
     let recipe = recipe("wdcf", Decay::None, Readout::Sum);
-    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, drawn: None };
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
     let sites = super::patterns::find_sites(&source).sites;
     assert_eq!(sites.iter().map(|site| site.layer).collect::<Vec<_>>(), [1]);
 
     let mut rewritten = source.clone();
     let report = rewrite(&mut rewritten, &options).expect("it rewrites");
     assert_eq!((report.sites[0].layer, report.misses.len()), (1, 1));
-    let parameters = super::rewrite::drawn(&rewritten);
+    let parameters = super::rewrite::added_weights(&rewritten);
     assert!(rewritten.input("past_key_values.1.recurrent_state").is_some());
 
     let mut both = source.clone();
     let layers = super::calibration_graph::write_beside(&mut both, &options).expect("it is written");
     assert_eq!(layers, [1]);
     assert!(both.output("attention.linear.1").is_some() && both.output("attention.softmax.1").is_some());
-    // Drawn by the layer's number: the same numbers in both.
-    let drawn = super::rewrite::drawn(&both);
-    let bytes = |drawn: &super::rewrite::Drawn| -> Vec<(String, Vec<f64>)> {
-        drawn.iter().map(|(name, tensor)| (name.clone(), tensor.to_f64())).collect()
+    // AddedWeights by the layer's number: the same numbers in both.
+    let added = super::rewrite::added_weights(&both);
+    let bytes = |added: &super::rewrite::AddedWeights| -> Vec<(String, Vec<f64>)> {
+        added.iter().map(|(name, tensor)| (name.clone(), tensor.to_f64())).collect()
     };
-    assert_eq!(bytes(&drawn), bytes(&parameters));
+    assert_eq!(bytes(&added), bytes(&parameters));
 
     let mut sampled = source;
     let sites = super::sampling_graph::write_samples(&mut sampled, &options).expect("it is written");
@@ -502,7 +502,7 @@ fn without_cache(places: &str) -> Graph {
 
 fn rewritten(mut graph: Graph, layers: Option<&[usize]>) -> Result<Report, String> {
     let recipe = recipe("wdcf", Decay::None, Readout::Sum);
-    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers, drawn: None };
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers, added: None };
     rewrite(&mut graph, &options).map_err(|e| e.to_string())
 }
 

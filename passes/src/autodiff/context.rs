@@ -201,7 +201,7 @@ impl VjpContext<'_, '_> {
     }
 
     /// The last two axes exchanged; what was exchanged already is taken as it was.
-    pub fn turned(&mut self, x: ValueId) -> ValueId {
+    pub fn transposed(&mut self, x: ValueId) -> ValueId {
         let rank = self.patch.rank(x);
         let mut perm: Vec<i64> = (0..rank as i64).collect();
         perm.swap(rank.saturating_sub(2), rank.saturating_sub(1));
@@ -209,7 +209,7 @@ impl VjpContext<'_, '_> {
     }
 
     /// Whether `x` was made by exchanging the last two axes of something.
-    pub fn is_turned(&self, x: ValueId) -> bool {
+    pub fn is_transposed(&self, x: ValueId) -> bool {
         let made = self.patch.producer(x).filter(|n| n.op.is("Transpose"));
         let Some(perm) = made.and_then(|n| n.op.ints("perm")) else { return false };
         let rank = perm.len() as i64;

@@ -5,14 +5,14 @@
 //! Declines when: nothing demands that the two are equal, as for a window of keys
 
 use super::terms::{Term, Terms};
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::{Dim, Shape};
 
 pub(super) struct BoundedDim;
 
-impl Law for BoundedDim {
+impl GraphRule for BoundedDim {
     fn name(&self) -> &'static str {
         "bounded_dim"
     }

@@ -2,14 +2,14 @@
 //! Becomes: `Cast(x, t)`, or `x` where t is its type
 //! Exact: yes
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::Graph;
 use crate::ir::patch::{Applied, PatchError};
 use dijiang_format::dtype::DType;
 
 pub(super) struct CastCast;
 
-impl Law for CastCast {
+impl GraphRule for CastCast {
     fn name(&self) -> &'static str {
         "cast_cast"
     }

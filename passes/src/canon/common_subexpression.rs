@@ -2,7 +2,7 @@
 //! Becomes: the first of them
 //! Exact: yes
 
-use super::Law;
+use super::GraphRule;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Attr;
 use crate::ir::patch::{Applied, Patch, PatchError};
@@ -17,7 +17,7 @@ const MAX_COMPARED: usize = 1024;
 const NOT_PURE: [&str; 5] =
     ["RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Dropout"];
 
-impl Law for CommonSubexpression {
+impl GraphRule for CommonSubexpression {
     fn name(&self) -> &'static str {
         "common_subexpression"
     }

@@ -3,7 +3,7 @@
 //! Becomes: constants of what the interpreter computes
 //! Exact: to the rounding of the element type, which is what a runtime would do
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::patch::{Applied, PatchError};
@@ -18,7 +18,7 @@ const MAX_ELEMENTS: usize = 4096;
 /// Operators that give something else each time.
 const RANDOM: &str = "Random";
 
-impl Law for ConstantFold {
+impl GraphRule for ConstantFold {
     fn name(&self) -> &'static str {
         "constant_fold"
     }

@@ -5,7 +5,7 @@
 //! meaning
 //! Declines when: an option is set that the operator table does not evaluate
 
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::ops::attention::{LOWEST, packed_sizes, scale, unsupported};
@@ -16,7 +16,7 @@ use dijiang_format::dtype::DType;
 
 pub(super) struct ExpandAttention;
 
-impl Law for ExpandAttention {
+impl GraphRule for ExpandAttention {
     fn name(&self) -> &'static str {
         "expand_attention"
     }
@@ -50,26 +50,26 @@ pub(super) struct Parts {
     pub(super) guarded: bool,
 }
 
-pub(super) fn known_dim(w: &Writer<'_>, value: ValueId, axis: usize) -> Option<u64> {
+pub(super) fn known_dim(w: &Sweep<'_>, value: ValueId, axis: usize) -> Option<u64> {
     w.patch.ty(value).shape.as_ref()?.get(axis)?.known()
 }
 
 /// `[batch, heads, time, dim]` of `[batch, time, heads · dim]`.
-pub(super) fn split(w: &mut Writer<'_>, x: ValueId, heads: u64, dim: u64) -> ValueId {
+pub(super) fn split(w: &mut Sweep<'_>, x: ValueId, heads: u64, dim: u64) -> ValueId {
     let split = w.patch.reshape(x, &[0, 0, heads as i64, dim as i64]);
     w.patch.transpose(split, &[0, 2, 1, 3])
 }
 
-pub(super) fn merge(w: &mut Writer<'_>, x: ValueId, hidden: u64) -> ValueId {
-    let turned = w.patch.transpose(x, &[0, 2, 1, 3]);
-    w.patch.reshape(turned, &[0, 0, hidden as i64])
+pub(super) fn merge(w: &mut Sweep<'_>, x: ValueId, hidden: u64) -> ValueId {
+    let transposed = w.patch.transpose(x, &[0, 2, 1, 3]);
+    w.patch.reshape(transposed, &[0, 0, hidden as i64])
 }
 
-pub(super) fn join(w: &mut Writer<'_>, past: Option<ValueId>, new: ValueId) -> ValueId {
+pub(super) fn join(w: &mut Sweep<'_>, past: Option<ValueId>, new: ValueId) -> ValueId {
     past.map_or(new, |past| w.patch.concat(&[past, new], 2))
 }
 
-fn repeat(w: &mut Writer<'_>, x: ValueId, [q_heads, kv_heads]: [u64; 2]) -> Option<ValueId> {
+fn repeat(w: &mut Sweep<'_>, x: ValueId, [q_heads, kv_heads]: [u64; 2]) -> Option<ValueId> {
     if q_heads == kv_heads {
         return Some(x);
     }
@@ -81,11 +81,11 @@ fn repeat(w: &mut Writer<'_>, x: ValueId, [q_heads, kv_heads]: [u64; 2]) -> Opti
 }
 
 /// The canonical spelling that the patterns look for.
-pub(super) fn attend(w: &mut Writer<'_>, parts: &Parts) -> Option<ValueId> {
+pub(super) fn attend(w: &mut Sweep<'_>, parts: &Parts) -> Option<ValueId> {
     let heads = [parts.q_heads, parts.kv_heads];
     let (k, v) = (repeat(w, parts.k, heads)?, repeat(w, parts.v, heads)?);
-    let turned = w.patch.transpose(k, &[0, 1, 3, 2]);
-    let products = w.patch.matmul(parts.q, turned);
+    let transposed = w.patch.transpose(k, &[0, 1, 3, 2]);
+    let products = w.patch.matmul(parts.q, transposed);
     let mut scores = w.patch.mul_scalar(products, parts.scale);
     if let Some(bias) = parts.bias {
         scores = w.patch.add(scores, bias);
@@ -100,17 +100,17 @@ pub(super) fn attend(w: &mut Writer<'_>, parts: &Parts) -> Option<ValueId> {
 }
 
 /// 0 where `open`, `closed` elsewhere, in the type of `like`.
-pub(super) fn bias_of(w: &mut Writer<'_>, open: ValueId, like: ValueId, closed: f64) -> ValueId {
+pub(super) fn bias_of(w: &mut Sweep<'_>, open: ValueId, like: ValueId, closed: f64) -> ValueId {
     let (zero, closed) = (w.patch.scalar_like(like, 0.0), w.patch.scalar_like(like, closed));
     w.patch.select(open, zero, closed)
 }
 
-pub(super) fn add_bias(w: &mut Writer<'_>, a: Option<ValueId>, b: ValueId) -> ValueId {
+pub(super) fn add_bias(w: &mut Sweep<'_>, a: Option<ValueId>, b: ValueId) -> ValueId {
     a.map_or(b, |a| w.patch.add(a, b))
 }
 
 /// `[time, total]`: whether query `i`, which stands at `total - time + i`, comes no earlier than key `j`.
-pub(super) fn causal(w: &mut Writer<'_>, q: ValueId, k: ValueId) -> ValueId {
+pub(super) fn causal(w: &mut Sweep<'_>, q: ValueId, k: ValueId) -> ValueId {
     let (time, total) = (w.patch.shape_of(q, 2, 3), w.patch.shape_of(k, 2, 3));
     let past = w.patch.sub(total, time);
     let total = w.patch.squeeze(total, &[0]);
@@ -121,7 +121,7 @@ pub(super) fn causal(w: &mut Writer<'_>, q: ValueId, k: ValueId) -> ValueId {
     w.patch.less_or_equal(keys, queries)
 }
 
-fn onnx(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn onnx(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let [q, k, v] = [w.input(node, 0)?, w.input(node, 1)?, w.input(node, 2)?];
     let packed = w.patch.ty(q).rank()? == 3;
     let heads = |slot: usize, value: ValueId| -> Option<u64> {
@@ -163,8 +163,8 @@ fn onnx(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
 }
 
 /// Without a cache query `i` stands at `i`, however many keys there are.
-fn causal_from_start(w: &mut Writer<'_>, q: ValueId, k: ValueId) -> ValueId {
-    let range = |w: &mut Writer<'_>, x: ValueId| {
+fn causal_from_start(w: &mut Sweep<'_>, q: ValueId, k: ValueId) -> ValueId {
+    let range = |w: &mut Sweep<'_>, x: ValueId| {
         let n = w.patch.shape_of(x, 2, 3);
         let n = w.patch.squeeze(n, &[0]);
         w.patch.range(n)
@@ -175,7 +175,7 @@ fn causal_from_start(w: &mut Writer<'_>, q: ValueId, k: ValueId) -> ValueId {
 }
 
 /// ONNX Runtime's mask input as a bias: one number per key, per query and key, or a count of keys.
-fn key_bias(w: &mut Writer<'_>, mask: ValueId, like: [ValueId; 2], closed: f64) -> Option<ValueId> {
+fn key_bias(w: &mut Sweep<'_>, mask: ValueId, like: [ValueId; 2], closed: f64) -> Option<ValueId> {
     let [q, k] = like;
     let dtype = w.patch.ty(mask).dtype?;
     let zero = w.patch.constant("zero", Tensor::scalar(dtype, 0.0));
@@ -207,7 +207,7 @@ struct UnknownMask;
 
 /// The mask input, the bias input and `unidirectional`, as one bias.
 fn fused_bias(
-    w: &mut Writer<'_>,
+    w: &mut Sweep<'_>,
     node: &Node,
     [mask, bias]: [usize; 2],
     [q, k]: [ValueId; 2],
@@ -226,7 +226,7 @@ fn fused_bias(
     Ok(sum)
 }
 
-fn packed(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn packed(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (x, weights) = (w.input(node, 0)?, w.input(node, 1)?);
     let heads: u64 = node.op.int("num_heads")?.try_into().ok().filter(|n| *n > 0)?;
     let sizes = packed_sizes(&node.op, known_dim(w, weights, 1)?).ok()?;
@@ -245,7 +245,7 @@ fn packed(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
     Some(vec![merge(w, out, sizes[2] as u64)])
 }
 
-fn multi_head(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn multi_head(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let heads: u64 = node.op.int("num_heads")?.try_into().ok().filter(|n| *n > 0)?;
     let inputs = [w.input(node, 0)?, w.input(node, 1)?, w.input(node, 2)?];
     let widths: Vec<u64> = inputs.iter().map(|x| known_dim(w, *x, 2)).collect::<Option<_>>()?;

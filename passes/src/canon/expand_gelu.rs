@@ -2,13 +2,13 @@
 //! Becomes: `Erf`, `Tanh` or `Sigmoid`, and products
 //! Exact: yes, up to rounding
 
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct ExpandGelu;
 
-impl Law for ExpandGelu {
+impl GraphRule for ExpandGelu {
     fn name(&self) -> &'static str {
         "expand_gelu"
     }
@@ -42,21 +42,21 @@ impl Law for ExpandGelu {
 }
 
 /// x σ(αx)
-fn quick(w: &mut Writer<'_>, x: ValueId, alpha: f64) -> ValueId {
+fn quick(w: &mut Sweep<'_>, x: ValueId, alpha: f64) -> ValueId {
     let inner = if alpha == 1.0 { x } else { w.patch.mul_scalar(x, alpha) };
     let gate = w.patch.sigmoid(inner);
     w.patch.mul(x, gate)
 }
 
 /// x (1 + erf(x/√2)) / 2
-fn erf(w: &mut Writer<'_>, x: ValueId) -> ValueId {
+fn erf(w: &mut Sweep<'_>, x: ValueId) -> ValueId {
     let inner = w.patch.mul_scalar(x, std::f64::consts::FRAC_1_SQRT_2);
     let gate = w.patch.erf(inner);
     gated(w, x, gate)
 }
 
 /// x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2
-fn tanh(w: &mut Writer<'_>, x: ValueId) -> ValueId {
+fn tanh(w: &mut Sweep<'_>, x: ValueId) -> ValueId {
     let square = w.patch.mul(x, x);
     let bent = w.patch.mul_scalar(square, 0.044_715);
     let factor = w.patch.add_scalar(bent, 1.0);
@@ -66,7 +66,7 @@ fn tanh(w: &mut Writer<'_>, x: ValueId) -> ValueId {
     gated(w, x, gate)
 }
 
-fn gated(w: &mut Writer<'_>, x: ValueId, gate: ValueId) -> ValueId {
+fn gated(w: &mut Sweep<'_>, x: ValueId, gate: ValueId) -> ValueId {
     let gate = w.patch.add_scalar(gate, 1.0);
     let gate = w.patch.mul_scalar(gate, 0.5);
     w.patch.mul(x, gate)

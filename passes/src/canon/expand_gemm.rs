@@ -2,14 +2,14 @@
 //! Becomes: `MatMul`, with `Transpose`, `Mul` by a constant, `Add` and an activation where they are asked for
 //! Exact: yes, up to rounding
 
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct ExpandGemm;
 
-impl Law for ExpandGemm {
+impl GraphRule for ExpandGemm {
     fn name(&self) -> &'static str {
         "expand_gemm"
     }
@@ -31,17 +31,17 @@ impl Law for ExpandGemm {
 }
 
 /// alpha · A B, each factor transposed where the attributes say so.
-fn product(w: &mut Writer<'_>, node: &Node) -> Option<ValueId> {
+fn product(w: &mut Sweep<'_>, node: &Node) -> Option<ValueId> {
     let (a, b) = (w.input(node, 0)?, w.input(node, 1)?);
     let ranks = [w.patch.ty(a).rank()?, w.patch.ty(b).rank()?];
     w.patch.ty(a).dtype?;
-    let a = if node.op.int("transA") == Some(1) { turned(w, a, ranks[0]) } else { a };
-    let b = if node.op.int("transB") == Some(1) { turned(w, b, ranks[1]) } else { b };
+    let a = if node.op.int("transA") == Some(1) { transposed(w, a, ranks[0]) } else { a };
+    let b = if node.op.int("transB") == Some(1) { transposed(w, b, ranks[1]) } else { b };
     let product = w.patch.matmul(a, b);
     Some(scaled(w, product, node.op.float("alpha").unwrap_or(1.0)))
 }
 
-fn turned(w: &mut Writer<'_>, x: ValueId, rank: usize) -> ValueId {
+fn transposed(w: &mut Sweep<'_>, x: ValueId, rank: usize) -> ValueId {
     if rank < 2 {
         return x;
     }
@@ -50,18 +50,18 @@ fn turned(w: &mut Writer<'_>, x: ValueId, rank: usize) -> ValueId {
     w.patch.transpose(x, &perm)
 }
 
-fn scaled(w: &mut Writer<'_>, x: ValueId, factor: f32) -> ValueId {
+fn scaled(w: &mut Sweep<'_>, x: ValueId, factor: f32) -> ValueId {
     if factor == 1.0 { x } else { w.patch.mul_scalar(x, factor.into()) }
 }
 
-fn gemm(w: &mut Writer<'_>, node: &Node) -> Option<ValueId> {
+fn gemm(w: &mut Sweep<'_>, node: &Node) -> Option<ValueId> {
     let product = product(w, node)?;
     let Some(c) = w.input(node, 2) else { return Some(product) };
     let c = scaled(w, c, node.op.float("beta").unwrap_or(1.0));
     Some(w.patch.add(product, c))
 }
 
-fn fused_gemm(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn fused_gemm(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let activation = match node.op.str("activation")? {
         "" => None,
         name @ ("Relu" | "Tanh" | "Sigmoid") => Some(Op::new(name)),

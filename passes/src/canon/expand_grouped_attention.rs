@@ -9,14 +9,14 @@ use super::expand_attention::{
     Parts, add_bias, attend, bias_of, causal, is_known, join, known_dim, merge, split,
 };
 use super::expand_rotary::rotate;
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::ops::attention::{LOWEST, scale};
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct ExpandGroupedAttention;
 
-impl Law for ExpandGroupedAttention {
+impl GraphRule for ExpandGroupedAttention {
     fn name(&self) -> &'static str {
         "expand_grouped_attention"
     }
@@ -35,7 +35,7 @@ struct Heads {
     dim: u64,
 }
 
-fn heads(w: &Writer<'_>, node: &Node) -> Option<Heads> {
+fn heads(w: &Sweep<'_>, node: &Node) -> Option<Heads> {
     let count = |name: &str| node.op.int(name)?.try_into().ok().filter(|n: &u64| *n > 0);
     let (q, kv) = (count("num_heads")?, count("kv_num_heads")?);
     let width = known_dim(w, w.input(node, 0)?, 2)?;
@@ -43,7 +43,7 @@ fn heads(w: &Writer<'_>, node: &Node) -> Option<Heads> {
     width.is_multiple_of(all).then_some(Heads { q, kv, dim: width / all })
 }
 
-fn expand(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn expand(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let heads = heads(w, node)?;
     let counts = w.input(node, 5)?;
     let rotary = node.op.int("do_rotary") == Some(1);
@@ -72,7 +72,7 @@ fn expand(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
 }
 
 /// Queries, keys and values by head, from three inputs or from a packed one.
-fn projections(w: &mut Writer<'_>, node: &Node, heads: &Heads) -> Option<[ValueId; 3]> {
+fn projections(w: &mut Sweep<'_>, node: &Node, heads: &Heads) -> Option<[ValueId; 3]> {
     let x = w.input(node, 0)?;
     let counts = [heads.q, heads.kv, heads.kv];
     let parts = match (w.input(node, 1), w.input(node, 2)) {
@@ -83,7 +83,7 @@ fn projections(w: &mut Writer<'_>, node: &Node, heads: &Heads) -> Option<[ValueI
 }
 
 /// `[1, time]`: the tokens stand behind the past.
-fn places(w: &mut Writer<'_>, node: &Node, q: ValueId) -> ValueId {
+fn places(w: &mut Sweep<'_>, node: &Node, q: ValueId) -> ValueId {
     let time = w.patch.shape_of(q, 2, 3);
     let time = w.patch.squeeze(time, &[0]);
     let mut places = w.patch.range(time);
@@ -95,7 +95,7 @@ fn places(w: &mut Writer<'_>, node: &Node, q: ValueId) -> ValueId {
 }
 
 /// Key `j` is open where j ≤ `seqlens_k` of its row, and to no earlier query.
-fn bias(w: &mut Writer<'_>, node: &Node, counts: ValueId, [q, k]: [ValueId; 2]) -> ValueId {
+fn bias(w: &mut Sweep<'_>, node: &Node, counts: ValueId, [q, k]: [ValueId; 2]) -> ValueId {
     let total = w.patch.shape_of(k, 2, 3);
     let total = w.patch.squeeze(total, &[0]);
     let keys = w.patch.range(total);

@@ -4,7 +4,7 @@
 //! operators
 //! Exact: yes, up to rounding
 
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
@@ -13,7 +13,7 @@ use dijiang_format::dtype::DType;
 
 pub(super) struct ExpandNorm;
 
-impl Law for ExpandNorm {
+impl GraphRule for ExpandNorm {
     fn name(&self) -> &'static str {
         "expand_norm"
     }
@@ -29,11 +29,11 @@ impl Law for ExpandNorm {
     }
 }
 
-fn is_unused(w: &Writer<'_>, node: &Node, slot: usize) -> bool {
+fn is_unused(w: &Sweep<'_>, node: &Node, slot: usize) -> bool {
     node.outputs.get(slot).is_none_or(|v| w.graph.value(*v).uses.is_empty())
 }
 
-fn rms(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn rms(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (x, weight) = (w.input(node, 0)?, w.input(node, 1)?);
     let rank = w.patch.ty(x).rank()? as i64;
     let axis = node.op.int("axis")?;
@@ -45,7 +45,7 @@ fn rms(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
 }
 
 /// The norm of input + skip + bias. The sum is the fourth output.
-fn skip(w: &mut Writer<'_>, node: &Node, bias: usize) -> Option<Vec<ValueId>> {
+fn skip(w: &mut Sweep<'_>, node: &Node, bias: usize) -> Option<Vec<ValueId>> {
     let (x, skip, weight) = (w.input(node, 0)?, w.input(node, 1)?, w.input(node, 2)?);
     w.patch.ty(x).dtype?;
     if !is_unused(w, node, 1) || !is_unused(w, node, 2) {
@@ -67,7 +67,7 @@ fn skip(w: &mut Writer<'_>, node: &Node, bias: usize) -> Option<Vec<ValueId>> {
 }
 
 fn layer_norm(
-    w: &mut Writer<'_>,
+    w: &mut Sweep<'_>,
     x: ValueId,
     weight: ValueId,
     bias: Option<ValueId>,
@@ -78,7 +78,7 @@ fn layer_norm(
 }
 
 /// The sum of the rows of up to three tables, and how many tokens of each text the mask keeps.
-fn embed(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn embed(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let ids = w.input(node, 0)?;
     let (words, positions) = (w.input(node, 2)?, w.input(node, 3)?);
     let (weight, bias) = (w.input(node, 5)?, w.input(node, 6)?);
@@ -108,7 +108,7 @@ fn embed(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
     Some(vec![out, count, sum])
 }
 
-fn tokens_kept(w: &mut Writer<'_>, mask: ValueId) -> ValueId {
+fn tokens_kept(w: &mut Sweep<'_>, mask: ValueId) -> ValueId {
     let dtype = w.patch.dtype(mask);
     let one = w.patch.constant("one", Tensor::scalar(dtype, 1.0));
     let kept = w.patch.equal(mask, one);

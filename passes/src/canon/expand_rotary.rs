@@ -5,14 +5,14 @@
 //! Declines when: the input has rank 3 (heads not on an axis of their own) with no head count, or the
 //! options are those of packed batches
 
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::tensor::Tensor;
 
 pub(super) struct ExpandRotary;
 
-impl Law for ExpandRotary {
+impl GraphRule for ExpandRotary {
     fn name(&self) -> &'static str {
         "expand_rotary"
     }
@@ -27,7 +27,7 @@ impl Law for ExpandRotary {
     }
 }
 
-fn expand(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn expand(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let x = w.input(node, 0)?;
     let is_microsoft = !node.op.domain().is_empty();
     let slots = if is_microsoft { [2, 3, 1] } else { [1, 2, 3] };
@@ -58,25 +58,25 @@ fn expand(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
     Some(vec![if shape.len() == 4 { y } else { merge(w, y, heads * head_dim as i64) }])
 }
 
-fn split(w: &mut Writer<'_>, x: ValueId, heads: i64, head_dim: u64) -> ValueId {
+fn split(w: &mut Sweep<'_>, x: ValueId, heads: i64, head_dim: u64) -> ValueId {
     let split = w.patch.reshape(x, &[0, 0, heads, head_dim as i64]);
     w.patch.transpose(split, &[0, 2, 1, 3])
 }
 
-fn merge(w: &mut Writer<'_>, x: ValueId, hidden: i64) -> ValueId {
-    let turned = w.patch.transpose(x, &[0, 2, 1, 3]);
-    w.patch.reshape(turned, &[0, 0, hidden])
+fn merge(w: &mut Sweep<'_>, x: ValueId, hidden: i64) -> ValueId {
+    let transposed = w.patch.transpose(x, &[0, 2, 1, 3]);
+    w.patch.reshape(transposed, &[0, 0, hidden])
 }
 
 /// `[batch, 1, time, half]`: the rows of a cache that the positions name, or the cache itself.
-fn rows(w: &mut Writer<'_>, cache: ValueId, place: Option<ValueId>) -> ValueId {
+fn rows(w: &mut Sweep<'_>, cache: ValueId, place: Option<ValueId>) -> ValueId {
     let rows = place.map_or(cache, |place| w.patch.gather(cache, place, 0));
     w.patch.unsqueeze(rows, &[1])
 }
 
 /// Rotates the leading `width` of `head_dim` dims by half-width cosines and sines.
 pub(super) fn rotate(
-    w: &mut Writer<'_>,
+    w: &mut Sweep<'_>,
     x: ValueId,
     [cos, sin]: [ValueId; 2],
     [head_dim, width]: [u64; 2],
@@ -97,17 +97,17 @@ pub(super) fn rotate(
 }
 
 /// Dim i turns with dim i + width/2, as Hugging Face spells it.
-fn rotate_halves(w: &mut Writer<'_>, x: ValueId, tables: [ValueId; 2], width: i64) -> ValueId {
+fn rotate_halves(w: &mut Sweep<'_>, x: ValueId, tables: [ValueId; 2], width: i64) -> ValueId {
     let [cos, sin] = tables.map(|half| w.patch.concat(&[half, half], -1));
     let (first, second) = (w.patch.slice(x, 3, 0, width / 2), w.patch.slice(x, 3, width / 2, i64::MAX));
     let minus = w.patch.neg(second);
-    let turned = w.patch.concat(&[minus, first], -1);
-    let (straight, across) = (w.patch.mul(x, cos), w.patch.mul(turned, sin));
+    let transposed = w.patch.concat(&[minus, first], -1);
+    let (straight, across) = (w.patch.mul(x, cos), w.patch.mul(transposed, sin));
     w.patch.add(straight, across)
 }
 
 /// Dim 2i turns with dim 2i + 1.
-fn rotate_pairs(w: &mut Writer<'_>, x: ValueId, [cos, sin]: [ValueId; 2], width: i64) -> ValueId {
+fn rotate_pairs(w: &mut Sweep<'_>, x: ValueId, [cos, sin]: [ValueId; 2], width: i64) -> ValueId {
     let [even, odd] = [0, 1].map(|first| {
         let places: Vec<i64> = (first..width).step_by(2).collect();
         let places = w.patch.constant("places", Tensor::from_i64(&[places.len() as u64], &places));

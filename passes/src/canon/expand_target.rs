@@ -3,13 +3,13 @@
 //! Exact: yes
 
 use super::terms::{Term, Terms, dim_of};
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct ExpandTarget;
 
-impl Law for ExpandTarget {
+impl GraphRule for ExpandTarget {
     fn name(&self) -> &'static str {
         "expand_target"
     }

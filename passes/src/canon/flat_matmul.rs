@@ -3,14 +3,14 @@
 //! Becomes: the same over `[batch, time, k]`, with the `Reshape` behind it
 //! Exact: yes
 
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct FlatMatMul;
 
-impl Law for FlatMatMul {
+impl GraphRule for FlatMatMul {
     fn name(&self) -> &'static str {
         "flat_matmul"
     }
@@ -36,7 +36,7 @@ fn tokens(graph: &Graph, value: ValueId) -> Option<ValueId> {
     (from.len() == 3 && to.len() == 2 && from[2].known() == Some(width)).then_some(x)
 }
 
-fn product(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn product(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (flat, weight) = (node.input(0)?, node.input(1)?);
     let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
     let width = shape(w.graph, weight).filter(|s| s.len() == 2)?[1].known()?;
@@ -45,7 +45,7 @@ fn product(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
     Some(vec![w.patch.reshape(y, &[-1, width as i64])])
 }
 
-fn bias(w: &mut Writer<'_>, node: &Node, slot: usize) -> Option<Vec<ValueId>> {
+fn bias(w: &mut Sweep<'_>, node: &Node, slot: usize) -> Option<Vec<ValueId>> {
     let (flat, bias) = (node.input(slot)?, node.input(1 - slot)?);
     let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
     let [Dim::Known(width)] = shape(w.graph, bias)? else { return None };

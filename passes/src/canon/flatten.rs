@@ -2,14 +2,14 @@
 //! Becomes: `Reshape` to two dims, where one of them is known or copied
 //! Exact: yes
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct Flatten;
 
-impl Law for Flatten {
+impl GraphRule for Flatten {
     fn name(&self) -> &'static str {
         "flatten"
     }

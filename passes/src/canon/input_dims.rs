@@ -4,14 +4,14 @@
 //! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
 //! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one
 
-use super::Law;
+use super::GraphRule;
 use crate::ir::graph::{Graph, Use, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
 
 pub(super) struct InputDims;
 
-impl Law for InputDims {
+impl GraphRule for InputDims {
     fn name(&self) -> &'static str {
         "input_dims"
     }

@@ -3,7 +3,7 @@
 //! Becomes: `MatMul(a, Transpose(Transpose(x, p'), [0, 1, 3, 2]))`, so that keys by head have a name
 //! Exact: yes
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use};
 use crate::ir::patch::{Applied, PatchError};
 
@@ -11,7 +11,7 @@ pub(super) struct KeyTranspose;
 
 const TURN: [i64; 4] = [0, 1, 3, 2];
 
-impl Law for KeyTranspose {
+impl GraphRule for KeyTranspose {
     fn name(&self) -> &'static str {
         "key_transpose"
     }

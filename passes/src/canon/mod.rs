@@ -1,4 +1,4 @@
-//! Exact clean-ups, one law per file. Each sweep of a law is one patch; laws run in the order of the
+//! Exact clean-ups, one rule per file. Each sweep of a rule is one patch; rules run in the order of the
 //! table until nothing changes.
 
 use crate::ir::graph::{Graph, Node, ValueId};
@@ -33,7 +33,7 @@ mod transpose_transpose;
 mod unsqueeze_unsqueeze;
 
 /// An exact rewrite: what it leaves computes the same numbers.
-pub trait Law: Sync {
+pub trait GraphRule: Sync {
     /// The file's name.
     fn name(&self) -> &'static str;
 
@@ -41,8 +41,8 @@ pub trait Law: Sync {
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError>;
 }
 
-/// All laws, in the order they run.
-pub static LAWS: &[&dyn Law] = &[
+/// All rules, in the order they run.
+pub static RULES: &[&dyn GraphRule] = &[
     &input_dims::InputDims,
     &expand_attention::ExpandAttention,
     &expand_grouped_attention::ExpandGroupedAttention,
@@ -70,15 +70,15 @@ pub static LAWS: &[&dyn Law] = &[
     &common_subexpression::CommonSubexpression,
 ];
 
-/// One sweep of a law that rewrites single nodes, producers before their users.
-pub(crate) struct Writer<'g> {
+/// One sweep of a rule that rewrites single nodes, producers before their users.
+pub(crate) struct Sweep<'g> {
     pub(crate) patch: Patch<'g>,
     pub(crate) graph: &'g Graph,
     /// What stands for the outputs rewritten so far.
     new: BTreeMap<ValueId, ValueId>,
 }
 
-impl Writer<'_> {
+impl Sweep<'_> {
     /// An input as it will be read after the sweep.
     pub(crate) fn input(&self, node: &Node, slot: usize) -> Option<ValueId> {
         node.input(slot).map(|v| self.current(v))
@@ -114,9 +114,9 @@ fn scope(node: &Node) -> &str {
 pub(crate) fn rewrite_nodes(
     graph: &mut Graph,
     rule: &'static str,
-    mut rewrite: impl FnMut(&mut Writer<'_>, &Node) -> Option<Vec<ValueId>>,
+    mut rewrite: impl FnMut(&mut Sweep<'_>, &Node) -> Option<Vec<ValueId>>,
 ) -> Result<Option<Applied>, PatchError> {
-    let mut writer = Writer { patch: Patch::new(graph, rule), graph, new: BTreeMap::new() };
+    let mut writer = Sweep { patch: Patch::new(graph, rule), graph, new: BTreeMap::new() };
     for id in graph.order() {
         let node = graph.node(id);
         writer.patch.set_scope(scope(node));
@@ -132,28 +132,28 @@ pub(crate) fn rewrite_nodes(
     graph.apply(change).map(Some)
 }
 
-/// Rounds over all laws after which a graph must have settled.
+/// Rounds over all rules after which a graph must have settled.
 const MAX_ROUNDS: usize = 64;
 
-/// The laws do not come to an end, or one of them is wrong.
+/// The rules do not come to an end, or one of them is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum CanonError {
-    #[error("the clean-ups did not settle in {MAX_ROUNDS} rounds; these still change the graph: {laws}")]
-    Unsettled { laws: String },
+    #[error("the clean-ups did not settle in {MAX_ROUNDS} rounds; these still change the graph: {rules}")]
+    Unsettled { rules: String },
     #[error(transparent)]
     Patch(#[from] PatchError),
 }
 
-/// Applies all laws until none changes the graph. Returns the number of patches.
+/// Applies all rules until none changes the graph. Returns the number of patches.
 pub fn canonicalize(graph: &mut Graph) -> Result<usize, CanonError> {
     let mut patches = 0;
     let mut changed = Vec::new();
     for _ in 0..MAX_ROUNDS {
         changed.clear();
         graph.refresh_types()?;
-        for law in LAWS {
-            if law.sweep(graph)?.is_some() {
-                changed.push(law.name());
+        for rule in RULES {
+            if rule.sweep(graph)?.is_some() {
+                changed.push(rule.name());
                 patches += 1;
             }
         }
@@ -161,7 +161,7 @@ pub fn canonicalize(graph: &mut Graph) -> Result<usize, CanonError> {
             return Ok(patches);
         }
     }
-    Err(CanonError::Unsettled { laws: changed.join(", ") })
+    Err(CanonError::Unsettled { rules: changed.join(", ") })
 }
 
 #[cfg(test)]

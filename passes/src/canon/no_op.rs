@@ -4,7 +4,7 @@
 //! Becomes: their input
 //! Exact: yes
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
@@ -15,7 +15,7 @@ pub(super) struct NoOp;
 /// Operators between a constant and what it is brought to, at most.
 const MAX_STEPS: usize = 16;
 
-impl Law for NoOp {
+impl GraphRule for NoOp {
     fn name(&self) -> &'static str {
         "no_op"
     }

@@ -3,14 +3,14 @@
 //! Becomes: `Reshape(x, t)`, or `x` where the shapes are equal, whatever lay between
 //! Exact: yes
 
-use super::Law;
+use super::GraphRule;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct ReshapeReshape;
 
-impl Law for ReshapeReshape {
+impl GraphRule for ReshapeReshape {
     fn name(&self) -> &'static str {
         "reshape_reshape"
     }

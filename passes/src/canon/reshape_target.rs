@@ -5,14 +5,14 @@
 //! Declines when: the constant shape says less of the result than the computed one
 
 use super::terms::{Term, Terms};
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct ReshapeTarget;
 
-impl Law for ReshapeTarget {
+impl GraphRule for ReshapeTarget {
     fn name(&self) -> &'static str {
         "reshape_target"
     }
@@ -29,7 +29,7 @@ impl Law for ReshapeTarget {
 }
 
 /// A dim that has a name in the old shape must not become unknown: a -1 cannot always be worked out.
-fn says_as_much(w: &Writer<'_>, old: ValueId, new: ValueId) -> bool {
+fn says_as_much(w: &Sweep<'_>, old: ValueId, new: ValueId) -> bool {
     let (old, new) = (w.graph.value(old).ty.shape.as_ref(), w.patch.ty(new).shape.as_ref());
     let known = |d: &Dim| *d != Dim::Unknown;
     old.is_none_or(|old| new.is_some_and(|new| old.iter().zip(new).all(|(o, n)| !known(o) || known(n))))

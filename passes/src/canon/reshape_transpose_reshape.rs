@@ -3,14 +3,14 @@
 //! Exact: yes
 
 use super::terms::{Term, Terms, dim_of};
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct ReshapeTransposeReshape;
 
-impl Law for ReshapeTransposeReshape {
+impl GraphRule for ReshapeTransposeReshape {
     fn name(&self) -> &'static str {
         "reshape_transpose_reshape"
     }
@@ -18,7 +18,7 @@ impl Law for ReshapeTransposeReshape {
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         let terms = Terms::of(graph);
         rewrite_nodes(graph, self.name(), |w, node| {
-            let (x, rank) = turned(w.graph, &terms, node)?;
+            let (x, rank) = transposed(w.graph, &terms, node)?;
             let x = w.current(x);
             let mut perm: Vec<i64> = (0..rank as i64).collect();
             perm.swap(rank - 1, rank - 2);
@@ -27,8 +27,8 @@ impl Law for ReshapeTransposeReshape {
     }
 }
 
-/// The value whose last two axes are turned, and its rank.
-fn turned(graph: &Graph, terms: &Terms, node: &Node) -> Option<(ValueId, usize)> {
+/// The value whose last two axes are transposed, and its rank.
+fn transposed(graph: &Graph, terms: &Terms, node: &Node) -> Option<(ValueId, usize)> {
     let transpose = graph.made_by(node.input(0).filter(|_| node.op.is("Reshape"))?, "Transpose")?;
     let inner = graph.made_by(transpose.input(0)?, "Reshape")?;
     if transpose.op.ints("perm") != Some(&[0, 2, 1]) {
@@ -82,7 +82,7 @@ mod tests {
   %y = Reshape(%u, %back)
   %mixed = Concat(%b, %t, %four) {axis: 0}
   %z = Reshape(%u, %mixed)
-  output "turned" %y
+  output "transposed" %y
   output "mixed up" %z
 }"#
         ));

@@ -5,7 +5,7 @@
 //! Declines when: a factor is a weight, as in a feature map, where the scale is cheaper before
 
 use super::scale_scale::scaled;
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::walk::nearest_first;
@@ -21,7 +21,7 @@ const MAX_STEPS: usize = 6;
 /// Operators that commute with a constant factor.
 const LAYOUT: [&str; 5] = ["Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice"];
 
-impl Law for ScaleProducts {
+impl GraphRule for ScaleProducts {
     fn name(&self) -> &'static str {
         "scale_products"
     }
@@ -77,7 +77,7 @@ fn has_factor(graph: &Graph, value: ValueId, steps: usize) -> bool {
 }
 
 /// A value without its constant factor, and the factor.
-fn peel(w: &mut Writer<'_>, value: ValueId, steps: usize) -> (ValueId, f64) {
+fn peel(w: &mut Sweep<'_>, value: ValueId, steps: usize) -> (ValueId, f64) {
     if !has_factor(w.graph, value, steps) || !w.is_untouched(value) {
         return (w.current(value), 1.0);
     }

@@ -2,14 +2,14 @@
 //! Becomes: one `Mul`
 //! Exact: up to rounding (the constants are multiplied in f64 and rounded once)
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use dijiang_format::dtype::DType;
 
 pub(super) struct ScaleScale;
 
-impl Law for ScaleScale {
+impl GraphRule for ScaleScale {
     fn name(&self) -> &'static str {
         "scale_scale"
     }

@@ -4,7 +4,7 @@
 //! Exact: yes (two dims of one symbol are equal)
 
 use super::terms::{Term, Terms};
-use super::{Law, Writer, rewrite_nodes};
+use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
@@ -18,7 +18,7 @@ pub(super) struct ShapeValues;
 /// For every symbol the first graph input with such a dim, and the axis.
 type Sources = BTreeMap<Dim, (ValueId, i64)>;
 
-impl Law for ShapeValues {
+impl GraphRule for ShapeValues {
     fn name(&self) -> &'static str {
         "shape_values"
     }
@@ -54,7 +54,7 @@ fn sources(graph: &Graph) -> Sources {
     found
 }
 
-fn number(w: &mut Writer<'_>, value: ValueId, ints: &[i64]) -> Option<Vec<ValueId>> {
+fn number(w: &mut Sweep<'_>, value: ValueId, ints: &[i64]) -> Option<Vec<ValueId>> {
     let ty = w.graph.value(value).ty.clone();
     let dims = if ty.rank()? == 0 { Vec::new() } else { vec![ints.len() as u64] };
     let dtype = ty.dtype?;
@@ -67,7 +67,7 @@ fn number(w: &mut Writer<'_>, value: ValueId, ints: &[i64]) -> Option<Vec<ValueI
 }
 
 /// `Shape` of an input, cut to one dim, with a `Squeeze` where the element has rank 0.
-fn input_dim(w: &mut Writer<'_>, node: &Node, (input, axis): (ValueId, i64)) -> Option<Vec<ValueId>> {
+fn input_dim(w: &mut Sweep<'_>, node: &Node, (input, axis): (ValueId, i64)) -> Option<Vec<ValueId>> {
     let ty = &w.graph.value(node.outputs[0]).ty;
     let scalar = ty.rank()? == 0;
     if ty.dtype != Some(DType::I64) || is_input_dim(w.graph, node, scalar, input, axis) {

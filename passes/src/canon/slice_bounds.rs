@@ -3,7 +3,7 @@
 //! Exact: yes
 
 use super::terms::{Term, Terms, dim_of};
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node};
 use crate::ir::infer::resolve_axis;
 use crate::ir::patch::{Applied, PatchError};
@@ -11,7 +11,7 @@ use crate::ir::tensor::Tensor;
 
 pub(super) struct SliceBounds;
 
-impl Law for SliceBounds {
+impl GraphRule for SliceBounds {
     fn name(&self) -> &'static str {
         "slice_bounds"
     }

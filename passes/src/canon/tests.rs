@@ -18,7 +18,7 @@ fn transposes_compose_and_cancel() {
   %u = Transpose(%t) {perm: [0, 2, 1, 3]} "u"
   %v = Transpose(%t) {perm: [0, 3, 1, 2]} "v"
   output "same" %u
-  output "turned" %v
+  output "transposed" %v
 }"#
     ));
 }
@@ -30,11 +30,11 @@ fn reshapes_join_only_where_no_dim_is_copied_from_the_middle() {
   input %x: f32[batch, time, 8]
   const %split: i64[4] = [0, 0, 2, 4]
   const %flat: i64[3] = [0, 0, 8]
-  const %turned: i64[2] = [4, -1]
+  const %transposed: i64[2] = [4, -1]
   const %copied: i64[3] = [0, 0, -1]
   %a = Reshape(%x, %split) "a"
   %b = Reshape(%a, %flat) "b"
-  %c = Reshape(%x, %turned) "c"
+  %c = Reshape(%x, %transposed) "c"
   %d = Reshape(%c, %copied) "d"
   output "same" %b
   output "kept" %d
@@ -91,10 +91,10 @@ pub(super) fn check_exact(text: &str, inputs: &[(&str, &[usize])]) {
 }
 
 #[test]
-fn every_law_stands_in_the_table() {
+fn every_rule_stands_in_the_table() {
     let mut files = crate::testing::file_stems("src/canon");
     files.retain(|name| name != "terms");
-    let mut laws: Vec<String> = LAWS.iter().map(|law| law.name().to_owned()).collect();
-    laws.sort();
-    assert_eq!(files, laws);
+    let mut rules: Vec<String> = RULES.iter().map(|rule| rule.name().to_owned()).collect();
+    rules.sort();
+    assert_eq!(files, rules);
 }

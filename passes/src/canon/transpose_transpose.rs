@@ -3,14 +3,14 @@
 //! Exact: yes
 //! Declines when: the outer one turns a right factor of a `MatMul` (`key_transpose` sees to those)
 
-use super::Law;
+use super::GraphRule;
 use crate::ir::graph::Graph;
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, Patch, PatchError};
 
 pub(super) struct TransposeTranspose;
 
-impl Law for TransposeTranspose {
+impl GraphRule for TransposeTranspose {
     fn name(&self) -> &'static str {
         "transpose_transpose"
     }

@@ -2,14 +2,14 @@
 //! Becomes: one `Unsqueeze`; `x`
 //! Exact: yes
 
-use super::{Law, rewrite_nodes};
+use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::infer::resolve_axis;
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct UnsqueezeUnsqueeze;
 
-impl Law for UnsqueezeUnsqueeze {
+impl GraphRule for UnsqueezeUnsqueeze {
     fn name(&self) -> &'static str {
         "unsqueeze_unsqueeze"
     }

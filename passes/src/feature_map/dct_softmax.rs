@@ -51,8 +51,8 @@ impl FeatureMap for DctSoftmax {
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, _role: Role) -> ValueId {
-        let turned = p.transpose(parameters["w"], &[0, 2, 1]);
-        let products = p.matmul(x, turned);
+        let transposed = p.transpose(parameters["w"], &[0, 2, 1]);
+        let products = p.matmul(x, transposed);
         let spread = p.unsqueeze(parameters["log_d"], &[1]);
         let logits = p.add(products, spread);
         p.softmax(logits, -1)

@@ -3,7 +3,7 @@
 //! Exact: yes, up to rounding
 //! Declines when: something else reads the sum, or half precision is bf16, for which there is no kernel
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
@@ -11,7 +11,7 @@ use dijiang_format::dtype::DType;
 
 pub(super) struct BiasGelu;
 
-impl Law for BiasGelu {
+impl GraphRule for BiasGelu {
     fn name(&self) -> &'static str {
         "bias_gelu"
     }
@@ -24,7 +24,7 @@ impl Law for BiasGelu {
     }
 }
 
-fn fused(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let sum = node.input(0)?;
     let found = w.graph.value(sum);
     if found.uses.len() != 1 || !matches!(found.ty.dtype, Some(DType::F32 | DType::F16)) {

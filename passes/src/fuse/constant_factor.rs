@@ -6,7 +6,7 @@
 //! For graphs that hold their weights: a runtime scales such a matrix once, when it loads the graph. Where weights
 //! are bound as inputs it would at every call.
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::serve::bind::is_fixed;
@@ -14,7 +14,7 @@ use crate::serve::bind::is_fixed;
 #[derive(Debug)]
 pub struct ConstantFactor;
 
-impl Law for ConstantFactor {
+impl GraphRule for ConstantFactor {
     fn name(&self) -> &'static str {
         "constant_factor"
     }
@@ -27,7 +27,7 @@ impl Law for ConstantFactor {
     }
 }
 
-fn moved(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn moved(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let scaled = w.graph.made_by(node.input(0)?, "Mul")?;
     let (x, factor) = (scaled.input(0)?, scaled.input(1)?);
     w.graph.as_scalar(factor)?;
@@ -40,7 +40,7 @@ fn moved(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
 #[cfg(test)]
 mod tests {
     use super::ConstantFactor;
-    use crate::canon::Law as _;
+    use crate::canon::GraphRule as _;
     use crate::ir::text::{parse, print};
     use crate::testing::{noise, relative_error, run};
 

@@ -3,7 +3,7 @@
 //! Exact: yes, up to rounding, of which there is less
 //! Declines when: a part is read in its own type too
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use dijiang_format::dtype::DType;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 pub(super) struct EarlyCast;
 
-impl Law for EarlyCast {
+impl GraphRule for EarlyCast {
     fn name(&self) -> &'static str {
         "early_cast"
     }
@@ -27,8 +27,8 @@ impl Law for EarlyCast {
     }
 }
 
-fn widen(w: &mut Writer<'_>, split: &Node, tables: &mut BTreeMap<ValueId, ValueId>) -> Option<()> {
-    let ways: Option<Vec<Way>> = split.outputs.iter().map(|part| way(w.graph, *part)).collect();
+fn widen(w: &mut Sweep<'_>, split: &Node, tables: &mut BTreeMap<ValueId, ValueId>) -> Option<()> {
+    let ways: Option<Vec<CastPath>> = split.outputs.iter().map(|part| way(w.graph, *part)).collect();
     let ways = ways.filter(|ways| ways.len() > 1)?;
     let x = w.input(split, 0)?;
     let wide = w.patch.cast(x, DType::F32);
@@ -56,12 +56,12 @@ fn widen(w: &mut Writer<'_>, split: &Node, tables: &mut BTreeMap<ValueId, ValueI
 }
 
 /// The nodes between a part and its cast, and what the cast gives.
-struct Way {
+struct CastPath {
     nodes: Vec<NodeId>,
     cast: ValueId,
 }
 
-fn way(graph: &Graph, part: ValueId) -> Option<Way> {
+fn way(graph: &Graph, part: ValueId) -> Option<CastPath> {
     let mut nodes = Vec::new();
     let mut value = part;
     loop {
@@ -69,7 +69,7 @@ fn way(graph: &Graph, part: ValueId) -> Option<Way> {
         let node = graph.node(id);
         match (node.op.domain(), node.op.name()) {
             ("", "Cast") if node.op.str("to") == Some(DType::F32.name()) => {
-                return Some(Way { nodes, cast: node.outputs[0] });
+                return Some(CastPath { nodes, cast: node.outputs[0] });
             }
             ("", "Reshape") | ("com.microsoft", "RotaryEmbedding") => nodes.push(id),
             _ => return None,

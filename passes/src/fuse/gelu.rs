@@ -4,7 +4,7 @@
 //! Exact: yes, up to rounding
 //! Declines when: a coefficient is another one than its element type's
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
@@ -13,7 +13,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 pub(super) struct Gelu;
 
-impl Law for Gelu {
+impl GraphRule for Gelu {
     fn name(&self) -> &'static str {
         "gelu"
     }
@@ -29,7 +29,7 @@ impl Law for Gelu {
 /// a₀ + a₁ x + a₂ x² + a₃ x³
 type Polynomial = [f64; 4];
 
-fn fused(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let graph = w.graph;
     let mut product = Product { number: 1.0, factors: Vec::new() };
     product.take(graph, node.outputs[0], MAX_DEPTH)?;

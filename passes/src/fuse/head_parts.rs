@@ -4,7 +4,7 @@
 //! Exact: yes
 //! Declines when: the parts differ in size, something else reads the product, or the weight is no weight
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
@@ -13,7 +13,7 @@ use dijiang_format::joined::RowRange;
 
 pub(super) struct HeadParts;
 
-impl Law for HeadParts {
+impl GraphRule for HeadParts {
     fn name(&self) -> &'static str {
         "head_parts"
     }
@@ -26,7 +26,7 @@ impl Law for HeadParts {
     }
 }
 
-fn apart(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn apart(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let graph = w.graph;
     let shape = |value: ValueId| graph.value(value).ty.shape.clone();
     let lone = |value: ValueId| graph.value(value).uses.len() == 1;
@@ -49,11 +49,11 @@ fn apart(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
         None => (joined, None),
     };
     let product = graph.made_by(product, "MatMul").filter(|_| lone(product))?;
-    let turned = graph.made_by(product.input(1)?, "Transpose")?;
-    let weight = turned.input(0)?;
+    let transposed = graph.made_by(product.input(1)?, "Transpose")?;
+    let weight = transposed.input(0)?;
     let is_weight =
         |value: ValueId, rank| graph.value(value).is_weight && graph.value(value).ty.rank() == Some(rank);
-    if turned.op.ints("perm") != Some(&[1, 0])
+    if transposed.op.ints("perm") != Some(&[1, 0])
         || !is_weight(weight, 2)
         || !bias.is_none_or(|b| is_weight(b, 1))
     {

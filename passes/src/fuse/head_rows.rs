@@ -4,14 +4,14 @@
 //! Exact: yes
 //! Declines when: the heads are no numbers, or something else reads what lies between
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct HeadRows;
 
-impl Law for HeadRows {
+impl GraphRule for HeadRows {
     fn name(&self) -> &'static str {
         "head_rows"
     }
@@ -24,7 +24,7 @@ impl Law for HeadRows {
     }
 }
 
-fn rows(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn rows(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let graph = w.graph;
     let [Dim::Known(heads), _, Dim::Known(dim)] = graph.value(node.outputs[0]).ty.shape.as_deref()? else {
         return None;

@@ -4,7 +4,7 @@
 //! Exact: yes
 //! Declines when: the two differ in a node or a number, or lengths are open
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, ValueId};
 use crate::ir::op::{Attr, Op};
 use crate::ir::patch::{Applied, PatchError};
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 pub(super) struct JoinedFeatures;
 
-impl Law for JoinedFeatures {
+impl GraphRule for JoinedFeatures {
     fn name(&self) -> &'static str {
         "joined_features"
     }
@@ -31,7 +31,7 @@ impl Law for JoinedFeatures {
 /// Where queries and keys lie packed.
 const PACKED: usize = 2;
 
-fn join(w: &mut Writer<'_>, node: &Node) -> Option<()> {
+fn join(w: &mut Sweep<'_>, node: &Node) -> Option<()> {
     let (q, k) = (node.input(0)?, node.input(1)?);
     if q == k || !w.is_untouched(q) || !w.is_untouched(k) {
         return None;
@@ -66,7 +66,7 @@ struct Joined {
 }
 
 /// Both values as one, the second behind the first along an axis.
-fn both(w: &mut Writer<'_>, pair: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
+fn both(w: &mut Sweep<'_>, pair: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
     if let Some(made) = joined.made.get(&(pair, axis)) {
         return Some(*made);
     }
@@ -75,7 +75,7 @@ fn both(w: &mut Writer<'_>, pair: [ValueId; 2], axis: usize, joined: &mut Joined
     Some(made)
 }
 
-fn both_anew(w: &mut Writer<'_>, [a, b]: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
+fn both_anew(w: &mut Sweep<'_>, [a, b]: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
     let graph = w.graph;
     if graph.value(a).is_weight && graph.value(b).is_weight {
         let fits = axis == 0 && graph.value(a).ty.rank() == graph.value(b).ty.rank();
@@ -166,7 +166,7 @@ fn same_op(a: &Op, b: &Op) -> Option<Op> {
 
 /// Two neighbours of a split along the axis.
 fn neighbours(
-    w: &mut Writer<'_>,
+    w: &mut Sweep<'_>,
     split: NodeId,
     [first, second]: [u32; 2],
     axis: usize,

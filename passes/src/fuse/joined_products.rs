@@ -3,14 +3,14 @@
 //! Exact: yes, up to the order of summation
 //! Declines when: there are two, where the split costs what a product saves
 
-use crate::canon::{Law, rewrite_nodes};
+use crate::canon::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::serve::joined::is_stored;
 
 pub(super) struct JoinedProducts;
 
-impl Law for JoinedProducts {
+impl GraphRule for JoinedProducts {
     fn name(&self) -> &'static str {
         "joined_products"
     }
@@ -52,10 +52,11 @@ struct Member {
 }
 
 fn member(graph: &Graph, product: &Node) -> Option<Member> {
-    let turned = graph.made_by(product.input(1).filter(|_| product.op.is("MatMul"))?, "Transpose")?;
-    let weight = turned.input(0)?;
+    let transposed = graph.made_by(product.input(1).filter(|_| product.op.is("MatMul"))?, "Transpose")?;
+    let weight = transposed.input(0)?;
     let found = graph.value(weight);
-    if !is_stored(graph, weight) || found.ty.rank() != Some(2) || turned.op.ints("perm") != Some(&[1, 0]) {
+    if !is_stored(graph, weight) || found.ty.rank() != Some(2) || transposed.op.ints("perm") != Some(&[1, 0])
+    {
         return None;
     }
     let rows = found.ty.shape.as_ref()?[0].known()? as i64;

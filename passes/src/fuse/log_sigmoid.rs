@@ -4,14 +4,14 @@
 //! in f32 the logarithm is −∞, and the exponential 0 as before
 //! Declines when: anything else reads it, such as a sum of log decays, or x is not f32
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use dijiang_format::dtype::DType;
 
 pub(super) struct LogSigmoid;
 
-impl Law for LogSigmoid {
+impl GraphRule for LogSigmoid {
     fn name(&self) -> &'static str {
         "log_sigmoid"
     }
@@ -24,7 +24,7 @@ impl Law for LogSigmoid {
     }
 }
 
-fn fused(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let soft = w.graph.made_by(node.input(0)?, "Softplus")?;
     let x = w.graph.made_by(soft.input(0)?, "Neg")?.input(0)?;
     if w.graph.value(x).ty.dtype != Some(DType::F32) || !is_decay(w.graph, node.outputs[0]) {

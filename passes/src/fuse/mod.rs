@@ -1,8 +1,8 @@
 //! Operators that ONNX Runtime computes in one kernel, in place of the plain ones that they were taken apart into:
-//! the clean-ups' laws the other way round. For serving graphs of ONNX Runtime alone, and last: nothing else here
+//! the clean-ups' rules the other way round. For serving graphs of ONNX Runtime alone, and last: nothing else here
 //! looks through them.
 
-use crate::canon::Law;
+use crate::canon::GraphRule;
 use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
 
@@ -24,7 +24,7 @@ mod skip_norm;
 mod unit_transpose;
 
 /// All fusions, in the order they run, once each.
-pub static FUSIONS: &[&dyn Law] = &[
+pub static FUSIONS: &[&dyn GraphRule] = &[
     &unit_transpose::UnitTranspose,
     &rms_norm::RmsNorm,
     &gelu::Gelu,
@@ -51,13 +51,16 @@ pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {
 /// then need no split.
 pub fn fuse_for_many(graph: &mut Graph) -> Result<usize, PatchError> {
     let joins = joined_products::JoinedProducts.name();
-    sweep(graph, FUSIONS.iter().copied().filter(|law| law.name() != joins))
+    sweep(graph, FUSIONS.iter().copied().filter(|rule| rule.name() != joins))
 }
 
-fn sweep(graph: &mut Graph, laws: impl Iterator<Item = &'static dyn Law>) -> Result<usize, PatchError> {
+fn sweep(
+    graph: &mut Graph,
+    rules: impl Iterator<Item = &'static dyn GraphRule>,
+) -> Result<usize, PatchError> {
     let mut patches = 0;
-    for law in laws {
-        patches += usize::from(law.sweep(graph)?.is_some());
+    for rule in rules {
+        patches += usize::from(rule.sweep(graph)?.is_some());
     }
     graph.refresh_types()?;
     Ok(patches)
@@ -70,10 +73,10 @@ mod tests {
     use crate::testing::{noise, relative_error, run};
 
     /// The text after one fusion, which must compute the same.
-    pub(super) fn after(law: &dyn Law, text: &str, inputs: &[(&str, &[usize])]) -> String {
+    pub(super) fn after(rule: &dyn GraphRule, text: &str, inputs: &[(&str, &[usize])]) -> String {
         let before = parse(text).expect("a graph");
         let mut graph = parse(text).expect("a graph");
-        law.sweep(&mut graph).expect("a patch");
+        rule.sweep(&mut graph).expect("a patch");
         let seeded = inputs.iter().zip(1..);
         let inputs: Vec<_> = seeded.map(|((name, dims), seed)| (*name, noise(dims, seed))).collect();
         let (found, expected) = (run(&graph, &inputs), run(&before, &inputs));
@@ -88,8 +91,8 @@ mod tests {
     #[test]
     fn every_file_is_in_the_table() {
         let files = crate::testing::file_stems("src/fuse");
-        let all = FUSIONS.iter().copied().chain([&constant_factor::ConstantFactor as &dyn Law]);
-        let mut names: Vec<&str> = all.map(Law::name).collect();
+        let all = FUSIONS.iter().copied().chain([&constant_factor::ConstantFactor as &dyn GraphRule]);
+        let mut names: Vec<&str> = all.map(GraphRule::name).collect();
         names.sort_unstable();
         assert_eq!(files, names);
     }

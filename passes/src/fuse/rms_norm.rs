@@ -3,14 +3,14 @@
 //! Exact: yes, up to rounding: the kernel sums in f32 too
 //! Declines when: the weight is no vector, has another type than x, or ε is not a number
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct RmsNorm;
 
-impl Law for RmsNorm {
+impl GraphRule for RmsNorm {
     fn name(&self) -> &'static str {
         "rms_norm"
     }
@@ -25,7 +25,7 @@ impl Law for RmsNorm {
     }
 }
 
-fn fused(w: &mut Writer<'_>, node: &Node, [normal, weight]: [usize; 2]) -> Option<Vec<ValueId>> {
+fn fused(w: &mut Sweep<'_>, node: &Node, [normal, weight]: [usize; 2]) -> Option<Vec<ValueId>> {
     let (x, epsilon) = normalised(w.graph, node.input(normal)?)?;
     let weight = w.input(node, weight)?;
     let (x_type, weight_type) = (w.graph.value(x).ty.clone(), w.patch.ty(weight).clone());

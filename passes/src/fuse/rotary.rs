@@ -4,7 +4,7 @@
 //! Exact: yes, up to rounding
 //! Declines when: the halves are not one value twice, or x has another element type than they have
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 pub(super) struct Rotary;
 
-impl Law for Rotary {
+impl GraphRule for Rotary {
     fn name(&self) -> &'static str {
         "rotary"
     }
@@ -29,7 +29,7 @@ impl Law for Rotary {
 /// The tables made so far, and the row of each token, by cosines and sines.
 type Tables = BTreeMap<(ValueId, ValueId), [ValueId; 3]>;
 
-fn fused(w: &mut Writer<'_>, node: &Node, tables: &mut Tables) -> Option<Vec<ValueId>> {
+fn fused(w: &mut Sweep<'_>, node: &Node, tables: &mut Tables) -> Option<Vec<ValueId>> {
     let (x, cos, sin) = rotation(w.graph, node)?;
     let shape = |value: ValueId| w.graph.value(value).ty.shape.clone();
     let (dims, table) = (shape(x)?, shape(cos)?);
@@ -53,7 +53,7 @@ fn fused(w: &mut Writer<'_>, node: &Node, tables: &mut Tables) -> Option<Vec<Val
     Some(vec![w.patch.node(op, &[x, rows, cos, sin])])
 }
 
-fn write_tables(w: &mut Writer<'_>, tables: [ValueId; 2], dim: i64) -> [ValueId; 3] {
+fn write_tables(w: &mut Sweep<'_>, tables: [ValueId; 2], dim: i64) -> [ValueId; 3] {
     let p = &mut w.patch;
     let [cos, sin] = tables.map(|table| {
         let half = p.slice(table, 3, 0, dim / 2);

@@ -5,7 +5,7 @@
 //! Exact: yes
 //! Declines when: there is more than one token, or the weight is made of more than constants
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
@@ -13,7 +13,7 @@ use crate::serve::bind::is_fixed;
 
 pub(super) struct RowsTogether;
 
-impl Law for RowsTogether {
+impl GraphRule for RowsTogether {
     fn name(&self) -> &'static str {
         "rows_together"
     }
@@ -31,7 +31,7 @@ impl Law for RowsTogether {
 /// Rows before heads, or heads before rows.
 const SWAP: [i64; 3] = [1, 0, 2];
 
-fn together(w: &mut Writer<'_>, node: &Node) -> Option<()> {
+fn together(w: &mut Sweep<'_>, node: &Node) -> Option<()> {
     let (x, weight) = (node.input(0)?, node.input(1)?);
     let heads = one_token_by_head(w.graph, x)?;
     let fits = is_per_head(w.graph, weight, heads) && w.is_untouched(node.outputs[0]);

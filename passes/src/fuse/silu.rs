@@ -3,14 +3,14 @@
 //! Exact: yes, up to rounding
 //! Declines when: the gate is that of another value
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct Silu;
 
-impl Law for Silu {
+impl GraphRule for Silu {
     fn name(&self) -> &'static str {
         "silu"
     }
@@ -23,7 +23,7 @@ impl Law for Silu {
     }
 }
 
-fn fused(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let [a, b] = [node.input(0)?, node.input(1)?];
     let is_gated = |x: ValueId, gate: ValueId| {
         w.graph.made_by(gate, "Sigmoid").is_some_and(|sigmoid| sigmoid.input(0) == Some(x))

@@ -6,7 +6,7 @@
 //! Declines when: the sum broadcasts, or is not `[batch, sequence, width]`, or the norm is over another axis
 
 use super::bias_gelu::biased;
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
@@ -17,7 +17,7 @@ pub(super) struct SkipNorm;
 
 const PLAIN: &str = "SkipLayerNormalization";
 
-impl Law for SkipNorm {
+impl GraphRule for SkipNorm {
     fn name(&self) -> &'static str {
         "skip_norm"
     }
@@ -42,7 +42,7 @@ struct Sum {
 }
 
 fn fused(
-    w: &mut Writer<'_>,
+    w: &mut Sweep<'_>,
     node: &Node,
     name: &str,
     sums: &mut BTreeMap<ValueId, Sum>,
@@ -71,7 +71,7 @@ fn fused(
     Some(vec![made[0]])
 }
 
-fn sum_of(w: &Writer<'_>, sum: ValueId) -> Option<Sum> {
+fn sum_of(w: &Sweep<'_>, sum: ValueId) -> Option<Sum> {
     let add = w.graph.made_by(sum, "Add").filter(|_| w.is_untouched(sum))?;
     let shape = |value: ValueId| w.graph.value(value).ty.shape.clone();
     let (a, b, whole) = (add.input(0)?, add.input(1)?, shape(sum)?);
@@ -90,7 +90,7 @@ fn sum_of(w: &Writer<'_>, sum: ValueId) -> Option<Sum> {
 #[cfg(test)]
 mod tests {
     use super::SkipNorm;
-    use crate::canon::Law;
+    use crate::canon::GraphRule;
     use crate::fuse::tests::after;
     use crate::ir::text::{parse, print};
 

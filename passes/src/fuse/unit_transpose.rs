@@ -3,14 +3,14 @@
 //! Exact: yes
 //! Declines when: more than one other dim is no number
 
-use crate::canon::{Law, Writer, rewrite_nodes};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 
 pub(super) struct UnitTranspose;
 
-impl Law for UnitTranspose {
+impl GraphRule for UnitTranspose {
     fn name(&self) -> &'static str {
         "unit_transpose"
     }
@@ -23,7 +23,7 @@ impl Law for UnitTranspose {
     }
 }
 
-fn reshaped(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn reshaped(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let shape = w.graph.value(node.input(0)?).ty.shape.clone()?;
     let perm: Vec<usize> = node.op.ints("perm")?.iter().map(|axis| *axis as usize).collect();
     let moved: Vec<usize> = perm.iter().copied().filter(|axis| shape[*axis] != Dim::Known(1)).collect();

@@ -18,7 +18,7 @@ const STRIP: usize = 64;
 
 /// How a weight `[·, ·]` is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum BlockLayout {
     /// `[out, in]`, as in checkpoints
     OutIn,
     /// `[in, out]`, as products in a graph read it
@@ -29,7 +29,7 @@ pub(super) enum Layout {
 #[derive(Clone, Debug)]
 pub(super) struct Matrix {
     pub(super) tensor: Tensor,
-    pub(super) layout: Layout,
+    pub(super) layout: BlockLayout,
 }
 
 /// What stands for a weight, as `MatMulNBits` takes it.
@@ -45,18 +45,18 @@ pub(super) struct Blocks {
 
 impl Matrix {
     pub(super) fn outputs(&self) -> usize {
-        self.tensor.dims()[usize::from(self.layout == Layout::InOut)] as usize
+        self.tensor.dims()[usize::from(self.layout == BlockLayout::InOut)] as usize
     }
 
     pub(super) fn inputs(&self) -> usize {
-        self.tensor.dims()[usize::from(self.layout == Layout::OutIn)] as usize
+        self.tensor.dims()[usize::from(self.layout == BlockLayout::OutIn)] as usize
     }
 
     /// The weight in blocks; its inputs are a multiple of [`BLOCK`].
     pub(super) fn blocks(self) -> Blocks {
         let (out, blocks) = (self.outputs() as u64, (self.inputs() / BLOCK) as u64);
         let dtype = self.tensor.dtype();
-        let part = |part| Arc::new(Part { matrix: self.clone(), part });
+        let part = |part| Arc::new(BlockPart { matrix: self.clone(), part });
         let scales = Tensor::computed(DType::F32, vec![out, blocks], part(What::Scales)).cast(dtype);
         let numbers = vec![out, blocks, BLOCK as u64 / 2];
         Blocks {
@@ -71,8 +71,8 @@ impl Matrix {
         let strips = (0..self.outputs()).step_by(STRIP);
         let mut strips = strips.map(|start| start..(start + STRIP).min(self.outputs()));
         let _ = match self.layout {
-            Layout::OutIn => strips.try_for_each(|rows| take(&self.tensor.rows(rows).to_f32())),
-            Layout::InOut => {
+            BlockLayout::OutIn => strips.try_for_each(|rows| take(&self.tensor.rows(rows).to_f32())),
+            BlockLayout::InOut => {
                 let bytes = self.tensor.bytes();
                 strips.try_for_each(|columns| take(&self.columns(&bytes, columns)))
             }
@@ -99,12 +99,12 @@ enum What {
 }
 
 /// One of the tensors of [`Blocks`].
-struct Part {
+struct BlockPart {
     matrix: Matrix,
     part: What,
 }
 
-impl Elements for Part {
+impl Elements for BlockPart {
     fn read(&self, take: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) {
         let (width, dtype) = (self.matrix.inputs(), self.matrix.tensor.dtype());
         self.matrix.read(&mut |strip| {
@@ -258,15 +258,15 @@ mod tests {
     fn both_layouts_give_the_same_blocks() {
         let (out, inputs) = (STRIP + 3, 3 * BLOCK);
         let values = normal(out * inputs);
-        let turned: Vec<f32> = (0..inputs)
+        let transposed: Vec<f32> = (0..inputs)
             .flat_map(|i| (0..out).map(move |o| (o, i)))
             .map(|(o, i)| values[o * inputs + i])
             .collect();
         let rows = Tensor::from_f32(&[out as u64, inputs as u64], &values);
-        let columns = Tensor::from_f32(&[inputs as u64, out as u64], &turned);
+        let columns = Tensor::from_f32(&[inputs as u64, out as u64], &transposed);
         for dtype in DTYPES {
-            let a = Matrix { tensor: rows.cast(dtype), layout: Layout::OutIn }.blocks();
-            let b = Matrix { tensor: columns.cast(dtype), layout: Layout::InOut }.blocks();
+            let a = Matrix { tensor: rows.cast(dtype), layout: BlockLayout::OutIn }.blocks();
+            let b = Matrix { tensor: columns.cast(dtype), layout: BlockLayout::InOut }.blocks();
             for (a, b) in [(&a.numbers, &b.numbers), (&a.scales, &b.scales), (&a.zeros, &b.zeros)] {
                 assert_eq!(a.bytes(), b.bytes());
                 assert_eq!(a.bytes().len(), a.byte_len());

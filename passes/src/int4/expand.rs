@@ -3,7 +3,7 @@
 //! Exact: yes, up to rounding
 //! Declines when: its blocks are in another order (`g_idx`)
 
-use crate::canon::{Writer, rewrite_nodes};
+use crate::canon::{Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
@@ -39,7 +39,7 @@ impl Sizes {
     }
 }
 
-fn product(w: &mut Writer<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn product(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let sizes = Sizes::of(&node.op)?;
     let given: Vec<Option<ValueId>> = (0..node.inputs.len()).map(|slot| w.input(node, slot)).collect();
     let (x, numbers, scales) = ((*given.first()?)?, (*given.get(1)?)?, (*given.get(2)?)?);

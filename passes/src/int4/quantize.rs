@@ -3,8 +3,8 @@
 //! Exact: no
 //! Declines when: the weight is read in two ways, as by an embedding too, or its inputs fill no whole blocks
 
-use super::blocks::{BLOCK, Blocks, Layout, Matrix};
-use crate::canon::{Writer, rewrite_nodes};
+use super::blocks::{BLOCK, BlockLayout, Blocks, Matrix};
+use crate::canon::{Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::PatchError;
@@ -40,8 +40,8 @@ fn linear(graph: &Graph, weight: ValueId) -> Option<(Matrix, Vec<NodeId>)> {
     let value = graph.value(weight);
     let tensor = value.as_const().filter(|t| value.is_weight && t.dims().len() == 2 && !t.is_empty())?;
     let (layout, products) = match products(graph, weight) {
-        Some(direct) => (Layout::InOut, direct),
-        None => (Layout::OutIn, turned_products(graph, weight)?),
+        Some(direct) => (BlockLayout::InOut, direct),
+        None => (BlockLayout::OutIn, transposed_products(graph, weight)?),
     };
     let matrix = Matrix { tensor: tensor.clone(), layout };
     let fits = matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)
@@ -58,7 +58,7 @@ fn products(graph: &Graph, factor: ValueId) -> Option<Vec<NodeId>> {
     users.collect::<Option<Vec<_>>>().filter(|products| !products.is_empty())
 }
 
-fn turned_products(graph: &Graph, weight: ValueId) -> Option<Vec<NodeId>> {
+fn transposed_products(graph: &Graph, weight: ValueId) -> Option<Vec<NodeId>> {
     let users = graph.value(weight).uses.iter().map(|user| match user {
         Use::Node { node, .. } if graph.node(*node).op.is("Transpose") => {
             products(graph, graph.node(*node).outputs[0])
@@ -75,14 +75,14 @@ fn is_product(graph: &Graph, node: &Node) -> bool {
 }
 
 /// The names keep their modules, which sites are called after.
-fn write(w: &mut Writer<'_>, weight: ValueId, matrix: Matrix) -> [ValueId; 3] {
+fn write(w: &mut Sweep<'_>, weight: ValueId, matrix: Matrix) -> [ValueId; 3] {
     let name = &w.graph.value(weight).name;
     let Blocks { numbers, scales, zeros } = matrix.blocks();
     let parts = [("int4", numbers), ("scales", scales), ("zeros", zeros)];
     parts.map(|(part, tensor)| w.patch.weight(&format!("{name}_{part}"), tensor))
 }
 
-fn product(w: &mut Writer<'_>, node: &Node, matrix: &Matrix, blocks: [ValueId; 3]) -> Option<Vec<ValueId>> {
+fn product(w: &mut Sweep<'_>, node: &Node, matrix: &Matrix, blocks: [ValueId; 3]) -> Option<Vec<ValueId>> {
     let op = Op::in_domain("com.microsoft", "MatMulNBits")
         .with("K", matrix.inputs() as i64)
         .with("N", matrix.outputs() as i64)
@@ -136,7 +136,7 @@ mod tests {
         }
     }
 
-    /// Read by a lookup too, turned and not turned, by a sum, no whole blocks, a first factor, a batch of matrices.
+    /// Read by a lookup too, transposed and not transposed, by a sum, no whole blocks, a first factor, a batch of matrices.
     #[test]
     fn weights_that_are_read_otherwise_stay() {
         let (before, graph, count) = quantized(

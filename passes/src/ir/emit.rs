@@ -166,8 +166,8 @@ impl Patch<'_> {
 
     /// `x · wᵀ` for a weight in Hugging Face layout `[out, in]`, plus a bias where there is one.
     pub fn linear(&mut self, x: ValueId, weight: ValueId, bias: Option<ValueId>) -> ValueId {
-        let turned = self.transpose(weight, &[1, 0]);
-        let y = self.matmul(x, turned);
+        let transposed = self.transpose(weight, &[1, 0]);
+        let y = self.matmul(x, transposed);
         bias.map_or(y, |b| self.add(y, b))
     }
 

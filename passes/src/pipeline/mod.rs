@@ -7,7 +7,7 @@ pub mod table;
 
 pub use driver::{PassRun, PipelineError, prepare, run};
 
-use crate::attention::rewrite::{Drawn, Report, RewriteError};
+use crate::attention::rewrite::{AddedWeights, Report, RewriteError};
 use crate::canon::CanonError;
 use crate::ir::graph::Graph;
 use crate::ir::patch::PatchError;
@@ -74,8 +74,8 @@ pub struct Conversion<'a> {
     pub seed: u64,
     /// Layers to rewrite; all where it is `None`.
     pub layers: Option<&'a [usize]>,
-    /// New parameters that are there already, by name; others are drawn.
-    pub drawn: Option<&'a Drawn>,
+    /// New parameters that are there already, by name; others are new.
+    pub added: Option<&'a AddedWeights>,
     pub report: Report,
 }
 

@@ -71,8 +71,8 @@ impl Cut {
             // Query heads of one block lie together, as those of one key/value head did.
             _ => {
                 let apart = p.reshape(inputs[0], &[0, kv_heads, group, blocks, block]);
-                let turned = p.transpose(apart, &[0, 1, 3, 2, 4]);
-                p.reshape(turned, &[0, 1, kv_heads * group * width])
+                let transposed = p.transpose(apart, &[0, 1, 3, 2, 4]);
+                p.reshape(transposed, &[0, 1, kv_heads * group * width])
             }
         };
         let v = self.for_each_block(p, inputs[2], value_dim);

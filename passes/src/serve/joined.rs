@@ -125,8 +125,8 @@ mod tests {
             let a = graph.find_value("a").expect("a weight");
             let [odd, even] =
                 [1, 0].map(|begin| rows(&mut p, a, RowRange { begin, end: begin + 1, every: 2 }));
-            let turned = p.concat(&[odd, even], 0);
-            p.output("turned", turned);
+            let transposed = p.concat(&[odd, even], 0);
+            p.output("transposed", transposed);
             p.finish()
         };
         graph.apply(change).expect("a patch");

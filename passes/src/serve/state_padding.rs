@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 
 /// Widens what is worth it: a width that would have to double is left alone. Returns whether anything was.
 pub fn pad_states(graph: &mut Graph) -> Result<bool, PatchError> {
-    let sites: Vec<State> = graph.inputs().iter().filter_map(|input| State::of(graph, *input)).collect();
+    let sites: Vec<PaddedState> =
+        graph.inputs().iter().filter_map(|input| PaddedState::of(graph, *input)).collect();
     let change = {
         let mut p = Patch::new(graph, "state_padding");
         let mut padded = Padded::default();
@@ -37,7 +38,7 @@ pub fn pad_states(graph: &mut Graph) -> Result<bool, PatchError> {
 }
 
 /// One state, f32 `[batch, kv_heads, features, value_dim]`, or `[batch, kv_heads, features]` of a normaliser.
-struct State {
+struct PaddedState {
     past: ValueId,
     dtype: DType,
     present: String,
@@ -49,7 +50,7 @@ struct State {
 /// What was padded already, by its width, as two states read the same features.
 type Padded = BTreeMap<(ValueId, u64), ValueId>;
 
-impl State {
+impl PaddedState {
     fn of(graph: &Graph, past: ValueId) -> Option<Self> {
         let value = graph.value(past);
         let present = present_of(&value.name)?;
@@ -127,7 +128,7 @@ impl State {
 
 /// The operator that alone reads a state and makes the next one; a normaliser is that of values one wide. Its scale must
 /// not depend on the features, and its decay must be one for all of a head's.
-fn recurrence<'g>(graph: &'g Graph, state: &State) -> Option<&'g Node> {
+fn recurrence<'g>(graph: &'g Graph, state: &PaddedState) -> Option<&'g Node> {
     let only_user = |value: ValueId| match graph.value(value).uses[..] {
         [Use::Node { node, .. }] => Some(graph.node(node)),
         _ => None,

@@ -35,7 +35,7 @@ struct Copy;
 
 impl Rebuild for Copy {}
 
-/// `MatMul` of what a `Transpose` turned in its last two axes, cast or not, and a product times a number, as
+/// `MatMul` of what a `Transpose` transposed in its last two axes, cast or not, and a product times a number, as
 /// `FusedMatMul`.
 struct Products;
 
@@ -50,7 +50,7 @@ impl Rebuild for Products {
         let [Some(a), Some(b)] = inputs else { return copy_node(p, graph, node, inputs) };
         p.set_scope(&node.name);
         let product = match node.op.name() {
-            "MatMul" if node.op.is("MatMul") => turned_product(p, *a, *b),
+            "MatMul" if node.op.is("MatMul") => transposed_product(p, *a, *b),
             "Mul" if node.op.is("Mul") => scaled_product(p, graph, node, *a, *b),
             _ => None,
         };
@@ -62,13 +62,13 @@ impl Rebuild for Products {
 
 const FUSED: (&str, &str) = ("com.microsoft", "FusedMatMul");
 
-fn turned_product(p: &mut Patch<'_>, a: ValueId, b: ValueId) -> Option<(Op, [ValueId; 2])> {
-    let [(a, turned_a), (b, turned_b)] = [a, b].map(|factor| before_transpose(p, factor));
-    let turns = [("transA", turned_a), ("transB", turned_b)];
+fn transposed_product(p: &mut Patch<'_>, a: ValueId, b: ValueId) -> Option<(Op, [ValueId; 2])> {
+    let [(a, transposed_a), (b, transposed_b)] = [a, b].map(|factor| before_transpose(p, factor));
+    let turns = [("transA", transposed_a), ("transB", transposed_b)];
     let op = turns
         .into_iter()
         .fold(Op::in_domain(FUSED.0, FUSED.1), |op, (name, is)| op.with(name, i64::from(is)));
-    (turned_a || turned_b).then_some((op, [a, b]))
+    (transposed_a || transposed_b).then_some((op, [a, b]))
 }
 
 /// A product that is read only to be multiplied by a number.
@@ -94,20 +94,20 @@ fn scaled_product(
     Some((op.with("alpha", (alpha * scale) as f32), factors))
 }
 
-/// A factor and whether it is to be turned.
+/// A factor and whether it is to be transposed.
 fn before_transpose(p: &mut Patch<'_>, factor: ValueId) -> (ValueId, bool) {
-    if let Some(x) = turned(p, factor) {
+    if let Some(x) = transposed(p, factor) {
         return (x, true);
     }
     let cast = p.producer(factor).filter(|n| n.op.is("Cast")).and_then(|n| n.input(0));
-    match cast.and_then(|x| turned(p, x)).zip(p.ty(factor).dtype) {
+    match cast.and_then(|x| transposed(p, x)).zip(p.ty(factor).dtype) {
         Some((x, dtype)) => (p.cast(x, dtype), true),
         None => (factor, false),
     }
 }
 
 /// x in `Transpose(x)` that turns the last two axes.
-fn turned(p: &Patch<'_>, value: ValueId) -> Option<ValueId> {
+fn transposed(p: &Patch<'_>, value: ValueId) -> Option<ValueId> {
     let node = p.producer(value).filter(|n| n.op.is("Transpose"))?;
     let perm = node.op.ints("perm").filter(|perm| perm.len() >= 2)?;
     let rank = perm.len() as i64;
@@ -325,17 +325,17 @@ mod tests {
   %product = MatMul(%x, %w) "product"
   %gate = Sigmoid(%product) "gate"
   %gated = Mul(%product, %gate) "gated"
-  %turned_v = Transpose(%v) {perm: [1, 0]} "turn v"
-  %y = MatMul(%gated, %turned_v) "y"
+  %transposed_v = Transpose(%v) {perm: [1, 0]} "turn v"
+  %y = MatMul(%gated, %transposed_v) "y"
   %error = Sub(%y, %labels) "error"
   %loss = ReduceSumSquare(%error) {keepdims: 0} "loss"
   %d_gated = MatMul(%error, %v) "d gated"
   %part = Mul(%d_gated, %product) "part"
   %d_product = Mul(%part, %gate) "d product"
-  %turned_x = Transpose(%x) {perm: [1, 0]} "turn x"
-  %d_w = MatMul(%turned_x, %d_product) "d w"
-  %turned_gated = Transpose(%gated) {perm: [1, 0]} "turn gated"
-  %d_v = MatMul(%turned_gated, %error) "d v"
+  %transposed_x = Transpose(%x) {perm: [1, 0]} "turn x"
+  %d_w = MatMul(%transposed_x, %d_product) "d w"
+  %transposed_gated = Transpose(%gated) {perm: [1, 0]} "turn gated"
+  %d_v = MatMul(%transposed_gated, %error) "d v"
   output "loss" %loss
   output "gradient.w" %d_w
   output "gradient.v" %d_v

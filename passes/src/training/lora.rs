@@ -134,14 +134,16 @@ fn turns(node: &Node) -> Option<bool> {
     }
 }
 
-/// Whether all that reads a weight are products with it, turned or not, and none of them makes the logits.
-fn is_in_layers_alone(graph: &Graph, value: ValueId, turned: bool) -> bool {
+/// Whether all that reads a weight are products with it, transposed or not, and none of them makes the logits.
+fn is_in_layers_alone(graph: &Graph, value: ValueId, transposed: bool) -> bool {
     graph.value(value).uses.iter().all(|user| {
         let Use::Node { node, slot } = user else { return false };
         let node = graph.node(*node);
         match turns(node) {
-            Some(turn) => is_in_layers_alone(graph, node.outputs[0], turned ^ turn),
-            None => node.op.is("MatMul") && *slot == 1 && !turned && !makes_logits(graph, node.outputs[0]),
+            Some(turn) => is_in_layers_alone(graph, node.outputs[0], transposed ^ turn),
+            None => {
+                node.op.is("MatMul") && *slot == 1 && !transposed && !makes_logits(graph, node.outputs[0])
+            }
         }
     })
 }

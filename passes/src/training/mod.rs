@@ -1,6 +1,6 @@
 //! Training as graphs: the loss and its gradients, and the optimiser's step, in ordinary operators.
 //!
-//! Parameters travel as a few flat vectors ([`parameters::Layout`]), inputs and outputs of the graphs, so
+//! Parameters travel as a few flat vectors ([`parameters::ParameterLayout`]), inputs and outputs of the graphs, so
 //! that they and the optimiser's moments can stay on a device and an update is a dozen operators whatever
 //! the number of weights. Batch size and sequence length are numbers, so that shape arithmetic folds away.
 

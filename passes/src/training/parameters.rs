@@ -146,7 +146,7 @@ pub const SECOND_MOMENTS: &str = "second_moments";
 
 /// All trained weights, by group and name.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Layout {
+pub struct ParameterLayout {
     pub groups: Vec<Group>,
 }
 
@@ -154,7 +154,7 @@ pub struct Layout {
 /// Tables are picked from row by row, which is not worth a copy in another element type.
 const GROUPS: [&str; 4] = ["tables", "matrices", "vectors", "new"];
 
-impl Layout {
+impl ParameterLayout {
     /// The floating-point weights of `graph` that `selection` takes; `None` where there are none.
     pub fn of(graph: &Graph, selection: &Selection) -> Result<Self, super::TrainingError> {
         let mut by_group: BTreeMap<&str, BTreeMap<&str, Vec<u64>>> = BTreeMap::new();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn taken(selection: &Selection) -> Vec<String> {
-        let layout = Layout::of(&graph(), selection).expect("there are some");
+        let layout = ParameterLayout::of(&graph(), selection).expect("there are some");
         layout
             .groups
             .iter()
@@ -293,14 +293,14 @@ mod tests {
 
     #[test]
     fn nothing_to_train_is_an_error() {
-        let none = Layout::of(&graph(), &Selection::Attention(vec!["h.0.at".to_owned()]));
+        let none = ParameterLayout::of(&graph(), &Selection::Attention(vec!["h.0.at".to_owned()]));
         let error = none.expect_err("there is none").to_string();
         assert_eq!(error, "nothing is left to train: no parameter of the graph is a weight of an attention");
     }
 
     #[test]
     fn parameters_lie_one_after_the_other() {
-        let layout = Layout::of(&graph(), &Selection::Everything).expect("there are some");
+        let layout = ParameterLayout::of(&graph(), &Selection::Everything).expect("there are some");
         let new = &layout.groups[2];
         let offsets: Vec<(usize, &str)> = new.offsets().map(|(at, p)| (at, p.name.as_str())).collect();
         assert_eq!(offsets, [(0, "h.0.attn.dijiang.q.log_d"), (64, "h.0.attn.dijiang.t")]);

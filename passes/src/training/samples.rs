@@ -1,7 +1,7 @@
 //! Queries and keys of a softmax model over one text, to fit feature weights on.
 
 use super::TrainingError;
-use super::parameters::{Layout, Precision};
+use super::parameters::{ParameterLayout, Precision};
 use super::specialize::{Size, specialize};
 use crate::attention::sampling_graph::SAMPLES;
 use crate::ir::graph::{Graph, ValueId};
@@ -18,7 +18,7 @@ pub fn sample_graph(
     current: BTreeMap<String, Tensor>,
 ) -> Result<Graph, TrainingError> {
     let model = rebuild(model, "current_weights", &mut Current(current))?;
-    let nothing = Layout { groups: Vec::new() };
+    let nothing = ParameterLayout { groups: Vec::new() };
     let size = Size { batch: 1, sequence };
     let keeps = |name: &str| SAMPLES.iter().any(|sample| name.starts_with(sample));
     Ok(specialize(&model, &nothing, size, Precision::F32, &keeps)?.graph)

@@ -3,7 +3,7 @@
 //! What begins with an empty past is left out by carrying along which values are all zeros or all ones.
 
 use super::TrainingError;
-use super::parameters::{Group, Layout, Parameter, Precision};
+use super::parameters::{Group, Parameter, ParameterLayout, Precision};
 use crate::canon::canonicalize;
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::Patch;
@@ -35,7 +35,7 @@ pub struct Specialized {
 /// Writes `model` for training. Its outputs are those that `keeps` names.
 pub fn specialize(
     model: &Graph,
-    layout: &Layout,
+    layout: &ParameterLayout,
     size: Size,
     precision: Precision,
     keeps: &dyn Fn(&str) -> bool,
@@ -90,7 +90,7 @@ fn kind(name: &str) -> Option<Kind> {
 }
 
 struct Specialize<'a> {
-    layout: &'a Layout,
+    layout: &'a ParameterLayout,
     size: Size,
     precision: Precision,
     keeps: &'a dyn Fn(&str) -> bool,

@@ -3,7 +3,7 @@
 use super::TrainingError;
 use super::finish::complete;
 use super::loss::{Loss, Teacher, cross_entropy, split_rows};
-use super::parameters::{Group, Layout, Precision};
+use super::parameters::{Group, ParameterLayout, Precision};
 use super::specialize::{Size, Specialized, specialize};
 use crate::autodiff::gradients_from;
 use crate::ir::graph::{Graph, ValueId};
@@ -59,14 +59,18 @@ impl StepOptions {
 }
 
 /// Loss and gradients of a model with the output `logits`.
-pub fn training_step(model: &Graph, layout: &Layout, how: &StepOptions) -> Result<Graph, TrainingError> {
+pub fn training_step(
+    model: &Graph,
+    layout: &ParameterLayout,
+    how: &StepOptions,
+) -> Result<Graph, TrainingError> {
     step_in_chunks(model, layout, how, CHUNK_LEN)
 }
 
 /// The same with chunks of so many logits, at most.
 fn step_in_chunks(
     model: &Graph,
-    layout: &Layout,
+    layout: &ParameterLayout,
     how: &StepOptions,
     chunk_len: u64,
 ) -> Result<Graph, TrainingError> {
@@ -89,7 +93,7 @@ fn step_in_chunks(
 /// The loss alone.
 pub fn evaluation(
     model: &Graph,
-    layout: &Layout,
+    layout: &ParameterLayout,
     size: Size,
     precision: Precision,
 ) -> Result<Graph, TrainingError> {
@@ -106,7 +110,7 @@ pub fn evaluation(
 /// The logits of a frozen model whose parameters are inputs: tokens in, [`TEACHER`] chunks out.
 pub fn teacher(
     model: &Graph,
-    layout: &Layout,
+    layout: &ParameterLayout,
     size: Size,
     precision: Precision,
 ) -> Result<Graph, TrainingError> {
@@ -137,7 +141,7 @@ fn taught(p: &mut Patch<'_>, logits: &[ValueId], precision: Precision) -> Vec<Va
 /// The model with its logits in chunks of rows.
 fn forward(
     model: &Graph,
-    layout: &Layout,
+    layout: &ParameterLayout,
     size: Size,
     precision: Precision,
     chunk_len: u64,
@@ -230,7 +234,7 @@ fn write_loss(
 /// Each parameter's gradient.
 pub(super) fn write_gradients(
     p: &mut Patch<'_>,
-    layout: &Layout,
+    layout: &ParameterLayout,
     found: Vec<Option<ValueId>>,
     how: &StepOptions,
 ) -> Result<(), TrainingError> {
@@ -283,7 +287,7 @@ mod tests {
     /// A small language model with its parameters as training sees them.
     struct Setting {
         model: Graph,
-        layout: Layout,
+        layout: ParameterLayout,
     }
 
     type Outputs = BTreeMap<String, Array>;
@@ -291,7 +295,7 @@ mod tests {
     impl Setting {
         fn new() -> Self {
             let model = parse(MODEL).expect("it parses");
-            let layout = Layout::of(&model, &Selection::All).expect("there are parameters");
+            let layout = ParameterLayout::of(&model, &Selection::All).expect("there are parameters");
             Self { model, layout }
         }
 

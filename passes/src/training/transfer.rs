@@ -4,7 +4,7 @@
 
 use super::TrainingError;
 use super::finish::complete;
-use super::parameters::Layout;
+use super::parameters::ParameterLayout;
 use super::specialize::specialize;
 use super::step::{LOSS, StepOptions, in_precision, write_gradients};
 use crate::attention::calibration_graph::{LINEAR_OUTPUT, SOFTMAX_OUTPUT};
@@ -17,7 +17,7 @@ use dijiang_format::dtype::DType;
 pub fn transfer_step(
     model: &Graph,
     layers: &[usize],
-    layout: &Layout,
+    layout: &ParameterLayout,
     how: &StepOptions,
 ) -> Result<Graph, TrainingError> {
     let keeps = |name: &str| name.starts_with(SOFTMAX_OUTPUT) || name.starts_with(LINEAR_OUTPUT);

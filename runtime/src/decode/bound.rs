@@ -18,8 +18,8 @@ use dijiang_format::widths::PREFILL_CHUNK;
 
 /// A bundle in bound memory.
 #[derive(Debug)]
-pub(crate) struct Bound {
-    home: Home,
+pub(crate) struct BoundDecoder {
+    shared: SharedGraphs,
     /// Prompt tokens fed at a time, at most.
     segment: usize,
     run: Run,
@@ -27,7 +27,7 @@ pub(crate) struct Bound {
 
 /// What the graphs of a bundle share.
 #[derive(Debug)]
-struct Home {
+struct SharedGraphs {
     bundle: PathBuf,
     runtime: OrtRuntime,
     /// Its profile is a directory.
@@ -41,8 +41,8 @@ struct Home {
 #[derive(Debug)]
 struct Run {
     prompts: Option<Prompts>,
-    decode: Step,
-    states: Vec<State>,
+    decode: BoundGraph,
+    states: Vec<BoundState>,
     seen: Vec<i64>,
     columns: usize,
     last: Last,
@@ -50,7 +50,7 @@ struct Run {
 
 /// One state, which decoding reads and writes in place.
 #[derive(Debug)]
-struct State {
+struct BoundState {
     rest: String,
     tensor: DeviceTensor,
 }
@@ -61,7 +61,7 @@ struct State {
 struct Prompts {
     others: Vec<DeviceTensor>,
     /// By the length of a segment. There are few, and all together take less than the longest does twice.
-    steps: BTreeMap<usize, Step>,
+    steps: BTreeMap<usize, BoundGraph>,
 }
 
 /// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
@@ -69,9 +69,9 @@ const SHORTEST: usize = 256;
 /// What a segment costs besides its tokens, in tokens: 3.7 ms of small kernels, where a token takes 3.6 µs.
 const SEGMENT_COST: usize = 1024;
 
-/// The two ways of a segment, and decoding's only one.
-const OUT: usize = 0;
-const BACK: usize = 1;
+/// The two programs of a segment, and decoding's only one.
+const TO_OTHERS: usize = 0;
+const TO_STATES: usize = 1;
 const IN_PLACE: usize = 0;
 
 /// Where the logits behind each row's last token are.
@@ -96,7 +96,7 @@ struct Weight {
 
 impl Weight {
     /// The whole tensor and its parts, by name.
-    fn all(name: &str, tensor: &DeviceTensor, parts: &[weight_file::Part]) -> Vec<(String, Self)> {
+    fn all(name: &str, tensor: &DeviceTensor, parts: &[weight_file::StoredPart]) -> Vec<(String, Self)> {
         let there = |at: usize, shape: &[usize]| Self { tensor: tensor.clone(), at, shape: shape.to_vec() };
         let mut all = vec![(name.to_owned(), there(0, tensor.shape()))];
         let mut at = 0;
@@ -110,9 +110,9 @@ impl Weight {
 
 /// A graph for so many tokens per row.
 #[derive(Debug)]
-struct Step {
+struct BoundGraph {
     /// By where states come from and go to; all else is the same.
-    ways: Vec<Program>,
+    programs: Vec<Program>,
     memory: Memory,
 }
 
@@ -135,14 +135,14 @@ struct Integers {
     there: Vec<i64>,
 }
 
-impl Bound {
+impl BoundDecoder {
     pub(crate) fn open(bundle: &Path, options: &LoadOptions, segment: usize) -> Result<Self, RuntimeError> {
         if segment == 0 {
             return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
-        let mut home = Home::open(bundle, options)?;
-        let run = Run::new(&mut home, 1)?;
-        Ok(Self { home, segment, run })
+        let mut shared = SharedGraphs::open(bundle, options)?;
+        let run = Run::new(&mut shared, 1)?;
+        Ok(Self { shared, segment, run })
     }
 
     pub(crate) fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
@@ -152,7 +152,7 @@ impl Bound {
         if batch == self.batch() {
             return self.run.forget();
         }
-        self.run = Run::new(&mut self.home, batch)?;
+        self.run = Run::new(&mut self.shared, batch)?;
         Ok(())
     }
 
@@ -165,7 +165,7 @@ impl Bound {
     }
 
     pub(crate) fn state_bytes(&self) -> usize {
-        let bytes = |s: &State| s.tensor.shape().iter().product::<usize>() * s.tensor.dtype().size();
+        let bytes = |s: &BoundState| s.tensor.shape().iter().product::<usize>() * s.tensor.dtype().size();
         self.run.states.iter().map(bytes).sum()
     }
 
@@ -174,7 +174,7 @@ impl Bound {
         self.check_rows(prompts.len())?;
         let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let segment = length_for(width, self.segment);
-        self.run.make_ready(&mut self.home, segment)?;
+        self.run.make_ready(&mut self.shared, segment)?;
         self.run.feed_segments(prompts, segment, width)
     }
 
@@ -195,7 +195,7 @@ impl Bound {
 
     /// Logits behind each row's last token, f32 `[batch, vocabulary]`.
     pub(crate) fn logits(&self) -> Result<HostTensor, RuntimeError> {
-        let read = |step: &Step| flat(&step.memory.logits.read()?);
+        let read = |step: &BoundGraph| flat(&step.memory.logits.read()?);
         match (&self.run.last, &self.run.prompts) {
             (Last::Host(logits), _) => Ok(logits.clone()),
             (Last::Decode, _) => read(&self.run.decode),
@@ -207,7 +207,7 @@ impl Bound {
     }
 
     pub(crate) fn state(&self) -> Result<DecoderState, RuntimeError> {
-        let read = |s: &State| Ok((format!("{PAST}{}", s.rest), s.tensor.read()?));
+        let read = |s: &BoundState| Ok((format!("{PAST}{}", s.rest), s.tensor.read()?));
         let tensors = self.run.states.iter().map(read).collect::<Result<_, RuntimeError>>()?;
         let (seen, columns) = (self.run.seen.clone(), self.run.columns);
         Ok(DecoderState { tensors, history: History { mask: vec![Vec::new(); seen.len()], seen, columns } })
@@ -224,7 +224,7 @@ impl Bound {
         if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
             return Err(bad("state", "it is that of a cache that grows, or of no rows"));
         }
-        let mut run = Run::new(&mut self.home, batch)?;
+        let mut run = Run::new(&mut self.shared, batch)?;
         let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
         if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
             return Err(bad("state", "its tensors are not those of this model"));
@@ -246,7 +246,7 @@ impl Bound {
     }
 }
 
-impl Home {
+impl SharedGraphs {
     fn open(bundle: &Path, options: &LoadOptions) -> Result<Self, RuntimeError> {
         let runtime = OrtRuntime::new()?;
         // Only what it declares is read, as the dims of a run are not known yet.
@@ -284,18 +284,18 @@ impl Home {
         }
     }
 
-    fn states(&self, batch: usize) -> Result<Vec<State>, RuntimeError> {
+    fn states(&self, batch: usize) -> Result<Vec<BoundState>, RuntimeError> {
         let mut states = Vec::new();
         for io in self.program.inputs() {
             let Some(rest) = io.name.strip_prefix(PAST) else { continue };
             let tensor = self.program.allocate(io.dtype, &state_shape(io, batch)?)?;
-            states.push(State { rest: rest.to_owned(), tensor });
+            states.push(BoundState { rest: rest.to_owned(), tensor });
         }
         Ok(states)
     }
 }
 
-impl State {
+impl BoundState {
     fn bind(
         &self,
         program: &mut Program,
@@ -313,29 +313,34 @@ impl State {
 }
 
 impl Prompts {
-    fn new(home: &Home, states: &[State]) -> Result<Self, RuntimeError> {
-        let other = |state: &State| home.program.allocate(state.tensor.dtype(), state.tensor.shape());
+    fn new(shared: &SharedGraphs, states: &[BoundState]) -> Result<Self, RuntimeError> {
+        let other = |state: &BoundState| shared.program.allocate(state.tensor.dtype(), state.tensor.shape());
         let others = states.iter().map(other).collect::<Result<_, _>>()?;
         Ok(Self { others, steps: BTreeMap::new() })
     }
 
-    fn load(&self, home: &mut Home, states: &[State], shape: [usize; 2]) -> Result<Step, RuntimeError> {
-        let mut step = Step::load(home, PREFILL, shape)?;
-        // A graph that is recorded goes on with the addresses it was recorded with, so each way is one.
-        step.add_way(home)?;
+    fn load(
+        &self,
+        shared: &mut SharedGraphs,
+        states: &[BoundState],
+        shape: [usize; 2],
+    ) -> Result<BoundGraph, RuntimeError> {
+        let mut step = BoundGraph::load(shared, PREFILL, shape)?;
+        // A graph that is recorded goes on with the addresses it was recorded with, so each direction is one.
+        step.add_program(shared)?;
         for (state, other) in states.iter().zip(&self.others) {
-            state.bind(&mut step.ways[OUT], &state.tensor, other)?;
-            state.bind(&mut step.ways[BACK], other, &state.tensor)?;
+            state.bind(&mut step.programs[TO_OTHERS], &state.tensor, other)?;
+            state.bind(&mut step.programs[TO_STATES], other, &state.tensor)?;
         }
         Ok(step)
     }
 }
 
 impl Run {
-    fn new(home: &mut Home, batch: usize) -> Result<Self, RuntimeError> {
-        let states = home.states(batch)?;
-        let mut decode = Step::load(home, DECODE, [batch, 1])?;
-        let program = &mut decode.ways[IN_PLACE];
+    fn new(shared: &mut SharedGraphs, batch: usize) -> Result<Self, RuntimeError> {
+        let states = shared.states(batch)?;
+        let mut decode = BoundGraph::load(shared, DECODE, [batch, 1])?;
+        let program = &mut decode.programs[IN_PLACE];
         states.iter().try_for_each(|state| state.bind(program, &state.tensor, &state.tensor))?;
         if program.is_recorded() {
             // A graph that is recorded runs several times when it runs first, which a state must not see.
@@ -357,14 +362,14 @@ impl Run {
     }
 
     /// Loads the graph for segments of a length, unless it is there.
-    fn make_ready(&mut self, home: &mut Home, segment: usize) -> Result<(), RuntimeError> {
+    fn make_ready(&mut self, shared: &mut SharedGraphs, segment: usize) -> Result<(), RuntimeError> {
         let prompts = match self.prompts.take() {
             Some(prompts) => prompts,
-            None => Prompts::new(home, &self.states)?,
+            None => Prompts::new(shared, &self.states)?,
         };
         let prompts = self.prompts.insert(prompts);
         if !prompts.steps.contains_key(&segment) {
-            let step = prompts.load(home, &self.states, [self.seen.len(), segment])?;
+            let step = prompts.load(shared, &self.states, [self.seen.len(), segment])?;
             prompts.steps.insert(segment, step);
         }
         Ok(())
@@ -380,8 +385,8 @@ impl Run {
         let Some((others, Some(step))) = ready else { return Ok(Vec::new()) };
         let count = width.div_ceil(segment);
         // The last segment must end where decoding begins. Before the first token both are zero.
-        let mut way = if count % 2 == 1 { BACK } else { OUT };
-        if way == BACK && self.columns > 0 {
+        let mut direction = if count % 2 == 1 { TO_STATES } else { TO_OTHERS };
+        if direction == TO_STATES && self.columns > 0 {
             for (state, other) in self.states.iter().zip(others) {
                 other.write(&state.tensor.read()?)?;
             }
@@ -390,8 +395,8 @@ impl Run {
         let mut kept: Option<Vec<Vec<f32>>> = None;
         for start in (0..count * segment).step_by(segment) {
             let (ids, mask) = cut(prompts, start, segment);
-            step.feed(way, &ids, &mask, &self.seen)?;
-            way = if way == BACK { OUT } else { BACK };
+            step.feed(direction, &ids, &mask, &self.seen)?;
+            direction = if direction == TO_STATES { TO_OTHERS } else { TO_STATES };
             for (seen, row) in self.seen.iter_mut().zip(&mask) {
                 *seen += row.iter().sum::<i64>();
             }
@@ -420,25 +425,25 @@ impl Run {
     }
 }
 
-impl Step {
-    fn load(home: &mut Home, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
-        let mut program = home.load(file, shape)?;
-        let memory = Memory::new(home, &program, file, shape)?;
-        memory.bind(home, &mut program)?;
-        Ok(Self { ways: vec![program], memory })
+impl BoundGraph {
+    fn load(shared: &mut SharedGraphs, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
+        let mut program = shared.load(file, shape)?;
+        let memory = Memory::new(shared, &program, file, shape)?;
+        memory.bind(shared, &mut program)?;
+        Ok(Self { programs: vec![program], memory })
     }
 
     /// The same graph once more, whose states are not bound yet.
-    fn add_way(&mut self, home: &Home) -> Result<(), RuntimeError> {
-        let mut program = self.ways[0].again()?;
-        self.memory.bind(home, &mut program)?;
-        self.ways.push(program);
+    fn add_program(&mut self, shared: &SharedGraphs) -> Result<(), RuntimeError> {
+        let mut program = self.programs[0].again()?;
+        self.memory.bind(shared, &mut program)?;
+        self.programs.push(program);
         Ok(())
     }
 
     fn feed(
         &mut self,
-        way: usize,
+        direction: usize,
         ids: &[Vec<i64>],
         mask: &[Vec<i64>],
         seen: &[i64],
@@ -451,7 +456,7 @@ impl Step {
         if let Some(integers) = &mut memory.positions {
             integers.put(&positions(seen, mask))?;
         }
-        let run = self.ways[way].run();
+        let run = self.programs[direction].run();
         if memory.ids.tensor.is_same(&memory.next) {
             memory.ids.there.clear();
         }
@@ -460,13 +465,18 @@ impl Step {
 }
 
 impl Memory {
-    fn new(home: &Home, program: &Program, file: &str, shape: [usize; 2]) -> Result<Self, RuntimeError> {
-        let next = home.program.allocate(DType::I64, &[shape[0], 1])?;
+    fn new(
+        shared: &SharedGraphs,
+        program: &Program,
+        file: &str,
+        shape: [usize; 2],
+    ) -> Result<Self, RuntimeError> {
+        let next = shared.program.allocate(DType::I64, &[shape[0], 1])?;
         let integers = |name: &'static str| {
             let Some(io) = program.inputs().iter().find(|io| io.name == name) else { return Ok(None) };
             // Decoding reads a token where the one before it was found.
             let is_next = (file, name, io.dtype) == (DECODE, IDS, DType::I64);
-            let tensor = if is_next { next.clone() } else { home.program.allocate(io.dtype, &shape)? };
+            let tensor = if is_next { next.clone() } else { shared.program.allocate(io.dtype, &shape)? };
             let there = vec![0; shape[0] * shape[1]];
             Ok::<_, RuntimeError>(Some(Integers { name, tensor, there }))
         };
@@ -474,18 +484,18 @@ impl Memory {
         let (mask, positions) = (integers(MASK)?, integers(POSITIONS)?);
         let logits = program.outputs().iter().find(|io| io.name == LOGITS);
         let logits = logits.ok_or_else(|| misfit(LOGITS, "the graph has no such output"))?;
-        let logits = home.program.allocate(logits.dtype, &[shape[0], 1, vocabulary(logits)?])?;
+        let logits = shared.program.allocate(logits.dtype, &[shape[0], 1, vocabulary(logits)?])?;
         Ok(Self { ids, mask, positions, next, logits })
     }
 
-    fn bind(&self, home: &Home, program: &mut Program) -> Result<(), RuntimeError> {
+    fn bind(&self, shared: &SharedGraphs, program: &mut Program) -> Result<(), RuntimeError> {
         for io in program.inputs().to_vec() {
             let tensor = match io.name.as_str() {
                 IDS => Some(&self.ids.tensor),
                 MASK => self.mask.as_ref().map(|integers| &integers.tensor),
                 POSITIONS => self.positions.as_ref().map(|integers| &integers.tensor),
                 name => {
-                    if let Some(weight) = home.weights.get(name) {
+                    if let Some(weight) = shared.weights.get(name) {
                         program.bind_input_part(name, &weight.tensor, weight.at, &weight.shape)?;
                     }
                     continue;

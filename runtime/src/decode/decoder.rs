@@ -1,6 +1,6 @@
 //! Drives a causal language model graph token by token or segment by segment, keeping its state between calls.
 
-use crate::decode::layout::{Layout, StateIo};
+use crate::decode::layout::{DecoderIo, StateIo};
 use crate::session::Session;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
@@ -44,7 +44,7 @@ impl History {
 #[derive(Debug)]
 pub struct Decoder {
     session: Box<dyn Session>,
-    layout: Layout,
+    layout: DecoderIo,
     history: History,
 }
 
@@ -53,7 +53,7 @@ impl Decoder {
     ///
     /// An error when the graph's inputs and outputs are not those of a causal language model.
     pub fn new(session: Box<dyn Session>) -> Result<Self, RuntimeError> {
-        let layout = Layout::of(session.as_ref())?;
+        let layout = DecoderIo::of(session.as_ref())?;
         let batch = layout.fixed_batch.unwrap_or(1);
         let mut decoder = Self { session, layout, history: History::new(batch) };
         decoder.reset(batch)?;
@@ -229,7 +229,7 @@ fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
     RuntimeError::BadCall { place, reason: reason.into() }
 }
 
-fn check_state(layout: &Layout, state: &DecoderState) -> Result<(), RuntimeError> {
+fn check_state(layout: &DecoderIo, state: &DecoderState) -> Result<(), RuntimeError> {
     let history = &state.history;
     let batch = history.seen.len();
     if batch == 0 || history.mask.len() != batch || layout.fixed_batch.is_some_and(|fixed| fixed != batch) {

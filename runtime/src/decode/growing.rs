@@ -37,7 +37,7 @@ pub struct GrowingDecoder {
     states: Vec<StateIo>,
     takes_mask: bool,
     takes_positions: bool,
-    rows: Option<Rows>,
+    rows: Option<GrowingRows>,
 }
 
 impl fmt::Debug for GrowingDecoder {
@@ -46,7 +46,7 @@ impl fmt::Debug for GrowingDecoder {
     }
 }
 
-struct Rows {
+struct GrowingRows {
     batch: usize,
     length: usize,
     /// One that reads the first buffers and writes the second, and one the other way round.
@@ -96,7 +96,7 @@ impl GrowingDecoder {
         Ok(())
     }
 
-    fn new_rows(&self, batch: usize) -> Result<Rows, String> {
+    fn new_rows(&self, batch: usize) -> Result<GrowingRows, String> {
         let said = |e: ort::Error| one_line(e.message());
         let host = memory(Device::Cpu)?;
         let mut bindings =
@@ -125,7 +125,7 @@ impl GrowingDecoder {
         for binding in &mut bindings {
             binding.bind_output_to_device(NEXT, &host).map_err(said)?;
         }
-        Ok(Rows { batch, length: 0, bindings, turn: 0, buffers, ones: None })
+        Ok(GrowingRows { batch, length: 0, bindings, turn: 0, buffers, ones: None })
     }
 
     /// Declares that so many tokens came before, whatever the buffers hold: the time of a step does not depend on it.
@@ -187,7 +187,7 @@ impl GrowingDecoder {
         next.map_err(|reason| self.failed(reason))
     }
 
-    fn run(&mut self, rows: &mut Rows, tokens: &[&[i64]], columns: usize) -> Result<Vec<i64>, String> {
+    fn run(&mut self, rows: &mut GrowingRows, tokens: &[&[i64]], columns: usize) -> Result<Vec<i64>, String> {
         let said = |e: ort::Error| one_line(e.message());
         let (batch, length) = (rows.batch, rows.length);
         let host = |values: &[i64]| -> Result<DynTensor, String> {
@@ -207,7 +207,7 @@ impl GrowingDecoder {
     }
 
     /// All tokens are real, so that a mask of any length is a window of one buffer.
-    fn bind_mask(&self, rows: &mut Rows, columns: usize) -> Result<(), String> {
+    fn bind_mask(&self, rows: &mut GrowingRows, columns: usize) -> Result<(), String> {
         let said = |e: ort::Error| one_line(e.message());
         let needed = rows.batch * columns;
         let there = |ones: &DynTensor| ones.shape().num_elements();

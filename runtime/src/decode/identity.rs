@@ -83,7 +83,7 @@ impl Model {
     }
 
     /// What a state says of this model.
-    pub(crate) fn writer(&self) -> Result<Writer, RuntimeError> {
+    pub(crate) fn writer(&self) -> Result<StateOrigin, RuntimeError> {
         let identity = match &self.identity {
             Some(identity) => identity.clone(),
             None => ModelIdentity::of(&self.bundle)?,
@@ -91,11 +91,11 @@ impl Model {
         let model = digest((identity.weights + "\n" + &identity.conversion).as_bytes());
         let whole = self.bundle.canonicalize().unwrap_or_else(|_| self.bundle.clone());
         let bundle = whole.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Writer { model, bundle })
+        Ok(StateOrigin { model, bundle })
     }
 
     /// Refuses the state of another model; `writer` is what the file says.
-    pub(crate) fn check(&self, path: &Path, writer: Option<Writer>) -> Result<(), RuntimeError> {
+    pub(crate) fn check(&self, path: &Path, writer: Option<StateOrigin>) -> Result<(), RuntimeError> {
         let Some(writer) = writer else {
             tracing::warn!(
                 "state {}: it does not say which model wrote it, as those of earlier versions; it is taken for one of {} (hint: --save-state writes it anew)",
@@ -114,21 +114,21 @@ impl Model {
 
 /// What wrote a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Writer {
+pub(crate) struct StateOrigin {
     /// The digest of its model.
     model: String,
     /// What the bundle was called.
     bundle: String,
 }
 
-impl Writer {
+impl StateOrigin {
     pub(crate) fn parse(text: &str) -> Self {
         let (model, bundle) = text.split_once(' ').unwrap_or((text, "?"));
         Self { model: model.to_owned(), bundle: bundle.to_owned() }
     }
 }
 
-impl fmt::Display for Writer {
+impl fmt::Display for StateOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.model, self.bundle)
     }

@@ -34,7 +34,7 @@ impl StateIo {
 
 /// Which inputs a decoder graph takes and where its outputs are.
 #[derive(Clone, Debug)]
-pub(crate) struct Layout {
+pub(crate) struct DecoderIo {
     pub(crate) ids: DType,
     pub(crate) mask: Option<DType>,
     pub(crate) positions: Option<DType>,
@@ -45,7 +45,7 @@ pub(crate) struct Layout {
     pub(crate) fixed_batch: Option<usize>,
 }
 
-impl Layout {
+impl DecoderIo {
     pub(crate) fn of(session: &dyn Session) -> Result<Self, RuntimeError> {
         let (inputs, outputs) = (session.inputs(), session.outputs());
         let ids = integers(inputs, IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;

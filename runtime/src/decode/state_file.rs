@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
 
 use crate::decode::decoder::{DecoderState, History};
-use crate::decode::identity::Writer;
+use crate::decode::identity::StateOrigin;
 use crate::output_file::write_file;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
@@ -31,7 +31,7 @@ pub(crate) struct SavedState {
     /// Where a token was fed.
     pub(crate) logits: Option<HostTensor>,
     /// Absent in files of earlier versions, and in those of graphs that are in no bundle.
-    pub(crate) writer: Option<Writer>,
+    pub(crate) writer: Option<StateOrigin>,
 }
 
 /// Writes the file whole, or leaves what was there.
@@ -39,7 +39,7 @@ pub(crate) fn write(
     path: &Path,
     state: &DecoderState,
     logits: Option<&HostTensor>,
-    writer: Option<&Writer>,
+    writer: Option<&StateOrigin>,
 ) -> Result<(), RuntimeError> {
     let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
     let tensors = named(state, logits)?;
@@ -102,7 +102,7 @@ pub(crate) fn read(path: &Path) -> Result<SavedState, RuntimeError> {
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
     let writer = header.metadata().as_ref().and_then(|entries| entries.get(WRITER));
     let state = DecoderState { tensors, history: History { mask, seen, columns } };
-    Ok(SavedState { state, logits, writer: writer.map(|text| Writer::parse(text)) })
+    Ok(SavedState { state, logits, writer: writer.map(|text| StateOrigin::parse(text)) })
 }
 
 fn rows(mask: &HostTensor, count: usize) -> Option<Vec<Vec<i64>>> {

@@ -15,14 +15,14 @@ use dijiang_format::joined::{self, RowRange};
 
 /// What one tensor is made of.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct StoredPart {
     /// As it would be declared alone.
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
 }
 
 /// Is given each tensor with its name and parts.
-type Take<'a> = dyn FnMut(&str, &HostTensor, &[Part]) -> Result<(), RuntimeError> + 'a;
+type Take<'a> = dyn FnMut(&str, &HostTensor, &[StoredPart]) -> Result<(), RuntimeError> + 'a;
 
 /// Hands over the tensors that are declared, in their order, each with its parts; the bundle must have them in that
 /// type and shape. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
@@ -34,7 +34,7 @@ pub(crate) fn read(bundle: &Path, declared: &[Io], take: &mut Take<'_>) -> Resul
         let (tensor, parts) = match find(&mut files, name) {
             Some(file) => {
                 let tensor = file.tensor(io_declared)?;
-                let parts = vec![Part { name: name.clone(), shape: tensor.shape().to_vec() }];
+                let parts = vec![StoredPart { name: name.clone(), shape: tensor.shape().to_vec() }];
                 (tensor, parts)
             }
             None => join(&mut files, &bundle.join(files::WEIGHTS), io_declared)?,
@@ -53,7 +53,7 @@ fn join(
     files: &mut [WeightFile],
     path: &Path,
     declared: &Io,
-) -> Result<(HostTensor, Vec<Part>), RuntimeError> {
+) -> Result<(HostTensor, Vec<StoredPart>), RuntimeError> {
     let (mut tensors, mut parts) = (Vec::new(), Vec::new());
     for part in joined::parse(&declared.name) {
         let name = &part.name;
@@ -65,7 +65,7 @@ fn join(
             }
             None => stored,
         };
-        parts.push(Part { name: part.to_string(), shape: cut.shape().to_vec() });
+        parts.push(StoredPart { name: part.to_string(), shape: cut.shape().to_vec() });
         tensors.push(cut);
     }
     let tensor = HostTensor::concat(0, &tensors.iter().collect::<Vec<_>>())?;

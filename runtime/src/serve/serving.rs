@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::decode::bound::Bound;
+use crate::decode::bound::BoundDecoder;
 use crate::decode::decoder::Decoder;
 use crate::decode::identity::Model;
 use crate::decode::state_file::{self, SavedState};
@@ -59,15 +59,15 @@ impl Default for ServingOptions {
 /// A loaded bundle with the state of some sequences.
 #[derive(Debug)]
 pub struct Serving {
-    way: Way,
+    served: Served,
     /// The model of a bundle; none of a graph that is driven alone.
     model: Option<Model>,
 }
 
 /// The two ways to serve.
 #[derive(Debug)]
-enum Way {
-    Bound(Box<Bound>),
+enum Served {
+    Bound(Box<BoundDecoder>),
     Driven(Driven),
 }
 
@@ -98,7 +98,7 @@ impl Serving {
             let load =
                 LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
             return Ok(Self {
-                way: Way::Bound(Box::new(Bound::open(
+                served: Served::Bound(Box::new(BoundDecoder::open(
                     bundle,
                     &load,
                     options.segment.unwrap_or(BOUND_SEGMENT),
@@ -115,7 +115,7 @@ impl Serving {
         let mut serving =
             Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment.unwrap_or(SEGMENT));
         serving.model = model;
-        if let Way::Driven(driven) = &mut serving.way {
+        if let Served::Driven(driven) = &mut serving.served {
             driven.max_tokens = options.max_tokens;
         }
         Ok(serving)
@@ -124,14 +124,14 @@ impl Serving {
     /// Serves a graph that is loaded already, prompts so many tokens at a time.
     pub fn over(decoder: Decoder, segment: usize) -> Self {
         let driven = Driven { decoder, segment, max_tokens: None, logits: None };
-        Self { way: Way::Driven(driven), model: None }
+        Self { served: Served::Driven(driven), model: None }
     }
 
     /// Forgets everything, and serves this many sequences from here on.
     pub fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
-        match &mut self.way {
-            Way::Bound(bound) => bound.start(batch),
-            Way::Driven(driven) => driven.start(batch),
+        match &mut self.served {
+            Served::Bound(bound) => bound.start(batch),
+            Served::Driven(driven) => driven.start(batch),
         }
     }
 
@@ -141,25 +141,27 @@ impl Serving {
         if prompts.iter().any(Vec::is_empty) {
             return Err(bad("prompt", "it has no tokens, expected at least one"));
         }
-        match &mut self.way {
-            Way::Bound(bound) => bound.prefill(prompts).and_then(|next| checked(bound, next)),
-            Way::Driven(driven) => driven.prefill(prompts),
+        match &mut self.served {
+            Served::Bound(bound) => bound.prefill(prompts).and_then(|next| checked(bound, next)),
+            Served::Driven(driven) => driven.prefill(prompts),
         }
     }
 
     /// Feeds one token per row; gives the likeliest next ones.
     pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
-        match &mut self.way {
-            Way::Bound(bound) => bound.decode(tokens).and_then(|next| checked(bound, next)),
-            Way::Driven(driven) => driven.decode(tokens),
+        match &mut self.served {
+            Served::Bound(bound) => bound.decode(tokens).and_then(|next| checked(bound, next)),
+            Served::Driven(driven) => driven.decode(tokens),
         }
     }
 
     /// The logits after each row's last token, f32 `[batch, vocabulary]`.
     pub fn logits(&mut self) -> Result<HostTensor, RuntimeError> {
-        match &self.way {
-            Way::Bound(bound) => bound.logits(),
-            Way::Driven(driven) => driven.logits.clone().ok_or_else(|| bad("logits", "no token was fed yet")),
+        match &self.served {
+            Served::Bound(bound) => bound.logits(),
+            Served::Driven(driven) => {
+                driven.logits.clone().ok_or_else(|| bad("logits", "no token was fed yet"))
+            }
         }
     }
 
@@ -167,9 +169,9 @@ impl Serving {
     /// goes on with the same numbers.
     pub fn save_state(&self, path: &Path) -> Result<(), RuntimeError> {
         let writer = self.model.as_ref().map(Model::writer).transpose()?;
-        let (state, logits) = match &self.way {
-            Way::Bound(bound) => (bound.state()?, bound.logits().ok()),
-            Way::Driven(driven) => (driven.decoder.state()?, driven.logits.clone()),
+        let (state, logits) = match &self.served {
+            Served::Bound(bound) => (bound.state()?, bound.logits().ok()),
+            Served::Driven(driven) => (driven.decoder.state()?, driven.logits.clone()),
         };
         state_file::write(path, &state, logits.as_ref(), writer.as_ref())
     }
@@ -182,9 +184,9 @@ impl Serving {
         if let Some(model) = &self.model {
             model.check(path, writer)?;
         }
-        let loaded = match &mut self.way {
-            Way::Bound(bound) => bound.set_state(&state, logits),
-            Way::Driven(driven) => driven
+        let loaded = match &mut self.served {
+            Served::Bound(bound) => bound.set_state(&state, logits),
+            Served::Driven(driven) => driven
                 .decoder
                 .fitted(state)
                 .and_then(|state| driven.decoder.set_state(state))
@@ -195,25 +197,25 @@ impl Serving {
 
     /// Bytes of state held now.
     pub fn state_bytes(&self) -> usize {
-        match &self.way {
-            Way::Bound(bound) => bound.state_bytes(),
-            Way::Driven(driven) => driven.decoder.state_bytes(),
+        match &self.served {
+            Served::Bound(bound) => bound.state_bytes(),
+            Served::Driven(driven) => driven.decoder.state_bytes(),
         }
     }
 
     /// Tokens of the longest row so far, padding included.
     pub fn seen(&self) -> usize {
-        match &self.way {
-            Way::Bound(bound) => bound.columns(),
-            Way::Driven(driven) => driven.decoder.history().columns,
+        match &self.served {
+            Served::Bound(bound) => bound.columns(),
+            Served::Driven(driven) => driven.decoder.history().columns,
         }
     }
 
     /// Sequences served side by side.
     pub fn batch(&self) -> usize {
-        match &self.way {
-            Way::Bound(bound) => bound.batch(),
-            Way::Driven(driven) => driven.decoder.batch(),
+        match &self.served {
+            Served::Bound(bound) => bound.batch(),
+            Served::Driven(driven) => driven.decoder.batch(),
         }
     }
 }
@@ -271,7 +273,7 @@ impl Driven {
 }
 
 /// The graphs give no token where a logit is NaN; the logits then tell which.
-fn checked(bound: &Bound, next: Vec<i64>) -> Result<Vec<i64>, RuntimeError> {
+fn checked(bound: &BoundDecoder, next: Vec<i64>) -> Result<Vec<i64>, RuntimeError> {
     if next.iter().any(|token| *token < 0) {
         let logits = bound.logits()?;
         let width = logits.shape()[1].max(1);

@@ -3,7 +3,7 @@
 //!
 //! The parallel form computes the same as (φ(Q) φ(K)ᵀ) V.
 
-use super::{Dims, Form, Layout, Sums};
+use super::{Dims, Form, HeadOrder, Sums};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 
@@ -13,13 +13,13 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, [q, k, v]: [ValueId; 3], d: D
     let (k, v) = (p.unsqueeze(k, &[2]), p.unsqueeze(v, &[2]));
     let (num, den) = match form {
         Form::Parallel => {
-            let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
-            let weights = p.matmul(q, turned);
+            let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
+            let weights = p.matmul(q, transposed);
             (p.matmul(weights, v), d.divides.then(|| p.reduce("ReduceSum", weights, &[-1], true)))
         }
         Form::Chunked(_) | Form::Segment(_) | Form::Operator(_) => {
-            let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
-            let sums = p.matmul(turned, v);
+            let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
+            let sums = p.matmul(transposed, v);
             let norms = d.divides.then(|| {
                 let norms = p.reduce("ReduceSum", k, &[3], false);
                 p.unsqueeze(norms, &[4])
@@ -30,6 +30,6 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, [q, k, v]: [ValueId; 3], d: D
     Sums {
         num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
         den: den.map(|den| p.reshape(den, &[0, d.heads, -1, 1])),
-        layout: Layout::HeadMajor,
+        layout: HeadOrder::HeadMajor,
     }
 }

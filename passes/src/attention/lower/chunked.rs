@@ -7,7 +7,7 @@
 //! The sequence is padded to whole chunks with φ(k) = 0 and log a = 0, which changes no state. A sequence shorter than a chunk is one chunk of its own length.
 
 use super::ones::{ONES, joined, width, with_ones};
-use super::{Dims, Layout, Lowered, Recurrence, State, Sums, lower_triangle};
+use super::{Dims, HeadOrder, Lowered, Recurrence, RecurrentState, Sums, lower_triangle};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
@@ -43,7 +43,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         sums: Sums {
             num: grid.join(p, num, d.heads, d.value_dim),
             den: den.map(|den| grid.join(p, den, d.heads, 1)),
-            layout: Layout::TokenMajor,
+            layout: HeadOrder::TokenMajor,
         },
         state: carried.after,
     }
@@ -95,9 +95,9 @@ impl Grid {
     /// φ(q) as `[batch, kv_heads, chunks, group · chunk, m]`
     fn queries(&self, p: &mut Patch<'_>, q: ValueId, d: Dims) -> ValueId {
         let cut = self.cut(p, q, &[d.kv_heads, d.group()], &[d.features]);
-        let turned = p.transpose(cut, &[0, 1, 3, 2, 4, 5]);
+        let transposed = p.transpose(cut, &[0, 1, 3, 2, 4, 5]);
         let last = p.ints(&[d.features]);
-        self.by_row(p, turned, d, last)
+        self.by_row(p, transposed, d, last)
     }
 
     /// `[batch, kv_heads, chunks, group, chunk, last]` → `[batch, kv_heads, chunks, group · chunk, last]`
@@ -130,8 +130,8 @@ impl Grid {
 
     /// `[batch, kv_heads, chunks, group, chunk, width]` → `[batch, sequence, heads, width]`, without the padding.
     fn join(&self, p: &mut Patch<'_>, x: ValueId, heads: i64, width: i64) -> ValueId {
-        let turned = p.transpose(x, &[0, 2, 4, 1, 3, 5]);
-        let flat = p.reshape(turned, &[0, -1, heads, width]);
+        let transposed = p.transpose(x, &[0, 2, 4, 1, 3, 5]);
+        let flat = p.reshape(transposed, &[0, -1, heads, width]);
         let start = p.ints(&[0]);
         let joined = p.slice_to(flat, 1, start, self.time);
         // States the length again, which a slice to a computed bound does not.
@@ -166,8 +166,8 @@ fn inside_chunks(
     d: Dims,
     log: Option<&Logs>,
 ) -> ValueId {
-    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
-    let products = p.matmul(q, turned);
+    let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
+    let products = p.matmul(q, transposed);
     let products = grid.by_head(p, products, d, grid.chunk);
     let size = p.squeeze(grid.chunk, &[0]);
     let decay = match log {
@@ -198,7 +198,7 @@ fn decay_between(p: &mut Patch<'_>, row: ValueId, column: ValueId, size: ValueId
 /// state after the last.
 struct Carried {
     before: ValueId,
-    after: State,
+    after: RecurrentState,
 }
 
 fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<&Logs>) -> Carried {
@@ -212,8 +212,8 @@ fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<
         }
         None => v,
     };
-    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
-    let added = p.matmul(turned, at_end);
+    let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
+    let added = p.matmul(transposed, at_end);
     let start = joined(p, r.state);
     let start = p.unsqueeze(start, &[2]);
     let (before, after) = match log {
@@ -226,7 +226,7 @@ fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<
         let z = p.slice(z, -1, 0, 1);
         p.squeeze(z, &[-1])
     });
-    Carried { before, after: State { s, z } }
+    Carried { before, after: RecurrentState { s, z } }
 }
 
 fn carry_summed(p: &mut Patch<'_>, added: ValueId, start: ValueId) -> (ValueId, ValueId) {

@@ -48,7 +48,7 @@ pub fn group(graph: &mut Graph) -> Result<Option<String>, PatchError> {
     }
     let Some(mask) = first.mask.padding() else { return Ok(Some("it has no mask input".to_owned())) };
     let (change, recent) = {
-        let mut writer = Writer { p: Patch::new(graph, RULE), graph, tables: BTreeMap::new() };
+        let mut writer = GroupWriter { p: Patch::new(graph, RULE), graph, tables: BTreeMap::new() };
         let counts = writer.counts(mask, first.q);
         found.sites.iter().for_each(|site| writer.write(site, counts));
         (writer.p.finish(), counts.recent)
@@ -95,14 +95,14 @@ struct Counts {
     recent: ValueId,
 }
 
-struct Writer<'g> {
+struct GroupWriter<'g> {
     p: Patch<'g>,
     graph: &'g Graph,
     /// Cosines and sines by the frequencies and the element type.
     tables: BTreeMap<(ValueId, DType), [ValueId; 2]>,
 }
 
-impl Writer<'_> {
+impl GroupWriter<'_> {
     /// All that a call brings stands behind the tokens of the past, padding too: it is written over when it turns out
     /// to be behind the tokens.
     fn counts(&mut self, mask: ValueId, queries: ValueId) -> Counts {
@@ -171,8 +171,8 @@ impl Writer<'_> {
             return;
         }
         let heads = self.p.reshape(out, &[0, 0, site.heads as i64, site.head_dim as i64]);
-        let turned = self.p.transpose(heads, &[0, 2, 1, 3]);
-        self.p.replace(site.out, turned);
+        let transposed = self.p.transpose(heads, &[0, 2, 1, 3]);
+        self.p.replace(site.out, transposed);
     }
 
     /// `[batch, heads, sequence, dim]` as `[batch, sequence, heads · dim]`.
@@ -255,8 +255,8 @@ struct Rotation {
 /// x · cos + (−x₂, x₁) · sin over all features, or over the first ones with the others behind them.
 fn rotation(graph: &Graph, value: ValueId) -> Option<Rotation> {
     let Some(joined) = graph.made_by(value, "Concat") else { return whole_rotation(graph, value) };
-    let (turned, kept) = (joined.input(0)?, joined.input(1)?);
-    let inner = whole_rotation(graph, turned)?;
+    let (transposed, kept) = (joined.input(0)?, joined.input(1)?);
+    let inner = whole_rotation(graph, transposed)?;
     let (split, first) = graph.producer(inner.x)?;
     let is_rest = graph.producer(kept) == Some((split, 1)) && first == 0 && joined.inputs.len() == 2;
     let split = Some(graph.node(split)).filter(|node| node.op.is("Split") && is_rest)?;
@@ -306,9 +306,9 @@ fn factors(graph: &Graph, angles: ValueId) -> Option<(ValueId, ValueId)> {
 
 /// `Reshape(Transpose(out))` to `[batch, sequence, width]`, where nothing else reads `out`.
 fn packing_of(graph: &Graph, out: ValueId, width: i64) -> Option<ValueId> {
-    let turned = graph.node(only_user(graph, out)?);
-    let turns = turned.op.is("Transpose") && turned.op.ints("perm") == Some(&[0, 2, 1, 3]);
-    let flat = graph.node(only_user(graph, turned.outputs[0]).filter(|_| turns)?);
+    let transposed = graph.node(only_user(graph, out)?);
+    let turns = transposed.op.is("Transpose") && transposed.op.ints("perm") == Some(&[0, 2, 1, 3]);
+    let flat = graph.node(only_user(graph, transposed.outputs[0]).filter(|_| turns)?);
     let shape = graph.as_const(flat.input(1).filter(|_| flat.op.is("Reshape"))?)?.to_i64()?;
     (shape == [0, 0, width]).then(|| flat.outputs[0])
 }

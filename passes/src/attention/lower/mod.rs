@@ -33,14 +33,14 @@ pub struct Recurrence {
     pub valid: Option<ValueId>,
     /// log a_t, zero on padding, `[batch, kv_heads, sequence]`; none where a_t = 1
     pub log_decay: Option<ValueId>,
-    pub state: State,
+    pub state: RecurrentState,
     pub dims: Dims,
 }
 
 /// S `[batch, kv_heads, m, value_dim]` and z `[batch, kv_heads, m]`, which is there if the readout
 /// [divides](Dims::divides).
 #[derive(Debug, Clone, Copy)]
-pub struct State {
+pub struct RecurrentState {
     pub s: ValueId,
     pub z: Option<ValueId>,
 }
@@ -67,7 +67,7 @@ impl Dims {
 #[derive(Debug, Clone, Copy)]
 pub struct Lowered {
     pub sums: Sums,
-    pub state: State,
+    pub state: RecurrentState,
 }
 
 /// What the readout reads.
@@ -77,12 +77,12 @@ pub struct Sums {
     pub num: ValueId,
     /// Last axis 1; there if the readout [divides](Dims::divides).
     pub den: Option<ValueId>,
-    pub layout: Layout,
+    pub layout: HeadOrder,
 }
 
 /// The order of the leading axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
+pub enum HeadOrder {
     /// `[batch, heads, sequence, ·]`
     HeadMajor,
     /// `[batch, sequence, heads, ·]`

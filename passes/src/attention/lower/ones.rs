@@ -1,6 +1,6 @@
 //! Columns of ones behind the values, which carry the normaliser with the sum.
 
-use super::{Dims, State};
+use super::{Dims, RecurrentState};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -24,7 +24,7 @@ pub(super) fn with_ones(p: &mut Patch<'_>, v: ValueId, d: Dims) -> ValueId {
 }
 
 /// S with z as the same columns, `[batch, kv_heads, m, width]`.
-pub(super) fn joined(p: &mut Patch<'_>, state: State) -> ValueId {
+pub(super) fn joined(p: &mut Patch<'_>, state: RecurrentState) -> ValueId {
     let Some(z) = state.z else { return state.s };
     let z = p.unsqueeze(z, &[3]);
     spread_behind(p, state.s, z)

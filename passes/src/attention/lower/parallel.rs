@@ -1,7 +1,7 @@
 //! The parallel form: A_ij = φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i, L the cumulative log decay;
 //! num = A v + exp(L_i) φ(q_i)ᵀ S_0, and S = exp(L_T) S_0 + Σ_j exp(L_T - L_j) φ(k_j) ⊗ v_j.
 
-use super::{Layout, Lowered, Recurrence, State, Sums, decay_of, lower_triangle};
+use super::{HeadOrder, Lowered, Recurrence, RecurrentState, Sums, decay_of, lower_triangle};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 
@@ -13,8 +13,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
     let v = p.unsqueeze(r.v, &[2]);
     let log = r.log_decay.map(|log| cumulative(p, log));
 
-    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
-    let products = p.matmul(q, turned);
+    let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
+    let products = p.matmul(q, transposed);
     let time = p.shape_of(r.k, 2, 3);
     let time = p.squeeze(time, &[0]);
     let triangle = lower_triangle(p, time, false);
@@ -48,7 +48,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         sums: Sums {
             num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
             den: den.map(|den| p.reshape(den, &[0, d.heads, -1, 1])),
-            layout: Layout::HeadMajor,
+            layout: HeadOrder::HeadMajor,
         },
         state: last_state(p, r, log),
     }
@@ -60,7 +60,7 @@ fn cumulative(p: &mut Patch<'_>, log: ValueId) -> ValueId {
     p.unsqueeze(sum, &[2])
 }
 
-fn last_state(p: &mut Patch<'_>, r: &Recurrence, log: Option<ValueId>) -> State {
+fn last_state(p: &mut Patch<'_>, r: &Recurrence, log: Option<ValueId>) -> RecurrentState {
     let (mut k, mut s0, mut z0) = (r.k, r.state.s, r.state.z);
     if let Some(log) = log {
         let log = p.squeeze(log, &[2]);
@@ -74,12 +74,12 @@ fn last_state(p: &mut Patch<'_>, r: &Recurrence, log: Option<ValueId>) -> State 
         let whole = p.unsqueeze(whole, &[3]);
         s0 = p.mul(s0, whole);
     }
-    let turned = p.transpose(k, &[0, 1, 3, 2]);
-    let added = p.matmul(turned, r.v);
+    let transposed = p.transpose(k, &[0, 1, 3, 2]);
+    let added = p.matmul(transposed, r.v);
     let s = p.add(s0, added);
     let z = z0.map(|z0| {
         let added = p.reduce("ReduceSum", k, &[2], false);
         p.add(z0, added)
     });
-    State { s, z }
+    RecurrentState { s, z }
 }

@@ -1,7 +1,7 @@
 //! The recurrent form: a `LinearAttention` operator for S, and where the readout divides a second one with values of 1
 //! for the normaliser z, so that the state of S keeps the width of the values.
 
-use super::{Layout, Lowered, Recurrence, State, Sums};
+use super::{HeadOrder, Lowered, Recurrence, RecurrentState, Sums};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
@@ -39,16 +39,16 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
         sums: Sums {
             num: p.reshape(s[0], &[0, 0, d.heads, d.value_dim]),
             den: z.as_ref().map(|z| p.unsqueeze(z[0], &[3])),
-            layout: Layout::TokenMajor,
+            layout: HeadOrder::TokenMajor,
         },
-        state: State { s: s[1], z: z.map(|z| p.squeeze(z[1], &[3])) },
+        state: RecurrentState { s: s[1], z: z.map(|z| p.squeeze(z[1], &[3])) },
     }
 }
 
 /// `[batch, heads, sequence, width]` → `[batch, sequence, heads · width]`
 fn pack(p: &mut Patch<'_>, x: ValueId, packed: i64) -> ValueId {
-    let turned = p.transpose(x, &[0, 2, 1, 3]);
-    p.reshape(turned, &[0, 0, packed])
+    let transposed = p.transpose(x, &[0, 2, 1, 3]);
+    p.reshape(transposed, &[0, 0, packed])
 }
 
 /// `[batch, sequence, 1]` → `[batch, sequence, count]`, the same for all layers.

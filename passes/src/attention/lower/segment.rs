@@ -10,7 +10,7 @@
 //! what a segment brings, rounded once.
 
 use super::ones::{ONES, joined, width, with_ones};
-use super::{Dims, Layout, Lowered, Recurrence, State, Sums};
+use super::{Dims, HeadOrder, Lowered, Recurrence, RecurrentState, Sums};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
@@ -28,14 +28,14 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let grid = Grid::new(p, r, size);
     let q = grid.queries(p, r.q);
     let k = grid.cut(p, r.k, &[r.dims.features]);
-    let turned = p.transpose(k, &[0, 1, 2, 4, 3]);
+    let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
     let v = values(p, &grid, r);
     let valid = r.valid.map(|valid| grid.valid(p, valid));
     let log = r.log_decay.map(|log| Logs::new(p, &grid, log));
 
     let at_end = weights_at_end(p, log.as_ref(), valid);
     let added = weighed(p, &grid, v, at_end);
-    let added = p.matmul(turned, added);
+    let added = p.matmul(transposed, added);
     let carried = carry(p, &grid, r, Added { sums: added, at_end }, log.as_ref());
 
     let here = match (valid, carried.scale) {
@@ -44,7 +44,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         (valid, None) => valid,
     };
     let here = weighed(p, &grid, v, here);
-    let kept = inside_chunks(p, &grid, q, turned, log.as_ref());
+    let kept = inside_chunks(p, &grid, q, transposed, log.as_ref());
     let new = p.matmul(kept, here);
     let old = p.matmul(q, carried.before);
     let old = gained(p, old);
@@ -62,7 +62,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         sums: Sums {
             num: grid.join(p, num, r.dims.value_dim),
             den: den.map(|den| grid.join(p, den, 1)),
-            layout: Layout::TokenMajor,
+            layout: HeadOrder::TokenMajor,
         },
         state: state(p, carried.after, r.dims),
     }
@@ -151,8 +151,8 @@ impl Grid {
         let last = p.ints(&[self.dims.features]);
         let by_group = p.concat(&[lead, self.batch, self.count, self.chunk, last], 0);
         let by_group = p.reshape_to(q, by_group);
-        let turned = p.transpose(by_group, &[0, 2, 3, 1, 4, 5]);
-        self.by_row(p, turned, Last::Known(self.dims.features))
+        let transposed = p.transpose(by_group, &[0, 2, 3, 1, 4, 5]);
+        self.by_row(p, transposed, Last::Known(self.dims.features))
     }
 
     /// `[kv_heads, batch, chunks, group, chunk, last]` → `[kv_heads, batch, chunks, group · chunk, last]`
@@ -174,18 +174,18 @@ impl Grid {
 
     /// `[kv_heads, batch, chunks, group, chunk, width]` → `[batch, sequence, heads, width]`
     fn join(&self, p: &mut Patch<'_>, x: ValueId, width: i64) -> ValueId {
-        let turned = p.transpose(x, &[1, 2, 4, 0, 3, 5]);
+        let transposed = p.transpose(x, &[1, 2, 4, 0, 3, 5]);
         let tail = p.ints(&[self.dims.heads, width]);
         let shape = p.concat(&[self.batch, self.time, tail], 0);
-        p.reshape_to(turned, shape)
+        p.reshape_to(transposed, shape)
     }
 }
 
 /// v with its ones, `[kv_heads · batch · sequence, width]`, in the type of the features.
 fn values(p: &mut Patch<'_>, grid: &Grid, r: &Recurrence) -> ValueId {
     let dtype = p.dtype(r.q);
-    let turned = p.transpose(r.v, &[1, 0, 2, 3]);
-    let v = p.cast(turned, dtype);
+    let transposed = p.transpose(r.v, &[1, 0, 2, 3]);
+    let v = p.cast(transposed, dtype);
     let v = with_ones(p, v, r.dims);
     p.reshape(v, &[-1, grid.width()])
 }
@@ -214,8 +214,8 @@ struct Logs {
 
 impl Logs {
     fn new(p: &mut Patch<'_>, grid: &Grid, log: ValueId) -> Self {
-        let turned = p.transpose(log, &[1, 0, 2]);
-        let cut = grid.cut(p, turned, &[]);
+        let transposed = p.transpose(log, &[1, 0, 2]);
+        let cut = grid.cut(p, transposed, &[]);
         Self { inside: p.cumsum(cut, 3, false), whole: p.reduce("ReduceSum", cut, &[3], false) }
     }
 }
@@ -258,8 +258,14 @@ fn lower_part(p: &mut Patch<'_>, x: ValueId) -> ValueId {
 }
 
 /// φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i in the same chunk, `[kv_heads, batch, chunks, group · chunk, chunk]`.
-fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, log: Option<&Logs>) -> ValueId {
-    let products = p.matmul(q, turned);
+fn inside_chunks(
+    p: &mut Patch<'_>,
+    grid: &Grid,
+    q: ValueId,
+    transposed: ValueId,
+    log: Option<&Logs>,
+) -> ValueId {
+    let products = p.matmul(q, transposed);
     let products = gained(p, products);
     let mut products = grid.by_head(p, products, Last::Chunk);
     if let Some(log) = log {
@@ -276,13 +282,13 @@ fn inside_chunks(p: &mut Patch<'_>, grid: &Grid, q: ValueId, turned: ValueId, lo
     grid.by_row(p, kept, Last::Chunk)
 }
 
-fn state(p: &mut Patch<'_>, after: ValueId, d: Dims) -> State {
-    let turned = p.transpose(after, &[1, 0, 2, 3]);
+fn state(p: &mut Patch<'_>, after: ValueId, d: Dims) -> RecurrentState {
+    let transposed = p.transpose(after, &[1, 0, 2, 3]);
     if !d.divides {
-        return State { s: turned, z: None };
+        return RecurrentState { s: transposed, z: None };
     }
-    let z = p.slice(turned, -1, d.value_dim, d.value_dim + 1);
-    State { s: p.slice(turned, -1, 0, d.value_dim), z: Some(p.squeeze(z, &[-1])) }
+    let z = p.slice(transposed, -1, d.value_dim, d.value_dim + 1);
+    RecurrentState { s: p.slice(transposed, -1, 0, d.value_dim), z: Some(p.squeeze(z, &[-1])) }
 }
 
 /// The states with their normalisers before each chunk, `[kv_heads, batch, chunks, m, width]`, in half

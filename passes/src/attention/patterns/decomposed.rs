@@ -100,7 +100,7 @@ fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
 struct Scored {
     product: ValueId,
     q: ValueId,
-    /// Before it is turned.
+    /// Before it is transposed.
     k: ValueId,
 }
 
@@ -123,15 +123,15 @@ fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
             format!("{} products go into the scores, expected one", found.len()),
         ));
     };
-    let (Some(q), Some(turned)) = (node.input(0), node.input(1)) else {
+    let (Some(q), Some(transposed)) = (node.input(0), node.input(1)) else {
         return Err(Miss::check(name(*product), "a product of two values was expected"));
     };
-    match graph.made_by(turned, "Transpose") {
+    match graph.made_by(transposed, "Transpose") {
         Some(node) if node.op.ints("perm") == Some(&[0, 1, 3, 2]) => {
-            let k = node.input(0).unwrap_or(turned);
+            let k = node.input(0).unwrap_or(transposed);
             Ok(Scored { product: *product, q, k })
         }
-        _ => Err(Miss::check(name(turned), "the keys are not turned by a Transpose of [0, 1, 3, 2]")),
+        _ => Err(Miss::check(name(transposed), "the keys are not transposed by a Transpose of [0, 1, 3, 2]")),
     }
 }
 

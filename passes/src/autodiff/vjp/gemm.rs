@@ -6,31 +6,31 @@ use crate::ir::op::Op;
 
 pub(super) const RULES: &[Rule] = &[Rule { op: "Gemm", vjp: gemm }];
 
-fn product(ctx: &mut VjpContext<'_, '_>, [a, b]: [ValueId; 2], turned: [bool; 2]) -> ValueId {
+fn product(ctx: &mut VjpContext<'_, '_>, [a, b]: [ValueId; 2], transposed: [bool; 2]) -> ValueId {
     let alpha = ctx.node.op.float("alpha").unwrap_or(1.0);
     let op = Op::new("Gemm").with("alpha", alpha);
-    let op = op.with("transA", i64::from(turned[0])).with("transB", i64::from(turned[1]));
+    let op = op.with("transA", i64::from(transposed[0])).with("transB", i64::from(transposed[1]));
     ctx.patch.node(op, &[a, b])
 }
 
 fn gemm(ctx: &mut VjpContext<'_, '_>) -> Grads {
     let (a, b) = (ctx.input(0)?, ctx.input(1)?);
-    let turned = |name: &str| ctx.node.op.int(name) == Some(1);
-    let (turned_a, turned_b) = (turned("transA"), turned("transB"));
+    let transposed = |name: &str| ctx.node.op.int(name) == Some(1);
+    let (transposed_a, transposed_b) = (transposed("transA"), transposed("transB"));
     let beta = f64::from(ctx.node.op.float("beta").unwrap_or(1.0));
     let mut grads = vec![None; ctx.node.inputs.len()];
     if ctx.wants(0) {
         let g = ctx.grad()?;
-        grads[0] = Some(match turned_a {
-            false => product(ctx, [g, b], [false, !turned_b]),
-            true => product(ctx, [b, g], [turned_b, true]),
+        grads[0] = Some(match transposed_a {
+            false => product(ctx, [g, b], [false, !transposed_b]),
+            true => product(ctx, [b, g], [transposed_b, true]),
         });
     }
     if ctx.wants(1) {
         let g = ctx.grad()?;
-        grads[1] = Some(match turned_b {
-            false => product(ctx, [a, g], [!turned_a, false]),
-            true => product(ctx, [g, a], [true, turned_a]),
+        grads[1] = Some(match transposed_b {
+            false => product(ctx, [a, g], [!transposed_a, false]),
+            true => product(ctx, [g, a], [true, transposed_a]),
         });
     }
     if ctx.wants(2) {

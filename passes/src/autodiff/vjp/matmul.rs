@@ -70,8 +70,8 @@ fn left(
     g: ValueId,
     out: &[Dim],
 ) -> Result<ValueId, AutodiffError> {
-    let turned = ctx.turned(b.value);
-    let product = ctx.patch.matmul(g, turned);
+    let transposed = ctx.transposed(b.value);
+    let product = ctx.patch.matmul(g, transposed);
     ctx.sum_to(product, &unsummed(out, a), &a.shape, a.source)
 }
 
@@ -82,22 +82,22 @@ fn right(
     g: ValueId,
     out: &[Dim],
 ) -> Result<ValueId, AutodiffError> {
-    let turned = ctx.is_turned(b.value);
+    let transposed = ctx.is_transposed(b.value);
     if let Some((rows, g)) = flat(ctx, a, b, g) {
-        let sides = if turned { [g, rows] } else { [rows, g] };
+        let sides = if transposed { [g, rows] } else { [rows, g] };
         let grad = ctx.patch.node(Op::new("Gemm").with("transA", 1), &sides);
-        return Ok(if turned { ctx.turned(grad) } else { grad });
+        return Ok(if transposed { ctx.transposed(grad) } else { grad });
     }
     let (rows, g, to) = folded(ctx, a, b, g, &unsummed(out, b));
-    let product = match turned {
-        // What was turned on the way in need not be turned on the way out.
+    let product = match transposed {
+        // What was transposed on the way in need not be transposed on the way out.
         true => {
-            let columns = ctx.turned(g);
+            let columns = ctx.transposed(g);
             let product = ctx.patch.matmul(columns, rows);
-            ctx.turned(product)
+            ctx.transposed(product)
         }
         false => {
-            let columns = ctx.turned(rows);
+            let columns = ctx.transposed(rows);
             ctx.patch.matmul(columns, g)
         }
     };

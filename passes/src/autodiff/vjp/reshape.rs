@@ -38,10 +38,10 @@ mod tests {
   input %x: f32[batch, time, 6]
   const %heads: i64[4] = [0, 0, 2, 3]
   const %flat: i64[2] = [-1, 6]
-  const %turned: i64[3] = [6, 0, -1]
+  const %transposed: i64[3] = [6, 0, -1]
   %a = Reshape(%x, %heads)
   %b = Reshape(%x, %flat)
-  %c = Reshape(%x, %turned)
+  %c = Reshape(%x, %transposed)
   %d = Flatten(%x) {axis: -1}
   output "a" %a
   output "b" %b

@@ -97,7 +97,7 @@ pub(crate) const LOWEST: f64 = f32::MIN as f64;
 
 /// The options of an operator, spelled out, that what is computed here does not cover.
 ///
-/// The laws that expand these operators refuse the same ones.
+/// The rules that expand these operators refuse the same ones.
 pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) -> Option<&'static str> {
     let set = |name: &str, default: i64| op.int(name).is_some_and(|x| x != default);
     let found = match (op.domain(), op.name()) {
@@ -186,9 +186,9 @@ fn attend(
         return Err(format!("{q_heads} query heads do not share {kv_heads} key/value heads"));
     }
     let shared: Vec<usize> = (0..q_heads).map(|h| h * kv_heads / q_heads).collect();
-    let mut turned = k.select(Axis(1), &shared);
-    turned.swap_axes(2, 3);
-    let mut scores = matmul(q, &turned)? * scale;
+    let mut transposed = k.select(Axis(1), &shared);
+    transposed.swap_axes(2, 3);
+    let mut scores = matmul(q, &transposed)? * scale;
     if let Some(bias) = bias {
         scores = zip(&scores, bias, |s, b| s + b)?;
     }

@@ -147,8 +147,8 @@ fn infer_gemm(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     if a.len() != 2 || b.len() != 2 {
         return Err(format!("{} and {} are not matrices", show(a), show(b)));
     }
-    let turned = |name: &str| usize::from(ctx.op.int(name) == Some(1));
-    let (ta, tb) = (turned("transA"), turned("transB"));
+    let transposed = |name: &str| usize::from(ctx.op.int(name) == Some(1));
+    let (ta, tb) = (transposed("transA"), transposed("transB"));
     if !a[1 - ta].agrees(&b[tb]) {
         return Err(format!("{} and {} do not multiply", show(a), show(b)));
     }
@@ -173,12 +173,12 @@ fn eval_gemm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
 }
 
 /// Whether a factor of `FusedMatMul` is transposed in its last two dims.
-fn is_turned(op: &Op, side: usize, rank: usize) -> Result<bool, String> {
-    let [turned, batch] = [["transA", "transBatchA"], ["transB", "transBatchB"]][side];
+fn is_transposed(op: &Op, side: usize, rank: usize) -> Result<bool, String> {
+    let [transposed, batch] = [["transA", "transBatchA"], ["transB", "transBatchB"]][side];
     if op.int(batch) == Some(1) {
         return Err(format!("`{batch}` is not known"));
     }
-    Ok(op.int(turned) == Some(1) && rank > 1)
+    Ok(op.int(transposed) == Some(1) && rank > 1)
 }
 
 fn infer_fused_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
@@ -188,7 +188,7 @@ fn infer_fused_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let Some((a, b)) = shapes else { return Ok(vec![Type::maybe(dtype, None)]) };
     let side = |i: usize, shape: &Shape| -> Result<Shape, String> {
         let (mut shape, rank) = (shape.clone(), shape.len());
-        if is_turned(ctx.op, i, rank)? {
+        if is_transposed(ctx.op, i, rank)? {
             shape.swap(rank - 1, rank - 2);
         }
         Ok(shape)
@@ -199,7 +199,7 @@ fn infer_fused_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 fn eval_fused_matmul(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let side = |i: usize| -> Result<ArrayD<f64>, String> {
         let (mut x, rank) = (ctx.f(i)?.clone(), ctx.f(i)?.ndim());
-        if is_turned(ctx.op, i, rank)? {
+        if is_transposed(ctx.op, i, rank)? {
             x.swap_axes(rank - 1, rank - 2);
         }
         Ok(x)

@@ -71,7 +71,7 @@ pub(super) const OPS: &[OpSpec] = &[
 
 /// How a window moves along one axis.
 #[derive(Clone, Copy)]
-struct Step {
+struct WindowStep {
     kernel: u64,
     stride: u64,
     dilation: u64,
@@ -88,7 +88,7 @@ enum Pad {
     },
 }
 
-impl Step {
+impl WindowStep {
     /// What the window covers.
     fn extent(self) -> Option<u64> {
         self.dilation.checked_mul(self.kernel.checked_sub(1)?)?.checked_add(1)
@@ -133,7 +133,7 @@ impl Step {
 }
 
 /// One step for each axis of the kernel.
-fn steps(op: &Op, kernel: &[u64]) -> Result<Vec<Step>, String> {
+fn steps(op: &Op, kernel: &[u64]) -> Result<Vec<WindowStep>, String> {
     let rank = kernel.len();
     let list = |name: &str, count: usize, default: u64| -> Result<Vec<u64>, String> {
         let Some(found) = op.ints(name) else { return Ok(vec![default; count]) };
@@ -154,7 +154,7 @@ fn steps(op: &Op, kernel: &[u64]) -> Result<Vec<Step>, String> {
     };
     let step = |axis: usize| {
         let (kernel, stride, dilation) = (kernel[axis], strides[axis], dilations[axis]);
-        Ok(Step { kernel, stride, dilation, pad: pad(axis)?, ceil: op.int("ceil_mode") == Some(1) })
+        Ok(WindowStep { kernel, stride, dilation, pad: pad(axis)?, ceil: op.int("ceil_mode") == Some(1) })
     };
     (0..rank).map(step).collect()
 }
@@ -190,7 +190,7 @@ fn infer_conv(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     Ok(vec![Type::maybe(dtype, Some(shape))])
 }
 
-fn spatial(sizes: &[Dim], steps: &[Step]) -> Shape {
+fn spatial(sizes: &[Dim], steps: &[WindowStep]) -> Shape {
     sizes.iter().zip(steps).map(|(size, step)| step.out_dim(size)).collect()
 }
 
@@ -221,7 +221,7 @@ fn infer_global(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 /// The windows over an array `[batch, channels, …]`.
 struct Windows<'a> {
     x: &'a ArrayD<f64>,
-    steps: Vec<Step>,
+    steps: Vec<WindowStep>,
     begin: Vec<u64>,
     kernel: Vec<usize>,
     out: Vec<usize>,
@@ -233,12 +233,12 @@ impl<'a> Windows<'a> {
             return Err(format!("a window of {} axes does not fit {:?}", kernel.len(), x.shape()));
         }
         let steps = steps(op, kernel)?;
-        let each = |f: fn(Step, u64) -> Option<u64>| -> Option<Vec<u64>> {
+        let each = |f: fn(WindowStep, u64) -> Option<u64>| -> Option<Vec<u64>> {
             steps.iter().zip(&x.shape()[2..]).map(|(step, size)| f(*step, *size as u64)).collect()
         };
         let fail = || format!("a window of {kernel:?} does not fit {:?}", x.shape());
-        let out = each(Step::out).ok_or_else(fail)?.into_iter().map(|n| n as usize).collect();
-        let begin = each(Step::begin).ok_or_else(fail)?;
+        let out = each(WindowStep::out).ok_or_else(fail)?.into_iter().map(|n| n as usize).collect();
+        let begin = each(WindowStep::begin).ok_or_else(fail)?;
         Ok(Self { x, begin, kernel: kernel.iter().map(|n| *n as usize).collect(), out, steps })
     }
 

@@ -1,7 +1,7 @@
-//! *Matches:* operators in other spellings than the plain one, see the laws of [`crate::canon`]
+//! *Matches:* operators in other spellings than the plain one, see the rules of [`crate::canon`]
 //! *Becomes:* the plain spelling
 //! *Exact:* yes
-//! *Declines:* nothing; it is an error where the laws do not settle
+//! *Declines:* nothing; it is an error where the rules do not settle
 
 use crate::canon::canonicalize;
 use crate::ir::graph::Graph;

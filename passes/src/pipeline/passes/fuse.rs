@@ -1,10 +1,10 @@
-//! *Matches:* plain operators that ONNX Runtime computes in one kernel, see the laws of [`crate::fuse`]
+//! *Matches:* plain operators that ONNX Runtime computes in one kernel, see the rules of [`crate::fuse`]
 //! *Becomes:* that kernel's operator
 //! *Exact:* up to rounding
 //! *Declines:* served graphs without an attention that only ONNX Runtime has, which keep to standard operators, and served
 //! graphs in half precision: between plain operators the CPU keeps f32, and fused ones round the residuals
 
-use crate::canon::Law as _;
+use crate::canon::GraphRule as _;
 use crate::fuse::constant_factor::ConstantFactor;
 use crate::fuse::{fuse, fuse_for_many};
 use crate::ir::graph::Graph;

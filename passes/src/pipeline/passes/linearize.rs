@@ -58,8 +58,8 @@ impl Pass for Linearize {
     }
 
     fn run(&self, graph: &mut Graph, conversion: &mut Conversion<'_>) -> Result<(), PassError> {
-        let Conversion { recipe, seed, layers, drawn, .. } = *conversion;
-        let options = Options { recipe, form: self.0.form(recipe), seed, layers, drawn };
+        let Conversion { recipe, seed, layers, added, .. } = *conversion;
+        let options = Options { recipe, form: self.0.form(recipe), seed, layers, added };
         conversion.report = rewrite(graph, &options)?;
         Ok(())
     }

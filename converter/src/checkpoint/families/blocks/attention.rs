@@ -49,8 +49,8 @@ pub(crate) fn attention(
     let v = repeat_heads(b, sizes, v);
     let dtype = b.dtype;
     let p = &mut b.p;
-    let turned = p.transpose(k, &[0, 1, 3, 2]);
-    let scores = p.matmul(q, turned);
+    let transposed = p.transpose(k, &[0, 1, 3, 2]);
+    let scores = p.matmul(q, transposed);
     // The scale is applied in f32: half precision would round it.
     let scores = p.cast(scores, DType::F32);
     let scores = p.mul_scalar(scores, sizes.scale);

@@ -63,8 +63,8 @@ impl Rope {
             return self.rotate_all(b, x);
         }
         let parts = b.p.split(x, -1, &[self.rotated as i64, kept as i64]);
-        let turned = self.rotate_all(b, parts[0]);
-        b.p.concat(&[turned, parts[1]], -1)
+        let transposed = self.rotate_all(b, parts[0]);
+        b.p.concat(&[transposed, parts[1]], -1)
     }
 
     fn rotate_all(&self, b: &mut Builder<'_>, x: ValueId) -> ValueId {
@@ -73,8 +73,8 @@ impl Rope {
         let straight = p.mul(x, self.cos);
         let parts = p.split(x, -1, &[half, half]);
         let negated = p.neg(parts[1]);
-        let turned = p.concat(&[negated, parts[0]], -1);
-        let across = p.mul(turned, self.sin);
+        let transposed = p.concat(&[negated, parts[0]], -1);
+        let across = p.mul(transposed, self.sin);
         p.add(straight, across)
     }
 }
