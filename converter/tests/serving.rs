@@ -269,3 +269,27 @@ fn features_in_blocks_serve_the_numbers_of_the_serving_graph() {
         assert_eq!(plain.decode(&next).expect("it runs"), bound.decode(&next).expect("it runs"));
     }
 }
+
+/// `fixtures/bundle-0.1.0`: a bundle, and the state after these tokens or their beginning.
+#[test]
+fn what_version_0_1_0_wrote_opens_as_it_is() {
+    const TOKENS: [i64; 5] = [0, 1, 2, 0, 0];
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bundle-0.1.0");
+    for engine in [Engine::Tract, Engine::Ort] {
+        let (Some(mut fresh), Some(mut resumed)) = (open(&bundle, engine, 64), open(&bundle, engine, 64))
+        else {
+            continue;
+        };
+        resumed.load_state(&bundle.join("state.safetensors")).expect("the state");
+        let seen = resumed.seen();
+        assert!((3..=TOKENS.len()).contains(&seen), "{seen}");
+        fresh.start(1).expect("a row");
+        fresh.prefill(&[TOKENS[..seen].to_vec()]).expect("tokens");
+        assert_same(&logits(&mut resumed), &logits(&mut fresh));
+        // The greedy text of that version: `abc` goes on with `aa` and then ends.
+        fresh.start(1).expect("a row");
+        assert_eq!(fresh.prefill(&[TOKENS[..3].to_vec()]).expect("a prompt"), [0]);
+        assert_eq!(fresh.decode(&[0]).expect("a token"), [0]);
+        assert_eq!(fresh.decode(&[0]).expect("a token"), [1]);
+    }
+}

@@ -24,7 +24,7 @@ DTYPES = ["f32", "f16", "bf16"]
 
 
 def cases(fixtures):
-    sources = sorted(path.parent for path in fixtures.glob("*/config.json"))
+    sources = sorted(path.parent for path in fixtures.glob("*/reference.safetensors"))
     recipes = sorted(path.stem for path in (ROOT / "converter/src/recipes").glob("*.yaml"))
     for source, recipe, target, dtype in itertools.product(sources, recipes, TARGETS, DTYPES):
         options = ["--recipe", recipe, "--target", target, "--dtype", dtype]

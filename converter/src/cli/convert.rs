@@ -28,11 +28,9 @@ pub(super) struct Args {
     /// The directory to make
     #[arg(short, long)]
     output: PathBuf,
-    /// A recipe's name (adaptive, paper, released, performer, pff, wpff, retnet, softmax) or a YAML file
-    #[arg(long, default_value = recipes::DEFAULT)]
+    #[arg(long, default_value = recipes::DEFAULT, help = recipe_help())]
     recipe: String,
-    /// What runs the serving graph: ort, portable or onnx27
-    #[arg(long, default_value = "ort")]
+    #[arg(long, default_value_t = Target::default(), help = target_help())]
     target: Target,
     /// f32, f16 or bf16; the checkpoint's where none is given
     #[arg(long)]
@@ -68,6 +66,15 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+fn recipe_help() -> String {
+    let names: Vec<&str> = recipes::PRESETS.iter().map(|(name, _)| *name).collect();
+    format!("A recipe's name ({}) or a YAML file", names.join(", "))
+}
+
+fn target_help() -> String {
+    format!("What runs the serving graph: one of {}", Target::names().collect::<Vec<_>>().join(", "))
 }
 
 type Layers = Vec<usize>;

@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let cli = Cli::read();
-    if let Err(e) = signals::listen() {
+    if let Err(e) = signals::handle_signals() {
         tracing::warn!("signals end the program without removing what it was writing: {e}");
     }
     run(cli)

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 const SIGNALLED: i32 = 128;
 
 /// Listens for the signals. A file that grows beyond what is allowed is an error of the write, as a full disk is.
-pub(super) fn listen() -> std::io::Result<()> {
+pub(super) fn handle_signals() -> std::io::Result<()> {
     let ignored = ignored();
     let is_heard = |signal: &i32| ignored & (1 << (signal - 1)) == 0;
     if is_heard(&SIGXFSZ) {

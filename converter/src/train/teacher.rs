@@ -95,7 +95,7 @@ impl Teacher {
     }
 
     /// Reads the tokens from there.
-    pub fn listen(&mut self, tokens: &DeviceTensor) -> Result<(), TrainError> {
+    pub fn read_tokens_from(&mut self, tokens: &DeviceTensor) -> Result<(), TrainError> {
         Ok(self.program.bind_input(TOKENS, tokens)?)
     }
 

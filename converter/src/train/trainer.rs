@@ -318,7 +318,7 @@ impl Trainer {
 
     fn bind(&mut self) -> Result<(), TrainError> {
         if let Some(teacher) = &mut self.teacher {
-            teacher.listen(&self.small.tokens)?;
+            teacher.read_tokens_from(&self.small.tokens)?;
         }
         let taught = self.teacher.as_ref().map(Teacher::logits);
         let places = Places { layout: &self.layout, vectors: &self.vectors, small: &self.small, taught };

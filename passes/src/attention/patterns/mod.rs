@@ -213,3 +213,15 @@ impl Failed {
 
 /// How far behind a softmax the value stands that a pattern was tried at.
 const STEPS_BEHIND: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::PATTERNS;
+    use crate::testing::file_stems;
+
+    #[test]
+    fn every_file_is_in_the_table() {
+        let names: Vec<&str> = PATTERNS.iter().map(|pattern| pattern.name()).collect();
+        assert_eq!(file_stems("src/attention/patterns"), names);
+    }
+}
