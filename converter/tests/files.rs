@@ -49,8 +49,10 @@ fn a_directory_of_somebody_else_stays() {
     assert_eq!(names(&home.path(".X.tmp-notes")), ["thesis.tex"]);
 }
 
+/// Whatever starts the tests may ignore signals, which a child would then too.
 fn begin(home: &Home, arguments: &str) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT,TERM,HUP", env!("CARGO_BIN_EXE_dijiang")]);
     command.current_dir(home.0.path()).args(arguments.split_whitespace()).env_remove("DIJIANG_LOG");
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
 }

@@ -140,7 +140,7 @@ fn both_spellings_of_rotary_scaling_together_give_the_sources_logits() {
     let reference =
         checks.iter().filter(|c| c["name"].as_str().is_some_and(|n| n.ends_with("softmax = reference")));
     assert!(reference.clone().count() > 0, "{made}");
-    assert!(checks.iter().all(|c| c["ok"] == true), "{made}");
+    assert!(checks.iter().all(|c| c["ok"] == true || c["status"] == "skipped"), "{made}");
 }
 
 #[test]
@@ -207,8 +207,8 @@ fn a_bf16_checkpoint_proves_itself_without_a_runtime() {
     let made: Value = serde_json::from_slice(&output.stdout).expect("one object");
     assert_eq!(made["dtype"], "bf16");
     let checks = made["checks"].as_array().expect("checks");
-    assert!(checks.iter().all(|c| c["ok"] == true), "{made}");
-    let exact = |c: &&Value| c["name"] == "f64 interpreter: served = parallel" && c["limit"] == json!(1e-4);
+    assert!(checks.iter().all(|c| c["ok"] == true || c["status"] == "skipped"), "{made}");
+    let exact = |c: &&Value| c["name"] == "f64 interpreter: served = softmax" && c["limit"] == json!(1e-4);
     let skips = |reason: &str| {
         made["skipped"].as_array().expect("reasons").iter().any(|s| s.to_string().contains(reason))
     };

@@ -5,11 +5,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod decode;
+mod files;
 mod ort;
-mod output_file;
 mod serve;
 mod session;
-pub mod temporary;
 mod tract;
 
 pub use dijiang_format::serving::{Device, Engine};
@@ -17,10 +16,11 @@ pub use dijiang_format::serving::{Device, Engine};
 pub use decode::decoder::{Decoder, DecoderState, History};
 pub use decode::growing::{GrowingDecoder, GrowingOptions};
 pub use decode::identity::ModelIdentity;
+pub use files::output_file::write_file;
+pub use files::temporary;
 pub use ort::device_memory::memory_in_use;
 pub use ort::program::{DeviceTensor, Program};
 pub use ort::runtime::OrtRuntime;
-pub use output_file::write_file;
 pub use serve::generate::{GenerateOptions, Generated, generate};
 pub use serve::pieces::{Pieces, TextError};
 pub use serve::sample::{Sampler, greedy};

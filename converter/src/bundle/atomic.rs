@@ -396,10 +396,13 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let target = directory.path().join("b");
         write(&target, false, "one").expect("it is new");
-        let new = NewBundle::begin(&target, true).expect("it begins");
-        fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
-        fs::rename(&target, new.temporary.aside()).expect("it is set aside");
-        new.temporary.leave();
+        {
+            // The lock goes with the killed run.
+            let new = NewBundle::begin(&target, true).expect("it begins");
+            fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
+            fs::rename(&target, new.temporary.aside()).expect("it is set aside");
+            new.temporary.leave();
+        }
         assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Exists { .. })));
         assert_eq!(read(&target), "one");
         write(&target, true, "three").expect("it is replaced");

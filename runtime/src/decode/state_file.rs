@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
 
 use crate::decode::decoder::{DecoderState, History};
 use crate::decode::identity::StateOrigin;
-use crate::output_file::write_file;
+use crate::files::output_file::write_file;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;

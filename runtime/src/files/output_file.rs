@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::temporary::Temporary;
+use crate::files::temporary::Temporary;
 
 /// Links that are followed, at most.
 const LINKS: usize = 40;

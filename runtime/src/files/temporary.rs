@@ -189,7 +189,8 @@ fn abandoned_in(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> io::Resu
         let is_own = is_meant(&entry.file_name())
             && entry.file_type()?.is_dir()
             && std::fs::read(path.join(OWNER)).is_ok_and(|text| text == OWNER_TEXT.as_bytes());
-        if is_own && File::open(&path).is_ok_and(|f| f.try_lock().is_ok()) {
+        // Let go at once: a child that is just being started may have the file open too, for a moment.
+        if is_own && File::open(&path).is_ok_and(|f| f.try_lock().is_ok() && f.unlock().is_ok()) {
             found.push(path);
         }
     }

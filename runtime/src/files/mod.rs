@@ -1,0 +1,5 @@
+//! Files that are written whole or not at all, and what killed runs left of them. What a bundle is made of is in
+//! `dijiang-format`.
+
+pub(crate) mod output_file;
+pub mod temporary;
