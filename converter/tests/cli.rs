@@ -554,9 +554,9 @@ fn what_cannot_be_linked_is_refused() {
 #[test]
 fn what_is_no_bundle_or_no_model_is_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, "verify model"), @"error: model/dijiang.json: No such file or directory (os error 2)");
-    insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model/dijiang.json: No such file or directory (os error 2)");
-    insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refused(&home, "verify model"), @"error: model/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
+    insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
+    insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
     insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: no config.json here; expected a checkpoint directory as `save_pretrained` writes it");
     std::fs::write(home.path("broken.onnx"), "no model").expect("it is written");
     insta::assert_snapshot!(refused(&home, "inspect broken.onnx"), @"error: broken.onnx: it is not an ONNX model, or is cut short (invalid wire type value: 6)");

@@ -131,7 +131,7 @@ fn the_bundle_gets_the_code_and_a_config_that_names_it() {
 #[test]
 fn bundles_without_pytorch_code_are_refused() {
     let home = Home::with("llama", "");
-    insta::assert_snapshot!(home.refused("export-torch nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2)");
+    insta::assert_snapshot!(home.refused("export-torch nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
     let set = |key: &str, inner: &str, value: &str| {
         let mut manifest = home.json("bundle/dijiang.json");
         manifest[key][inner] = json!(value);
