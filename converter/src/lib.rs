@@ -9,7 +9,6 @@ pub mod convert;
 pub mod onnx;
 pub mod recipes;
 pub mod report;
-pub mod stored_file;
 pub mod synth;
 pub mod torch;
 pub mod train;

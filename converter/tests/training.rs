@@ -1,6 +1,6 @@
 //! Calibration and fine-tuning by the command line, on a small checkpoint and made-up text.
 
-use dijiang::bundle::digests::{Compared, Difference, compare};
+use dijiang::checkpoint::digests::{Compared, Difference, compare};
 use dijiang::train::metrics::Line;
 use dijiang_format::manifest::Manifest;
 use safetensors::SafeTensors;

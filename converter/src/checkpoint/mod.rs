@@ -11,6 +11,7 @@
 
 mod build;
 mod config;
+pub mod digests;
 mod error;
 mod extra;
 mod families;

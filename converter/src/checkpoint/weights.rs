@@ -3,7 +3,7 @@
 
 use super::error::CheckpointError;
 use crate::bundle::link::MappedFile;
-use crate::stored_file::StoredFile;
+use crate::bundle::stored_file::StoredFile;
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
 use memmap2::MmapOptions;

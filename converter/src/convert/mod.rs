@@ -11,6 +11,8 @@ pub mod stop_after;
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
+use crate::bundle::states::states;
+use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile, Written};
 use crate::checkpoint::ModelMeta;
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
@@ -19,7 +21,6 @@ use crate::convert::quantization::QuantizeError;
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::report::progress::{Estimate, Progress};
-use crate::stored_file;
 use crate::train::TrainError;
 use crate::train::finetune::{Trainable, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
@@ -28,14 +29,12 @@ use dijiang_format::digest::WeightDigests;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
-use dijiang_format::names::PAST;
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::{AddedWeights, SiteReport, WithoutCache, added_weights};
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use dijiang_passes::pipeline::PipelineError;
 use dijiang_passes::training::specialize::Size;
@@ -665,27 +664,5 @@ fn miss(near: &NearMiss) -> manifest::Miss {
         pattern: near.pattern.to_owned(),
         place: near.miss.place.clone(),
         reason: near.miss.reason.clone(),
-    }
-}
-
-/// What the serving graph carries from call to call.
-pub(crate) fn states(graph: &Graph) -> Vec<manifest::State> {
-    let inputs = graph.inputs().iter().map(|v| graph.value(*v));
-    inputs
-        .filter(|v| v.name.starts_with(PAST))
-        .filter_map(|v| {
-            Some(manifest::State {
-                name: v.name.clone(),
-                shape: v.ty.shape.iter().flatten().map(extent).collect(),
-                dtype: v.ty.dtype?,
-            })
-        })
-        .collect()
-}
-
-fn extent(dim: &Dim) -> manifest::Extent {
-    match dim.known() {
-        Some(n) => manifest::Extent::Known(n),
-        None => manifest::Extent::Open(dim.to_string()),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::bundle::atomic::NewBundle;
 use crate::bundle::room;
+use crate::bundle::stored_file;
 use crate::convert::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::estimate::Beside;
 use crate::convert::source::{self, Source};
@@ -10,7 +11,6 @@ use crate::convert::{
     write_weights,
 };
 use crate::report::progress::{Estimate, Progress};
-use crate::stored_file;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::ir::tensor::Tensor;

@@ -8,8 +8,8 @@
 use super::initializer::dims;
 use super::proto::{EXTERNAL, TensorProto};
 use super::{dtype, initializer};
+use crate::bundle::stored_file::StoredFile;
 use crate::report::message::shown;
-use crate::stored_file::StoredFile;
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::tensor::{ReadError, Storage as _, Tensor};
 use rustix::fs::{Mode, OFlags};

@@ -4,10 +4,10 @@
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::lock::{BundleLock, LockError};
+use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
 use crate::report::progress::Progress;
-use crate::stored_file;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};

@@ -1,11 +1,11 @@
 //! The trained weights of a bundle: read from its weight file as f32, and written back in the element types
 //! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
 
-use crate::bundle::digests::of_file;
 use crate::bundle::finite::NotFinite;
 use crate::bundle::replace::replace_file;
+use crate::bundle::stored_file::StoredFile;
+use crate::checkpoint::digests::of_file;
 use crate::checkpoint::{self, CheckpointError};
-use crate::stored_file::StoredFile;
 use dijiang_format::digest::{WeightDigests, digest};
 use dijiang_format::files;
 use dijiang_passes::ir::tensor::{ReadError, SharedBytes, Storage as _, Tensor};

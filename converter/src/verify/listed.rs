@@ -2,8 +2,8 @@
 
 use super::table::{Check, Comparison, Measure};
 use super::{Verifier, VerifyError};
-use crate::bundle::digests::{Compared, Difference, compare};
-use crate::convert::states;
+use crate::bundle::states::states;
+use crate::checkpoint::digests::{Compared, Difference, compare};
 use crate::onnx::import::import;
 use dijiang_format::files;
 use dijiang_format::manifest::{Extent, Manifest, State};

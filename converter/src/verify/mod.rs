@@ -20,7 +20,7 @@ mod run;
 pub mod table;
 mod whole;
 
-use crate::bundle::digests::DigestError;
+use crate::checkpoint::digests::DigestError;
 use crate::onnx::import::ImportError;
 use crate::report::progress::Progress;
 use dijiang_format::dtype::DType;

@@ -1,8 +1,8 @@
 //! The f64 interpreter on a graph file.
 
 use super::{VerifyError, features};
+use crate::bundle::stored_file;
 use crate::onnx::import::import;
-use crate::stored_file;
 use dijiang_format::dtype::DType;
 use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::ir::eval::{Array, eval, eval_rounded};

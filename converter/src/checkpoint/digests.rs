@@ -1,8 +1,8 @@
 //! Digests of what a weight file holds: one of its header and one of each tensor's bytes, so that a byte that changed
 //! since is found, and the tensor it lies in is named. They are computed while the file is written.
 
+use crate::bundle::stored_file::StoredFile;
 use crate::checkpoint::{self, CheckpointError};
-use crate::stored_file::StoredFile;
 use dijiang_format::digest::{WeightDigests, digest};
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
