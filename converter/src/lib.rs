@@ -9,6 +9,7 @@ pub mod convert;
 pub mod onnx;
 pub mod recipes;
 pub mod report;
+pub mod serving;
 pub mod synth;
 pub mod torch;
 pub mod train;

@@ -1,7 +1,8 @@
 //! Runs what `dijiang` writes: ONNX Runtime and tract behind one trait, and text generation on top.
 //!
 //! A [`Runtime`] loads a model file into a [`Session`], which maps named [`HostTensor`]s to [`HostTensor`]s.
-//! A [`Decoder`] drives a session as a causal language model, and [`generate`] continues a text with it.
+//! A [`Decoder`] is a causal language model with its state; [`Serving`] chooses one for a bundle, and [`generate`]
+//! continues texts with it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod decode;
@@ -13,9 +14,10 @@ mod tract;
 
 pub use dijiang_format::serving::{Device, Engine};
 
-pub use decode::decoder::{Decoder, DecoderState, History};
-pub use decode::growing::{GrowingDecoder, GrowingOptions};
+pub use decode::decoder::Decoder;
+pub use decode::host::HostDecoder;
 pub use decode::identity::ModelIdentity;
+pub use decode::state::{DecoderState, History};
 pub use files::output_file::write_file;
 pub use files::temporary;
 pub use ort::device_memory::memory_in_use;

@@ -2,23 +2,16 @@
 //! bandwidth that decoding reaches.
 
 mod copy;
-mod engine;
-mod greedy;
 pub mod picture;
 pub mod table1;
+mod weights;
 
-use crate::bundle::weights::LayoutError;
-use crate::checkpoint::CheckpointError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
 use crate::report::progress::Progress;
-use dijiang_format::files;
+use crate::serving::{self, OpenError};
 use dijiang_format::manifest::ManifestError;
-use dijiang_runtime::{
-    Device, GrowingDecoder, GrowingOptions, OrtRuntime, RuntimeError, Serving, ServingOptions, memory_in_use,
-};
-use engine::Engine;
-use greedy::Greedy;
+use dijiang_runtime::{Device, OrtRuntime, RuntimeError, Serving, ServingOptions, memory_in_use};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -34,8 +27,8 @@ pub struct BenchOptions {
     pub runs: usize,
     /// Tokens decoded in a run.
     pub steps: usize,
-    /// Prompt tokens fed at a time, where one row is.
-    pub segment: usize,
+    /// Prompt tokens fed at a time; as `generate` does where absent.
+    pub segment: Option<usize>,
     /// Whether what serves a linear model on a GPU replays recorded runs.
     pub cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs.
@@ -84,10 +77,6 @@ pub enum BenchError {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
-    #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{}: {reason}", path.display())]
     Model { path: PathBuf, reason: String },
@@ -117,8 +106,7 @@ pub fn bench(
         Ok(Bench {
             name: bundle.display().to_string(),
             bundle: bundle.clone(),
-            greedy: Greedy::of(bundle)?,
-            runtime: &runtime,
+            weight_bytes: weights::read_bytes(bundle, options.device)?,
             options,
             copy_bandwidth,
         })
@@ -149,8 +137,8 @@ fn batches(phase: Phase, options: &BenchOptions) -> Vec<usize> {
 struct Bench<'a> {
     name: String,
     bundle: PathBuf,
-    greedy: Greedy,
-    runtime: &'a OrtRuntime,
+    /// Bytes of weights that a step reads.
+    weight_bytes: u64,
     options: &'a BenchOptions,
     copy_bandwidth: f64,
 }
@@ -184,34 +172,29 @@ impl Bench<'_> {
     }
 
     /// A model anew for each figure, as what one leaves in a runtime's memory pool would count for the next.
-    fn open(&self, capacity: usize) -> Result<Engine, RuntimeError> {
-        let BenchOptions { device, threads, cuda_graph, .. } = *self.options;
-        let segment = Some(self.options.segment);
+    fn open(&self) -> Result<Serving, OpenError> {
+        let BenchOptions { device, threads, segment, cuda_graph, .. } = *self.options;
         let profile = self.options.profile.clone();
-        if device != Device::Cpu && self.bundle.join(files::DECODE).exists() {
-            let options =
-                ServingOptions { device, threads, segment, cuda_graph, profile, ..ServingOptions::default() };
-            return Ok(Engine::Served(Box::new(Serving::open(&self.bundle, &options)?)));
-        }
-        let options = GrowingOptions { device, threads, profile, capacity };
-        let decoder = GrowingDecoder::open(self.runtime, &self.greedy.model(), options)?;
-        Ok(Engine::Bound(Box::new(decoder)))
+        let options =
+            ServingOptions { device, threads, segment, cuda_graph, profile, ..ServingOptions::default() };
+        serving::open(&self.bundle, &options)
     }
 
     fn memory(&self) -> Option<u64> {
         memory_in_use(self.options.device)
     }
 
-    fn prefill(&self, row: Row) -> Result<Row, RuntimeError> {
+    fn prefill(&self, row: Row) -> Result<Row, OpenError> {
         let before = self.memory();
-        let mut decoder = self.open(row.context)?;
+        let mut serving = self.open()?;
         // Any ids will do, and every model has these.
         let prompt = vec![(0..row.context).map(|i| (i % 97) as i64).collect()];
         let mut times = Vec::new();
         for run in 0..=self.options.runs {
-            decoder.start(row.batch)?;
+            serving.start(row.batch)?;
+            serving.reserve(row.context)?;
             let started = Instant::now();
-            decoder.prefill(&prompt, self.options)?;
+            serving.prefill(&prompt)?;
             if run > 0 {
                 times.push(started.elapsed().as_secs_f64());
             }
@@ -222,31 +205,32 @@ impl Bench<'_> {
             ms_per_token: Some(seconds * 1e3 / row.context as f64),
             first_token_ms: Some(seconds * 1e3),
             memory_bytes: since(before, self.memory()),
-            state_bytes: Some(decoder.state_bytes() as u64),
+            state_bytes: Some(serving.state_bytes() as u64),
             ..row
         })
     }
 
-    fn decode(&self, row: Row) -> Result<Row, RuntimeError> {
+    fn decode(&self, row: Row) -> Result<Row, OpenError> {
         let before = self.memory();
         let capacity = row.context + self.options.steps.max(WARM_UP);
-        let mut decoder = self.open(capacity)?;
-        decoder.start(row.batch)?;
+        let mut serving = self.open()?;
+        serving.start(row.batch)?;
+        serving.reserve(capacity)?;
         let mut tokens = vec![1; row.batch];
         let mut times = Vec::new();
         for run in 0..=self.options.runs {
-            decoder.skip_to(row.context)?;
+            serving.skip_to(row.context)?;
             let steps = if run == 0 { WARM_UP } else { self.options.steps };
             let started = Instant::now();
             for _ in 0..steps {
-                tokens = decoder.decode(&tokens)?;
+                tokens = serving.decode(&tokens)?;
             }
             if run > 0 {
                 times.push(started.elapsed().as_secs_f64() / steps as f64);
             }
         }
-        let (seconds, state) = (median(times), decoder.state_bytes() as u64);
-        let read = self.greedy.weight_bytes as f64 + decoder.read_bytes(row.context, capacity);
+        let (seconds, state) = (median(times), serving.state_bytes() as u64);
+        let read = (self.weight_bytes + state) as f64;
         Ok(Row {
             tokens_per_second: Some(row.batch as f64 / seconds),
             ms_per_token: Some(seconds * 1e3),
@@ -259,7 +243,7 @@ impl Bench<'_> {
 
     /// Doubles the batch, from the largest that is asked for, until it does not fit, then halves the gap down to a
     /// sixteenth.
-    fn largest(&self, row: Row) -> Result<Row, RuntimeError> {
+    fn largest(&self, row: Row) -> Result<Row, OpenError> {
         let (mut fits, mut fails) = (0, MOST + 1);
         let mut best = None;
         let mut failed = None;
@@ -319,73 +303,6 @@ pub fn counterpart<'a>(rows: &'a [Row], row: &Row, against: &Path) -> Option<&'a
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convert::{ConvertOptions, convert};
-    use crate::report::progress::Silent;
-    use dijiang_format::dtype::DType;
-    use dijiang_format::target::Target;
-    use dijiang_runtime::{Decoder, HostTensor, LoadOptions, Runtime as _};
-
-    /// What is measured generates what the bundle generates: rows side by side, segment by segment, step by step.
-    #[test]
-    fn the_measured_graph_gives_the_tokens_of_the_bundle() {
-        let runtime = match OrtRuntime::new() {
-            Ok(runtime) => runtime,
-            Err(e) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1") => panic!("{e}"),
-            Err(_) => return,
-        };
-        let directory = tempfile::tempdir().expect("a directory");
-        for (recipe, fixture) in [("softmax", "llama"), ("softmax", "neox"), ("adaptive", "llama")] {
-            let bundle = directory.path().join(format!("{fixture}-{recipe}"));
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
-            let options = ConvertOptions {
-                recipe: crate::recipes::load(recipe).expect("a preset"),
-                target: Target::Ort,
-                dtype: Some(DType::F32),
-                layers: None,
-                weights: None,
-                seed: 0,
-                train: false,
-                force: false,
-                free_space: crate::bundle::room::free_space,
-                link: false,
-                verify: None,
-            };
-            convert(&source, &bundle, &options, &mut Silent).expect("it converts");
-            let prompts = [vec![5, 9, 3, 30, 7, 1, 2], vec![8, 8, 20, 4, 6, 11, 12]];
-
-            let session =
-                runtime.load(&bundle.join(files::MODEL), &LoadOptions::default()).expect("it loads");
-            let mut plain = Decoder::new(session).expect("a decoder");
-            plain.reset(2).expect("two rows");
-            let logits = plain.prefill(&prompts, None, 7).expect("it runs");
-            let mut expected = vec![likeliest(&logits)];
-            for _ in 0..4 {
-                let rows: Vec<Vec<i64>> = expected.last().expect("tokens").iter().map(|t| vec![*t]).collect();
-                expected.push(likeliest(&plain.feed(&rows, None).expect("it runs")));
-            }
-
-            let greedy = Greedy::of(&bundle).expect("the graph");
-            let options = GrowingOptions { device: Device::Cpu, threads: None, profile: None, capacity: 11 };
-            let mut bound = GrowingDecoder::open(&runtime, &greedy.model(), options).expect("it opens");
-            bound.start(2).expect("two rows");
-            // The grouped operator takes a segment behind a past from one row only.
-            let segment = if bound.grows() { 7 } else { 3 };
-            let mut found = vec![bound.prefill(&prompts, segment).expect("it runs")];
-            for _ in 0..4 {
-                let next = bound.decode(found.last().expect("tokens")).expect("it runs");
-                found.push(next);
-            }
-            assert_eq!(found, expected, "{fixture}, {recipe}");
-            assert_eq!(bound.decode(&found[4]).is_err(), bound.grows(), "a full cache is an error");
-        }
-    }
-
-    fn likeliest(logits: &HostTensor) -> Vec<i64> {
-        let width = *logits.shape().last().expect("a shape");
-        let numbers = logits.to_f32().expect("floats");
-        let largest = |row: &[f32]| (0..width).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("a token");
-        numbers.chunks(width).map(|row| largest(row) as i64).collect()
-    }
 
     #[test]
     fn the_median_is_the_middle_or_between_the_two() {

@@ -5,7 +5,7 @@ use super::{Failure, Outcome, numbers, show};
 use crate::bench::table1::paper;
 use crate::bench::{BenchOptions, Measured, Phase, Row, bench, counterpart, picture};
 use crate::bundle::room;
-use dijiang_runtime::{BOUND_SEGMENT, Device, write_file};
+use dijiang_runtime::{Device, write_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 ///
 /// Prefill feeds a prompt of each context and takes the time to the first new token. Decode declares that so many
 /// tokens came before and takes the time of a step: the cache has the room and is read as far, whatever numbers are in
-/// it; a linear model's state is as large at any context. On a GPU a bundle with graphs for bound memory is
-/// served by them, as `generate` does; otherwise by its one graph, with everything bound. Every graph is made to give the likeliest next token, which
-/// comes to the host at each step. Figures are medians of runs. A model is loaded anew for each figure.
+/// it; a linear model's state is as large at any context. A bundle is decoded as `generate` decodes it at temperature 0.
+/// Figures are medians of runs. A model is loaded anew for each figure.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub(super) struct Args {
@@ -42,7 +41,7 @@ pub(super) struct Args {
     /// Tokens decoded in a run
     #[arg(long, default_value = "16", allow_negative_numbers = true, value_parser = numbers::count())]
     steps: usize,
-    /// Prompt tokens fed at a time: 4,096 where not given, on a GPU 8,192
+    /// Prompt tokens fed at a time; as `generate` does where not given
     #[arg(long, allow_negative_numbers = true, value_parser = numbers::tokens_at_once())]
     segment: Option<usize>,
     /// On a GPU: launch the kernels of a linear model one by one instead of replaying recorded runs, as --profile does
@@ -93,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         threads: args.threads,
         runs: args.runs,
         steps: args.steps,
-        segment: args.segment.unwrap_or(segment(args.device)),
+        segment: args.segment,
         cuda_graph: !args.no_cuda_graph && args.profile.is_none(),
         profile: args.profile.clone(),
         phases: phases.iter().filter(|(_, wanted)| *wanted).map(|(phase, _)| *phase).collect(),
@@ -139,14 +138,6 @@ fn write_pictures(prefix: &Path, rows: &[Row]) -> Result<(), Failure> {
         write_file(&path, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(())
-}
-
-/// Prompt tokens fed at a time where nothing is said. On the CPU the logits of all of them come back.
-fn segment(device: Device) -> usize {
-    match device {
-        Device::Cpu => 4096,
-        Device::Cuda(_) => BOUND_SEGMENT,
-    }
 }
 
 /// How much better a row is: tokens per second, or rows in the largest batch, over those of the counterpart.

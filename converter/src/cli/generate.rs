@@ -1,6 +1,7 @@
 //! `dijiang generate BUNDLE --prompt P`
 
 use super::{Failure, Outcome, numbers, show};
+use crate::serving::open;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, Model};
 use dijiang_runtime::{
@@ -79,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let check =
         |seen| prompts.iter().try_for_each(|ids| check_prompt(ids, seen, args.tokens, &manifest.model));
     check(0)?;
-    let mut serving = Serving::open(&args.bundle, &serving(args))?;
+    let mut serving = open(&args.bundle, &serving(args))?;
     if let Some(state) = &args.load_state {
         serving.load_state(state)?;
         check(serving.seen())?;

@@ -1,26 +1,20 @@
-//! Measuring a bundle on text: perplexity, and questions with several answers by their likelihood.
+//! Measuring a bundle on text: perplexity, and questions with several answers by their likelihood. What is measured is
+//! what is served.
 
+use super::TrainError;
 use super::data::{self, DataError, Texts, Windows};
-use super::finetune::model_graph;
-use super::{TrainError, memory, trainer};
+use crate::serving;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
-use dijiang_passes::training::loss::IGNORE;
-use dijiang_passes::training::parameters::{ParameterLayout, Precision};
-use dijiang_passes::training::specialize::{Size, TOKENS};
-use dijiang_passes::training::step::{COUNT, LABELS, LOSS_SUM, evaluation};
-use dijiang_runtime::temporary::Temporary;
-use dijiang_runtime::{Device, DeviceTensor, HostTensor, LoadOptions, OrtRuntime, Program, Tokenizer};
+use dijiang_runtime::{Device, Serving, ServingOptions, Tokenizer};
 use std::path::{Path, PathBuf};
-
-const FILE: &str = "likelihood.onnx";
 
 /// How to measure.
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
     /// Tokens per row.
     pub context: u64,
-    /// Tokens of a text, at most; only whole rows are measured.
+    /// Tokens of a text, at most; only complete rows are measured.
     pub max_tokens: Option<usize>,
     pub device: Device,
     pub threads: Option<usize>,
@@ -36,11 +30,7 @@ pub struct Measured {
 /// A bundle ready to be measured.
 #[derive(Debug)]
 pub struct Evaluator {
-    program: Program,
-    tokens: DeviceTensor,
-    labels: DeviceTensor,
-    sum: DeviceTensor,
-    count: DeviceTensor,
+    serving: Serving,
     bundle: PathBuf,
     manifest: Manifest,
     context: usize,
@@ -57,39 +47,10 @@ impl Evaluator {
         if let Some(positions) = manifest.model.positions.filter(|p| *p < options.context) {
             return Err(TrainError::Positions { positions, context });
         }
-        let size = Size { batch: 1, sequence: options.context };
-        memory::check(&manifest, size, options.device)?;
-        let model = model_graph(bundle, &manifest, options.context)?;
-        let graph = evaluation(&model, &ParameterLayout { groups: Vec::new() }, size, Precision::F32)?;
-        // Nothing is put into a bundle that is only measured.
-        let io = |source| TrainError::Io { path: std::env::temp_dir(), source };
-        let dir = Temporary::scratch("dijiang-eval").map_err(io)?;
-        let path = trainer::write(&dir.path(), FILE, &graph)?;
-        let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
-        let mut program = Program::load(&OrtRuntime::new()?, &path, &load)?;
-        let [tokens, labels] = [TOKENS, LABELS].map(|name| {
-            let tensor = program.allocate_like(name)?;
-            program.bind_input(name, &tensor)?;
-            Ok::<_, TrainError>(tensor)
-        });
-        let names: Vec<String> = program.outputs().iter().map(|io| io.name.clone()).collect();
-        let (mut sum, mut count) = (None, None);
-        for name in names {
-            let tensor = program.allocate_like(&name)?;
-            program.bind_output(&name, &tensor)?;
-            match name.as_str() {
-                LOSS_SUM => sum = Some(tensor),
-                COUNT => count = Some(tensor),
-                _ => {}
-            }
-        }
-        let missing = || TrainError::Graph(dijiang_passes::training::TrainingError::NoLogits);
+        let EvalOptions { device, threads, .. } = *options;
+        let serving = ServingOptions { device, threads, all_logits: true, ..ServingOptions::default() };
         Ok(Self {
-            program,
-            tokens: tokens?,
-            labels: labels?,
-            sum: sum.ok_or_else(missing)?,
-            count: count.ok_or_else(missing)?,
+            serving: serving::open(bundle, &serving)?,
             bundle: bundle.to_owned(),
             manifest,
             context,
@@ -97,21 +58,13 @@ impl Evaluator {
         })
     }
 
-    /// The negative log-likelihood of the tokens from `from` on, and how many they are.
-    fn loss(&mut self, tokens: &[i64], from: usize) -> Result<(f64, usize), TrainError> {
-        let mut ids = tokens.to_vec();
-        ids.resize(self.context, 0);
-        let counts = |at: usize| at >= from && at < tokens.len();
-        let labels: Vec<i64> =
-            ids.iter().enumerate().map(|(at, id)| if counts(at) { *id } else { IGNORE }).collect();
-        let shape = [1, self.context];
-        self.tokens.write(&HostTensor::from_i64(&shape, &ids)?)?;
-        self.labels.write(&HostTensor::from_i64(&shape, &labels)?)?;
-        self.program.run()?;
-        Ok((trainer::number_in(&self.sum)?, trainer::number_in(&self.count)?.round() as usize))
+    /// The log-likelihoods of the tokens of a row, from the second on.
+    fn scores(&mut self, tokens: &[i64]) -> Result<Vec<f64>, TrainError> {
+        self.serving.start(1)?;
+        Ok(self.serving.score(&[tokens.to_vec()])?.concat())
     }
 
-    /// The perplexity over whole windows of a file, as fine-tuning validates.
+    /// The perplexity over complete windows of a file, as fine-tuning validates.
     pub fn perplexity(&mut self, file: &Path) -> Result<Measured, TrainError> {
         let context = self.context;
         let most = self.max_tokens.map(|most| most - most % context);
@@ -122,8 +75,8 @@ impl Evaluator {
         let windows = Windows::new(stream, context, 0)?.in_order(usize::MAX);
         let (mut sum, mut n) = (0.0, 0);
         for window in &windows {
-            let (loss, count) = self.loss(window, 0)?;
-            (sum, n) = (sum + loss, n + count);
+            let scores = self.scores(window)?;
+            (sum, n) = (sum - scores.iter().sum::<f64>(), n + scores.len());
         }
         Ok(Measured { value: (sum / n as f64).exp(), n })
     }
@@ -135,15 +88,19 @@ impl Evaluator {
         let tokenizer = Tokenizer::load(&path)?;
         let mut right = 0;
         for question in &questions {
-            let mut losses = Vec::new();
+            let mut likelihoods = Vec::new();
             for choice in &question.choices {
                 let begin = tokenizer.encode(&question.context)?.len();
-                let whole = tokenizer.encode(&format!("{}{choice}", question.context))?;
+                let all = tokenizer.encode(&format!("{}{choice}", question.context))?;
                 // The end is what is asked for.
-                let cut = whole.len().saturating_sub(self.context);
-                losses.push(self.loss(&whole[cut..], begin.saturating_sub(cut))?.0);
+                let cut = all.len().saturating_sub(self.context);
+                let scores = self.scores(&all[cut..])?;
+                // Nothing predicts the first token, so that scores begin with the second.
+                let from = begin.saturating_sub(cut).saturating_sub(1).min(scores.len());
+                likelihoods.push(scores[from..].iter().sum::<f64>());
             }
-            let likeliest = (0..losses.len()).min_by(|a, b| losses[*a].total_cmp(&losses[*b]));
+            let likeliest = (0..likelihoods.len())
+                .max_by(|a, b| likelihoods[*a].total_cmp(&likelihoods[*b]).then(b.cmp(a)));
             right += usize::from(likeliest == Some(question.answer));
         }
         Ok(Measured { value: f64::from(right as u32) / questions.len() as f64, n: questions.len() })

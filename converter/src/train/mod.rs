@@ -4,6 +4,7 @@
 use crate::bundle::lock::LockError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use crate::serving::OpenError;
 use dijiang_format::manifest::ManifestError;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
@@ -55,6 +56,8 @@ pub enum TrainError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
+    Open(Box<OpenError>),
+    #[error(transparent)]
     Tensor(#[from] TensorError),
     #[error(transparent)]
     Data(#[from] data::DataError),
@@ -99,4 +102,10 @@ pub enum TrainError {
     MaxTokens { most: usize, context: usize },
     #[error("--validation-windows 0: without a window there is nothing to validate on (hint: 1 or more)")]
     NoValidation,
+}
+
+impl From<OpenError> for TrainError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
+    }
 }

@@ -44,6 +44,7 @@ impl Verifier<'_> {
                 self.push(forms_alike(name, files::MODEL, plain).logits(limit, &served, &reference));
                 self.stepwise(i, &mut model, files::MODEL)?;
                 if name == ORT {
+                    self.decoder(name, plain, &reference)?;
                     self.bound_graphs(name, plain, &reference)?;
                 }
             }

@@ -14,7 +14,7 @@ pub(super) fn relative_error(values: &[f32], reference: &[f32]) -> f64 {
 /// The same for each row of `width` numbers, and of these the median, which a few rows that round further than others
 /// do not move.
 pub(super) fn median_error(values: &[f32], reference: &[f32], width: usize) -> f64 {
-    if values.len() != reference.len() || reference.is_empty() {
+    if values.len() != reference.len() || reference.is_empty() || width == 0 {
         return f64::NAN;
     }
     let rows = values.chunks(width).zip(reference.chunks(width));

@@ -5,7 +5,7 @@
 //! beside it and never passed off as equality. Every comparison is a row of a [`table`]; a file for each kind of them
 //! makes its rows.
 
-mod bound;
+mod decoding;
 mod drift;
 mod features;
 mod forms;
@@ -23,6 +23,7 @@ mod whole;
 use crate::checkpoint::digests::DigestError;
 use crate::onnx::import::ImportError;
 use crate::report::progress::Progress;
+use crate::serving::OpenError;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
@@ -73,9 +74,17 @@ pub enum VerifyError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
+    Open(Box<OpenError>),
+    #[error(transparent)]
     Read(#[from] ReadError),
     #[error("{file}: {reason}")]
     Model { file: String, reason: String },
+}
+
+impl From<OpenError> for VerifyError {
+    fn from(error: OpenError) -> Self {
+        Self::Open(Box::new(error))
+    }
 }
 
 /// What verification does beyond the defaults.

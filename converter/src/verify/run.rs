@@ -4,12 +4,12 @@ use super::VerifyError;
 use super::prompts::{Padded, Prompts, padded};
 use super::reference::real_tokens;
 use dijiang_format::files;
-use dijiang_runtime::{Decoder, DimSpec, HostTensor, LoadOptions, Runtime};
+use dijiang_runtime::{Decoder, DimSpec, HostDecoder, HostTensor, LoadOptions, Runtime};
 use std::path::Path;
 
 /// A loaded graph. Logits come back as f32, token after token, padding left out.
 pub(super) struct Model {
-    decoder: Decoder,
+    decoder: HostDecoder,
     file: String,
     counts: bool,
 }
@@ -24,7 +24,7 @@ impl Model {
     ) -> Result<Self, VerifyError> {
         let options = LoadOptions { released_opsets_only: !unreleased, ..LoadOptions::default() };
         let session = runtime.load(path, &options)?;
-        Ok(Self { decoder: Decoder::new(session)?, file: path.display().to_string(), counts })
+        Ok(Self { decoder: HostDecoder::new(session)?, file: path.display().to_string(), counts })
     }
 
     /// Where rows may be padded: left, and not.
@@ -69,7 +69,7 @@ impl Model {
 
     /// One row, so many tokens at a time.
     pub(super) fn in_portions(&mut self, row: &[i64], portions: &[usize]) -> Result<Vec<f32>, VerifyError> {
-        self.decoder.reset(1)?;
+        self.decoder.start(1)?;
         let mut logits = Vec::new();
         let mut rest = row;
         for portion in portions {
@@ -89,7 +89,7 @@ impl Model {
 
     /// A batch with its padding marked by zeros of the mask.
     pub(super) fn masked(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<Vec<f32>, VerifyError> {
-        self.decoder.reset(ids.len())?;
+        self.decoder.start(ids.len())?;
         let out = self.decoder.feed(ids, Some(mask))?;
         let vocab = out.shape().last().copied().unwrap_or(1);
         Ok(real_tokens(&self.numbers(&out)?, mask, vocab))

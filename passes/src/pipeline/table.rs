@@ -12,6 +12,12 @@ use dijiang_format::target::Target;
 /// From a source as it was read to what every other pipeline begins with.
 pub static PREPARE: &[&dyn Pass] = &[&Canonicalize];
 
+/// From the served graph of a bundle to the one that decoding with memory of its own runs: made when a bundle of target
+/// `ort` is opened.
+pub static DECODED: &[&dyn Pass] = &[&KeepLast, &NameNext];
+/// The same for a GPU, which has the fused operators in half precision too.
+pub static DECODED_ON_GPU: &[&dyn Pass] = &[&KeepLast, &NameNext, &Fuse::Decoded];
+
 const ORT: &[Target] = &[Target::Ort];
 const PORTABLE: &[Target] = &[Target::Portable];
 const ONNX27: &[Target] = &[Target::Onnx27];
@@ -126,10 +132,21 @@ mod tests {
     fn every_pass_has_what_it_needs() {
         let mut text = String::new();
         let prepare = Pipeline { graph: "source", targets: EVERY, passes: PREPARE };
-        for row in std::iter::once(&prepare).chain(PIPELINES) {
+        // What a bundle's served graph holds when it is read.
+        let decoded =
+            [("model.onnx opened on a CPU", DECODED), ("model.onnx opened on a GPU", DECODED_ON_GPU)];
+        let decoded = decoded.map(|(graph, passes)| Pipeline { graph, targets: ORT, passes });
+        for row in std::iter::once(&prepare).chain(PIPELINES).chain(&decoded) {
             let targets: Vec<&str> = row.targets.iter().map(|target| target.name()).collect();
             let _ = writeln!(text, "{} ({})", row.graph, targets.join(", "));
-            let first = if row.graph == "source" { &[] } else { PREPARE };
+            let served = PIPELINES[0].passes;
+            let first = match row.graph {
+                "source" => Vec::new(),
+                _ if row.graph.starts_with("model.onnx opened") => {
+                    PREPARE.iter().chain(served).copied().collect()
+                }
+                _ => PREPARE.to_vec(),
+            };
             let all: Vec<&dyn Pass> = first.iter().chain(row.passes).copied().collect();
             let holds = properties(&all).expect("what each pass needs");
             for (pass, holds) in all.iter().zip(&holds[1..]).skip(first.len()) {

@@ -3,6 +3,7 @@
 //!
 //! *Exact:* the logits of the last token of each row are those of the graph before.
 
+use crate::attention::lower::tokens_first::recent_tokens;
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::infer::Type;
 use crate::ir::op::Op;
@@ -59,16 +60,23 @@ fn drop_mask(graph: &mut Graph) -> Result<(), PatchError> {
 }
 
 /// Leaves of the logits those after the last token of each row, `[batch, 1, vocabulary]`; rows are then padded at the
-/// right.
+/// right. Without a mask nothing is padding.
 pub fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
-    let (Some(logits), Some(mask)) = (graph.output(LOGITS), graph.input(MASK)) else { return Ok(()) };
+    let Some(logits) = graph.output(LOGITS) else { return Ok(()) };
+    let mask = graph.input(MASK);
     let head = graph
         .made_by(logits, "MatMul")
         .cloned()
         .filter(|head| head.input(1).is_some_and(|weight| is_fixed(graph, weight)));
+    // Of a mask of all tokens, the past included, the last ones are those of the call.
+    let calls = graph.input(IDS).filter(|ids| mask.is_some_and(|mask| differ(graph, *ids, mask)));
     let change = {
         let mut p = Patch::new(graph, "keep_last");
         p.set_scope("last");
+        let mask = match (mask, calls) {
+            (Some(mask), Some(ids)) => Some(recent_tokens(&mut p, mask, ids)),
+            (mask, _) => mask,
+        };
         match head.as_ref().and_then(|head| Some((head.input(0)?, head.input(1)?))) {
             Some((hidden, weight)) => {
                 let hidden = at_last(&mut p, hidden, mask);
@@ -92,8 +100,15 @@ pub(crate) fn is_fixed(graph: &Graph, value: ValueId) -> bool {
     depth_first(value, |v| inputs_of(graph, v)).all(|v| !matches!(graph.value(v).def, Def::Input))
 }
 
+/// Whether two inputs have different numbers of columns.
+fn differ(graph: &Graph, a: ValueId, b: ValueId) -> bool {
+    let columns = |id: ValueId| graph.value(id).ty.shape.as_deref().and_then(|dims| dims.get(1).cloned());
+    columns(a) != columns(b)
+}
+
 /// `[batch, sequence, ·]` → `[batch, 1, ·]`: a product with a row of zeros and a one, which any device has.
-fn at_last(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
+fn at_last(p: &mut Patch<'_>, x: ValueId, mask: Option<ValueId>) -> ValueId {
+    let Some(mask) = mask else { return p.slice(x, 1, -1, i64::MAX) };
     let tokens = p.cast(mask, DType::I64);
     let count = p.reduce("ReduceSum", tokens, &[1], true);
     let last = p.add_scalar(count, -1.0);

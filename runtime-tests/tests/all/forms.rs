@@ -9,7 +9,7 @@ use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::recipe::Recipe;
 use dijiang_format::target::Target;
-use dijiang_runtime::{LoadOptions, Runtime};
+use dijiang_runtime::{Decoder, LoadOptions, Runtime};
 use std::path::PathBuf;
 
 /// A fixture, and what to feed it.
@@ -226,7 +226,7 @@ fn put_aside(place: &str, texts: &Texts, model: &mut Model, mut other: Model, fo
     found.compare(&format!("{place}: after a copy of the state"), &model.feed(more), truth);
     // Not into an empty decoder: what it held must go.
     other.whole(&texts.rows[1]);
-    other.decoder.set_state(state).unwrap_or_else(|e| panic!("{e}"));
+    other.decoder.set_state(state, None).unwrap_or_else(|e| panic!("{e}"));
     found.compare(&format!("{place}: from the copied state"), &other.feed(more), truth);
 }
 

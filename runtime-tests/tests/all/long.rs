@@ -6,14 +6,14 @@ use dijiang::recipes::PRESETS;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::target::Target;
-use dijiang_runtime::Decoder;
+use dijiang_runtime::{Decoder, HostDecoder};
 
 const SHORT: usize = 16;
 const LONG: usize = 20_000;
 const SEGMENT: usize = 512;
 
 /// Bytes of the carried tensors, which must hold finite numbers.
-fn carried(decoder: &Decoder) -> usize {
+fn carried(decoder: &HostDecoder) -> usize {
     let state = decoder.state().expect("the state");
     let bytes = state.tensors.iter().map(|(name, tensor)| {
         let numbers = tensor.to_f32().expect("numbers");
@@ -23,10 +23,10 @@ fn carried(decoder: &Decoder) -> usize {
     bytes.sum()
 }
 
-fn read(decoder: &mut Decoder, tokens: &[i64]) -> usize {
-    decoder.reset(1).expect("one sequence");
+fn read(decoder: &mut HostDecoder, tokens: &[i64]) -> usize {
+    decoder.start(1).expect("one sequence");
     let last =
-        decoder.prefill(&[tokens.to_vec()], None, SEGMENT).expect("it runs").to_f32().expect("numbers");
+        decoder.feed_segments(&[tokens.to_vec()], None, SEGMENT).expect("it runs").to_f32().expect("numbers");
     assert!(last.iter().all(|x| x.is_finite()), "after {} tokens a logit is not finite", tokens.len());
     carried(decoder)
 }
@@ -58,12 +58,12 @@ struct Along {
 
 fn along(model: &mut Model, tokens: &[i64]) -> Along {
     let wide = |numbers: Vec<f32>| numbers.into_iter().map(f64::from).collect::<Vec<f64>>();
-    model.decoder.reset(1).expect("one sequence");
+    model.decoder.start(1).expect("one sequence");
     let ends = (1..=tokens.len() / STRIDE).map(|n| n * STRIDE);
     let (mut at, mut logits) = (0, Vec::new());
     for end in std::iter::once(SEGMENT).chain(ends) {
         let part = [tokens[at..end].to_vec()];
-        let last = model.decoder.prefill(&part, None, SEGMENT).expect("it runs");
+        let last = model.decoder.feed_segments(&part, None, SEGMENT).expect("it runs");
         logits.push(wide(last.to_f32().expect("numbers")));
         at = end;
     }

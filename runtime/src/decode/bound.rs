@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::decode::decoder::{DecoderState, History, fit, positions};
+use crate::decode::decoder::Decoder;
+use crate::decode::rows::{ending, positions, segment as segment_of, width};
+use crate::decode::state::{DecoderState, History, fit};
 use crate::decode::weight_file;
 use crate::ort::program::{DeviceTensor, Program};
 use crate::ort::runtime::OrtRuntime;
@@ -74,7 +76,7 @@ const TO_OTHERS: usize = 0;
 const TO_STATES: usize = 1;
 const IN_PLACE: usize = 0;
 
-/// Where the logits behind each row's last token are.
+/// Where the logits after each row's last token are.
 #[derive(Debug)]
 enum Last {
     Nothing,
@@ -145,7 +147,16 @@ impl BoundDecoder {
         Ok(Self { shared, segment, run })
     }
 
-    pub(crate) fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
+    fn check_rows(&self, rows: usize) -> Result<(), RuntimeError> {
+        if rows == self.batch() {
+            return Ok(());
+        }
+        Err(bad("input_ids", format!("{rows} rows were given, {} were started", self.batch())))
+    }
+}
+
+impl Decoder for BoundDecoder {
+    fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
         if batch == 0 {
             return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
         }
@@ -156,29 +167,28 @@ impl BoundDecoder {
         Ok(())
     }
 
-    pub(crate) fn batch(&self) -> usize {
+    fn batch(&self) -> usize {
         self.run.seen.len()
     }
 
-    pub(crate) fn columns(&self) -> usize {
+    fn columns(&self) -> usize {
         self.run.columns
     }
 
-    pub(crate) fn state_bytes(&self) -> usize {
+    fn state_bytes(&self) -> usize {
         let bytes = |s: &BoundState| s.tensor.shape().iter().product::<usize>() * s.tensor.dtype().size();
         self.run.states.iter().map(bytes).sum()
     }
 
-    /// Feeds prompts behind what was fed, and returns the likeliest next tokens.
-    pub(crate) fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
+    fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
         self.check_rows(prompts.len())?;
-        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let width = width(prompts);
         let segment = length_for(width, self.segment);
         self.run.make_ready(&mut self.shared, segment)?;
         self.run.feed_segments(prompts, segment, width)
     }
 
-    pub(crate) fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+    fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
         self.check_rows(tokens.len())?;
         let run = &mut self.run;
         let rows: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
@@ -193,8 +203,7 @@ impl BoundDecoder {
         Ok(next)
     }
 
-    /// Logits behind each row's last token, f32 `[batch, vocabulary]`.
-    pub(crate) fn logits(&self) -> Result<HostTensor, RuntimeError> {
+    fn logits(&self) -> Result<HostTensor, RuntimeError> {
         let read = |step: &BoundGraph| flat(&step.memory.logits.read()?);
         match (&self.run.last, &self.run.prompts) {
             (Last::Host(logits), _) => Ok(logits.clone()),
@@ -206,19 +215,14 @@ impl BoundDecoder {
         }
     }
 
-    pub(crate) fn state(&self) -> Result<DecoderState, RuntimeError> {
+    fn state(&self) -> Result<DecoderState, RuntimeError> {
         let read = |s: &BoundState| Ok((format!("{PAST}{}", s.rest), s.tensor.read()?));
         let tensors = self.run.states.iter().map(read).collect::<Result<_, RuntimeError>>()?;
         let (seen, columns) = (self.run.seen.clone(), self.run.columns);
         Ok(DecoderState { tensors, history: History { mask: vec![Vec::new(); seen.len()], seen, columns } })
     }
 
-    /// Goes on from a state; an error leaves all as it was.
-    pub(crate) fn set_state(
-        &mut self,
-        state: &DecoderState,
-        logits: Option<HostTensor>,
-    ) -> Result<(), RuntimeError> {
+    fn set_state(&mut self, state: DecoderState, logits: Option<HostTensor>) -> Result<(), RuntimeError> {
         let history = &state.history;
         let batch = history.seen.len();
         if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
@@ -238,11 +242,11 @@ impl BoundDecoder {
         Ok(())
     }
 
-    fn check_rows(&self, rows: usize) -> Result<(), RuntimeError> {
-        if rows == self.batch() {
-            return Ok(());
-        }
-        Err(bad("input_ids", format!("{rows} rows were given, {} were started", self.batch())))
+    /// The state keeps its size, so that only the count changes.
+    fn skip_to(&mut self, columns: usize) -> Result<(), RuntimeError> {
+        self.run.seen.fill(columns as i64);
+        self.run.columns = columns;
+        Ok(())
     }
 }
 
@@ -394,15 +398,13 @@ impl Run {
         let mut next = vec![0; prompts.len()];
         let mut kept: Option<Vec<Vec<f32>>> = None;
         for start in (0..count * segment).step_by(segment) {
-            let (ids, mask) = cut(prompts, start, segment);
+            let (ids, mask) = segment_of(prompts, start, segment);
             step.feed(direction, &ids, &mask, &self.seen)?;
             direction = if direction == TO_STATES { TO_OTHERS } else { TO_STATES };
             for (seen, row) in self.seen.iter_mut().zip(&mask) {
                 *seen += row.iter().sum::<i64>();
             }
-            let ends: Vec<usize> = (0..prompts.len())
-                .filter(|row| (start + 1..=start + segment).contains(&prompts[*row].len()))
-                .collect();
+            let ends = ending(prompts, start, segment);
             if ends.is_empty() {
                 continue;
             }
@@ -547,19 +549,6 @@ fn narrowed(name: &'static str, values: &[i64]) -> Result<Vec<i32>, RuntimeError
     values.iter().map(narrow).collect()
 }
 
-/// Each row's tokens of one segment, and which of them are tokens: zeros behind the row's end.
-fn cut(prompts: &[Vec<i64>], start: usize, segment: usize) -> (Vec<Vec<i64>>, Vec<Vec<i64>>) {
-    let part = |row: &Vec<i64>| {
-        let end = row.len().min(start + segment);
-        let mut ids = row[start.min(end)..end].to_vec();
-        let mut mask = vec![1; ids.len()];
-        ids.resize(segment, 0);
-        mask.resize(segment, 0);
-        (ids, mask)
-    };
-    prompts.iter().map(part).unzip()
-}
-
 /// The length of the segments of a prompt, whole chunks or less than one: of the longest and the powers of two below it,
 /// the one that takes the least time.
 fn length_for(width: usize, longest: usize) -> usize {
@@ -603,7 +592,7 @@ fn state_shape(io: &Io, batch: usize) -> Result<Vec<usize>, RuntimeError> {
     io.shape.iter().enumerate().map(size).collect()
 }
 
-fn vocabulary(logits: &Io) -> Result<usize, RuntimeError> {
+pub(crate) fn vocabulary(logits: &Io) -> Result<usize, RuntimeError> {
     match logits.shape.last() {
         Some(DimSpec::Fixed(size)) => Ok(*size),
         _ => Err(misfit(LOGITS, "its last dim is no number")),
@@ -615,7 +604,7 @@ fn flat(logits: &HostTensor) -> Result<HostTensor, RuntimeError> {
     Ok(HostTensor::from_f32(&shape, &logits.to_f32()?)?)
 }
 
-fn misfit(place: &str, reason: &str) -> RuntimeError {
+pub(crate) fn misfit(place: &str, reason: &str) -> RuntimeError {
     RuntimeError::NotADecoder { place: format!("`{place}`"), reason: reason.to_owned() }
 }
 

@@ -1,276 +1,421 @@
-//! Greedy decoding with everything bound where it is computed: a growing cache is one buffer, which is past and
-//! present at once, and a state of fixed size is two, which change places. A step moves one token per row.
+//! Decodes with everything bound where it is computed: a cache that grows is one buffer, which is past and present at
+//! once, and a state that keeps its size is two, which change places. The graph gives the likeliest next token and the
+//! logits of the last token alone.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-
-use ort::AsPointer as _;
-use ort::memory::Allocator;
-use ort::session::IoBinding;
-use ort::value::DynTensor;
-
-use crate::decode::layout::{StateIo, states};
-use crate::ort::runtime::{self, OrtRuntime, bytes, declared, element_type, from_ort, memory, to_ort};
-use crate::session::error::{RuntimeError, one_line};
+use crate::decode::bound::{misfit, vocabulary};
+use crate::decode::decoder::Decoder;
+use crate::decode::layout::{DecoderIo, StateIo};
+use crate::decode::rows::{ending, joined, positions, rows_segment, segment, width};
+use crate::decode::state::{DecoderState, History, check_state};
+use crate::ort::program::{DeviceTensor, Program};
+use crate::session::Io;
+use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
-use crate::session::{Io, LoadOptions};
 use dijiang_format::dtype::DType;
-use dijiang_format::names::{IDS, MASK, NEXT, POSITIONS};
-use dijiang_format::serving::Device;
+use dijiang_format::names::{IDS, LOGITS, MASK, NEXT, POSITIONS};
 
-/// How to decode.
-#[derive(Clone, Debug)]
-pub struct GrowingOptions {
-    pub device: Device,
-    pub threads: Option<usize>,
-    /// A directory for ONNX Runtime's profile of the graph.
-    pub profile: Option<PathBuf>,
-    /// Tokens that a growing cache has room for.
-    pub capacity: usize,
+/// Tokens that a cache has room for at first, where nobody says how many will come.
+const FIRST: usize = 512;
+
+/// A model whose graph gives [`NEXT`] and `[batch, 1, vocabulary]` logits beside its states. A cache that grows must be
+/// that of an operator which writes into its past, such as `GroupQueryAttention`.
+#[derive(Debug)]
+pub(crate) struct GrowingDecoder {
+    /// One reads the first buffer of each state and writes the second, and one the other way round.
+    programs: [Program; 2],
+    layout: DecoderIo,
+    vocabulary: usize,
+    /// Prompt tokens fed at a time, at most.
+    segment: usize,
+    /// Tokens that a cache has room for.
+    capacity: usize,
+    rows: Rows,
 }
 
-/// A model whose graph gives [`NEXT`] beside its states, and the rows decoded side by side.
-pub struct GrowingDecoder {
-    session: ort::session::Session,
-    model: PathBuf,
-    options: GrowingOptions,
-    states: Vec<StateIo>,
-    takes_mask: bool,
-    takes_positions: bool,
-    rows: Option<GrowingRows>,
+/// The sequences of one start.
+#[derive(Debug)]
+struct Rows {
+    fed: Fed,
+    states: Vec<Buffers>,
+    /// Which program runs next.
+    turn: usize,
+    next: DeviceTensor,
+    logits: DeviceTensor,
+    /// Of rows that ended in several segments, or that came with a state.
+    host_logits: Option<HostTensor>,
+    is_fed: bool,
+    /// What the mask is a part of where nothing is padding.
+    ones: Option<DeviceTensor>,
+    inputs: Option<Inputs>,
 }
 
-impl fmt::Debug for GrowingDecoder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GrowingDecoder({})", self.model.display())
+/// What was fed since the start.
+#[derive(Debug, Clone)]
+struct Fed {
+    /// Tokens that were no padding, per row.
+    seen: Vec<i64>,
+    columns: usize,
+    /// The mask of all columns, where a state grows and some token was padding.
+    mask: Option<Vec<Vec<i64>>>,
+}
+
+impl Fed {
+    fn of(history: History) -> Self {
+        let History { mask, seen, columns } = history;
+        let is_padded = mask.iter().flatten().any(|mark| *mark == 0);
+        Self { seen, columns, mask: is_padded.then_some(mask) }
+    }
+
+    fn ones(&self, columns: usize) -> Vec<Vec<i64>> {
+        vec![vec![1; columns]; self.seen.len()]
+    }
+
+    fn history(&self, grows: bool) -> History {
+        let ones = || self.ones(if grows { self.columns } else { 0 });
+        let mask = self.mask.clone().unwrap_or_else(ones);
+        History { mask, seen: self.seen.clone(), columns: self.columns }
+    }
+
+    /// The same after a call of so many columns; without a mask, nothing is padding.
+    fn after(&self, tokens: usize, mask: Option<&[Vec<i64>]>, grows: bool) -> Self {
+        let seen = match mask {
+            Some(mask) => {
+                self.seen.iter().zip(mask).map(|(seen, row)| seen + row.iter().sum::<i64>()).collect()
+            }
+            None => self.seen.iter().map(|seen| seen + tokens as i64).collect(),
+        };
+        let marks = match (&self.mask, mask) {
+            _ if !grows => None,
+            (None, None) => None,
+            (Some(before), None) => Some(joined(before, &self.ones(tokens))),
+            (None, Some(mask)) => Some(joined(&self.ones(self.columns), mask)),
+            (Some(before), Some(mask)) => Some(joined(before, mask)),
+        };
+        Self { seen, columns: self.columns + tokens, mask: marks }
     }
 }
 
-struct GrowingRows {
-    batch: usize,
-    length: usize,
-    /// One that reads the first buffers and writes the second, and one the other way round.
-    bindings: [IoBinding; 2],
-    turn: usize,
-    /// Kept while they are bound.
-    buffers: Vec<DynTensor>,
-    /// What the mask is a window of.
-    ones: Option<DynTensor>,
+#[derive(Debug)]
+struct Buffers {
+    first: DeviceTensor,
+    /// None where the first is past and present at once.
+    second: Option<DeviceTensor>,
+}
+
+impl Buffers {
+    /// What the program of this turn reads.
+    fn past(&self, turn: usize) -> &DeviceTensor {
+        self.second.as_ref().filter(|_| turn == 1).unwrap_or(&self.first)
+    }
+}
+
+/// Where the integers of a call lie.
+#[derive(Debug)]
+struct Inputs {
+    ids: DeviceTensor,
+    positions: Option<DeviceTensor>,
 }
 
 impl GrowingDecoder {
-    pub fn open(runtime: &OrtRuntime, model: &Path, options: GrowingOptions) -> Result<Self, RuntimeError> {
-        let load = LoadOptions { device: options.device, threads: options.threads, ..LoadOptions::default() };
-        let load = load.profiled(options.profile.as_deref(), model);
-        let session = runtime.session(model, &load)?;
-        let failed = |reason: String| runtime::load_failed(model, reason);
-        let inputs = declared(session.inputs()).map_err(failed)?;
-        let outputs = declared(session.outputs()).map_err(failed)?;
-        if !outputs.iter().any(|io| io.name == NEXT) {
-            return Err(failed(format!("it has no output `{NEXT}`")));
+    /// Takes a loaded graph, with an empty state for one sequence.
+    pub(crate) fn new(program: Program, segment: usize) -> Result<Self, RuntimeError> {
+        if segment == 0 {
+            return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
-        let has = |name: &str| inputs.iter().any(|io: &Io| io.name == name && io.dtype == DType::I64);
-        if !has(IDS) {
-            return Err(failed(format!("it has no input `{IDS}` of i64")));
+        let layout = DecoderIo::of(program.inputs(), program.outputs())?;
+        if !program.outputs().iter().any(|io| io.name == NEXT) {
+            return Err(misfit(NEXT, "the graph has no such output"));
         }
-        Ok(Self {
-            states: states(&inputs, &outputs)?,
-            takes_mask: has(MASK),
-            takes_positions: has(POSITIONS),
-            session,
-            model: model.to_owned(),
-            options,
-            rows: None,
-        })
+        let is_wide = |io: &Io| io.dtype == DType::I64;
+        let integers =
+            program.inputs().iter().filter(|io| [IDS, MASK, POSITIONS].contains(&io.name.as_str()));
+        if let Some(narrow) = integers.clone().find(|io| !is_wide(io)) {
+            return Err(misfit(&narrow.name, &format!("it is {}, expected i64", narrow.dtype)));
+        }
+        let vocabulary = vocabulary(&program.outputs()[layout.logits])?;
+        let other = program.again()?;
+        let programs = [program, other];
+        let rows = Rows::new(&programs[0], &layout, [1, 0], vocabulary)?;
+        let mut decoder = Self { programs, layout, vocabulary, segment, capacity: 0, rows };
+        decoder.start(1)?;
+        Ok(decoder)
     }
 
-    /// Whether the state has room for so many tokens only.
-    pub fn grows(&self) -> bool {
-        self.states.iter().any(|state| state.grows)
+    fn grows(&self) -> bool {
+        self.layout.grows()
     }
 
-    /// Forgets everything, gives the memory of the rows before back, and makes room for new ones.
-    pub fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
-        self.rows = None;
-        self.rows = Some(self.new_rows(batch).map_err(|reason| self.failed(reason))?);
+    /// New rows of a state, in buffers for `capacity` tokens.
+    fn take(&mut self, state: DecoderState, capacity: usize) -> Result<(), RuntimeError> {
+        let batch = state.history.seen.len();
+        let mut rows = Rows::new(&self.programs[0], &self.layout, [batch, capacity], self.vocabulary)?;
+        for ((own, io), (_, tensor)) in rows.states.iter().zip(&self.layout.states).zip(&state.tensors) {
+            own.first.write(&padded_to(tensor, &io.shape(batch, capacity))?)?;
+        }
+        rows.fed = Fed::of(state.history);
+        rows.bind(&mut self.programs, &self.layout)?;
+        (self.rows, self.capacity) = (rows, capacity);
         Ok(())
     }
 
-    fn new_rows(&self, batch: usize) -> Result<GrowingRows, String> {
-        let said = |e: ort::Error| one_line(e.message());
-        let host = memory(Device::Cpu)?;
-        let mut bindings =
-            [self.session.create_binding().map_err(said)?, self.session.create_binding().map_err(said)?];
-        let mut buffers = Vec::new();
-        for state in &self.states {
-            let shape = state.shape(batch, self.options.capacity);
-            let name = &state.input.name;
-            let mut first = self.allocate(state.input.dtype, &shape)?;
-            if state.grows {
-                for binding in &mut bindings {
-                    binding.bind_input(name, &first).map_err(said)?;
-                    binding.bind_output(&state.present, &mut first).map_err(said)?;
-                }
-            } else {
-                let mut second = self.allocate(state.input.dtype, &shape)?;
-                let [there, back] = &mut bindings;
-                there.bind_input(name, &first).map_err(said)?;
-                there.bind_output(&state.present, &mut second).map_err(said)?;
-                back.bind_input(name, &second).map_err(said)?;
-                back.bind_output(&state.present, &mut first).map_err(said)?;
-                buffers.push(second);
+    /// Makes room for more tokens than a cache was made for: at least twice as many, so that the copies stay few.
+    fn make_room(&mut self, columns: usize) -> Result<(), RuntimeError> {
+        if self.grows() && columns > self.capacity {
+            self.reserve(columns.max(2 * self.capacity))?;
+        }
+        Ok(())
+    }
+
+    /// Feeds `[batch][tokens]` ids; without a mask, nothing is padding.
+    fn feed(&mut self, ids: &[Vec<i64>], mask: Option<&[Vec<i64>]>) -> Result<(), RuntimeError> {
+        let (batch, tokens) = (self.batch(), ids.first().map_or(0, Vec::len));
+        if ids.len() != batch {
+            return Err(bad("input_ids", format!("{} rows were given, {batch} were started", ids.len())));
+        }
+        self.make_room(self.columns() + tokens)?;
+        let turn = self.rows.turn;
+        self.rows.put_ids(&mut self.programs[turn], &self.layout, ids, mask)?;
+        let fed = self.rows.fed.after(tokens, mask, self.grows());
+        let (columns, most, mask) = match self.grows() {
+            true => (fed.columns, self.capacity, fed.mask.as_deref()),
+            false => (tokens, tokens, mask),
+        };
+        self.rows.put_mask(&mut self.programs[turn], &self.layout, [columns, most], mask)?;
+        self.programs[turn].run()?;
+        let rows = &mut self.rows;
+        (rows.fed, rows.turn, rows.host_logits, rows.is_fed) = (fed, 1 - turn, None, true);
+        Ok(())
+    }
+
+    fn next(&self) -> Result<Vec<i64>, RuntimeError> {
+        Ok(self.rows.next.read()?.to_i64()?)
+    }
+
+    fn segment_for(&self, columns: usize) -> usize {
+        match self.grows() && self.batch() > 1 {
+            true => rows_segment(self.columns(), columns),
+            false => self.segment,
+        }
+    }
+}
+
+impl Decoder for GrowingDecoder {
+    fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
+        if batch == 0 {
+            return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
+        }
+        let capacity = if self.grows() { FIRST } else { 0 };
+        let rows = Rows::new(&self.programs[0], &self.layout, [batch, capacity], self.vocabulary)?;
+        rows.bind(&mut self.programs, &self.layout)?;
+        (self.rows, self.capacity) = (rows, capacity);
+        Ok(())
+    }
+
+    fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
+        let columns = width(prompts);
+        let length = self.segment_for(columns);
+        let even = prompts.iter().all(|row| row.len() == columns);
+        let mut next = vec![0; prompts.len()];
+        let mut last = vec![Vec::new(); prompts.len()];
+        for start in (0..columns).step_by(length) {
+            let (ids, mask) = segment(prompts, start, length.min(columns - start));
+            self.feed(&ids, (!even).then_some(mask.as_slice()))?;
+            let ends = ending(prompts, start, length);
+            if ends.is_empty() {
+                continue;
             }
-            buffers.push(first);
+            let found = self.next()?;
+            ends.iter().for_each(|row| next[*row] = found[*row]);
+            if ends.len() < prompts.len() {
+                let logits = self.logits()?.to_f32()?;
+                let of = |row: usize| logits[row * self.vocabulary..(row + 1) * self.vocabulary].to_vec();
+                ends.iter().for_each(|row| last[*row] = of(*row));
+            }
         }
-        for binding in &mut bindings {
-            binding.bind_output_to_device(NEXT, &host).map_err(said)?;
-        }
-        Ok(GrowingRows { batch, length: 0, bindings, turn: 0, buffers, ones: None })
-    }
-
-    /// Declares that so many tokens came before, whatever the buffers hold: the time of a step does not depend on it.
-    pub fn skip_to(&mut self, length: usize) -> Result<(), RuntimeError> {
-        if self.grows() && length > self.options.capacity {
-            return Err(self.full(length));
-        }
-        if let Some(rows) = &mut self.rows {
-            rows.length = length;
-        }
-        Ok(())
-    }
-
-    /// Feeds prompts of one length, at most `segment` tokens at a time, and returns the tokens after them.
-    pub fn prefill(&mut self, prompts: &[Vec<i64>], segment: usize) -> Result<Vec<i64>, RuntimeError> {
-        let length = prompts.first().map_or(0, Vec::len);
-        if length == 0 || segment == 0 || prompts.iter().any(|row| row.len() != length) {
-            let reason = "prompts and segments of one length each are expected, and no empty ones".to_owned();
-            return Err(RuntimeError::BadCall { place: "prefill", reason });
-        }
-        let mut next = Vec::new();
-        for start in (0..length).step_by(segment) {
-            let end = (start + segment).min(length);
-            let part: Vec<&[i64]> = prompts.iter().map(|row| &row[start..end]).collect();
-            next = self.step(&part)?;
+        if last.iter().all(|row| !row.is_empty()) {
+            let shape = [last.len(), self.vocabulary];
+            self.rows.host_logits = Some(HostTensor::from_f32(&shape, &last.concat())?);
         }
         Ok(next)
     }
 
-    /// Feeds one token per row, and returns the next ones.
-    pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
-        let rows: Vec<&[i64]> = tokens.chunks(1).collect();
-        self.step(&rows)
+    fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
+        let ids: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
+        self.feed(&ids, None)?;
+        self.next()
     }
 
-    /// Bytes of all buffers that states lie in.
-    pub fn state_bytes(&self) -> usize {
-        self.rows.iter().flat_map(|rows| &rows.buffers).map(bytes).sum()
+    fn logits(&self) -> Result<HostTensor, RuntimeError> {
+        match &self.rows.host_logits {
+            Some(logits) => Ok(logits.clone()),
+            None if self.rows.is_fed => {
+                let numbers = self.rows.logits.read()?.to_f32()?;
+                Ok(HostTensor::from_f32(&[self.batch(), self.vocabulary], &numbers)?)
+            }
+            None => Err(bad("logits", "no token was fed yet")),
+        }
     }
 
-    fn step(&mut self, tokens: &[&[i64]]) -> Result<Vec<i64>, RuntimeError> {
-        let columns = tokens.first().map_or(0, |row| row.len());
-        let grows = self.grows();
-        let Some(mut rows) = self.rows.take().filter(|rows| rows.batch == tokens.len()) else {
-            let reason = format!("{} rows were given, but not as many started", tokens.len());
-            return Err(RuntimeError::BadCall { place: "step", reason });
+    fn state(&self) -> Result<DecoderState, RuntimeError> {
+        let Rows { fed, states, turn, .. } = &self.rows;
+        let read = |(io, buffers): (&StateIo, &Buffers)| {
+            let tensor = buffers.past(*turn).read()?;
+            let filled = match io.growing_axis() {
+                Some(axis) => tensor.slice(axis, 0, fed.columns)?,
+                None => tensor,
+            };
+            Ok((io.input.name.clone(), filled))
         };
-        let total = rows.length + columns;
-        if grows && total > self.options.capacity {
-            self.rows = Some(rows);
-            return Err(self.full(total));
-        }
-        let next = self.run(&mut rows, tokens, columns);
-        if next.is_ok() {
-            rows.turn = 1 - rows.turn;
-            rows.length = total;
-        }
-        self.rows = Some(rows);
-        next.map_err(|reason| self.failed(reason))
+        let tensors = self.layout.states.iter().zip(states).map(read).collect::<Result<_, RuntimeError>>()?;
+        Ok(DecoderState { tensors, history: fed.history(self.grows()) })
     }
 
-    fn run(&mut self, rows: &mut GrowingRows, tokens: &[&[i64]], columns: usize) -> Result<Vec<i64>, String> {
-        let said = |e: ort::Error| one_line(e.message());
-        let (batch, length) = (rows.batch, rows.length);
-        let host = |values: &[i64]| -> Result<DynTensor, String> {
-            to_ort(&HostTensor::from_i64(&[batch, columns], values).map_err(one_line)?)
-        };
-        rows.bindings[rows.turn].bind_input(IDS, &host(&tokens.concat())?).map_err(said)?;
-        if self.takes_positions {
-            let row: Vec<i64> = (length..length + columns).map(|at| at as i64).collect();
-            rows.bindings[rows.turn].bind_input(POSITIONS, &host(&row.repeat(batch))?).map_err(said)?;
+    fn set_state(&mut self, state: DecoderState, logits: Option<HostTensor>) -> Result<(), RuntimeError> {
+        let state = state.fitted(&self.layout)?;
+        check_state(&self.layout, &state)?;
+        let capacity = if self.grows() { state.history.columns.max(FIRST) } else { 0 };
+        self.take(state, capacity)?;
+        self.rows.host_logits = logits;
+        Ok(())
+    }
+
+    fn state_bytes(&self) -> usize {
+        let (batch, columns) = (self.batch(), self.columns());
+        let bytes = |io: &StateIo| io.shape(batch, columns).iter().product::<usize>() * io.input.dtype.size();
+        self.layout.states.iter().map(bytes).sum()
+    }
+
+    fn columns(&self) -> usize {
+        self.rows.fed.columns
+    }
+
+    fn batch(&self) -> usize {
+        self.rows.fed.seen.len()
+    }
+
+    fn reserve(&mut self, columns: usize) -> Result<(), RuntimeError> {
+        if !self.grows() || (columns == self.capacity || columns < self.columns()) {
+            return Ok(());
         }
-        if self.takes_mask {
-            self.bind_mask(rows, if self.grows() { length + columns } else { columns })?;
-        }
-        let outputs = self.session.run_binding(&rows.bindings[rows.turn]).map_err(said)?;
-        let next = outputs.get(NEXT).ok_or_else(|| format!("it gave no `{NEXT}`"))?;
-        from_ort(next)?.to_i64().map_err(one_line)
+        let logits = self.logits().ok();
+        let state = self.state()?;
+        self.take(state, columns)?;
+        self.rows.host_logits = logits;
+        Ok(())
     }
 
-    /// All tokens are real, so that a mask of any length is a window of one buffer.
-    fn bind_mask(&self, rows: &mut GrowingRows, columns: usize) -> Result<(), String> {
-        let said = |e: ort::Error| one_line(e.message());
-        let needed = rows.batch * columns;
-        let there = |ones: &DynTensor| ones.shape().num_elements();
-        if rows.ones.as_ref().is_none_or(|ones| there(ones) < needed) {
-            let width = if self.grows() { self.options.capacity } else { columns };
-            let ones = HostTensor::from_i64(&[rows.batch * width], &vec![1; rows.batch * width]);
-            let ones = to_ort(&ones.map_err(one_line)?)?;
-            rows.ones = Some(match self.options.device {
-                Device::Cpu => ones,
-                Device::Cuda(_) => {
-                    let mut there = self.allocate(DType::I64, &[rows.batch * width])?;
-                    ones.copy_into(&mut there).map_err(said)?;
-                    there
-                }
-            });
-        }
-        let Some(ones) = &mut rows.ones else { return Ok(()) };
-        let window = window(ones, self.options.device, [rows.batch, columns])?;
-        rows.bindings[rows.turn].bind_input(MASK, &window).map_err(said)
-    }
-
-    fn allocate(&self, dtype: DType, shape: &[usize]) -> Result<DynTensor, String> {
-        let said = |e: ort::Error| one_line(e.message());
-        let allocator = match self.options.device {
-            Device::Cpu => Allocator::default(),
-            device @ Device::Cuda(_) => Allocator::new(&self.session, memory(device)?).map_err(said)?,
-        };
-        DynTensor::new(&allocator, element_type(dtype), shape).map_err(said)
-    }
-
-    fn full(&self, tokens: usize) -> RuntimeError {
-        let reason = format!("{tokens} tokens do not fit a cache for {}", self.options.capacity);
-        RuntimeError::BadCall { place: "past_key_values", reason }
-    }
-
-    fn failed(&self, reason: String) -> RuntimeError {
-        runtime::run_failed(&self.model, reason)
+    fn skip_to(&mut self, columns: usize) -> Result<(), RuntimeError> {
+        self.make_room(columns)?;
+        self.rows.fed = Fed { seen: vec![columns as i64; self.batch()], columns, mask: None };
+        Ok(())
     }
 }
 
-/// The first numbers of a buffer of i64, as a tensor of this shape. `ort` copies what it knows to be borrowed when it
-/// binds it, so this is made by the C interface.
-fn window(buffer: &mut DynTensor, device: Device, shape: [usize; 2]) -> Result<DynTensor, String> {
-    let place = memory(device)?;
-    let dims = shape.map(|dim| dim as i64);
-    let bytes = shape.iter().product::<usize>() * DType::I64.size();
-    let mut made = std::ptr::null_mut();
-    // SAFETY: the buffer holds at least as many numbers and lies where `place` says. It outlives the binding that reads
-    // the window: rows drop both, and a larger buffer takes its place together with a larger window.
-    let status = unsafe {
-        (ort::api().CreateTensorWithDataAsOrtValue)(
-            place.ptr(),
-            buffer.data_ptr_mut().cast(),
-            bytes,
-            dims.as_ptr(),
-            dims.len(),
-            ort::sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
-            &raw mut made,
-        )
+impl Rows {
+    /// Buffers of zeros for `[batch, capacity]`, which no program reads yet.
+    fn new(
+        program: &Program,
+        layout: &DecoderIo,
+        [batch, capacity]: [usize; 2],
+        vocabulary: usize,
+    ) -> Result<Self, RuntimeError> {
+        let buffers = |io: &StateIo| {
+            let buffer = || program.allocate(io.input.dtype, &io.shape(batch, capacity));
+            Ok(Buffers { first: buffer()?, second: if io.grows { None } else { Some(buffer()?) } })
+        };
+        let logits = program.outputs()[layout.logits].dtype;
+        Ok(Self {
+            fed: Fed::of(History::new(batch)),
+            states: layout.states.iter().map(buffers).collect::<Result<_, RuntimeError>>()?,
+            turn: 0,
+            next: program.allocate(DType::I64, &[batch, 1])?,
+            logits: program.allocate(logits, &[batch, 1, vocabulary])?,
+            host_logits: None,
+            is_fed: false,
+            ones: None,
+            inputs: None,
+        })
+    }
+
+    fn bind(&self, programs: &mut [Program; 2], layout: &DecoderIo) -> Result<(), RuntimeError> {
+        for (turn, program) in programs.iter_mut().enumerate() {
+            for (io, buffers) in layout.states.iter().zip(&self.states) {
+                program.bind_input(&io.input.name, buffers.past(turn))?;
+                program.bind_output(&io.present, buffers.past(1 - turn))?;
+            }
+            program.bind_output(NEXT, &self.next)?;
+            program.bind_output(LOGITS, &self.logits)?;
+        }
+        Ok(())
+    }
+
+    fn put_ids(
+        &mut self,
+        program: &mut Program,
+        layout: &DecoderIo,
+        ids: &[Vec<i64>],
+        mask: Option<&[Vec<i64>]>,
+    ) -> Result<(), RuntimeError> {
+        let shape = [ids.len(), ids.first().map_or(0, Vec::len)];
+        let inputs = match self.inputs.take().filter(|inputs| inputs.ids.shape() == shape) {
+            Some(inputs) => inputs,
+            None => {
+                let positions = layout.positions.map(|dtype| program.allocate(dtype, &shape)).transpose()?;
+                Inputs { ids: program.allocate(layout.ids, &shape)?, positions }
+            }
+        };
+        inputs.ids.write(&HostTensor::from_i64(&shape, &ids.concat())?)?;
+        program.bind_input(IDS, &inputs.ids)?;
+        if let Some(tensor) = &inputs.positions {
+            let ones = self.fed.ones(shape[1]);
+            let positions = positions(&self.fed.seen, mask.unwrap_or(&ones)).concat();
+            tensor.write(&HostTensor::from_i64(&shape, &positions)?)?;
+            program.bind_input(POSITIONS, tensor)?;
+        }
+        self.inputs = Some(inputs);
+        Ok(())
+    }
+
+    /// Marks for so many columns. Where nothing is padding, they are a part of a buffer for the most that may come.
+    fn put_mask(
+        &mut self,
+        program: &mut Program,
+        layout: &DecoderIo,
+        [columns, most]: [usize; 2],
+        mask: Option<&[Vec<i64>]>,
+    ) -> Result<(), RuntimeError> {
+        let Some(dtype) = layout.mask else { return Ok(()) };
+        let batch = self.fed.seen.len();
+        let shape = [batch, columns];
+        if let Some(mask) = mask {
+            let tensor = program.allocate(dtype, &shape)?;
+            tensor.write(&HostTensor::from_i64(&shape, &mask.concat())?)?;
+            return program.bind_input(MASK, &tensor);
+        }
+        let ones = match self.ones.take().filter(|ones| ones.shape()[0] >= batch * columns) {
+            Some(ones) => ones,
+            None => {
+                let ones = program.allocate(dtype, &[batch * most])?;
+                ones.write(&HostTensor::from_i64(&[batch * most], &vec![1; batch * most])?)?;
+                ones
+            }
+        };
+        program.bind_input_part(MASK, &ones, 0, &shape)?;
+        self.ones = Some(ones);
+        Ok(())
+    }
+}
+
+/// A tensor with zeros after its numbers along the axis in which it is shorter.
+fn padded_to(tensor: &HostTensor, shape: &[usize]) -> Result<HostTensor, RuntimeError> {
+    let Some(axis) = (0..shape.len()).find(|axis| tensor.shape()[*axis] < shape[*axis]) else {
+        return Ok(tensor.clone());
     };
-    // SAFETY: a status is null, or an error that is ours to turn into one of `ort`'s.
-    unsafe { ort::Error::result_from_status(status) }.map_err(|e| one_line(e.message()))?;
-    let made = std::ptr::NonNull::new(made).ok_or("ONNX Runtime made no tensor")?;
-    // SAFETY: the value was just made, and is a tensor.
-    Ok(unsafe { DynTensor::from_ptr(made, Some(&Allocator::default())) })
+    let mut missing = shape.to_vec();
+    missing[axis] -= tensor.shape()[axis];
+    Ok(HostTensor::concat(axis, &[tensor, &HostTensor::zeros(tensor.dtype(), &missing)?])?)
+}
+
+fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::BadCall { place, reason: reason.into() }
 }

@@ -2,7 +2,7 @@
 
 use crate::session::error::RuntimeError;
 use crate::session::wiring::Link;
-use crate::session::{DimSpec, Io, Session};
+use crate::session::{DimSpec, Io};
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, present_of};
 
@@ -30,6 +30,11 @@ impl StateIo {
         };
         self.input.shape.iter().enumerate().map(size).collect()
     }
+
+    /// The axis along which it grows.
+    pub(crate) fn growing_axis(&self) -> Option<usize> {
+        self.input.shape.iter().skip(1).position(|dim| matches!(dim, DimSpec::Dynamic(_))).map(|at| at + 1)
+    }
 }
 
 /// Which inputs a decoder graph takes and where its outputs are.
@@ -46,8 +51,7 @@ pub(crate) struct DecoderIo {
 }
 
 impl DecoderIo {
-    pub(crate) fn of(session: &dyn Session) -> Result<Self, RuntimeError> {
-        let (inputs, outputs) = (session.inputs(), session.outputs());
+    pub(crate) fn of(inputs: &[Io], outputs: &[Io]) -> Result<Self, RuntimeError> {
         let ids = integers(inputs, IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
         let mask = integers(inputs, MASK)?;
         let positions = integers(inputs, POSITIONS)?;
@@ -75,7 +79,7 @@ impl DecoderIo {
 }
 
 /// Every input that is no token, mask or position, as a state.
-pub(crate) fn states(inputs: &[Io], outputs: &[Io]) -> Result<Vec<StateIo>, RuntimeError> {
+fn states(inputs: &[Io], outputs: &[Io]) -> Result<Vec<StateIo>, RuntimeError> {
     let known = |io: &Io| [IDS, MASK, POSITIONS].contains(&io.name.as_str());
     let rest = inputs.iter().enumerate().filter(|(_, io)| !known(io));
     rest.map(|(position, io)| state(position, io, outputs)).collect()

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype as FileDtype, SafeTensors, TensorView};
 
-use crate::decode::decoder::{DecoderState, History};
 use crate::decode::identity::StateOrigin;
+use crate::decode::state::{DecoderState, History};
 use crate::files::output_file::write_file;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;

@@ -13,7 +13,7 @@ use ort::session::{IoBinding, RunOptions};
 use ort::value::{DynTensor, Shape, Tensor, TensorRefMut};
 use ort::{AsPointer, ortsys, sys};
 
-use crate::ort::runtime::{self, OrtRuntime, element_type, memory};
+use crate::ort::runtime::{self, GraphSource, OrtRuntime, element_type, memory};
 use crate::session::error::{RuntimeError, one_line};
 use crate::session::tensor::HostTensor;
 use crate::session::{Io, LoadOptions};
@@ -135,9 +135,19 @@ pub struct Program {
 }
 
 impl Program {
-    /// Loads a graph whose inputs and outputs all have numbers for dims. Nothing is bound yet.
+    /// Loads a graph. Nothing is bound yet.
     pub fn load(runtime: &OrtRuntime, model: &Path, options: &LoadOptions) -> Result<Self, RuntimeError> {
-        let session = runtime.session(model, options)?;
+        Self::of(runtime, GraphSource::File(model), options)
+    }
+
+    /// The same of bytes that stand for a file.
+    pub(crate) fn of(
+        runtime: &OrtRuntime,
+        graph: GraphSource<'_>,
+        options: &LoadOptions,
+    ) -> Result<Self, RuntimeError> {
+        let session = runtime.session(graph, options)?;
+        let model = graph.path();
         let failed = |reason: String| runtime::load_failed(model, reason);
         let binding = session.create_binding().map_err(|e| failed(one_line(e.message())))?;
         let inputs = runtime::declared(session.inputs()).map_err(failed)?;

@@ -53,7 +53,7 @@ impl Runtime for OrtRuntime {
 
     fn load(&self, model: &Path, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
         let failed = |reason: String| load_failed(model, reason);
-        let session = self.session(model, options)?;
+        let session = self.session(GraphSource::File(model), options)?;
         let inputs = declared(session.inputs()).map_err(failed)?;
         let outputs = declared(session.outputs()).map_err(failed)?;
         Ok(Box::new(OrtSession {
@@ -76,20 +76,52 @@ pub(crate) fn run_failed(model: &Path, reason: String) -> RuntimeError {
     RuntimeError::Run { runtime: NAME, model: model.to_path_buf(), reason }
 }
 
+/// Where ONNX Runtime looks for the weights of a graph that comes from memory.
+const WEIGHTS_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// What is loaded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum GraphSource<'a> {
+    File(&'a Path),
+    /// The bytes of an ONNX file, made of a file in whose folder the weights lie.
+    Made {
+        bytes: &'a [u8],
+        from: &'a Path,
+    },
+}
+
+impl<'a> GraphSource<'a> {
+    /// The file that messages name.
+    pub(crate) fn path(self) -> &'a Path {
+        match self {
+            Self::File(path) | Self::Made { from: path, .. } => path,
+        }
+    }
+}
+
 impl OrtRuntime {
     pub(crate) fn session(
         &self,
-        model: &Path,
+        graph: GraphSource<'_>,
         options: &LoadOptions,
     ) -> Result<ort::session::Session, RuntimeError> {
-        let failed = |reason: String| load_failed(model, reason);
+        let failed = |reason: String| load_failed(graph.path(), reason);
         let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
         let builder = configure(builder, options).map_err(failed)?;
         let mut builder = self.place(builder, options)?;
         let permission = permit(!options.released_opsets_only);
-        let session = builder.commit_from_file(model).map_err(|e| failed(one_line(e)))?;
+        let session = match graph {
+            GraphSource::File(path) => builder.commit_from_file(path),
+            GraphSource::Made { bytes, from } => {
+                let folder = from.parent().unwrap_or(Path::new("")).to_string_lossy();
+                builder
+                    .with_config_entry(WEIGHTS_FOLDER, folder)
+                    .map_err(|e| failed(one_line(e)))?
+                    .commit_from_memory(bytes)
+            }
+        };
         drop(permission);
-        Ok(session)
+        session.map_err(|e| failed(one_line(e)))
     }
 
     fn place(&self, builder: SessionBuilder, options: &LoadOptions) -> Result<SessionBuilder, RuntimeError> {

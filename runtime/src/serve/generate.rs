@@ -85,6 +85,8 @@ pub fn generate(
     if prompts.len() != batch {
         return Err(bad("state", format!("it holds {batch} sequences, expected {}", prompts.len())));
     }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    serving.reserve(serving.seen() + longest + options.max_new_tokens)?;
     let started = Instant::now();
     let go_on_at_once = options.resume && prompts.iter().all(Vec::is_empty);
     let likeliest = if go_on_at_once { None } else { Some(serving.prefill(prompts)?) };

@@ -4,22 +4,25 @@ use std::path::{Path, PathBuf};
 
 use crate::decode::bound::BoundDecoder;
 use crate::decode::decoder::Decoder;
+use crate::decode::growing::GrowingDecoder;
+use crate::decode::host::HostDecoder;
 use crate::decode::identity::Model;
 use crate::decode::state_file::{self, SavedState};
-use crate::ort::runtime::OrtRuntime;
+use crate::ort::program::Program;
+use crate::ort::runtime::{GraphSource, OrtRuntime};
 use crate::serve::sample::greedy;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
 use crate::session::{LoadOptions, Runtime};
 use crate::tract::runtime::TractRuntime;
-use dijiang_format::files::DECODE;
+use dijiang_format::files::{DECODE, MODEL};
 use dijiang_format::manifest::Manifest;
 use dijiang_format::serving::{Device, Engine};
 
 /// Prompt tokens fed at a time from bound memory where nothing is said.
 pub const BOUND_SEGMENT: usize = 8192;
-/// And otherwise.
-const SEGMENT: usize = 512;
+/// The same where a graph gives the last token's logits alone, but takes memory for a segment as it comes.
+const GROWING_SEGMENT: usize = 4096;
 
 /// How to serve a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,17 +31,17 @@ pub struct ServingOptions {
     pub device: Device,
     /// Threads inside one operator; the runtime's own choice when absent.
     pub threads: Option<usize>,
-    /// Tokens that a growing cache holds at most; a state of fixed size needs none.
-    pub max_tokens: Option<usize>,
     /// Whether a GPU replays recorded runs of the graphs for bound memory.
     pub cuda_graph: bool,
     /// A directory for ONNX Runtime's profiles of the graphs.
     pub profile: Option<PathBuf>,
     /// Prompt tokens fed at a time, at most; where absent 8,192 into bound memory, which takes fewer for shorter
-    /// prompts and brings no logits to the host, and 512 elsewhere.
+    /// prompts, 4,096 where the graph gives the last logits alone, and 512 where all of them come to the host.
     pub segment: Option<usize>,
     /// The runtime that computes.
     pub engine: Engine,
+    /// Whether graphs that give the logits of all tokens are run, as [`Serving::score`] is fastest with.
+    pub all_logits: bool,
 }
 
 impl Default for ServingOptions {
@@ -47,11 +50,11 @@ impl Default for ServingOptions {
         Self {
             device: Device::Cpu,
             threads: None,
-            max_tokens: None,
             cuda_graph: true,
             profile: None,
             segment: None,
             engine: Engine::Ort,
+            all_logits: false,
         }
     }
 }
@@ -59,120 +62,114 @@ impl Default for ServingOptions {
 /// A loaded bundle with the state of some sequences.
 #[derive(Debug)]
 pub struct Serving {
-    served: Served,
-    /// The model of a bundle; none of a graph that is driven alone.
+    decoder: Box<dyn Decoder>,
+    /// The model of a bundle; none of a decoder that is served alone.
     model: Option<Model>,
 }
 
-/// The two ways to serve.
-#[derive(Debug)]
-enum Served {
-    Bound(Box<BoundDecoder>),
-    Driven(Driven),
-}
-
-/// One graph for prompts and tokens, whose logits come to the host.
-#[derive(Debug)]
-struct Driven {
-    decoder: Decoder,
-    segment: usize,
-    /// Tokens that the state may come to hold.
-    max_tokens: Option<usize>,
-    /// After each row's last token, f32 `[batch, vocabulary]`; none before the first.
-    logits: Option<HostTensor>,
-}
-
 impl Serving {
-    /// Loads a bundle, with an empty state for one sequence.
+    /// Loads a bundle by its own graphs, with an empty state for one sequence.
     pub fn open(bundle: &Path, options: &ServingOptions) -> Result<Self, RuntimeError> {
         let manifest = Manifest::read(bundle)?;
         let model = Some(Model::of(bundle, &manifest)?);
-        let load = LoadOptions {
-            threads: options.threads,
-            device: options.device,
-            released_opsets_only: !manifest.target.needs_unreleased_opset(),
-            ..LoadOptions::default()
-        };
-        let on_gpu = options.device != Device::Cpu && bundle.join(DECODE).exists();
-        if options.engine == Engine::OrtBound || (options.engine == Engine::Ort && on_gpu) {
-            let load =
-                LoadOptions { cuda_graph: options.cuda_graph, profile: options.profile.clone(), ..load };
-            return Ok(Self {
-                served: Served::Bound(Box::new(BoundDecoder::open(
-                    bundle,
-                    &load,
-                    options.segment.unwrap_or(BOUND_SEGMENT),
-                )?)),
-                model,
-            });
+        let load = options.load(&manifest);
+        if options.uses_bound_graphs(bundle) {
+            let load = LoadOptions { cuda_graph: options.cuda_graph, ..load };
+            let load = LoadOptions { profile: options.profile.clone(), ..load };
+            let decoder = BoundDecoder::open(bundle, &load, options.segment.unwrap_or(BOUND_SEGMENT))?;
+            return Ok(Self { decoder: Box::new(decoder), model });
         }
         let runtime: Box<dyn Runtime> = match options.engine {
             Engine::Tract => Box::new(TractRuntime),
             _ => Box::new(OrtRuntime::new()?),
         };
         let file = bundle.join(manifest.serving_graph(options.engine, options.device));
-        let load = load.profiled(options.profile.as_deref(), &file);
-        let mut serving =
-            Self::over(Decoder::new(runtime.load(&file, &load)?)?, options.segment.unwrap_or(SEGMENT));
-        serving.model = model;
-        if let Served::Driven(driven) = &mut serving.served {
-            driven.max_tokens = options.max_tokens;
-        }
-        Ok(serving)
+        let session = runtime.load(&file, &load.profiled(options.profile.as_deref(), &file))?;
+        let decoder = match options.segment {
+            Some(segment) => HostDecoder::with_segment(session, segment)?,
+            None => HostDecoder::new(session)?,
+        };
+        let is_grouped = manifest.target.groups_softmax() && file == bundle.join(MODEL);
+        let decoder = if is_grouped { decoder.grouped() } else { decoder };
+        Ok(Self { decoder: Box::new(decoder), model })
     }
 
-    /// Serves a graph that is loaded already, prompts so many tokens at a time.
-    pub fn over(decoder: Decoder, segment: usize) -> Self {
-        let driven = Driven { decoder, segment, max_tokens: None, logits: None };
-        Self { served: Served::Driven(driven), model: None }
+    /// Loads a bundle by a graph that was made of one of its own and gives the likeliest next token and the last
+    /// token's logits. `graph` is an ONNX file whose weights lie in the bundle.
+    pub fn open_made(bundle: &Path, graph: &[u8], options: &ServingOptions) -> Result<Self, RuntimeError> {
+        let manifest = Manifest::read(bundle)?;
+        let model = Some(Model::of(bundle, &manifest)?);
+        let file = bundle.join(manifest.serving_graph(options.engine, options.device));
+        let load = options.load(&manifest).profiled(options.profile.as_deref(), &file);
+        let source = GraphSource::Made { bytes: graph, from: &file };
+        let program = Program::of(&OrtRuntime::new()?, source, &load)?;
+        let decoder = GrowingDecoder::new(program, options.segment.unwrap_or(GROWING_SEGMENT))?;
+        Ok(Self { decoder: Box::new(decoder), model })
+    }
+
+    /// Serves a decoder that is there already.
+    pub fn over(decoder: Box<dyn Decoder>) -> Self {
+        Self { decoder, model: None }
     }
 
     /// Forgets everything, and serves this many sequences from here on.
     pub fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
-        match &mut self.served {
-            Served::Bound(bound) => bound.start(batch),
-            Served::Driven(driven) => driven.start(batch),
-        }
+        self.decoder.start(batch)
     }
 
-    /// Feeds one prompt per row, as long as each may be, behind what was fed before; gives the likeliest next
-    /// tokens.
+    /// Makes room for this many tokens in all, where the state grows.
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), RuntimeError> {
+        self.decoder.reserve(tokens)
+    }
+
+    /// Declares that this many tokens came before; see [`Decoder::skip_to`].
+    pub fn skip_to(&mut self, tokens: usize) -> Result<(), RuntimeError> {
+        self.decoder.skip_to(tokens)
+    }
+
+    /// Feeds one prompt per row, as long as each may be, after what was fed before. Returns the likeliest next tokens.
     pub fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
         if prompts.iter().any(Vec::is_empty) {
             return Err(bad("prompt", "it has no tokens, expected at least one"));
         }
-        match &mut self.served {
-            Served::Bound(bound) => bound.prefill(prompts).and_then(|next| checked(bound, next)),
-            Served::Driven(driven) => driven.prefill(prompts),
-        }
+        let next = self.decoder.prefill(prompts)?;
+        self.checked(next)
     }
 
-    /// Feeds one token per row; gives the likeliest next ones.
+    /// Feeds one token per row. Returns the likeliest next ones.
     pub fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
-        match &mut self.served {
-            Served::Bound(bound) => bound.decode(tokens).and_then(|next| checked(bound, next)),
-            Served::Driven(driven) => driven.decode(tokens),
+        let next = self.decoder.decode(tokens)?;
+        self.checked(next)
+    }
+
+    /// Feeds rows and returns the log-probabilities of their tokens; see [`Decoder::score`].
+    pub fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f64>>, RuntimeError> {
+        if rows.iter().any(Vec::is_empty) {
+            return Err(bad("rows", "one has no tokens, expected at least one"));
         }
+        self.decoder.score(rows)
     }
 
     /// The logits after each row's last token, f32 `[batch, vocabulary]`.
-    pub fn logits(&mut self) -> Result<HostTensor, RuntimeError> {
-        match &self.served {
-            Served::Bound(bound) => bound.logits(),
-            Served::Driven(driven) => {
-                driven.logits.clone().ok_or_else(|| bad("logits", "no token was fed yet"))
-            }
+    pub fn logits(&self) -> Result<HostTensor, RuntimeError> {
+        self.decoder.logits()
+    }
+
+    /// Graphs give no token where a logit is NaN; the logits then tell which.
+    fn checked(&self, next: Vec<i64>) -> Result<Vec<i64>, RuntimeError> {
+        if next.iter().any(|token| *token < 0) {
+            let logits = self.decoder.logits()?;
+            let width = logits.shape()[1].max(1);
+            logits.to_f32()?.chunks(width).try_for_each(|row| greedy(row).map(|_| ()))?;
         }
+        Ok(next)
     }
 
     /// Writes what was fed so far, as the state that it left, to a file from which [`Serving::load_state`]
     /// goes on with the same numbers.
     pub fn save_state(&self, path: &Path) -> Result<(), RuntimeError> {
         let writer = self.model.as_ref().map(Model::writer).transpose()?;
-        let (state, logits) = match &self.served {
-            Served::Bound(bound) => (bound.state()?, bound.logits().ok()),
-            Served::Driven(driven) => (driven.decoder.state()?, driven.logits.clone()),
-        };
+        let (state, logits) = (self.decoder.state()?, self.decoder.logits().ok());
         state_file::write(path, &state, logits.as_ref(), writer.as_ref())
     }
 
@@ -184,102 +181,42 @@ impl Serving {
         if let Some(model) = &self.model {
             model.check(path, writer)?;
         }
-        let loaded = match &mut self.served {
-            Served::Bound(bound) => bound.set_state(&state, logits),
-            Served::Driven(driven) => driven
-                .decoder
-                .fitted(state)
-                .and_then(|state| driven.decoder.set_state(state))
-                .map(|()| driven.logits = logits),
-        };
-        loaded.map_err(|error| RuntimeError::State { path: path.to_path_buf(), reason: error.to_string() })
+        self.decoder
+            .set_state(state, logits)
+            .map_err(|error| RuntimeError::State { path: path.to_path_buf(), reason: error.to_string() })
     }
 
     /// Bytes of state held now.
     pub fn state_bytes(&self) -> usize {
-        match &self.served {
-            Served::Bound(bound) => bound.state_bytes(),
-            Served::Driven(driven) => driven.decoder.state_bytes(),
-        }
+        self.decoder.state_bytes()
     }
 
     /// Tokens of the longest row so far, padding included.
     pub fn seen(&self) -> usize {
-        match &self.served {
-            Served::Bound(bound) => bound.columns(),
-            Served::Driven(driven) => driven.decoder.history().columns,
-        }
+        self.decoder.columns()
     }
 
     /// Sequences served side by side.
     pub fn batch(&self) -> usize {
-        match &self.served {
-            Served::Bound(bound) => bound.batch(),
-            Served::Driven(driven) => driven.decoder.batch(),
-        }
+        self.decoder.batch()
     }
 }
 
-impl Driven {
-    fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
-        self.logits = None;
-        self.decoder.reset(batch)
+impl ServingOptions {
+    /// Whether a bundle is served by its graphs for bound memory: where they are asked for, and on a GPU.
+    pub fn uses_bound_graphs(&self, bundle: &Path) -> bool {
+        let on_gpu = self.device != Device::Cpu && bundle.join(DECODE).exists();
+        self.engine == Engine::OrtBound || (self.engine == Engine::Ort && on_gpu && !self.all_logits)
     }
 
-    fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
-        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        self.check_room(width)?;
-        let even = prompts.iter().all(|row| row.len() == width);
-        let filled = |row: &Vec<i64>, with: i64| {
-            let mut row = row.clone();
-            row.resize(width, with);
-            row
-        };
-        // Padding is behind, where operators that count the tokens of a row allow it.
-        let ids: Vec<Vec<i64>> = prompts.iter().map(|row| filled(row, 0)).collect();
-        let mask: Vec<Vec<i64>> = prompts.iter().map(|row| filled(&vec![1; row.len()], 0)).collect();
-        let mask = (!even).then_some(mask.as_slice());
-        let logits = self.decoder.prefill(&ids, mask, self.segment)?;
-        self.keep(logits)
-    }
-
-    fn decode(&mut self, tokens: &[i64]) -> Result<Vec<i64>, RuntimeError> {
-        self.check_room(1)?;
-        let ids: Vec<Vec<i64>> = tokens.iter().map(|token| vec![*token]).collect();
-        let logits = self.decoder.feed(&ids, None)?;
-        let [rows, _, vocabulary] = *logits.shape() else {
-            return Err(bad("logits", "they are no [batch, tokens, vocabulary]"));
-        };
-        let last = HostTensor::from_f32(&[rows, vocabulary], &logits.to_f32()?)?;
-        self.keep(last)
-    }
-
-    fn keep(&mut self, logits: HostTensor) -> Result<Vec<i64>, RuntimeError> {
-        let width = logits.shape()[1].max(1);
-        let best = logits.to_f32()?.chunks(width).map(|row| greedy(row).map(|id| id as i64)).collect();
-        self.logits = Some(logits);
-        best
-    }
-
-    fn check_room(&self, tokens: usize) -> Result<(), RuntimeError> {
-        let Some(most) = self.max_tokens.filter(|_| self.decoder.grows()) else { return Ok(()) };
-        let needed = self.decoder.history().columns + tokens;
-        if needed > most {
-            let reason = format!("{needed} tokens do not fit the cache of {most} that was asked for");
-            return Err(bad("max_tokens", reason));
+    fn load(&self, manifest: &Manifest) -> LoadOptions {
+        LoadOptions {
+            threads: self.threads,
+            device: self.device,
+            released_opsets_only: !manifest.target.needs_unreleased_opset(),
+            ..LoadOptions::default()
         }
-        Ok(())
     }
-}
-
-/// The graphs give no token where a logit is NaN; the logits then tell which.
-fn checked(bound: &BoundDecoder, next: Vec<i64>) -> Result<Vec<i64>, RuntimeError> {
-    if next.iter().any(|token| *token < 0) {
-        let logits = bound.logits()?;
-        let width = logits.shape()[1].max(1);
-        logits.to_f32()?.chunks(width).try_for_each(|row| greedy(row).map(|_| ()))?;
-    }
-    Ok(next)
 }
 
 fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {

@@ -1,5 +1,5 @@
 use dijiang_format::dtype::DType;
-use dijiang_runtime::{Decoder, DecoderState, HostTensor, LoadOptions, Runtime};
+use dijiang_runtime::{Decoder, DecoderState, HostDecoder, HostTensor, LoadOptions, Runtime};
 use tract_onnx::pb::tensor_proto::DataType;
 
 use crate::models::{self, ALL, CACHED, LINEAR, Model, Parts, STATELESS};
@@ -7,19 +7,19 @@ use crate::{assert_close, runtimes};
 
 const PROMPT: [i64; 7] = [1, 2, 6, 0, 3, 5, 4];
 
-fn open(runtime: &dyn Runtime, parts: Parts) -> Decoder {
+fn open(runtime: &dyn Runtime, parts: Parts) -> HostDecoder {
     let dir = tempfile::tempdir().unwrap();
     let path = models::decoder(parts).write(dir.path());
-    Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap()
+    HostDecoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap()
 }
 
-fn whole(decoder: &mut Decoder, ids: &[i64]) -> Vec<f32> {
-    decoder.reset(1).unwrap();
+fn whole(decoder: &mut HostDecoder, ids: &[i64]) -> Vec<f32> {
+    decoder.start(1).unwrap();
     decoder.feed(&[ids.to_vec()], None).unwrap().to_f32().unwrap()
 }
 
-fn in_parts(decoder: &mut Decoder, ids: &[i64], size: usize) -> Vec<f32> {
-    decoder.reset(1).unwrap();
+fn in_parts(decoder: &mut HostDecoder, ids: &[i64], size: usize) -> Vec<f32> {
+    decoder.start(1).unwrap();
     let mut logits = Vec::new();
     for part in ids.chunks(size) {
         logits.extend(decoder.feed(&[part.to_vec()], None).unwrap().to_f32().unwrap());
@@ -87,7 +87,7 @@ fn the_size_of_a_state_is_measured() {
     for runtime in runtimes() {
         let dir = tempfile::tempdir().unwrap();
         let path = models::misdeclared().write(dir.path());
-        let mut decoder = Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap();
+        let mut decoder = HostDecoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap();
         assert_eq!((decoder.grows(), decoder.state_bytes()), (false, 16));
         decoder.feed(&[vec![1, 2, 3]], None).unwrap();
         assert_eq!(decoder.state_bytes(), 64, "{}", runtime.name());
@@ -104,8 +104,8 @@ fn padding_on_either_side_changes_no_row() {
             for left in [true, false] {
                 let (ids, mask): (Vec<_>, Vec<_>) = rows.iter().map(|row| padded(row, 7, left)).unzip();
                 for segment in [2, 7, 100] {
-                    decoder.reset(3).unwrap();
-                    decoder.prefill(&ids, Some(&mask), segment).unwrap();
+                    decoder.start(3).unwrap();
+                    decoder.feed_segments(&ids, Some(&mask), segment).unwrap();
                     let next = vec![vec![4]; 3];
                     let together = decoder.feed(&next, None).unwrap().to_f32().unwrap();
                     assert_close(&together, &alone.concat(), 1e-5);
@@ -116,9 +116,9 @@ fn padding_on_either_side_changes_no_row() {
 }
 
 /// The logits of token 4 after a prompt.
-fn prefill_then_step(decoder: &mut Decoder, row: &[i64]) -> Vec<f32> {
-    decoder.reset(1).unwrap();
-    decoder.prefill(&[row.to_vec()], None, 100).unwrap();
+fn prefill_then_step(decoder: &mut HostDecoder, row: &[i64]) -> Vec<f32> {
+    decoder.start(1).unwrap();
+    decoder.feed_segments(&[row.to_vec()], None, 100).unwrap();
     decoder.feed(&[vec![4]], None).unwrap().to_f32().unwrap()
 }
 
@@ -141,8 +141,8 @@ fn prefill_returns_the_last_real_token_of_each_row() {
             let logits = whole(&mut decoder, row);
             logits[logits.len() - models::VOCABULARY..].to_vec()
         });
-        decoder.reset(2).unwrap();
-        let last = decoder.prefill(&ids, Some(&mask), 2).unwrap();
+        decoder.start(2).unwrap();
+        let last = decoder.feed_segments(&ids, Some(&mask), 2).unwrap();
         assert_eq!((last.dtype(), last.shape()), (DType::F32, &[2, models::VOCABULARY][..]));
         assert_close(&last.to_f32().unwrap(), &expected.concat(), 1e-5);
     }
@@ -153,11 +153,11 @@ fn a_state_can_be_kept_and_put_back() {
     for runtime in runtimes() {
         let mut decoder = open(runtime.as_ref(), ALL);
         let expected = whole(&mut decoder, &PROMPT);
-        decoder.reset(1).unwrap();
+        decoder.start(1).unwrap();
         decoder.feed(&[PROMPT[..4].to_vec()], None).unwrap();
         let kept = decoder.state().unwrap();
         decoder.feed(&[vec![1, 1, 1]], None).unwrap();
-        decoder.set_state(kept).unwrap();
+        decoder.set_state(kept, None).unwrap();
         let rest = decoder.feed(&[PROMPT[4..].to_vec()], None).unwrap().to_f32().unwrap();
         assert_close(&rest, &expected[4 * models::VOCABULARY..], 1e-5);
     }
@@ -182,10 +182,10 @@ fn foreign_states_are_refused() {
         spoil(|state| state.history.seen.clear()),
     ];
     for state in cases {
-        let message = decoder.set_state(state).unwrap_err().to_string();
+        let message = decoder.set_state(state, None).unwrap_err().to_string();
         assert!(message.starts_with("state: it"), "{message}");
     }
-    decoder.set_state(good).unwrap();
+    decoder.set_state(good, None).unwrap();
 }
 
 #[test]
@@ -194,11 +194,11 @@ fn wrong_calls_are_refused_and_change_nothing() {
         let mut decoder = open(runtime.as_ref(), ALL);
         decoder.feed(&[vec![1, 2]], None).unwrap();
         let before = decoder.state().unwrap();
-        assert!(decoder.reset(0).is_err());
+        assert!(decoder.start(0).is_err());
         assert!(decoder.feed(&[vec![1], vec![1]], None).is_err());
         assert!(decoder.feed(&[vec![]], None).is_err());
-        assert!(decoder.prefill(&[vec![1]], None, 0).is_err());
-        assert!(decoder.prefill(&[vec![]], None, 4).is_err());
+        assert!(decoder.feed_segments(&[vec![1]], None, 0).is_err());
+        assert!(decoder.feed_segments(&[vec![]], None, 4).is_err());
         // An id outside the vocabulary fails inside the runtime.
         let message = decoder.feed(&[vec![1_000_000]], None).unwrap_err().to_string();
         assert!(message.starts_with(&format!("{} failed to run", runtime.name())), "{message}");
@@ -210,7 +210,7 @@ fn wrong_calls_are_refused_and_change_nothing() {
 fn a_row_of_nothing_but_padding_is_an_error_of_prefill() {
     let runtime = &runtimes()[0];
     let mut decoder = open(runtime.as_ref(), LINEAR);
-    let message = decoder.prefill(&[vec![1, 1]], Some(&[vec![0, 0]]), 1).unwrap_err().to_string();
+    let message = decoder.feed_segments(&[vec![1, 1]], Some(&[vec![0, 0]]), 1).unwrap_err().to_string();
     assert_eq!(message, "input_ids: a row holds no token, expected at least one per row");
 }
 
@@ -234,7 +234,7 @@ fn graphs_of_other_kinds_are_refused_by_name() {
     let message = |model: Model| {
         let dir = tempfile::tempdir().unwrap();
         let session = runtime.load(&model.write(dir.path()), &LoadOptions::default()).unwrap();
-        Decoder::new(session).unwrap_err().to_string()
+        HostDecoder::new(session).unwrap_err().to_string()
     };
     let echo = message(models::echo(&[("x", DataType::Float)]));
     assert_eq!(echo, "`input_ids` does not fit a causal decoder: the graph has no such input");

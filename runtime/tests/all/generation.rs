@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use dijiang_runtime::{Decoder, GenerateOptions, LoadOptions, Serving, Tokenizer, generate};
+use dijiang_runtime::{GenerateOptions, HostDecoder, LoadOptions, Serving, Tokenizer, generate};
 
 use crate::models::{self, ALL, LINEAR};
 use crate::runtimes;
@@ -66,8 +66,8 @@ fn a_bad_tokenizer_file_is_named() {
 
 fn open(dir: &Path, runtime: &dyn dijiang_runtime::Runtime, parts: models::Parts, segment: usize) -> Serving {
     let path = models::decoder(parts).write(dir);
-    let decoder = Decoder::new(runtime.load(&path, &LoadOptions::default()).unwrap()).unwrap();
-    Serving::over(decoder, segment)
+    let session = runtime.load(&path, &LoadOptions::default()).unwrap();
+    Serving::over(Box::new(HostDecoder::with_segment(session, segment).unwrap()))
 }
 
 #[test]
@@ -112,8 +112,10 @@ fn generation_ends_at_a_stop_token_and_at_once_for_zero_tokens() {
     for prompts in [Vec::new(), vec![Vec::new()]] {
         assert!(run(&GenerateOptions { prompts, ..free.clone() }).is_err());
     }
-    let mut serving = open(dir.path(), runtimes()[0].as_ref(), LINEAR, 0);
-    assert!(generate(&mut serving, &tokenizer, &free, &mut |_, _| ()).is_err());
+    let path = models::decoder(LINEAR).write(dir.path());
+    let session = runtimes()[0].load(&path, &LoadOptions::default()).unwrap();
+    let refused = HostDecoder::with_segment(session, 0).unwrap_err().to_string();
+    assert_eq!(refused, "segment: 0 tokens at a time were asked for, expected at least 1");
 }
 
 #[test]

@@ -22,8 +22,9 @@ use std::collections::BTreeMap;
 /// The names of the rotary tables begin so; they stand beside the weights, and nothing trains them.
 pub const TABLES: &str = "grouped_attention.";
 
-const DOMAIN: &str = "com.microsoft";
-const OPERATOR: &str = "GroupQueryAttention";
+/// The operator that writes the new keys and values into the cache it is given.
+pub const DOMAIN: &str = "com.microsoft";
+pub const OPERATOR: &str = "GroupQueryAttention";
 
 /// What the pass calls itself, in errors and as the origin of its nodes.
 const RULE: &str = "grouped_attention";

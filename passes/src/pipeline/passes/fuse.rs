@@ -24,6 +24,8 @@ pub enum Fuse {
     ManyTokens,
     /// Bound memory, one token at a time.
     OneToken,
+    /// Decoding by a served graph that was read again.
+    Decoded,
 }
 
 impl Pass for Fuse {
@@ -35,6 +37,7 @@ impl Pass for Fuse {
         match self {
             Self::Served | Self::ManyTokens => &[Property::Canonical, Property::Lowered],
             Self::OneToken => &[Property::Canonical, Property::Lowered, Property::OneToken],
+            Self::Decoded => &[Property::Lowered],
         }
     }
 
@@ -52,7 +55,7 @@ impl Pass for Fuse {
             Self::ManyTokens => {
                 fuse_for_many(graph)?;
             }
-            Self::OneToken => {
+            Self::OneToken | Self::Decoded => {
                 fuse(graph)?;
             }
         }

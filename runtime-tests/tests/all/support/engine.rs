@@ -2,7 +2,7 @@
 
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::numeric::random::Random;
-use dijiang_runtime::{Decoder, HostTensor, LoadOptions, OrtRuntime, Runtime, TractRuntime};
+use dijiang_runtime::{Decoder, HostDecoder, HostTensor, LoadOptions, OrtRuntime, Runtime, TractRuntime};
 use std::path::Path;
 use std::sync::Once;
 
@@ -42,7 +42,7 @@ pub(crate) enum Side {
 
 /// A loaded graph. Logits come token after token, without those of padding.
 pub(crate) struct Model {
-    pub(crate) decoder: Decoder,
+    pub(crate) decoder: HostDecoder,
 }
 
 impl Model {
@@ -56,7 +56,7 @@ impl Model {
         // One thread: the models are tiny, and tests run side by side.
         let options = LoadOptions { threads: Some(1), ..options.clone() };
         let session = engine.load(file, &options).unwrap_or_else(|e| panic!("{e}"));
-        Self { decoder: Decoder::new(session).unwrap_or_else(|e| panic!("{e}")) }
+        Self { decoder: HostDecoder::new(session).unwrap_or_else(|e| panic!("{e}")) }
     }
 
     /// One row in one call.
@@ -114,7 +114,7 @@ impl Model {
     }
 
     pub(crate) fn reset(&mut self, batch: usize) {
-        self.decoder.reset(batch).unwrap_or_else(|e| panic!("{e}"));
+        self.decoder.start(batch).unwrap_or_else(|e| panic!("{e}"));
     }
 }
 
