@@ -2,10 +2,10 @@
 //! padded to them with zeros, and features of one token are cut into blocks of them.
 
 /// What a state's features and its values are padded to a multiple of, in the order of its axes after batch and heads.
-pub const STATE_BLOCKS: [usize; 2] = [64, 32];
+pub const STATE_MULTIPLES: [usize; 2] = [64, 32];
 
 /// Features of a head that are computed fast, the better first.
-pub const FEATURE_BLOCKS: [usize; 2] = [128, 64];
+pub const BLOCK_WIDTHS: [usize; 2] = [128, 64];
 
 /// Tokens per chunk of `prefill.onnx`, whatever the recipe says for the other forms: a segment is whole chunks, or less
 /// than one. Longer chunks have more scores and shorter ones more states to move; at usual widths both weigh about
@@ -20,8 +20,8 @@ pub fn padded(width: usize, block: usize) -> usize {
 
 /// The block of features that a head of so many is cut into; `None` where it is one block or no whole number of them.
 pub fn feature_block(features: usize) -> Option<usize> {
-    let block = FEATURE_BLOCKS.into_iter().find(|block| features.is_multiple_of(*block))?;
-    (features > 0 && !FEATURE_BLOCKS.contains(&features)).then_some(block)
+    let block = BLOCK_WIDTHS.into_iter().find(|block| features.is_multiple_of(*block))?;
+    (features > 0 && !BLOCK_WIDTHS.contains(&features)).then_some(block)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ pub mod numeric;
 pub mod pattern;
 pub mod pipeline;
 pub mod precision;
-pub mod serve;
+pub mod serving_graph;
 pub mod training;
 
 #[cfg(test)]

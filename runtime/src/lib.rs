@@ -7,8 +7,8 @@
 
 mod decode;
 mod files;
+mod generate;
 mod ort;
-mod serve;
 mod session;
 mod tract;
 
@@ -20,14 +20,14 @@ pub use decode::identity::ModelIdentity;
 pub use decode::state::{DecoderState, History};
 pub use files::output_file::write_file;
 pub use files::temporary;
+pub use generate::continuation::{GenerateOptions, Generated, generate};
+pub use generate::pieces::{Pieces, TextError};
+pub use generate::sample::{Sampler, greedy};
+pub use generate::serving::{BOUND_SEGMENT, Serving, ServingOptions};
+pub use generate::text::{TextStream, Tokenizer};
 pub use ort::device_memory::memory_in_use;
 pub use ort::program::{DeviceTensor, Program};
 pub use ort::runtime::OrtRuntime;
-pub use serve::generate::{GenerateOptions, Generated, generate};
-pub use serve::pieces::{Pieces, TextError};
-pub use serve::sample::{Sampler, greedy};
-pub use serve::serving::{BOUND_SEGMENT, Serving, ServingOptions};
-pub use serve::text::{TextStream, Tokenizer};
 pub use session::error::RuntimeError;
 pub use session::tensor::{HostTensor, TensorError};
 pub use session::wiring::Link;

@@ -9,7 +9,7 @@
 use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
-use crate::serve::bind::is_fixed;
+use crate::ir::walk::is_made_of_constants;
 
 #[derive(Debug)]
 pub struct ConstantFactor;
@@ -31,7 +31,7 @@ fn moved(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let scaled = w.graph.made_by(node.input(0)?, "Mul")?;
     let (x, factor) = (scaled.input(0)?, scaled.input(1)?);
     w.graph.as_scalar(factor)?;
-    let matrix = node.input(1).filter(|matrix| is_fixed(w.graph, *matrix))?;
+    let matrix = node.input(1).filter(|matrix| is_made_of_constants(w.graph, *matrix))?;
     let (x, matrix) = (w.current(x), w.current(matrix));
     let matrix = w.patch.mul(matrix, factor);
     Some(vec![w.patch.matmul(x, matrix)])

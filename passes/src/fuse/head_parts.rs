@@ -8,7 +8,7 @@ use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
-use crate::serve::joined::rows;
+use crate::serving_graph::join_weights::rows;
 use dijiang_format::joined::RowRange;
 
 pub(super) struct HeadParts;

@@ -6,7 +6,7 @@
 use crate::canon::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
-use crate::serve::joined::is_stored;
+use crate::serving_graph::join_weights::is_stored;
 
 pub(super) struct JoinedProducts;
 

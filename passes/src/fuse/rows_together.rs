@@ -9,7 +9,7 @@ use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
-use crate::serve::bind::is_fixed;
+use crate::ir::walk::is_made_of_constants;
 
 pub(super) struct RowsTogether;
 
@@ -80,7 +80,7 @@ fn factor(graph: &Graph, x: ValueId) -> (ValueId, Option<ValueId>) {
 /// `[heads, ·, ·]`, of constants.
 fn is_per_head(graph: &Graph, value: ValueId, heads: u64) -> bool {
     let shape = graph.value(value).ty.shape.as_deref();
-    matches!(shape, Some([Dim::Known(own), _, _]) if *own == heads) && is_fixed(graph, value)
+    matches!(shape, Some([Dim::Known(own), _, _]) if *own == heads) && is_made_of_constants(graph, value)
 }
 
 fn is_row(graph: &Graph, value: ValueId) -> bool {

@@ -1,7 +1,7 @@
 //! Walks along the edges of a graph. A walk visits a value once, however many ways lead to it: `Add(x, x)` forty times
 //! over is forty values, and 2^40 ways.
 
-use super::graph::{Graph, Use, ValueId};
+use super::graph::{Def, Graph, Use, ValueId};
 use std::collections::{BTreeSet, VecDeque};
 
 /// `start` and what follows from it by `next`: the first of them, all that follows from that, then the second.
@@ -51,6 +51,11 @@ pub(crate) fn outputs_behind(graph: &Graph, value: ValueId) -> Vec<ValueId> {
         Use::GraphOutput(_) => &[],
     });
     outputs.flatten().copied().collect()
+}
+
+/// Whether a value is made of constants alone.
+pub(crate) fn is_made_of_constants(graph: &Graph, value: ValueId) -> bool {
+    depth_first(value, |v| inputs_of(graph, v)).all(|v| !matches!(graph.value(v).def, Def::Input))
 }
 
 #[cfg(test)]

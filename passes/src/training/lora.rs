@@ -8,8 +8,8 @@ use crate::feature_map::added::is_added;
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::PatchError;
 use crate::ir::tensor::Tensor;
+use crate::ir::walk::is_made_of_constants;
 use crate::numeric::random::Random;
-use crate::serve::bind::is_fixed;
 use std::collections::BTreeMap;
 
 /// The names of A and B are that of the weight with this behind it.
@@ -154,8 +154,9 @@ fn makes_logits(graph: &Graph, value: ValueId) -> bool {
     while let Some(found) = logits.filter(|found| *found != value) {
         let before = graph.producer(found).map(|(id, _)| graph.node(id));
         let before = before.filter(|node| ["Add", "Cast", "Mul", "Reshape"].iter().any(|op| node.op.is(op)));
-        logits = before
-            .and_then(|node| node.inputs.iter().flatten().copied().find(|input| !is_fixed(graph, *input)));
+        logits = before.and_then(|node| {
+            node.inputs.iter().flatten().copied().find(|input| !is_made_of_constants(graph, *input))
+        });
     }
     logits == Some(value)
 }

@@ -1,6 +1,6 @@
 //! Causal language models driven token by token with their state, behind the trait [`decoder::Decoder`]: by host tensors
 //! ([`host`]), by buffers where it is computed ([`growing`]), and by graphs whose weights and states are bound once
-//! ([`bound`]). Which one serves a bundle is chosen in [`crate::serve`].
+//! ([`bound`]). Which one serves a bundle is chosen in [`crate::generate`].
 
 pub(crate) mod bound;
 pub(crate) mod decoder;

@@ -3,7 +3,7 @@
 use crate::decode::layout::DecoderIo;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
-use dijiang_format::widths::{STATE_BLOCKS, padded};
+use dijiang_format::widths::{STATE_MULTIPLES, padded};
 
 /// Everything a [`Decoder`](super::decoder::Decoder) remembers between two calls.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,7 @@ pub(crate) fn fit(tensor: &HostTensor, shape: &[usize]) -> Result<HostTensor, Ru
     let own = tensor.shape();
     let is_state = own.len() == shape.len() && (3..=4).contains(&own.len()) && own[..2] == shape[..2];
     let widths = || own.iter().copied().zip(shape.iter().copied()).enumerate().skip(2);
-    if !is_state || !widths().zip(STATE_BLOCKS).all(|((_, (a, b)), block)| is_padded(a, b, block)) {
+    if !is_state || !widths().zip(STATE_MULTIPLES).all(|((_, (a, b)), block)| is_padded(a, b, block)) {
         return Ok(tensor.clone());
     }
     let mut found = tensor.clone();

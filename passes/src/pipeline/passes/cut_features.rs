@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::feature_blocks::cut_features;
+use crate::serving_graph::cut_features::cut_features;
 
 #[derive(Debug)]
 pub struct CutFeatures;

@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::joined::as_inputs;
+use crate::serving_graph::join_weights::as_inputs;
 
 #[derive(Debug)]
 pub struct JoinWeights;

@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::bind::keep_last;
+use crate::serving_graph::keep_last::keep_last;
 
 #[derive(Debug)]
 pub struct KeepLast;

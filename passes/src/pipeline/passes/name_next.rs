@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::bind::name_next;
+use crate::serving_graph::name_next::name_next;
 
 #[derive(Debug)]
 pub struct NameNext;

@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::bind::one_token;
+use crate::serving_graph::one_token::one_token;
 
 #[derive(Debug)]
 pub struct OneToken;

@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::state_padding::pad_states;
+use crate::serving_graph::pad_states::pad_states;
 
 #[derive(Debug)]
 pub struct PadStates;

@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serve::bind::weights_as_inputs;
+use crate::serving_graph::weights_as_inputs::weights_as_inputs;
 
 #[derive(Debug)]
 pub struct WeightsAsInputs;

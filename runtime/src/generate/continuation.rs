@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::serve::sample::Sampler;
-use crate::serve::serving::Serving;
-use crate::serve::text::{TextStream, Tokenizer};
+use crate::generate::sample::Sampler;
+use crate::generate::serving::Serving;
+use crate::generate::text::{TextStream, Tokenizer};
 use crate::session::error::RuntimeError;
 
 /// What to generate and how.

@@ -7,7 +7,7 @@
 
 use std::io::Read;
 
-use crate::serve::text::Tokenizer;
+use crate::generate::text::Tokenizer;
 use crate::session::error::RuntimeError;
 
 pub(crate) const PIECE: usize = 1 << 16;

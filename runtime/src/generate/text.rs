@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::serve::pieces::{PIECE, Pieces, TextError};
+use crate::generate::pieces::{PIECE, Pieces, TextError};
 use crate::session::error::{RuntimeError, one_line};
 use tokenizers::Encoding;
 

@@ -13,7 +13,7 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::present_of;
-use dijiang_format::widths::{STATE_BLOCKS, padded};
+use dijiang_format::widths::{STATE_MULTIPLES, padded};
 use std::collections::BTreeMap;
 
 /// Widens what is worth it: a width that would have to double is left alone. Returns whether anything was.
@@ -60,7 +60,7 @@ impl PaddedState {
             Dim::Known(width) => Some((*width, padded(*width as usize, block) as u64)),
             _ => None,
         };
-        let widths = rest.iter().zip(STATE_BLOCKS).map(known).collect::<Option<Vec<_>>>()?;
+        let widths = rest.iter().zip(STATE_MULTIPLES).map(known).collect::<Option<Vec<_>>>()?;
         let grows = widths.iter().any(|(own, wide)| own != wide);
         let lead = [batch.clone(), heads.clone()];
         (grows && widths.len() == rest.len()).then_some(Self {
