@@ -6,6 +6,9 @@ pub const IDS: &str = "input_ids";
 pub const MASK: &str = "attention_mask";
 /// Input: the position of each token, i64 `[batch, sequence]`.
 pub const POSITIONS: &str = "position_ids";
+/// Input of graphs that are made for decoding: where the last token of each row stands among all tokens of the call, row
+/// after row, i64 `[batch, 1]`.
+pub const LAST: &str = "last_tokens";
 /// Output: `[batch, sequence, vocabulary]`.
 pub const LOGITS: &str = "logits";
 /// Output of graphs for bound memory: the likeliest next token, i64 `[batch, sequence]`, or -1 where a logit is NaN.

@@ -4,7 +4,7 @@
 use super::Pass;
 use super::passes::{
     Canonicalize, CutFeatures, ExpandInt4, Fuse, GroupSoftmax, JoinWeights, KeepLast, Linearize, NameNext,
-    OneToken, PadStates, WeightsAsInputs, Widen, Written,
+    OneToken, PadStates, TakeLast, WeightsAsInputs, Widen, Written,
 };
 use dijiang_format::files;
 use dijiang_format::target::Target;
@@ -14,9 +14,9 @@ pub static PREPARE: &[&dyn Pass] = &[&Canonicalize];
 
 /// From the served graph of a bundle to the one that decoding with memory of its own runs: made when a bundle of target
 /// `ort` is opened.
-pub static DECODED: &[&dyn Pass] = &[&KeepLast, &NameNext];
+pub static DECODED: &[&dyn Pass] = &[&TakeLast, &NameNext];
 /// The same for a GPU, which has the fused operators in half precision too.
-pub static DECODED_ON_GPU: &[&dyn Pass] = &[&KeepLast, &NameNext, &Fuse::Decoded];
+pub static DECODED_ON_GPU: &[&dyn Pass] = &[&TakeLast, &NameNext, &Fuse::Decoded];
 
 const ORT: &[Target] = &[Target::Ort];
 const PORTABLE: &[Target] = &[Target::Portable];

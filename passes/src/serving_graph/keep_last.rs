@@ -2,59 +2,63 @@
 //!
 //! *Exact:* the logits of the last token of each row are those of the graph before.
 
-use crate::attention::lower::tokens_first::recent_tokens;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::walk::is_made_of_constants;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::{IDS, LOGITS, MASK};
+use dijiang_format::names::{IDS, LAST, LOGITS, MASK};
 
-/// Leaves of the logits those after the last token of each row, `[batch, 1, vocabulary]`; rows are then padded at the
-/// right. Without a mask nothing is padding.
+/// Leaves of the logits those after the last token of each row, `[batch, 1, vocabulary]`, by the mask of the call; rows
+/// are then padded at the right.
 pub fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
+    let Some(mask) = graph.input(MASK) else { return Ok(()) };
+    keep(graph, "keep_last", |p, x| at_last(p, x, mask))
+}
+
+/// Leaves of the logits those after the token of each row that the new input [`LAST`] says, `[batch, 1, vocabulary]`.
+pub fn take_last(graph: &mut Graph) -> Result<(), PatchError> {
+    let batch = graph.input(IDS).and_then(|ids| graph.value(ids).ty.shape.as_ref()?.first().cloned());
+    let Some(batch) = batch else { return Ok(()) };
+    keep(graph, "take_last", |p, x| {
+        let last = p.input(LAST, DType::I64, vec![batch, 1.into()]);
+        let width = p.rank(x) - 1;
+        let width = p.known_dim(x, width) as i64;
+        let flat = p.reshape(x, &[-1, width]);
+        p.gather(flat, last, 0)
+    })
+}
+
+/// Lets `choose` leave one token of each row before the last product, or of the logits where there is none.
+fn keep(
+    graph: &mut Graph,
+    rule: &'static str,
+    choose: impl FnOnce(&mut Patch<'_>, ValueId) -> ValueId,
+) -> Result<(), PatchError> {
     let Some(logits) = graph.output(LOGITS) else { return Ok(()) };
-    let mask = graph.input(MASK);
     let head = graph
         .made_by(logits, "MatMul")
         .cloned()
         .filter(|head| head.input(1).is_some_and(|weight| is_made_of_constants(graph, weight)));
-    // Of a mask of all tokens, the past included, the last ones are those of the call.
-    let calls = graph.input(IDS).filter(|ids| mask.is_some_and(|mask| differ(graph, *ids, mask)));
     let change = {
-        let mut p = Patch::new(graph, "keep_last");
+        let mut p = Patch::new(graph, rule);
         p.set_scope("last");
-        let mask = match (mask, calls) {
-            (Some(mask), Some(ids)) => Some(recent_tokens(&mut p, mask, ids)),
-            (mask, _) => mask,
-        };
-        match head.as_ref().and_then(|head| Some((head.input(0)?, head.input(1)?))) {
+        let kept = match head.as_ref().and_then(|head| Some((head.input(0)?, head.input(1)?))) {
             Some((hidden, weight)) => {
-                let hidden = at_last(&mut p, hidden, mask);
-                let kept = p.matmul(hidden, weight);
-                p.drop_output(LOGITS);
-                p.output(LOGITS, kept);
+                let hidden = choose(&mut p, hidden);
+                p.matmul(hidden, weight)
             }
-            None => {
-                let kept = at_last(&mut p, logits, mask);
-                p.drop_output(LOGITS);
-                p.output(LOGITS, kept);
-            }
-        }
+            None => choose(&mut p, logits),
+        };
+        p.drop_output(LOGITS);
+        p.output(LOGITS, kept);
         p.finish()
     };
     graph.apply(change).map(|_| ())
 }
 
-/// Whether two inputs have different numbers of columns.
-fn differ(graph: &Graph, a: ValueId, b: ValueId) -> bool {
-    let columns = |id: ValueId| graph.value(id).ty.shape.as_deref().and_then(|dims| dims.get(1).cloned());
-    columns(a) != columns(b)
-}
-
 /// `[batch, sequence, ·]` → `[batch, 1, ·]`: a product with a row of zeros and a one, which any device has.
-fn at_last(p: &mut Patch<'_>, x: ValueId, mask: Option<ValueId>) -> ValueId {
-    let Some(mask) = mask else { return p.slice(x, 1, -1, i64::MAX) };
+fn at_last(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
     let tokens = p.cast(mask, DType::I64);
     let count = p.reduce("ReduceSum", tokens, &[1], true);
     let last = p.add_scalar(count, -1.0);

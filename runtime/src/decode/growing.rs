@@ -12,7 +12,7 @@ use crate::session::Io;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::{IDS, LOGITS, MASK, NEXT, POSITIONS};
+use dijiang_format::names::{IDS, LAST, LOGITS, MASK, NEXT, POSITIONS};
 
 /// Tokens that a cache has room for at first, where nobody says how many will come.
 const FIRST: usize = 512;
@@ -114,6 +114,7 @@ impl Buffers {
 struct Inputs {
     ids: DeviceTensor,
     positions: Option<DeviceTensor>,
+    last: DeviceTensor,
 }
 
 impl GrowingDecoder {
@@ -125,6 +126,9 @@ impl GrowingDecoder {
         let layout = DecoderIo::of(program.inputs(), program.outputs())?;
         if !program.outputs().iter().any(|io| io.name == NEXT) {
             return Err(misfit(NEXT, "the graph has no such output"));
+        }
+        if !program.inputs().iter().any(|io| io.name == LAST) {
+            return Err(misfit(LAST, "the graph has no such input"));
         }
         let is_wide = |io: &Io| io.dtype == DType::I64;
         let integers =
@@ -143,6 +147,14 @@ impl GrowingDecoder {
 
     fn grows(&self) -> bool {
         self.layout.grows()
+    }
+
+    /// New rows without a token, in buffers for `capacity` tokens.
+    fn empty(&mut self, batch: usize, capacity: usize) -> Result<(), RuntimeError> {
+        let rows = Rows::new(&self.programs[0], &self.layout, [batch, capacity], self.vocabulary)?;
+        rows.bind(&mut self.programs, &self.layout)?;
+        (self.rows, self.capacity) = (rows, capacity);
+        Ok(())
     }
 
     /// New rows of a state, in buffers for `capacity` tokens.
@@ -204,11 +216,7 @@ impl Decoder for GrowingDecoder {
         if batch == 0 {
             return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
         }
-        let capacity = if self.grows() { FIRST } else { 0 };
-        let rows = Rows::new(&self.programs[0], &self.layout, [batch, capacity], self.vocabulary)?;
-        rows.bind(&mut self.programs, &self.layout)?;
-        (self.rows, self.capacity) = (rows, capacity);
-        Ok(())
+        self.empty(batch, if self.grows() { FIRST } else { 0 })
     }
 
     fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
@@ -294,8 +302,11 @@ impl Decoder for GrowingDecoder {
     }
 
     fn reserve(&mut self, columns: usize) -> Result<(), RuntimeError> {
-        if !self.grows() || (columns == self.capacity || columns < self.columns()) {
+        if !self.grows() || columns == self.capacity || columns < self.columns() {
             return Ok(());
+        }
+        if self.columns() == 0 {
+            return self.empty(self.batch(), columns);
         }
         let logits = self.logits().ok();
         let state = self.state()?;
@@ -361,7 +372,8 @@ impl Rows {
             Some(inputs) => inputs,
             None => {
                 let positions = layout.positions.map(|dtype| program.allocate(dtype, &shape)).transpose()?;
-                Inputs { ids: program.allocate(layout.ids, &shape)?, positions }
+                let last = program.allocate(DType::I64, &[shape[0], 1])?;
+                Inputs { ids: program.allocate(layout.ids, &shape)?, positions, last }
             }
         };
         inputs.ids.write(&HostTensor::from_i64(&shape, &ids.concat())?)?;
@@ -372,6 +384,8 @@ impl Rows {
             tensor.write(&HostTensor::from_i64(&shape, &positions)?)?;
             program.bind_input(POSITIONS, tensor)?;
         }
+        inputs.last.write(&HostTensor::from_i64(&[shape[0], 1], &last_tokens(shape, mask))?)?;
+        program.bind_input(LAST, &inputs.last)?;
         self.inputs = Some(inputs);
         Ok(())
     }
@@ -404,6 +418,15 @@ impl Rows {
         self.ones = Some(ones);
         Ok(())
     }
+}
+
+/// What the graph takes as [`LAST`]: of a row without a token it is the first place, whose logits nobody reads.
+fn last_tokens([rows, columns]: [usize; 2], mask: Option<&[Vec<i64>]>) -> Vec<i64> {
+    let column = |row: usize| match mask {
+        Some(mask) => mask[row].iter().rposition(|mark| *mark == 1).unwrap_or(0),
+        None => columns.saturating_sub(1),
+    };
+    (0..rows).map(|row| (row * columns + column(row)) as i64).collect()
 }
 
 /// A tensor with zeros after its numbers along the axis in which it is shorter.

@@ -4,7 +4,7 @@ use crate::session::error::RuntimeError;
 use crate::session::wiring::Link;
 use crate::session::{DimSpec, Io};
 use dijiang_format::dtype::DType;
-use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, present_of};
+use dijiang_format::names::{IDS, LAST, LOGITS, MASK, PAST, POSITIONS, present_of};
 
 /// One state: an input of the graph and the output that replaces it.
 #[derive(Clone, Debug)]
@@ -80,7 +80,7 @@ impl DecoderIo {
 
 /// Every input that is no token, mask or position, as a state.
 fn states(inputs: &[Io], outputs: &[Io]) -> Result<Vec<StateIo>, RuntimeError> {
-    let known = |io: &Io| [IDS, MASK, POSITIONS].contains(&io.name.as_str());
+    let known = |io: &Io| [IDS, MASK, POSITIONS, LAST].contains(&io.name.as_str());
     let rest = inputs.iter().enumerate().filter(|(_, io)| !known(io));
     rest.map(|(position, io)| state(position, io, outputs)).collect()
 }

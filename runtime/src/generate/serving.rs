@@ -24,6 +24,11 @@ pub const BOUND_SEGMENT: usize = 8192;
 /// The same where a graph gives the last token's logits alone, but takes memory for a segment as it comes.
 const GROWING_SEGMENT: usize = 4096;
 
+/// A GPU computes longer ones faster.
+fn growing_segment(device: Device) -> usize {
+    if device == Device::Cpu { GROWING_SEGMENT } else { BOUND_SEGMENT }
+}
+
 /// How to serve a bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServingOptions {
@@ -103,7 +108,8 @@ impl Serving {
         let load = options.load(&manifest).profiled(options.profile.as_deref(), &file);
         let source = GraphSource::Made { bytes: graph, from: &file };
         let program = Program::of(&OrtRuntime::new()?, source, &load)?;
-        let decoder = GrowingDecoder::new(program, options.segment.unwrap_or(GROWING_SEGMENT))?;
+        let decoder =
+            GrowingDecoder::new(program, options.segment.unwrap_or(growing_segment(options.device)))?;
         Ok(Self { decoder: Box::new(decoder), model })
     }
 

@@ -46,7 +46,7 @@ pub(super) fn bring_tokens_first(
 }
 
 /// Which tokens of a call are none but padding, i64 `[batch, sequence]`; `by_token` has the tokens on axis 1.
-pub(crate) fn recent_tokens(p: &mut Patch<'_>, mask: ValueId, by_token: ValueId) -> ValueId {
+pub(super) fn recent_tokens(p: &mut Patch<'_>, mask: ValueId, by_token: ValueId) -> ValueId {
     let ones = p.cast(mask, DType::I64);
     let (batch, time) = (p.shape_of(ones, 0, 1), p.shape_of(by_token, 1, 2));
     let (start, end) = (p.neg(time), p.ints(&[i64::MAX]));

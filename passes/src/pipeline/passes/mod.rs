@@ -11,6 +11,7 @@ mod linearize;
 mod name_next;
 mod one_token;
 mod pad_states;
+mod take_last;
 mod weights_as_inputs;
 mod widen;
 
@@ -25,6 +26,7 @@ pub use linearize::{Linearize, Written};
 pub use name_next::NameNext;
 pub use one_token::OneToken;
 pub use pad_states::PadStates;
+pub use take_last::TakeLast;
 pub use weights_as_inputs::WeightsAsInputs;
 pub use widen::Widen;
 
@@ -41,13 +43,14 @@ pub static PASSES: &[&dyn super::Pass] = &[
     &NameNext,
     &OneToken,
     &PadStates,
+    &TakeLast,
     &WeightsAsInputs,
     &Widen,
 ];
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::{PIPELINES, PREPARE};
+    use super::super::table::{DECODED_ON_GPU, PIPELINES, PREPARE};
     use super::*;
     use crate::testing::file_stems;
 
@@ -56,8 +59,11 @@ mod tests {
         let names: Vec<&str> = PASSES.iter().map(|pass| pass.name()).collect();
         assert_eq!(file_stems("src/pipeline/passes"), names);
         for name in names {
-            let used =
-                PREPARE.iter().chain(PIPELINES.iter().flat_map(|row| row.passes)).any(|p| p.name() == name);
+            let used = PREPARE
+                .iter()
+                .chain(DECODED_ON_GPU)
+                .chain(PIPELINES.iter().flat_map(|row| row.passes))
+                .any(|p| p.name() == name);
             assert!(used, "no pipeline has {name}");
         }
     }
