@@ -59,9 +59,15 @@ fn begin(home: &Home, arguments: &str) -> Child {
 
 /// Sends a signal once the child writes beside `X`.
 fn signalled(home: &Home, signal: &str) -> Output {
-    let child = begin(home, &format!("convert {} -o X --force", fixture("llama")));
+    signalled_in(home, "", signal)
+}
+
+/// The same with `X` in a directory.
+fn signalled_in(home: &Home, directory: &str, signal: &str) -> Output {
+    let child = begin(home, &format!("convert {} -o {directory}X --force", fixture("llama")));
     let until = Instant::now() + Duration::from_mins(1);
-    let is_there = || names(home.0.path()).iter().any(|name| name.starts_with(".X.tmp-"));
+    let beside = home.path(directory);
+    let is_there = || beside.is_dir() && names(&beside).iter().any(|name| name.starts_with(".X.tmp-"));
     while !is_there() {
         assert!(Instant::now() < until, "it never began");
         std::thread::sleep(Duration::from_millis(2));
@@ -78,6 +84,10 @@ fn what_a_signal_ends_leaves_nothing() {
         let told = expect(code, &signalled(&home, signal));
         assert_eq!(told, "interrupted: X was not written\n");
         assert_eq!(names(home.0.path()), [""; 0], "{signal}");
+        std::fs::create_dir(home.path("old")).expect("it is made");
+        let told = expect(code, &signalled_in(&home, "old/new/deep/", signal));
+        assert_eq!(told, "interrupted: old/new/deep/X was not written\n");
+        assert_eq!((names(home.0.path()), names(&home.path("old"))), (vec!["old".to_owned()], Vec::new()));
     }
     let home = Home::empty();
     expect(0, &home.run(&format!("convert {} -o X --no-verify", fixture("llama"))));

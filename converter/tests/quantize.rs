@@ -3,6 +3,10 @@
 mod decoder;
 mod home;
 
+use dijiang::bundle::lock::BundleLock;
+use dijiang::convert::requantize::{RequantizeError, RequantizeOptions, requantize};
+use dijiang::report::progress::{Estimate, Progress, Silent};
+use dijiang_format::quantization::Quantization;
 use dijiang_runtime::{Engine, Serving, ServingOptions};
 use home::Home;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -157,4 +161,43 @@ fn bundles_that_cannot_be_quantised_are_refused() {
         home.refused("quantize old -o out"),
         "error: old: what its conversion added is not what this version adds (hint: convert the model anew)"
     );
+}
+
+/// Puts other weights into a bundle while it is compiled.
+struct Trains<'a>(&'a Home);
+
+impl Progress for Trains<'_> {
+    fn estimate(&mut self, _: &Estimate) {}
+
+    fn stage(&mut self, what: &str) {
+        if what == "compiling" {
+            train(self.0, "b");
+        }
+    }
+
+    fn bytes(&mut self, _: &str, _: u64) {}
+
+    fn advance(&mut self, _: u64) {}
+
+    fn done(&mut self) {}
+}
+
+#[test]
+fn a_bundle_that_another_command_writes_is_not_replaced_by_what_it_was() {
+    let home = Home::with("shakespeare", "");
+    let bundle = home.path("b");
+    let quantize = |target: &str, progress: &mut dyn Progress| {
+        let options = RequantizeOptions { weights: Quantization::Int4, force: true, verify: None };
+        requantize(&bundle, &home.path(target), &options, progress).map(|_| ()).expect_err("it is refused")
+    };
+    let error = quantize("out", &mut Trains(&home)).to_string();
+    assert!(error.contains("another file took its place since it was opened (hint: "), "{error}");
+    assert!(!home.path("out").exists());
+    // It is locked before anything of it is read.
+    let lock = BundleLock::acquire(&bundle).expect("nobody holds it");
+    std::fs::write(bundle.join("dijiang.json"), "half a mani").expect("it is written");
+    let error = quantize("b", &mut Silent);
+    assert!(matches!(error, RequantizeError::Lock(_)), "{error}");
+    drop(lock);
+    assert!(matches!(quantize("b", &mut Silent), RequantizeError::Manifest(_)));
 }

@@ -1,7 +1,7 @@
 //! The graphs that serve from bound memory against the serving graph, on the CPU, which runs both.
 #![allow(clippy::print_stderr)]
 
-use dijiang_runtime::{Engine, Serving, ServingOptions};
+use dijiang_runtime::{Engine, ModelIdentity, Serving, ServingOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -268,6 +268,64 @@ fn features_in_blocks_serve_the_numbers_of_the_serving_graph() {
         plain.load_state(&file).expect("a state of the same shape");
         assert_eq!(plain.decode(&next).expect("it runs"), bound.decode(&next).expect("it runs"));
     }
+}
+
+/// A state goes from one target to another, whose operators may read tables of their own beside the weights.
+#[test]
+fn a_state_is_of_its_model_in_every_target() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for recipe in ["softmax", "paper"] {
+        let bundle = |target: &str| {
+            let bundle = dir.path().join(format!("{recipe}-{target}"));
+            convert_to(&bundle, "llama", recipe, &["--target", target]);
+            bundle
+        };
+        let (ort, portable) = (bundle("ort"), bundle("portable"));
+        let identity = |bundle: &Path| ModelIdentity::of(bundle).expect("a bundle");
+        assert_eq!(identity(&ort), identity(&portable), "{recipe}");
+        assert_eq!(identity(&ort), identity(&bundle("onnx27")), "{recipe}");
+        let [mut first, mut second] =
+            [&ort, &portable].map(|bundle| open(bundle, Engine::Tract, 16).expect("tract opens it"));
+        let mut next = first.prefill(&prompts()[..1]).expect("it runs");
+        let file = dir.path().join("state");
+        first.save_state(&file).expect("it is saved");
+        second.load_state(&file).expect("a state of the same model");
+        for _ in 0..4 {
+            let found = second.decode(&next).expect("it runs");
+            next = first.decode(&next).expect("it runs");
+            assert_eq!(found, next);
+            assert_same(&logits(&mut second), &logits(&mut first));
+        }
+    }
+}
+
+/// No weight says how positions are turned.
+#[test]
+fn a_state_of_other_positions_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama");
+    let open = |theta: f64| {
+        let source = dir.path().join(format!("source-{theta}"));
+        std::fs::create_dir(&source).expect("a directory");
+        for entry in std::fs::read_dir(&fixture).expect("the fixture") {
+            let entry = entry.expect("an entry");
+            std::fs::copy(entry.path(), source.join(entry.file_name())).expect("a copy");
+        }
+        let path = source.join("config.json");
+        let text = std::fs::read_to_string(&path).expect("the config");
+        let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        config["rope_theta"] = theta.into();
+        std::fs::write(path, config.to_string()).expect("it is written");
+        let bundle = dir.path().join(format!("bundle-{theta}"));
+        convert_to(&bundle, source.to_str().expect("a name"), "paper", &[]);
+        open(&bundle, Engine::Tract, 16).expect("tract opens it")
+    };
+    let (mut near, mut far) = (open(1e4), open(1e6));
+    near.prefill(&prompts()[..1]).expect("it runs");
+    let file = dir.path().join("state");
+    near.save_state(&file).expect("it is saved");
+    let error = far.load_state(&file).expect_err("it is another model's").to_string();
+    assert!(error.contains("bundle-10000"), "{error}");
 }
 
 /// `fixtures/bundle-0.1.0`: a bundle, and the state after these tokens or their beginning.

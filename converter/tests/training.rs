@@ -408,6 +408,51 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     assert_eq!(setting.weights(), weights);
 }
 
+/// The graphs are below the limit, and the weights above it; nothing else is written behind the last checkpoint.
+#[test]
+fn a_run_whose_weights_cannot_be_written_is_resumed() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::with("adaptive", &["--dtype", "f32"]);
+    let bundle = PathBuf::from(setting.bundle());
+    let (weights, manifest) = (setting.weights(), setting.manifest());
+    let run = |limit: &str, more: &[&str]| {
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
+        let (bundle, data) = (setting.bundle(), setting.data());
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_dijiang"), "finetune", &bundle, "--data", &data]);
+        command.args(["--batch", "4", "--context", "32", "--steps", "4", "--checkpoint-every", "2"]);
+        command.args(["--threads", "1"]).args(more).output().expect("it starts")
+    };
+    let restore = |manifest: &str| {
+        std::fs::write(bundle.join("model.safetensors"), &weights).expect("it is written");
+        std::fs::write(bundle.join("dijiang.json"), manifest).expect("it is written");
+    };
+    assert!(run("unlimited", &[]).status.success());
+    let whole = setting.weights();
+    restore(&manifest);
+    let refused = run("200", &["--resume"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("bundle/model.safetensors: File too large"), "{}", said(&refused));
+    assert!(
+        (setting.weights(), setting.manifest()) == (weights.clone(), manifest.clone()),
+        "it is as it was"
+    );
+    let mut forgetful = Manifest::read(&bundle).expect("a manifest");
+    forgetful.digests = None;
+    let forgetful = forgetful.to_json().expect("JSON");
+    // As it was, and as a kill between the manifest and the weights leaves it.
+    for left in [manifest, forgetful] {
+        restore(&left);
+        let resumed = run("unlimited", &["--resume"]);
+        assert!(resumed.status.success(), "{}", said(&resumed));
+        assert_eq!(setting.compared(), Compared::Matches);
+        assert!(setting.weights() == whole && whole != weights);
+    }
+    assert_eq!(setting.beside(), ["bundle", "text.u16"]);
+}
+
 /// Its numbers are finite in f32, and the form that is trained may give some with them.
 #[test]
 fn a_last_step_that_diverged_is_not_written() {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::io::{ErrorKind, Read};
 
 /// A digest on its way.
 #[derive(Debug, Default)]
@@ -12,6 +13,19 @@ pub struct Hasher(Sha256);
 impl Hasher {
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
+    }
+
+    /// Adds all that there is to read, a block at a time.
+    pub fn read(&mut self, from: &mut dyn Read) -> std::io::Result<()> {
+        let mut block = vec![0; 1 << 20];
+        loop {
+            match from.read(&mut block) {
+                Ok(0) => return Ok(()),
+                Ok(n) => self.update(&block[..n]),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     pub fn finish(self) -> String {

@@ -16,4 +16,5 @@ pub mod quantization;
 pub mod recipe;
 pub mod serving;
 pub mod target;
+pub mod weight_header;
 pub mod widths;

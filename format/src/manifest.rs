@@ -8,6 +8,7 @@ use crate::files;
 use crate::quantization::Quantization;
 use crate::recipe::{MOST_CHUNK, Recipe};
 use crate::target::Target;
+use crate::weight_header::{LENGTH_BYTES, MOST_HEADER};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read as _;
@@ -15,9 +16,6 @@ use std::path::Path;
 
 /// The version of the manifest that is written and read.
 pub const FORMAT: u64 = 1;
-
-/// Longest safetensors header that is read, as the `safetensors` crate has it.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// The contents of `dijiang.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -278,10 +276,10 @@ impl SourceFile {
         let io = |source| ManifestError::Io { file: file.clone(), source };
         let (mut open, described) = Self::open(path).map_err(io)?;
         let bytes = described.bytes;
-        let mut length = [0; 8];
+        let mut length = [0; LENGTH_BYTES];
         open.read_exact(&mut length).map_err(io)?;
         let header = u64::from_le_bytes(length);
-        if header > MAX_HEADER.min(bytes.saturating_sub(8)) {
+        if header > MOST_HEADER.min(bytes.saturating_sub(LENGTH_BYTES as u64)) {
             return Err(ManifestError::Header { file, header, bytes });
         }
         let digest = digest(&mut open.take(header)).map_err(io)?;
@@ -306,13 +304,7 @@ impl SourceFile {
 
 fn digest(from: &mut dyn std::io::Read) -> std::io::Result<String> {
     let mut hasher = Hasher::default();
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match from.read(&mut block)? {
-            0 => break,
-            n => hasher.update(&block[..n]),
-        }
-    }
+    hasher.read(from)?;
     Ok(hasher.finish())
 }
 

@@ -19,6 +19,9 @@ pub const PAST: &str = "past_key_values.";
 /// What the names of states begin with that a graph returns.
 pub const PRESENT: &str = "present.";
 
+/// What the names of weights begin with that hold rotations for one runtime's operator: no part of the model.
+pub const TABLES: &str = "grouped_attention.";
+
 /// A state of one layer, by the last part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {

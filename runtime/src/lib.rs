@@ -18,7 +18,7 @@ pub use decode::decoder::Decoder;
 pub use decode::host::HostDecoder;
 pub use decode::identity::ModelIdentity;
 pub use decode::state::{DecoderState, History};
-pub use files::output_file::write_file;
+pub use files::output_file::{NewFile, write_file};
 pub use files::temporary;
 pub use generate::continuation::{GenerateOptions, Generated, generate};
 pub use generate::pieces::{Pieces, TextError};

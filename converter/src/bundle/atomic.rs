@@ -2,7 +2,7 @@
 
 use super::lock::{BundleLock, LockError};
 use dijiang_format::files;
-use dijiang_runtime::temporary::{self, Temporary};
+use dijiang_runtime::temporary::{self, Temporary, goes_if_empty, is_vacant, parent};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ impl NewBundle {
             let path = show(path);
             move |source| BundleError::Io { path, doing, source }
         };
-        if parent.is_dir() && !target.exists() {
+        if parent.is_dir() && is_vacant(target) {
             restore(target).map_err(failed(parent, "it cannot be read"))?;
         }
         check(target, force)?;
@@ -105,10 +105,10 @@ impl NewBundle {
         };
         sync(&self.path).map_err(failed("its files cannot be made durable"))?;
         check(&self.target, self.force)?;
-        let is_new = !self.target.exists() || is_empty(&self.target);
+        let is_new = is_vacant(&self.target);
         let replaced = self.temporary.place(|| match is_new {
             true => std::fs::rename(&self.path, &self.target),
-            // The old bundle is now in the temporary place, and goes when `self` is dropped.
+            // The old bundle is now in the temporary directory, and goes when `self` is dropped.
             false => exchange(&self.path, &self.target, &self.temporary.aside()),
         });
         if let Err(source) = replaced {
@@ -126,19 +126,16 @@ impl NewBundle {
 }
 
 /// The directories above a bundle that were not there before it. On drop they go again, from the inside out, as far
-/// as they are empty.
+/// as they are empty; where a signal ends the program, too.
 #[derive(Debug)]
 struct NewParents(Vec<PathBuf>);
 
 impl NewParents {
     fn of(parent: &Path) -> Self {
-        Self(
-            parent
-                .ancestors()
-                .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
-                .map(Path::to_owned)
-                .collect(),
-        )
+        let new = parent.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists());
+        let new: Vec<PathBuf> = new.map(Path::to_owned).collect();
+        new.iter().for_each(|directory| goes_if_empty(directory, true));
+        Self(new)
     }
 }
 
@@ -146,6 +143,7 @@ impl Drop for NewParents {
     fn drop(&mut self) {
         // The first that holds something, such as the committed bundle, ends it.
         let _ = self.0.iter().try_for_each(std::fs::remove_dir);
+        self.0.iter().for_each(|directory| goes_if_empty(directory, false));
     }
 }
 
@@ -157,21 +155,13 @@ fn followed(target: &Path) -> PathBuf {
 
 fn check(target: &Path, force: bool) -> Result<(), BundleError> {
     // A link that leads nowhere is something too.
-    if !(target.exists() || target.is_symlink()) || is_empty(target) {
+    if is_vacant(target) && (target.exists() || !target.is_symlink()) {
         return Ok(());
     }
     if !target.join(files::MANIFEST).is_file() {
         return Err(BundleError::NotABundle { path: show(target) });
     }
     if force { Ok(()) } else { Err(BundleError::Exists { path: show(target) }) }
-}
-
-fn is_empty(directory: &Path) -> bool {
-    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-fn parent(target: &Path) -> &Path {
-    target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn show(path: &Path) -> String {
@@ -217,7 +207,7 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Swaps two directories in one step.
+/// Puts the directory `a` in the place of `b`, in one step. What was there is at `a` then, or stands aside.
 fn exchange(a: &Path, b: &Path, aside: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
@@ -226,14 +216,14 @@ fn exchange(a: &Path, b: &Path, aside: &Path) -> io::Result<()> {
     }
 }
 
-/// For file systems that cannot swap: for a moment nothing is at `b`, and what was there stands aside.
+/// For file systems that cannot swap: for a moment nothing is at `b`, and what was there stays aside.
 fn exchange_by_steps(a: &Path, b: &Path, aside: &Path) -> io::Result<()> {
     std::fs::rename(b, aside)?;
     if let Err(e) = std::fs::rename(a, b) {
         std::fs::rename(aside, b)?;
         return Err(e);
     }
-    std::fs::rename(aside, a)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -393,35 +383,42 @@ mod tests {
     /// As a kill between the two renames of swapping by steps leaves it.
     #[test]
     fn a_bundle_that_was_set_aside_comes_back() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let target = directory.path().join("b");
-        write(&target, false, "one").expect("it is new");
-        {
-            // The lock goes with the killed run.
-            let new = NewBundle::begin(&target, true).expect("it begins");
-            fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
-            fs::rename(&target, new.temporary.aside()).expect("it is set aside");
-            new.temporary.leave();
+        for is_made in [false, true] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let target = directory.path().join("b");
+            write(&target, false, "one").expect("it is new");
+            {
+                // The lock goes with the killed run.
+                let new = NewBundle::begin(&target, true).expect("it begins");
+                fs::write(new.path().join(files::MANIFEST), "two").expect("it is written");
+                fs::rename(&target, new.temporary.aside()).expect("it is set aside");
+                new.temporary.leave();
+            }
+            if is_made {
+                fs::create_dir(&target).expect("it is made");
+            }
+            temporary::clean(directory.path()).expect("what is left is removed");
+            assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Exists { .. })));
+            assert_eq!(read(&target), "one");
+            write(&target, true, "three").expect("it is replaced");
+            assert_eq!((read(&target), names(directory.path())), ("three".to_owned(), vec!["b".into()]));
         }
-        assert!(matches!(NewBundle::begin(&target, false), Err(BundleError::Exists { .. })));
-        assert_eq!(read(&target), "one");
-        write(&target, true, "three").expect("it is replaced");
-        assert_eq!((read(&target), names(directory.path())), ("three".to_owned(), vec!["b".into()]));
     }
 
     #[test]
-    fn swapping_by_steps_is_swapping() {
+    fn two_renames_put_one_in_the_place_of_the_other() {
         let directory = tempfile::tempdir().expect("a directory");
-        let [a, b] = ["a", "b"].map(|name| directory.path().join(name));
+        let [a, b, aside] = ["a", "b", "aside"].map(|name| directory.path().join(name));
         for path in [&a, &b] {
             fs::create_dir(path).expect("it is made");
             fs::write(path.join("name"), path.as_os_str().as_encoded_bytes()).expect("it is written");
         }
-        exchange_by_steps(&a, &b, &directory.path().join("aside")).expect("they swap");
-        assert_eq!(fs::read(a.join("name")).expect("it is there"), b.as_os_str().as_encoded_bytes());
-        assert_eq!(names(directory.path()), ["a", "b"]);
-        exchange_by_steps(&directory.path().join("none"), &b, &directory.path().join("aside"))
-            .expect_err("there is nothing to put there");
-        assert_eq!(names(directory.path()), ["a", "b"], "what was there is there");
+        exchange_by_steps(&a, &b, &aside).expect("it is put there");
+        assert_eq!(fs::read(b.join("name")).expect("it is there"), a.as_os_str().as_encoded_bytes());
+        assert_eq!(fs::read(aside.join("name")).expect("it is there"), b.as_os_str().as_encoded_bytes());
+        assert_eq!(names(directory.path()), ["aside", "b"], "nothing is left that could fail");
+        fs::remove_dir_all(&aside).expect("it is removed");
+        exchange_by_steps(&a, &b, &aside).expect_err("there is nothing to put there");
+        assert_eq!(names(directory.path()), ["b"], "what was there is there");
     }
 }

@@ -2,7 +2,8 @@
 //! weight file holds only what is new or was changed.
 //!
 //! Hard links, as runtimes refuse a symbolic one that leaves the bundle. The files are the source's, so nothing may
-//! write to them: what changes weights refuses such a bundle ([`super::manifest::Manifest::float_weights`]).
+//! write to them: what changes weights refuses such a bundle
+//! ([`dijiang_format::manifest::Manifest::own_weights`]).
 
 use dijiang_format::files::LINKED;
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor};

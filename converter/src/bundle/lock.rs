@@ -2,10 +2,10 @@
 //! it is when the bundle is replaced, and in which stands who holds it. The system lets the lock go when its holder
 //! ends, however it ends; a file that a killed command left is taken over by the next.
 
-use dijiang_runtime::temporary::goes_along;
-use std::fs::{File, OpenOptions, TryLockError};
+use dijiang_runtime::temporary::{goes_along, parent};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,6 +25,8 @@ pub enum LockError {
     Held { bundle: PathBuf, holder: String },
     #[error("{}: it is not a lock of dijiang's, and stands where one is needed (hint: move it away)", path.display())]
     Foreign { path: PathBuf },
+    #[error("{}: another user's command has locked the bundle, or left this file behind (hint: wait until it has ended; remove the file if it has)", path.display())]
+    Unreadable { path: PathBuf },
     #[error("{}: it cannot be locked: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -45,7 +47,7 @@ impl BundleLock {
         loop {
             let mut file = match open(&path) {
                 Ok(file) => file,
-                Err(e) if is_closed(&e) => return Self::inside(bundle),
+                Err(e) if is_closed(&e) => return Self::closed(bundle, path),
                 Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                     return Err(LockError::Foreign { path });
                 }
@@ -67,6 +69,14 @@ impl BundleLock {
                 goes_along(&path, true);
                 return Ok(Self { path: Some(path), file: Some(file) });
             }
+        }
+    }
+
+    /// No lock can be opened there: another user's stands there, or nothing.
+    fn closed(bundle: &Path, path: PathBuf) -> Result<Self, LockError> {
+        match std::fs::symlink_metadata(&path) {
+            Ok(_) => Err(LockError::Unreadable { path }),
+            Err(_) => Self::inside(bundle),
         }
     }
 
@@ -115,9 +125,8 @@ fn try_lock(file: &File, bundle: &Path, holder: &str) -> Result<bool, LockError>
 /// The lock's place: beside what the path leads to, so that all paths to a bundle have one lock.
 fn beside(bundle: &Path) -> Option<PathBuf> {
     let real = bundle.canonicalize().or_else(|_| {
-        let parent = bundle.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = bundle.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        Ok::<_, io::Error>(parent.canonicalize()?.join(name))
+        Ok::<_, io::Error>(parent(bundle).canonicalize()?.join(name))
     });
     let real = real.ok()?;
     let mut name = std::ffi::OsString::from(".");
@@ -164,6 +173,8 @@ fn describe(file: &mut File) -> io::Result<()> {
     let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty());
     let host = host.map_or(String::new(), |host| format!(" on {host}"));
     let process = std::process::id();
+    // Other users must see that it is held, whatever is usual for files here.
+    file.set_permissions(Permissions::from_mode(0o644))?;
     file.set_len(0)?;
     file.rewind()?;
     writeln!(file, "{SIGN}{command}` (process {process}{host}, since {})", time(SystemTime::now()))
@@ -247,6 +258,22 @@ mod tests {
         std::os::unix::fs::symlink("elsewhere", &place).expect("it is made");
         assert!(matches!(BundleLock::acquire(&dir.path().join("b")), Err(LockError::Foreign { .. })));
         assert_eq!(names(dir.path()), [".b.dijiang-lock"]);
+    }
+
+    #[test]
+    fn other_users_see_that_it_is_held() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (bundle, path) = (dir.path().join("b"), dir.path().join(".b.dijiang-lock"));
+        fs::write(&path, "").expect("it is written");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("its mode");
+        let lock = BundleLock::acquire(&bundle).expect("nobody holds it");
+        assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o644);
+        drop(lock);
+        // As where it cannot be opened, which root always can.
+        drop(BundleLock::closed(&bundle, path.clone()).expect("there is none"));
+        fs::write(&path, "").expect("it is written");
+        let error = BundleLock::closed(&bundle, path).expect_err("one is there").to_string();
+        assert!(error.ends_with("(hint: wait until it has ended; remove the file if it has)"), "{error}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One file of a bundle replaced by another, whole or not at all.
 
+pub use dijiang_runtime::NewFile;
 use std::path::Path;
 
 /// Writes beside the file, makes that durable, and renames it. The new file has the permissions of the old one.

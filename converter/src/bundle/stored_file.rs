@@ -5,7 +5,7 @@
 use dijiang_passes::ir::tensor::{ReadError, Storage, Tensor};
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -15,6 +15,7 @@ pub struct StoredFile {
     path: PathBuf,
     file: File,
     size: usize,
+    written: (i64, i64),
     problem: OnceLock<ReadError>,
 }
 
@@ -25,12 +26,23 @@ impl StoredFile {
 
     /// A file that is open; `path` is what errors name.
     pub fn of(file: File, path: &Path) -> io::Result<Self> {
-        let size = file.metadata()?.len() as usize;
-        Ok(Self { path: path.to_owned(), file, size, problem: OnceLock::new() })
+        let opened = file.metadata()?;
+        let (size, written) = (opened.len() as usize, time(&opened));
+        Ok(Self { path: path.to_owned(), file, size, written, problem: OnceLock::new() })
     }
 
     pub fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata()
+    }
+
+    /// Whether a file with other contents stands at the path by now: what is made of this one is not made of that. Some
+    /// file systems give the same file another number each time, so its number alone says nothing.
+    fn is_replaced(&self) -> bool {
+        let (Ok(own), Ok(there)) = (self.file.metadata(), std::fs::metadata(&self.path)) else {
+            return false;
+        };
+        let is_other = (own.dev(), own.ino()) != (there.dev(), there.ino());
+        is_other && (there.len(), time(&there)) != (self.size as u64, self.written)
     }
 
     fn failed(&self, error: &io::Error) -> ReadError {
@@ -64,11 +76,20 @@ impl Storage for StoredFile {
     }
 
     fn problem(&self) -> Option<ReadError> {
-        self.problem.get().cloned()
+        let replaced = || {
+            let reason = "another file took its place since it was opened (hint: is another program writing it? Begin again when it is whole)";
+            ReadError { file: self.path.clone(), reason: reason.to_owned() }
+        };
+        self.problem.get().cloned().or_else(|| self.is_replaced().then(replaced))
     }
 }
 
-/// Whether all that was read of the tensors was there.
+/// When the file was written last.
+fn time(file: &Metadata) -> (i64, i64) {
+    (file.mtime(), file.mtime_nsec())
+}
+
+/// Whether all that was read of the tensors was there, in files that are still in their places.
 pub fn check<'a>(mut tensors: impl Iterator<Item = &'a Tensor>) -> Result<(), ReadError> {
     tensors.find_map(Tensor::problem).map_or(Ok(()), Err)
 }
@@ -94,5 +115,21 @@ mod tests {
         let named = check([&x].into_iter()).expect_err("it is short").to_string();
         let expected = "it had 40 bytes when it was opened, and has 10 now (hint: is another program writing it? Begin again when it is whole)";
         assert_eq!(named, format!("{}: {expected}", path.display()));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_named() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("w");
+        std::fs::write(&path, [7; 40]).expect("it is written");
+        let file = Arc::new(StoredFile::open(&path).expect("it opens"));
+        let x = Tensor::view(DType::U8, vec![40], file, 0, 40).expect("a view");
+        std::fs::hard_link(&path, home.path().join("link")).expect("a link");
+        assert_eq!(check([&x].into_iter()), Ok(()));
+        std::fs::write(home.path().join("new"), [8; 41]).expect("it is written");
+        std::fs::rename(home.path().join("new"), &path).expect("it is replaced");
+        assert_eq!(x.bytes().as_ref(), [7; 40], "what was opened is what is read");
+        let named = check([&x].into_iter()).expect_err("it is another").to_string();
+        assert!(named.contains("another file took its place since it was opened (hint: "), "{named}");
     }
 }

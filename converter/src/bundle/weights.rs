@@ -9,6 +9,7 @@ use super::link::{MappedFile, Place};
 use crate::bundle::finite::NotFinite;
 use dijiang_format::digest::{Hasher, WeightDigests, digest};
 use dijiang_format::dtype::DType;
+use dijiang_format::weight_header::LENGTH_BYTES;
 use dijiang_passes::ir::tensor::Tensor;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -19,9 +20,6 @@ use std::sync::Mutex;
 
 /// Start of the elements is a multiple of this.
 const ALIGNMENT: usize = 64;
-
-/// Bytes of the header's length, which come before the header.
-const LENGTH_BYTES: usize = 8;
 
 /// The file could not be laid out.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

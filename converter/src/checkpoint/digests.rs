@@ -6,6 +6,7 @@ use crate::checkpoint::{self, CheckpointError};
 use dijiang_format::digest::{WeightDigests, digest};
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
+use dijiang_format::weight_header::LENGTH_BYTES;
 use dijiang_passes::ir::tensor::{ReadError, SharedBytes, Tensor};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
@@ -56,9 +57,6 @@ pub fn of_file(bytes: &[u8]) -> Result<WeightDigests, safetensors::SafeTensorErr
     let head = bytes.get(..LENGTH_BYTES + header).unwrap_or(bytes);
     Ok(WeightDigests { header: digest(head), tensors })
 }
-
-/// Bytes of the header's length, which come before the header.
-const LENGTH_BYTES: usize = 8;
 
 /// Compares the weight file of a bundle with the digests in its manifest.
 pub fn compare(bundle: &Path, manifest: &Manifest) -> Result<Compared, DigestError> {

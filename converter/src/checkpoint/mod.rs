@@ -7,7 +7,7 @@
 //! - outputs `logits` `[batch, sequence, vocab]`, and per layer `present.{i}.key` and `.value`
 //!   `[batch, kv_heads, past + sequence, head_dim]`.
 //!
-//! Weights are called as in the checkpoint and are views of the mapped files.
+//! Weights are called as in the checkpoint and are views of its files.
 
 mod build;
 mod config;
@@ -36,7 +36,7 @@ use dijiang_passes::ir::tensor::Tensor;
 use families::Family;
 use std::path::{Path, PathBuf};
 
-/// An opened checkpoint: the config is read and understood, the weight files are mapped.
+/// An opened checkpoint: the config is read and understood, the weight files are opened.
 #[derive(Debug)]
 pub struct Checkpoint {
     config: Config,
@@ -124,7 +124,7 @@ impl Checkpoint {
         &self.weights.files
     }
 
-    /// The same files, mapped.
+    /// The same files, opened.
     pub(crate) fn maps(&self) -> &[MappedFile] {
         &self.weights.maps
     }

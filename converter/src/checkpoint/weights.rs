@@ -5,6 +5,7 @@ use super::error::CheckpointError;
 use crate::bundle::link::MappedFile;
 use crate::bundle::stored_file::StoredFile;
 use dijiang_format::dtype::DType;
+use dijiang_format::weight_header::{LENGTH_BYTES, MOST_HEADER};
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
 use memmap2::MmapOptions;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
@@ -16,10 +17,8 @@ use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// A safetensors file begins with the length of its header, a little-endian u64.
-const LENGTH_BYTES: usize = 8;
-/// Bytes of a header that are read, at most: one more than the `safetensors` crate takes.
-const MAX_HEADER: u64 = 100_000_001;
+/// Bytes of a header that are read, at most: one more than is taken, so that a longer one is refused as such.
+const MOST_READ: u64 = MOST_HEADER + 1;
 
 /// The tensors of a checkpoint by name, as views of its files.
 #[derive(Debug)]
@@ -201,7 +200,7 @@ pub fn read_header(
     let size = bytes.size();
     let mut length = [0; LENGTH_BYTES];
     bytes.read(0, &mut length[..size.min(LENGTH_BYTES)]);
-    let length = u64::from_le_bytes(length).min(MAX_HEADER) as usize;
+    let length = u64::from_le_bytes(length).min(MOST_READ) as usize;
     let mut head = vec![0; size.min(LENGTH_BYTES + length)];
     bytes.read(0, &mut head);
     if let Some(problem) = bytes.problem() {

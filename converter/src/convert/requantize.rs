@@ -3,6 +3,7 @@
 //! The weights of a bundle are called as in the checkpoint that it was made from, and its config lies beside them, so
 //! it is converted like that checkpoint. What the conversion added is taken over as it is.
 
+use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
 use crate::convert::source::{self, SourceError};
@@ -30,7 +31,11 @@ pub struct RequantizeOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum RequantizeError {
     #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error("{bundle}: it was changed while it was read (hint: quantize it once more)")]
+    Changed { bundle: String },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
@@ -57,6 +62,10 @@ pub fn requantize(
 ) -> Result<Converted, RequantizeError> {
     progress.stage("reading the bundle");
     let place = || bundle.display().to_string();
+    // A bundle that is replaced stays what it is from the first look at it on.
+    let is_replaced =
+        std::fs::canonicalize(target).is_ok_and(|t| bundle.canonicalize().is_ok_and(|b| b == t));
+    let lock = is_replaced.then(|| BundleLock::acquire(bundle)).transpose()?;
     let manifest = Manifest::float_weights(bundle)?;
     if manifest.source.kind == SourceKind::Onnx {
         return Err(RequantizeError::FromOnnx { bundle: place(), weights: options.weights.name() });
@@ -68,8 +77,13 @@ pub fn requantize(
     let weights = Weights::read(&bundle.join(files::WEIGHTS))?;
     let added = weights.tensors().filter(|(name, _)| is_added(name));
     let added = added.map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
-    let before = Before { manifest, added };
     let opened = source::open(bundle, how.dtype)?;
+    if Manifest::float_weights(bundle)? != manifest {
+        return Err(RequantizeError::Changed { bundle: place() });
+    }
+    let before = Before { manifest, added };
+    // The conversion takes it anew; weights that took the place of these in between are found before it commits.
+    drop(lock);
     let conversion = Conversion { before: Some(&before), ..Conversion::new(bundle, target, &how) };
     convert_opened(opened, conversion, progress).map_err(|error| Box::new(error).into())
 }

@@ -3,6 +3,7 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::finite::NotFinite;
 use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile};
@@ -246,23 +247,10 @@ fn check_finite(new: &Weights, tensors: &BTreeMap<&str, Tensor>) -> Result<(), I
 }
 
 fn is_finite(tensor: &Tensor) -> bool {
-    if !tensor.dtype().is_float() {
-        return true;
-    }
-    let size = tensor.dtype().size();
-    // The bits of an exponent that says NaN or infinity, in the last two bytes.
-    let exponent: u16 = match tensor.dtype() {
-        DType::F16 => 0x7c00,
-        DType::F64 => 0x7ff0,
-        _ => 0x7f80,
-    };
-    let is_number = |element: &[u8]| match element {
-        [.., low, high] => u16::from_le_bytes([*low, *high]) & exponent != exponent,
-        _ => true,
-    };
-    let mut look = |block: &[u8]| match block.chunks_exact(size).all(is_number) {
-        true => Ok(()),
-        false => Err(ControlFlow::Break(())),
+    let mut found = NotFinite::default();
+    let mut look = |block: &[u8]| {
+        found.count(tensor.dtype(), block);
+        if found.is_none() { Ok(()) } else { Err(ControlFlow::Break(())) }
     };
     tensor.for_each_block::<ControlFlow<()>>(&mut look).is_ok()
 }

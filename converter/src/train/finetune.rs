@@ -10,7 +10,7 @@ use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::{Weights, WeightsError};
 use super::{TrainError, memory, plot};
 use crate::bundle::lock::BundleLock;
-use crate::bundle::replace::replace_file;
+use crate::bundle::replace::NewFile;
 use crate::onnx::import;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, SourceFile};
@@ -294,7 +294,8 @@ pub(super) struct Trained<'a> {
 
 /// Puts the trained weights into the bundle, if they are finite as they are stored and the bundle is the one that was
 /// read. The checks of the conversion were of other weights: the manifest forgets them and the digests first, so that
-/// at no time it vouches for what was not checked.
+/// at no time it vouches for what was not checked. All is written before any of it is put in place, so that a disk
+/// that is full leaves the bundle as it was.
 pub(super) fn put_back(
     bundle: &Path,
     manifest: &mut Manifest,
@@ -303,6 +304,7 @@ pub(super) fn put_back(
 ) -> Result<(), TrainError> {
     note_kept(bundle, "has its weights of before or the new ones, all of them");
     let Trained { trainer, perplexity, when } = trained;
+    weights.check_unchanged()?;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
@@ -311,22 +313,29 @@ pub(super) fn put_back(
     if let Some(perplexity) = perplexity.filter(|perplexity| !perplexity.is_finite()) {
         return Err(TrainError::Worthless { when: when.clone(), loss: perplexity.ln() });
     }
-    weights.check_unchanged()?;
     let digests = manifest.digests.take();
     manifest.checks.clear();
     manifest.trained = None;
-    replace_manifest(bundle, manifest)?;
-    weights.replace(&new)?;
+    let first = write_manifest(bundle, manifest)?;
+    let file = weights.write_beside(&new)?;
     manifest.digests = Some(weights.digests(new, digests)?);
-    manifest.trained = Some(SourceFile::describe_whole(&bundle.join(files::WEIGHTS))?);
-    replace_manifest(bundle, manifest)
+    let described = SourceFile::describe_whole(&file.path())?;
+    manifest.trained = Some(SourceFile { name: files::WEIGHTS.to_owned(), ..described });
+    let last = write_manifest(bundle, manifest)?;
+    weights.check_unchanged()?;
+    let Err((path, source)) = NewFile::place_all(&[first, file, last]) else { return Ok(()) };
+    if let Err(e) = weights.restore_manifest() {
+        tracing::warn!("{}: its digests could not be put back: {e}", bundle.join(files::MANIFEST).display());
+    }
+    Err(TrainError::Io { path, source })
 }
 
-fn replace_manifest(bundle: &Path, manifest: &Manifest) -> Result<(), TrainError> {
+/// Beside the one that is there.
+fn write_manifest(bundle: &Path, manifest: &Manifest) -> Result<NewFile, TrainError> {
     let path = bundle.join(files::MANIFEST);
     let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
     let text = manifest.to_json().map_err(|e| io(e.into()))?;
-    replace_file(&path, text.as_bytes()).map_err(io)
+    NewFile::write(&path, text.as_bytes()).map_err(io)
 }
 
 struct Run<'a> {

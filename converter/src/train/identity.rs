@@ -54,7 +54,10 @@ impl RunIdentity {
                 self.weights == found.weights,
                 "the weights of the bundle are others (of another bundle, or trained or imported since)",
             ),
-            (self.conversion == found.conversion, "the bundle was converted in another way"),
+            (
+                self.conversion == found.conversion,
+                "the bundle was converted in another way, or from another source",
+            ),
             (self.data == found.data, "--data holds other tokens"),
             (
                 self.valid == found.valid,

@@ -1,5 +1,6 @@
 //! What a run measured, as JSON lines: one per step.
 
+use crate::bundle::replace::replace_file;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -71,22 +72,20 @@ impl Metrics {
         // The last line of a killed run may be cut short.
         let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let lines = lines.into_iter().filter(|line| line.step <= step).collect::<Vec<_>>();
-        let mut metrics = Self {
-            file: OpenOptions::new().create(true).write(true).truncate(true).open(path)?,
-            lines: Vec::new(),
-        };
-        for line in lines {
-            metrics.add(line)?;
-        }
-        Ok(metrics)
+        let kept = lines.iter().map(text_of).collect::<Result<String, _>>()?;
+        replace_file(&path, kept.as_bytes())?;
+        Ok(Self { file: OpenOptions::new().append(true).open(path)?, lines })
     }
 
     pub fn add(&mut self, line: Line) -> std::io::Result<()> {
-        let text = serde_json::to_string(&line)? + "\n";
-        self.file.write_all(text.as_bytes())?;
+        self.file.write_all(text_of(&line)?.as_bytes())?;
         self.lines.push(line);
         Ok(())
     }
+}
+
+fn text_of(line: &Line) -> serde_json::Result<String> {
+    Ok(serde_json::to_string(line)? + "\n")
 }
 
 #[cfg(test)]
@@ -116,11 +115,15 @@ mod tests {
         drop(metrics);
         let path = dir.path().join(FILE);
         let cut = std::fs::read_to_string(&path).expect("it is there") + "{\"step\": 4, \"tok";
-        std::fs::write(&path, cut).expect("it is written");
+        std::fs::write(&path, &cut).expect("it is written");
+        let before = dir.path().join("before");
+        std::fs::hard_link(&path, &before).expect("a link");
         let mut metrics = Metrics::open(dir.path(), 2).expect("it opens");
         metrics.add(line(3)).expect("it is written");
         let steps: Vec<usize> = metrics.lines.iter().map(|l| l.step).collect();
         assert_eq!(steps, [1, 2, 3]);
         assert_eq!(std::fs::read_to_string(&path).expect("it is there").lines().count(), 3);
+        // A run that is killed while it opens the file leaves it as it was.
+        assert_eq!(std::fs::read_to_string(before).expect("it is there"), cut);
     }
 }

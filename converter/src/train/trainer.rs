@@ -87,7 +87,7 @@ impl TrainerOptions {
         self.cuda_graph && self.device != Device::Cpu
     }
 
-    /// How to load a graph, which says itself what is computed when, see `training::finish`.
+    /// How to load a graph.
     pub(super) fn load(&self, path: &Path, cuda_graph: bool) -> LoadOptions {
         LoadOptions {
             threads: self.threads,

@@ -2,7 +2,7 @@
 //! they are stored in. Nothing moves in the file, so the graphs that point into it stay as they are.
 
 use crate::bundle::finite::NotFinite;
-use crate::bundle::replace::replace_file;
+use crate::bundle::replace::{NewFile, replace_file};
 use crate::bundle::stored_file::StoredFile;
 use crate::checkpoint::digests::of_file;
 use crate::checkpoint::{self, CheckpointError};
@@ -217,17 +217,28 @@ impl Weights {
 
     /// Refuses where another command, or a hand, changed the bundle since these weights were opened.
     pub fn check_unchanged(&self) -> Result<(), WeightsError> {
-        let now = std::fs::metadata(&self.path).map(|file| Stamp::of(&file));
-        match now.is_ok_and(|now| now == self.stamp) && read_manifest(&self.path)? == self.manifest {
+        match self.is_as_opened() && read_manifest(&self.path)? == self.manifest {
             true => Ok(()),
             false => Err(WeightsError::Changed { path: self.path.clone() }),
         }
     }
 
-    /// Replaces the file, whole or not at all.
-    pub fn replace(&self, new: &NewWeights) -> Result<(), WeightsError> {
-        replace_file(&self.path, &new.bytes)
+    /// Writes the new file beside this one.
+    pub fn write_beside(&self, new: &NewWeights) -> Result<NewFile, WeightsError> {
+        NewFile::write(&self.path, &new.bytes)
             .map_err(|source| WeightsError::Io { path: self.path.clone(), source })
+    }
+
+    /// Puts the manifest back as it was, where the weights are still those that it is of.
+    pub fn restore_manifest(&self) -> std::io::Result<()> {
+        match self.is_as_opened() {
+            true => replace_file(&self.path.with_file_name(files::MANIFEST), &self.manifest),
+            false => Ok(()),
+        }
+    }
+
+    fn is_as_opened(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|file| Stamp::of(&file) == self.stamp)
     }
 
     /// The digests of the new file, where `before` are those of this one. What was not trained keeps the digest that it

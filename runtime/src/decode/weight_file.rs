@@ -12,6 +12,7 @@ use crate::session::{DimSpec, Io};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::joined::{self, RowRange};
+use dijiang_format::weight_header::{LENGTH_BYTES, MOST_HEADER};
 
 /// What one tensor is made of.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,17 +116,21 @@ impl WeightFile {
     fn open(path: &Path) -> Result<Self, RuntimeError> {
         let io = |error: std::io::Error| failed(path, error.to_string());
         let mut file = File::open(path).map_err(io)?;
-        let mut length = [0; 8];
+        let mut length = [0; LENGTH_BYTES];
         file.read_exact(&mut length).map_err(io)?;
         let header_length = u64::from_le_bytes(length);
         let whole = file.metadata().map_err(io)?.len();
         if header_length > whole {
             return Err(failed(path, format!("its header is {header_length} bytes, the file {whole}")));
         }
+        if header_length > MOST_HEADER {
+            let reason = format!("its header is {header_length} bytes, expected {MOST_HEADER} at most");
+            return Err(failed(path, reason));
+        }
         let mut header = vec![0; header_length as usize];
         file.read_exact(&mut header).map_err(io)?;
         let header = serde_json::from_slice(&header).map_err(|e| failed(path, e.to_string()))?;
-        Ok(Self { path: path.to_owned(), file, header, start: 8 + header_length })
+        Ok(Self { path: path.to_owned(), file, header, start: LENGTH_BYTES as u64 + header_length })
     }
 
     fn tensor(&mut self, declared: &Io) -> Result<HostTensor, RuntimeError> {
@@ -204,6 +209,19 @@ mod tests {
         assert_eq!(values, [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
         assert_eq!(parts, ["a[1:2:2] [2, 2]", "a[0:1:2] [2, 2]", "b [1, 2]"]);
         assert_eq!(of("b", &[1, 2]).1, ["b [1, 2]"]);
+    }
+
+    /// The file is as long as it says, but holds nothing.
+    #[test]
+    fn a_header_longer_than_any_is_not_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(files::WEIGHTS);
+        std::fs::write(&path, (MOST_HEADER + 1).to_le_bytes()).expect("it is written");
+        let file = File::options().write(true).open(&path).expect("it opens");
+        file.set_len(MOST_HEADER + 9).expect("it is as long");
+        let error = WeightFile::open(&path).map(|_| ()).expect_err("it is refused").to_string();
+        let expected = "its header is 100000001 bytes, expected 100000000 at most";
+        assert!(error.starts_with(&format!("{}: {expected} (hint: ", path.display())), "{error}");
     }
 
     #[test]

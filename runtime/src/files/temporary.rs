@@ -1,15 +1,20 @@
 //! Where something is written until it is whole: a directory beside its place, from which it is renamed into it.
 //!
 //! The directory is called `.NAME.tmp-PID`, and holds a file that says who made it. It is locked while its maker
-//! lives. What a killed run left is removed by the next run that writes to the same place. What has such a name but not
-//! that file is somebody else's, and is never touched.
+//! lives. What a killed run left is removed by the next run of the same user that writes to the same place. What has
+//! such a name but not that file, or is another user's, is never touched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
 
 /// The file that says whose the directory is.
 const OWNER: &str = "made-by-dijiang";
@@ -40,10 +45,16 @@ struct Open {
     notes: BTreeMap<PathBuf, String>,
     /// Files that go with the process.
     files: BTreeSet<PathBuf>,
+    /// Directories that go with it, where nothing is in them.
+    directories: BTreeSet<PathBuf>,
 }
 
-static OPEN: Mutex<Open> =
-    Mutex::new(Open { places: BTreeMap::new(), notes: BTreeMap::new(), files: BTreeSet::new() });
+static OPEN: Mutex<Open> = Mutex::new(Open {
+    places: BTreeMap::new(),
+    notes: BTreeMap::new(),
+    files: BTreeSet::new(),
+    directories: BTreeSet::new(),
+});
 
 fn open() -> MutexGuard<'static, Open> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -52,26 +63,29 @@ fn open() -> MutexGuard<'static, Open> {
 impl Temporary {
     /// Makes one for what is to be at `target`, in the same directory. What killed runs left there goes, as far as it can.
     pub fn beside(target: &Path) -> io::Result<Self> {
+        if let Err(e) = remove_abandoned(target) {
+            tracing::debug!("{}: what killed runs left could not be removed: {e}", target.display());
+        }
         Self::begin(target, Some(target.to_owned()))
     }
 
     fn begin(target: &Path, place: Option<PathBuf>) -> io::Result<Self> {
-        if let Err(e) = remove_abandoned(target) {
-            tracing::debug!("{}: what killed runs left could not be removed: {e}", target.display());
-        }
         let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let first = format!("{}", std::process::id());
         let further = (1..MOST).map(|n| format!("{first}-{n}"));
         let mut open = open();
         for suffix in std::iter::once(first.clone()).chain(further) {
-            let mut own = prefix(name);
+            let mut own = OsString::from(".");
+            own.push(name);
+            own.push(TEMPORARY);
             own.push(suffix);
             let directory = parent(target).join(own);
-            match std::fs::create_dir(&directory) {
+            // What is written may be meant for fewer eyes than the directory around it.
+            match DirBuilder::new().mode(0o700).create(&directory) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
                 Ok(()) => {
-                    let lock = claim(&directory).inspect_err(|_| drop(remove(&directory)))?;
+                    let lock = claim(&directory, File::lock).inspect_err(|_| drop(remove(&directory)))?;
                     open.places.insert(directory.clone(), place);
                     return Ok(Self { directory, lock: Some(lock) });
                 }
@@ -87,7 +101,8 @@ impl Temporary {
         Ok(made)
     }
 
-    /// A directory for what is needed for a while only, where the system has such things.
+    /// A directory for what is needed for a while only, where the system has such things. Other users write there too,
+    /// so what killed runs left there is left to the system.
     pub fn scratch(name: &str) -> io::Result<Self> {
         let made = Self::begin(&std::env::temp_dir().join(name), None)?;
         std::fs::create_dir(made.path())?;
@@ -106,9 +121,14 @@ impl Temporary {
 
     /// Renames what was written into place, which a signal does not break off.
     pub fn place(&self, rename: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        Self::place_all(&[self], rename)
+    }
+
+    /// The same for several, which a signal does not part.
+    pub(crate) fn place_all<E>(all: &[&Self], rename: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         let mut open = open();
         rename()?;
-        open.places.insert(self.directory.clone(), None);
+        open.places.extend(all.iter().map(|temporary| (temporary.directory.clone(), None)));
         Ok(())
     }
 
@@ -130,48 +150,81 @@ impl Drop for Temporary {
     }
 }
 
-/// Says whose a new directory is. It is locked first: what has an owner and no lock is abandoned.
-fn claim(directory: &Path) -> io::Result<File> {
-    let lock = File::open(directory)?;
-    lock.lock()?;
+/// Says whose a new directory is. It is locked first: what has an owner and no lock is abandoned. On a file system
+/// without locks it never is, and so is never removed by others.
+fn claim(directory: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
+    let open = open_directory(directory)?;
+    loop {
+        match lock(&open) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => tracing::debug!("{}: this file system has no locks: {e}", directory.display()),
+            Ok(()) => {}
+        }
+        break;
+    }
     std::fs::write(directory.join(OWNER), OWNER_TEXT)?;
-    Ok(lock)
+    Ok(open)
 }
 
-/// The owner's file goes last, so that after a kill on the way the rest is still known.
+/// Opens a directory, and nothing that a link leads to.
+fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits() as i32;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+fn gone(e: io::Error) -> io::Result<()> {
+    if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }
+}
+
 fn remove(directory: &Path) -> io::Result<()> {
-    let gone = |e: io::Error| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) };
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(e) => return gone(e),
-    };
-    for entry in entries {
+    match open_directory(directory) {
+        Ok(open) => remove_open(directory, &open),
+        Err(e) => gone(e),
+    }
+}
+
+/// The owner's file goes last, so that after a kill on the way the rest is still known. What is removed is in the
+/// directory that is open, whatever stands at its path by now.
+fn remove_open(path: &Path, directory: &File) -> io::Result<()> {
+    empty(directory, Some(OWNER))?;
+    unlinkat(directory, OWNER, AtFlags::empty()).map_err(io::Error::from).or_else(gone)?;
+    std::fs::remove_dir(path).or_else(gone)
+}
+
+/// Removes all that is in a directory, except a file of that name.
+fn empty(directory: &File, except: Option<&str>) -> io::Result<()> {
+    for entry in Dir::read_from(directory)? {
         let entry = entry?;
-        let path = entry.path();
-        match entry.file_type() {
-            _ if entry.file_name() == OWNER => {}
-            Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(&path).or_else(gone)?,
-            _ => std::fs::remove_file(&path).or_else(gone)?,
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") || except.is_some_and(|e| name.to_bytes() == e.as_bytes())
+        {
+            continue;
+        }
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // One of these is said of a directory.
+            Err(Errno::ISDIR | Errno::PERM) => {
+                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                empty(&openat(directory, name, flags, Mode::empty())?.into(), None)?;
+                unlinkat(directory, name, AtFlags::REMOVEDIR).map_err(io::Error::from).or_else(gone)?;
+            }
+            Err(e) => return Err(e.into()),
         }
     }
-    std::fs::remove_file(directory.join(OWNER)).or_else(gone)?;
-    std::fs::remove_dir(directory).or_else(gone)
+    Ok(())
 }
 
-fn parent(target: &Path) -> &Path {
-    target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// The directory that a path lies in.
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn prefix(name: &OsStr) -> OsString {
-    let mut prefix = OsString::from(".");
-    prefix.push(name);
-    prefix.push(TEMPORARY);
-    prefix
-}
-
-/// Whether a name is one that [`Temporary::beside`] gives: `PID` or `PID-N` behind the prefix.
-fn is_own_name(name: &OsStr, prefix: &OsStr) -> bool {
-    name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).is_some_and(has_own_suffix)
+/// The name of the target, where a name is one that [`Temporary::beside`] gives: `.TARGET.tmp-PID` or
+/// `.TARGET.tmp-PID-N`.
+fn target_of(name: &OsStr) -> Option<&OsStr> {
+    let name = name.as_bytes().strip_prefix(b".")?;
+    let mark = name.windows(TEMPORARY.len()).rposition(|part| part == TEMPORARY.as_bytes())?;
+    has_own_suffix(&name[mark + TEMPORARY.len()..]).then(|| OsStr::from_bytes(&name[..mark]))
 }
 
 fn has_own_suffix(rest: &[u8]) -> bool {
@@ -180,56 +233,95 @@ fn has_own_suffix(rest: &[u8]) -> bool {
     numbers.clone().count() <= 2 && numbers.all(is_number)
 }
 
-/// The directories that killed runs left in a directory, of these names, in their order.
-fn abandoned_in(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> io::Result<Vec<PathBuf>> {
+/// What a killed run left.
+struct Abandoned {
+    path: PathBuf,
+    directory: File,
+    target: PathBuf,
+}
+
+impl Abandoned {
+    /// What stands at the path, if a killed run of this user left it.
+    fn at(path: PathBuf, target: PathBuf) -> Option<Self> {
+        let directory = open_directory(&path).ok()?;
+        let is_own = directory.metadata().ok()?.uid() == rustix::process::geteuid().as_raw()
+            && owner(&directory).ok()? == OWNER_TEXT.as_bytes();
+        // Let go at once: a child that is just being started may have the file open too, for a moment.
+        let is_left = is_own && directory.try_lock().is_ok() && directory.unlock().is_ok();
+        is_left.then_some(Self { path, directory, target })
+    }
+
+    /// What was at the target, where it was set aside.
+    fn old(&self) -> Option<PathBuf> {
+        Some(self.path.join(OLD)).filter(|old| old.exists())
+    }
+
+    /// Removes it, unless it holds the only copy of what was at the target.
+    fn remove(&self) -> io::Result<()> {
+        if self.old().is_some() && is_vacant(&self.target) {
+            return Ok(());
+        }
+        remove_open(&self.path, &self.directory)
+    }
+}
+
+/// Whether nothing is there, or a directory with nothing in it.
+pub fn is_vacant(path: &Path) -> bool {
+    !path.exists() || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// What the owner's file says.
+fn owner(directory: &File) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(openat(directory, OWNER, flags, Mode::empty())?);
+    let mut text = Vec::new();
+    file.take(OWNER_TEXT.len() as u64 + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// What killed runs left in a directory, of these targets, in the order of the names.
+fn abandoned_in(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> io::Result<Vec<Abandoned>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        let path = entry.path();
-        let is_own = is_meant(&entry.file_name())
-            && entry.file_type()?.is_dir()
-            && std::fs::read(path.join(OWNER)).is_ok_and(|text| text == OWNER_TEXT.as_bytes());
-        // Let go at once: a child that is just being started may have the file open too, for a moment.
-        if is_own && File::open(&path).is_ok_and(|f| f.try_lock().is_ok() && f.unlock().is_ok()) {
-            found.push(path);
-        }
+        let name = entry.file_name();
+        let Some(target) = target_of(&name).filter(|target| is_meant(target)) else { continue };
+        found.extend(Abandoned::at(entry.path(), directory.join(target)));
     }
-    found.sort();
+    found.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(found)
 }
 
-/// Those that were for the same target.
-fn abandoned(target: &Path) -> io::Result<Vec<PathBuf>> {
+fn abandoned(target: &Path) -> io::Result<Vec<Abandoned>> {
     let Some(name) = target.file_name() else { return Ok(Vec::new()) };
-    let prefix = prefix(name);
-    abandoned_in(parent(target), |name| is_own_name(name, &prefix))
+    abandoned_in(parent(target), |found| found == name)
 }
 
 /// Removes what killed runs left in a directory that is ours, whatever it was for.
 pub fn clean(directory: &Path) -> io::Result<()> {
-    let is_own = |name: &OsStr| {
-        let name = name.as_encoded_bytes();
-        let marked = name.windows(TEMPORARY.len()).rposition(|part| part == TEMPORARY.as_bytes());
-        let prefix = marked.map(|at| &name[..at + TEMPORARY.len()]);
-        name.first() == Some(&b'.') && prefix.is_some_and(|prefix| has_own_suffix(&name[prefix.len()..]))
-    };
-    abandoned_in(directory, is_own)?.iter().try_for_each(|left| remove(left))
+    abandoned_in(directory, |_| true)?.iter().try_for_each(Abandoned::remove)
 }
 
-/// Removes what killed runs left of the same target.
+/// Removes what killed runs left of the same target. What was set aside stays while nothing is at the target.
 pub fn remove_abandoned(target: &Path) -> io::Result<()> {
-    abandoned(target)?.iter().try_for_each(|directory| remove(directory))
+    abandoned(target)?.iter().try_for_each(Abandoned::remove)
 }
 
 /// What a killed run had set aside of the same target ([`Temporary::aside`]).
 pub fn set_aside(target: &Path) -> io::Result<Option<PathBuf>> {
-    Ok(abandoned(target)?.into_iter().map(|directory| directory.join(OLD)).find(|old| old.exists()))
+    Ok(abandoned(target)?.iter().find_map(Abandoned::old))
 }
 
 /// Has [`give_up`] remove a file, such as a lock, as long as it is `there`.
 pub fn goes_along(file: &Path, there: bool) {
     let files = &mut open().files;
     let _ = if there { files.insert(file.to_owned()) } else { files.remove(file) };
+}
+
+/// Has [`give_up`] remove a directory where nothing is in it, as long as it is `there`.
+pub fn goes_if_empty(directory: &Path, there: bool) {
+    let directories = &mut open().directories;
+    let _ = if there { directories.insert(directory.to_owned()) } else { directories.remove(directory) };
 }
 
 /// Has [`give_up`] say, of a file, what is kept in it.
@@ -251,6 +343,10 @@ pub fn give_up() -> Vec<String> {
     for file in &held.files {
         let _ = std::fs::remove_file(file);
     }
+    // From the inside out.
+    for directory in held.directories.iter().rev() {
+        let _ = std::fs::remove_dir(directory);
+    }
     let unchanged = held.places.values().flatten().map(|target| match target.exists() {
         true => format!("{} is as it was", target.display()),
         false => format!("{} was not written", target.display()),
@@ -267,7 +363,7 @@ mod tests {
 
     #[test]
     fn only_names_that_we_give_are_ours() {
-        let is_own = |name: &str| is_own_name(OsStr::new(name), &prefix(OsStr::new("b")));
+        let is_own = |name: &str| target_of(OsStr::new(name)) == Some(OsStr::new("b"));
         for name in [".b.tmp-1", ".b.tmp-4194304", ".b.tmp-17-3"] {
             assert!(is_own(name), "{name}");
         }
@@ -305,5 +401,93 @@ mod tests {
         assert!(!other.exists());
         assert!(foreign.iter().all(|directory| directory.exists()));
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 3);
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn only_its_maker_looks_into_it() {
+        let home = tempfile::tempdir().unwrap();
+        let [own, plain] = ["b", "plain"].map(|name| home.path().join(name));
+        let made = Temporary::directory(&own).unwrap();
+        assert_eq!(mode(&made.directory), 0o700);
+        std::fs::create_dir(&plain).unwrap();
+        assert_eq!(mode(&made.path()), mode(&plain), "what is put in place is as any directory");
+        let scratch = Temporary::scratch("dijiang-test").unwrap();
+        assert_eq!(mode(&scratch.directory), 0o700);
+    }
+
+    #[test]
+    fn a_file_system_without_locks_is_written_to() {
+        let home = tempfile::tempdir().unwrap();
+        let interrupted = std::cell::Cell::new(true);
+        let lock = |_: &File| match interrupted.replace(false) {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Err(io::ErrorKind::Unsupported.into()),
+        };
+        claim(home.path(), lock).unwrap();
+        assert_eq!(std::fs::read_to_string(home.path().join(OWNER)).unwrap(), OWNER_TEXT);
+    }
+
+    /// Only root can give a directory away.
+    #[test]
+    fn what_is_another_users_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("b");
+        let foreign = left(&target);
+        if std::os::unix::fs::chown(&foreign, Some(65534), None).is_err() {
+            return;
+        }
+        remove_abandoned(&target).unwrap();
+        clean(home.path()).unwrap();
+        assert!(foreign.join(NEW).join("weights").exists());
+    }
+
+    #[test]
+    fn what_took_the_place_of_something_abandoned_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let (target, thesis) = (home.path().join("b"), home.path().join("thesis"));
+        let path = left(&target);
+        std::fs::create_dir(&thesis).unwrap();
+        std::fs::write(thesis.join("chapter"), "").unwrap();
+        std::fs::write(thesis.join(OWNER), OWNER_TEXT).unwrap();
+        let found = abandoned(&target).unwrap();
+        std::fs::rename(&path, home.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink(&thesis, &path).unwrap();
+        assert!(found[0].remove().is_err());
+        assert!(thesis.join("chapter").exists() && thesis.join(OWNER).exists());
+        assert!(!home.path().join("moved").join(NEW).exists(), "what was looked at is what is removed");
+        clean(home.path()).unwrap();
+        assert!(thesis.join("chapter").exists());
+    }
+
+    #[test]
+    fn a_scratch_directory_leaves_others_alone() {
+        let target = std::env::temp_dir().join("dijiang-test-scratch");
+        let other = left(&target);
+        drop(Temporary::scratch("dijiang-test-scratch").unwrap());
+        assert!(other.exists());
+        remove_abandoned(&target).unwrap();
+        assert!(!other.exists());
+    }
+
+    #[test]
+    fn the_only_copy_of_what_was_set_aside_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let target = home.path().join("b");
+        let path = left(&target);
+        std::fs::create_dir(path.join(OLD)).unwrap();
+        let tidy = || {
+            remove_abandoned(&target).unwrap();
+            clean(home.path()).unwrap();
+            path.exists()
+        };
+        assert!(tidy());
+        std::fs::create_dir(&target).unwrap();
+        assert!(tidy(), "an empty directory is no copy");
+        std::fs::write(target.join("weights"), "").unwrap();
+        assert!(!tidy());
     }
 }

@@ -1,6 +1,7 @@
 use dijiang_runtime::{
     Engine, HostDecoder, HostTensor, LoadOptions, Runtime, Serving, ServingOptions, TractRuntime, greedy,
 };
+use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 
 use crate::assert_close;
@@ -14,7 +15,7 @@ const MANIFEST: &str = r#"{
   "model": {"family": "onnx", "vocab": 7, "positions": null, "eos": []}, "recipe": {"name": "test"},
   "target": "ort", "dtype": "f32", "seed": 0,
   "sites": [{"name": "h", "layer": 0, "heads": 1, "kv_heads": 1, "head_dim": 4, "lowered": true}],
-  "state": [], "checks": [], "digests": {"header": "DIGEST", "tensors": {}}
+  "state": [], "checks": [], "digests": {"header": "00", "tensors": {"w": "DIGEST"}}
 }"#;
 
 /// A bundle of a test model, under the name by which tract finds it.
@@ -193,15 +194,19 @@ fn bundles_without_digests_are_told_apart_by_their_weights() {
     let manifest = dir.path().join("dijiang.json");
     let text = std::fs::read_to_string(&manifest)
         .unwrap()
-        .replace(r#", "digests": {"header": "00", "tensors": {}}"#, "");
+        .replace(r#", "digests": {"header": "00", "tensors": {"w": "00"}}"#, "");
     std::fs::write(&manifest, text).unwrap();
     let (file, weights) = (dir.path().join("state"), dir.path().join("model.safetensors"));
-    std::fs::write(&weights, "one").unwrap();
+    let write = |text: &str| {
+        let view = TensorView::new(Dtype::U8, vec![3], text.as_bytes()).unwrap();
+        std::fs::write(&weights, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+    };
+    write("one");
     let mut serving = open(dir.path(), 3);
     serving.prefill(&[vec![1, 2]]).unwrap();
     serving.save_state(&file).unwrap();
     open(dir.path(), 3).load_state(&file).unwrap();
-    std::fs::write(&weights, "two").unwrap();
+    write("two");
     assert!(open(dir.path(), 3).load_state(&file).is_err());
 }
 
