@@ -2,8 +2,8 @@
 
 use crate::onnx::import::import;
 use dijiang_format::manifest::Manifest;
+use dijiang_format::names::TABLES;
 use dijiang_format::serving::{Device, Engine};
-use dijiang_passes::attention::lower::grouped::TABLES;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use std::path::Path;
 

@@ -4,7 +4,7 @@
 use super::error::{CheckpointError, SHOWN, listed};
 use super::families::Family;
 use super::weights::{Stored, Weights};
-use dijiang_passes::attention::lower::grouped::TABLES;
+use dijiang_format::names::TABLES;
 use dijiang_passes::feature_map::added;
 use std::collections::BTreeSet;
 

@@ -12,7 +12,7 @@ use crate::report::progress::Progress;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
-use dijiang_passes::attention::lower::grouped::TABLES;
+use dijiang_format::names::TABLES;
 use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;

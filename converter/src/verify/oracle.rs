@@ -4,7 +4,7 @@ use super::{VerifyError, features};
 use crate::bundle::stored_file;
 use crate::onnx::import::import;
 use dijiang_format::dtype::DType;
-use dijiang_passes::attention::lower::grouped::TABLES;
+use dijiang_format::names::TABLES;
 use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::shape::Dim;

@@ -17,10 +17,8 @@ use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::TABLES;
 use std::collections::BTreeMap;
-
-/// The names of the rotary tables begin so; they stand beside the weights, and nothing trains them.
-pub const TABLES: &str = "grouped_attention.";
 
 /// The operator that writes the new keys and values into the cache it is given.
 pub const DOMAIN: &str = "com.microsoft";
