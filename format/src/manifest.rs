@@ -5,13 +5,14 @@
 use crate::digest::{Hasher, WeightDigests};
 use crate::dtype::DType;
 use crate::files;
+use crate::place::NoBundle;
 use crate::quantization::Quantization;
 use crate::recipe::{MOST_CHUNK, Recipe};
 use crate::target::Target;
 use crate::weight_header::{LENGTH_BYTES, MOST_HEADER};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 /// The version of the manifest that is written and read.
@@ -156,8 +157,8 @@ pub struct Model {
 /// Why a manifest, or a file it describes, could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    #[error("{file}: {source} (hint: a bundle is what `dijiang convert` writes)")]
-    NoBundle { file: String, source: std::io::Error },
+    #[error("{0}")]
+    NoBundle(NoBundle),
     #[error("{file}: {source}")]
     Io { file: String, source: std::io::Error },
     #[error("{file}: {reason} (hint: was it written by dijiang?)")]
@@ -217,8 +218,10 @@ impl Manifest {
     pub fn read(bundle: &Path) -> Result<Self, ManifestError> {
         let path = bundle.join(files::MANIFEST);
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ManifestError::NoBundle { file: file.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => ManifestError::NoBundle(NoBundle::at(bundle)),
+            _ => ManifestError::Io { file: file.clone(), source },
+        })?;
         Self::parse(&text, &file)
     }
 
