@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint.
 
+use dijiang_format::words::counted;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::tensor::ReadError;
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ pub enum CheckpointError {
         path.display()
     )]
     WrongLength { path: PathBuf, found: u64, expected: u64 },
-    #[error("{}: shard `{shard}` is missing; the index names it for {tensors} tensors, fetch it again", index.display())]
+    #[error("{}: shard `{shard}` is missing; the index names it for {}, fetch it again", index.display(), counted(*tensors, "tensor"))]
     MissingShard { index: PathBuf, shard: String, tensors: usize },
     #[error("{}: tensor `{tensor}` should be in shard `{shard}`, but is not there; index and shards do not belong together", index.display())]
     NotInShard { index: PathBuf, shard: String, tensor: String },
@@ -74,9 +75,9 @@ pub(super) const SHOWN: usize = 3;
 /// ``2 tensors (`a`, `b`)``, or ``100 tensors (`a`, `b`, `c` and 97 more)``: `names` are the first of `count`.
 pub(super) fn listed(names: &[String], count: usize) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    let tensors = if count == 1 { "tensor" } else { "tensors" };
+    let tensors = counted(count, "tensor");
     match count.saturating_sub(names.len()) {
-        0 => format!("{count} {tensors} ({})", quoted.join(", ")),
-        more => format!("{count} {tensors} ({} and {more} more)", quoted.join(", ")),
+        0 => format!("{tensors} ({})", quoted.join(", ")),
+        more => format!("{tensors} ({} and {more} more)", quoted.join(", ")),
     }
 }

@@ -4,6 +4,7 @@ use super::training::{Common, progress};
 use super::{Failure, Outcome, numbers, show};
 use crate::train::calibrate::{CalibrateOptions, calibrate};
 use crate::train::schedule::{Schedule, Shape};
+use dijiang_format::words::counted;
 use std::path::PathBuf;
 
 /// Fit what the conversion added to the attentions it replaced, before fine-tuning.
@@ -46,8 +47,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     }
     match &done.fit {
         Some(fit) => show::line(&format!(
-            "features of {} heads fitted{}; attention weight error {:.4}, before {:.4}",
-            fit.heads,
+            "features of {} fitted{}; attention weight error {:.4}, before {:.4}",
+            counted(fit.heads, "head"),
             if fit.kept { "" } else { ", and taken back as the loss rose" },
             fit.error,
             fit.error_before
@@ -59,10 +60,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::line(&format!("attention error {error:.4}, before {before:.4}"));
     }
     show::line(&format!(
-        "{} steps, {} tokens, {} parameters in {:.0} s; validation perplexity {:.2}, before {:.2}",
-        done.steps,
-        done.tokens,
-        done.trained_parameters,
+        "{}, {}, {} in {:.0} s; validation perplexity {:.2}, before {:.2}",
+        counted(done.steps, "step"),
+        counted(done.tokens, "token"),
+        counted(done.trained_parameters, "parameter"),
         done.seconds,
         done.valid_perplexity,
         done.valid_perplexity_before

@@ -11,6 +11,7 @@ use dijiang_format::dtype::DType;
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::Attention;
 use dijiang_format::target::Target;
+use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::ir::patch::Step;
 use serde_json::json;
@@ -154,7 +155,7 @@ fn stop_after(patches: usize, args: &Args, options: &ConvertOptions) -> Result<O
     match partial.stopped {
         true => show::line(&format!("{target}: as it is after patch {}; not verified", partial.patches)),
         false => show::line(&format!(
-            "{target}: all {} patches were applied, and there are no more; not verified",
+            "{target}: there are no more patches after {}; not verified",
             partial.patches
         )),
     }
@@ -199,8 +200,10 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
         (_, n) => format!(", and {n} stay softmax"),
     };
     show::line(&format!(
-        "{}: {lowered} of {all} attentions are linear{rest} (recipe {}, target {}, {}{})",
+        "{}: {lowered} of {} {} linear{rest} (recipe {}, target {}, {}{})",
         args.output.display(),
+        counted(all, "attention"),
+        if all == 1 { "is" } else { "are" },
         args.recipe,
         args.target,
         converted.dtype,

@@ -6,6 +6,7 @@ use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::teacher::{Source, TeacherOptions};
 use crate::train::trainer::{NEW_RATE, WEIGHT_DECAY};
+use dijiang_format::words::counted;
 use std::path::PathBuf;
 
 /// Train a bundle on text until it has recovered from the conversion.
@@ -79,10 +80,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         return Ok(Outcome::Fine);
     }
     show::line(&format!(
-        "{} steps, {} tokens, {} parameters in {:.0} s; validation perplexity {:.2}, before {:.2}",
-        done.steps,
-        done.tokens,
-        done.trained_parameters,
+        "{}, {}, {} in {:.0} s; validation perplexity {:.2}, before {:.2}",
+        counted(done.steps, "step"),
+        counted(done.tokens, "token"),
+        counted(done.trained_parameters, "parameter"),
         done.seconds,
         done.valid_perplexity,
         done.valid_perplexity_before

@@ -3,6 +3,7 @@
 use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::torch::import::{Imported, import_weights};
+use dijiang_format::words::counted;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -46,13 +47,16 @@ fn print_json(args: &Args, imported: &Imported) {
 
 fn print_text(args: &Args, imported: &Imported) {
     show::line(&format!(
-        "{}: {} tensors from {}",
+        "{}: {} from {}",
         args.bundle.display(),
-        imported.tensors,
+        counted(imported.tensors, "tensor"),
         args.file.display()
     ));
     for ((from, to), tensors) in &imported.cast {
-        show::line(&format!("  {tensors} of them were {from} and are stored as {to}, as the bundle was"));
+        show::line(&format!(
+            "  stored as {to}, as the bundle was: {} of {from}",
+            counted(*tensors, "tensor")
+        ));
     }
     show::note(&format!(
         "the checks of the conversion were of other weights: dijiang verify {}",

@@ -5,6 +5,7 @@ use super::{Failure, Outcome, numbers, show};
 use crate::synth::shapes::{self, SHAPES, Shape};
 use crate::synth::{SynthOptions, synth};
 use dijiang_format::dtype::DType;
+use dijiang_format::words::counted;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -55,11 +56,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         }));
     } else {
         show::line(&format!(
-            "{}: {}, {} parameters in {} tensors, {} bytes",
+            "{}: {}, {} in {}, {} bytes",
             args.output.display(),
             args.shape.name,
-            written.parameters,
-            written.tensors,
+            counted(written.parameters, "parameter"),
+            counted(written.tensors, "tensor"),
             written.bytes
         ));
     }

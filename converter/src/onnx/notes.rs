@@ -2,6 +2,7 @@
 
 use crate::bundle::finite::NotFinite;
 use crate::report::message::shown;
+use dijiang_format::words::counted;
 use dijiang_passes::ir::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -40,7 +41,7 @@ impl Notes {
 
     pub(super) fn finish(mut self) -> Vec<String> {
         for (op, (count, first)) in &self.opaque {
-            let nodes = if *count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
+            let nodes = counted(*count, "node");
             self.lines.push(format!(
                 "operator {} ({nodes}, first `{}`) is not known: it is kept as it is, and nothing is inferred of its outputs",
                 shown(op),

@@ -6,6 +6,7 @@ use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
 use crate::serving::OpenError;
 use dijiang_format::manifest::ManifestError;
+use dijiang_format::words::counted;
 use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::canon::CanonError;
 use dijiang_passes::ir::tensor::ReadError;
@@ -90,11 +91,11 @@ pub enum TrainError {
     #[error("--train lora:{rank}: the linear layers of this model have a rank of {most} at most")]
     Rank { rank: u64, most: u64 },
     #[error(
-        "{}: it has {found} tokens, expected the {expected} of the bundle it is to teach (hint: a bundle of the same model)",
-        bundle.display()
+        "{}: it has {}, expected the {expected} of the bundle it is to teach (hint: a bundle of the same model)",
+        bundle.display(), counted(*found, "token")
     )]
     TeacherVocabulary { bundle: PathBuf, found: u64, expected: u64 },
-    #[error("the model has {positions} positions, and --context asks for {context}")]
+    #[error("the model has {}, and --context asks for {context}", counted(*positions, "position"))]
     Positions { positions: u64, context: usize },
     #[error(
         "--max-tokens {most}: a row takes --context {context} tokens, and only whole rows are measured (hint: --max-tokens {context} or more, or a smaller --context)"
