@@ -1,6 +1,7 @@
 //! Training text: read, tokenised, joined to one stream, and cut into windows.
 
 use dijiang_format::digest::Hasher;
+use dijiang_format::words::counted;
 use dijiang_passes::numeric::random::Random;
 use dijiang_runtime::{RuntimeError, TextError, Tokenizer};
 use std::fs::File;
@@ -16,8 +17,8 @@ pub enum DataError {
     #[error("{}: it holds no tokens", path.display())]
     Empty { path: PathBuf },
     #[error(
-        "the data holds {found} {}, expected at least {needed}: a window of --context {context} (hint: more data, or a smaller --context)",
-        if *found == 1 { "token" } else { "tokens" }
+        "the data holds {}, expected at least {needed}: a window of --context {context} (hint: more data, or a smaller --context)",
+        counted(*found, "token")
     )]
     Short { found: usize, needed: usize, context: usize },
     #[error("{}: token {id} at {at} is not one of the model's {vocab} (hint: was it tokenised for another model?)", path.display())]
@@ -30,8 +31,9 @@ pub enum DataError {
     Width { path: PathBuf, bytes: usize, width: usize },
     #[error("{}: it is not UTF-8 text (hint: .u16 and .u32 files hold tokens, .jsonl texts)", path.display())]
     NotText { path: PathBuf },
-    #[error("{}: {source}", path.display())]
-    Tokenizer { path: PathBuf, source: RuntimeError },
+    /// It names its file itself.
+    #[error(transparent)]
+    Tokenizer(RuntimeError),
 }
 
 /// How texts become tokens.
@@ -165,7 +167,7 @@ impl Reader<'_> {
             let piece = piece.map_err(|error| match error {
                 TextError::Io(source) => DataError::Io { path: path.to_owned(), source },
                 TextError::NotText => DataError::NotText { path: path.to_owned() },
-                TextError::Tokenizer(source) => DataError::Tokenizer { path: path.to_owned(), source },
+                TextError::Tokenizer(source) => DataError::Tokenizer(source),
             })?;
             is_empty = false;
             if self.add(path, &piece, begin)?.is_break() {
@@ -179,7 +181,7 @@ impl Reader<'_> {
 }
 
 fn load(path: &Path) -> Result<Tokenizer, DataError> {
-    Tokenizer::load(path).map_err(|source| DataError::Tokenizer { path: path.to_owned(), source })
+    Tokenizer::load(path).map_err(DataError::Tokenizer)
 }
 
 /// The digest of a stream, whatever files it was read from.

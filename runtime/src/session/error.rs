@@ -1,10 +1,11 @@
 //! Everything that can go wrong here, each case printed as one line that says where and what was expected.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::session::tensor::TensorError;
 use dijiang_format::dtype::DType;
 use dijiang_format::manifest::ManifestError;
+use dijiang_format::place::NOTHING;
 use dijiang_format::serving::Device;
 
 /// An error of a runtime, a decoder or a generation.
@@ -193,7 +194,7 @@ pub enum RuntimeError {
         bundle: PathBuf,
     },
     /// A tokenizer file cannot be read, or cannot code a text.
-    #[error("tokenizer {}: {reason}", path.display())]
+    #[error("{}", tokenizer_fault(path, reason))]
     Tokenizer {
         /// The tokenizer file.
         path: PathBuf,
@@ -206,4 +207,14 @@ pub enum RuntimeError {
 pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
     let message = message.to_string();
     message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn tokenizer_fault(path: &Path, reason: &str) -> String {
+    let place = path.display();
+    match path.exists() {
+        true => format!("tokenizer {place}: {reason}"),
+        false => format!(
+            "{place}: {NOTHING} (hint: copy the model's own tokenizer.json there; `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)` of transformers writes one)"
+        ),
+    }
 }
