@@ -131,7 +131,7 @@ fn the_bundle_gets_the_code_and_a_config_that_names_it() {
 #[test]
 fn bundles_without_pytorch_code_are_refused() {
     let home = Home::with("llama", "");
-    insta::assert_snapshot!(home.refused("export-torch nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
+    insta::assert_snapshot!(home.refused("export-torch nowhere"), @"error: nowhere: there is no such file or directory (hint: a bundle is what `dijiang convert MODEL -o nowhere` writes)");
     let set = |key: &str, inner: &str, value: &str| {
         let mut manifest = home.json("bundle/dijiang.json");
         manifest[key][inner] = json!(value);
@@ -185,7 +185,7 @@ fn checks_of_other_weights_are_forgotten() {
 #[test]
 fn weights_that_do_not_fit_are_refused() {
     let home = Home::with("llama", "");
-    insta::assert_snapshot!(home.refused("import-weights bundle nowhere.safetensors"), @"error: nowhere.safetensors: cannot be read: No such file or directory (os error 2)");
+    insta::assert_snapshot!(home.refused("import-weights bundle nowhere.safetensors"), @"error: nowhere.safetensors: there is no such file or directory (hint: `dijiang import-weights --help` says what FILE takes)");
     insta::assert_snapshot!(home.import_refused(|t| drop(t.remove(NORM))), @"error: new.safetensors: tensor `model.norm.weight` is missing; the bundle has it with shape [64]");
     insta::assert_snapshot!(home.import_refused(|t| drop(t.insert("model.extra".to_owned(), t[NORM].clone()))), @"error: new.safetensors: the bundle has no tensor `model.extra`");
     insta::assert_snapshot!(home.import_refused(|t| drop(t.insert(format!("module.{NORM}"), t[NORM].clone()))), @"error: new.safetensors: the bundle has no tensor `module.model.norm.weight` (hint: save the model inside the wrapper that adds `module.`)");

@@ -12,6 +12,7 @@ mod generate;
 mod import_weights;
 mod inspect;
 mod numbers;
+mod paths;
 mod plot;
 mod quantize;
 mod show;
@@ -21,7 +22,7 @@ mod training;
 mod verify;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsStr;
 use std::process::ExitCode;
 
@@ -53,7 +54,12 @@ enum Command {
 impl Cli {
     /// The command line, or the end of the program: with help, or with what is wrong.
     fn read() -> Self {
-        Self::try_parse().unwrap_or_else(|error| {
+        let read = || {
+            let call = Self::command().try_get_matches()?;
+            let cli = Self::from_arg_matches(&call).map_err(|e| e.format(&mut Self::command()))?;
+            Ok((cli, call))
+        };
+        let (cli, call) = read().unwrap_or_else(|error: clap::Error| {
             // What clap says beside it is how to ask for help, which is no part of what is wrong with a value.
             if error.kind() == ErrorKind::ValueValidation {
                 let text = error.to_string();
@@ -62,7 +68,12 @@ impl Cli {
                 std::process::exit(2);
             }
             error.exit()
-        })
+        });
+        if let Err(missing) = paths::check(&call) {
+            show::error(&missing.to_string());
+            std::process::exit(2);
+        }
+        cli
     }
 }
 

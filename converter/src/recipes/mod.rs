@@ -1,7 +1,9 @@
 //! The recipes that ship, and recipes from files.
 
+use dijiang_format::place::NOTHING;
 use dijiang_format::recipe::Recipe;
 use dijiang_passes::feature_map::recipe_check::{self, RecipeError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The recipe of a conversion that names none.
@@ -24,6 +26,8 @@ pub const PRESETS: &[(&str, &str)] = &[
 pub enum RecipeFileError {
     #[error("no recipe is called `{name}`: expected one of {known}, or the path of a .yaml file")]
     Unknown { name: String, known: String },
+    #[error("{}: {NOTHING} (hint: --recipe takes {known}, or the path of a .yaml file)", path.display())]
+    Nothing { path: PathBuf, known: String },
     #[error("{}: cannot be read: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{place}: not a recipe: {reason}")]
@@ -40,12 +44,17 @@ pub fn load(name: &str) -> Result<Recipe, RecipeFileError> {
     let path = Path::new(name);
     let is_file = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
     if !is_file {
-        let known: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
-        return Err(RecipeFileError::Unknown { name: name.to_owned(), known: known.join(", ") });
+        return Err(RecipeFileError::Unknown { name: name.to_owned(), known: known() });
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| RecipeFileError::Io { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => RecipeFileError::Nothing { path: path.to_owned(), known: known() },
+        _ => RecipeFileError::Io { path: path.to_owned(), source },
+    })?;
     parse(&text, name)
+}
+
+fn known() -> String {
+    PRESETS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 fn parse(text: &str, place: &str) -> Result<Recipe, RecipeFileError> {
