@@ -46,23 +46,29 @@ pub(super) fn object(value: &Value) {
     line(&value.to_string());
 }
 
-/// The checks as a table.
+/// What the numbers of the table are.
+const NUMBERS: &str = "checks (numbers are relative differences of logits, unless the row says otherwise)";
+
+/// The checks as a table, and a line of those that were skipped.
 pub(super) fn verification(found: &Verification) {
-    let made = || found.checks.iter().filter(|c| !c.is_skipped());
-    let width = made().map(|c| c.name.len()).max().unwrap_or(0);
-    for check in made() {
-        let verdict = match (check.limit, check.ok) {
-            (None, _) => "reported".to_owned(),
-            (Some(limit), true) => format!("ok       within {limit:.0e}"),
-            (Some(limit), false) => format!("FAILED   not within {limit:.0e}"),
-        };
-        let reason = check.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
-        line(&format!("  {:width$}  {:>9.2e}  {verdict}{reason}", check.name, check.measured));
+    let made: Vec<[String; 3]> = found
+        .checks
+        .iter()
+        .filter(|check| !check.is_skipped())
+        .map(|check| [check.label(), check.number(), check.verdict()])
+        .collect();
+    let width = made.iter().map(|[label, ..]| label.len()).max().unwrap_or(0).min(WIDEST);
+    line(NUMBERS);
+    for [label, number, verdict] in made {
+        line(&format!("  {label:width$}  {number:>9}  {verdict}"));
     }
-    for skipped in found.skipped() {
-        line(&format!("  skipped {skipped}"));
+    if let Some(skipped) = found.skipped_by_reason() {
+        line(&format!("  {skipped}"));
     }
 }
+
+/// The widest first column; a longer label moves its own row only.
+const WIDEST: usize = 72;
 
 /// The checks as JSON: `[{name, subject, reference, measure, measured, limit, ok, status, reason}]`.
 pub(super) fn checks(found: &Verification) -> Value {

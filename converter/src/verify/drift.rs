@@ -11,6 +11,9 @@ use dijiang_format::manifest::Manifest;
 use dijiang_passes::ir::graph::Graph;
 use std::path::Path;
 
+/// Said of the drift of a bundle that was only converted.
+const UNTRAINED: &str = "expected before `dijiang calibrate`";
+
 impl Verifier<'_> {
     /// Features are compared by their norm, and logits as the distributions they stand for.
     pub(super) fn drift(&mut self, linear: &[f32], softmax: &[f32], logits: bool) {
@@ -20,13 +23,20 @@ impl Verifier<'_> {
         };
         if !logits || !softmax.len().is_multiple_of(tokens) {
             let apart = relative_error(linear, softmax);
-            self.push(from_softmax("norm of the difference").reported(apart));
+            let row = from_softmax("norm of the difference").reported(apart);
+            self.push_drift(row);
             return;
         }
         let drift = Drift::measure(linear, softmax, softmax.len() / tokens);
-        self.push(from_softmax("KL, nats per token").by(Measure::Kl).reported(drift.kl));
+        self.push_drift(from_softmax("KL, nats per token").by(Measure::Kl).reported(drift.kl));
         let agreement = from_softmax("share of tokens with the same argmax").by(Measure::Agreement);
-        self.push(agreement.reported(drift.agreement));
+        self.push_drift(agreement.reported(drift.agreement));
+    }
+
+    /// Features that were not trained yet stand for no exponential.
+    fn push_drift(&mut self, row: Check) {
+        let is_trained = self.manifest.trained.is_some();
+        self.push(if is_trained { row } else { row.because(UNTRAINED) });
     }
 }
 

@@ -34,7 +34,7 @@ impl Verifier<'_> {
         let listed: BTreeSet<&String> = self.manifest.files.iter().chain(&needed).collect();
         let missing: Vec<&str> =
             listed.into_iter().filter(|file| !self.is_there(file)).map(String::as_str).collect();
-        let row = Comparison::new("files that are missing", "the bundle", files::MANIFEST)
+        let row = Comparison::new("missing files", "the bundle", files::MANIFEST)
             .by(Measure::Count)
             .within(missing.len() as f64, 0.0);
         self.push(if missing.is_empty() { row } else { row.because(missing.join(", ")) });
@@ -92,7 +92,7 @@ impl Verifier<'_> {
         let fronts = graph.nodes().any(|(_, node)| node.name.starts_with(tokens_first::RULE));
         self.served.grouped |= grouped;
         self.served.counts |= grouped && !fronts;
-        let name = format!("{file} is well-formed: violations");
+        let name = format!("rules of graphs that {file} breaks");
         let comparison = Comparison::new(name, file, "the rules of graphs").by(Measure::Count);
         self.push(comparison.within(violations(graph).len() as f64, 0.0));
     }

@@ -2,6 +2,7 @@
 
 use super::measure::relative_error;
 use dijiang_format::manifest;
+use dijiang_format::words::counted;
 use serde::Serialize;
 use serde::ser::{SerializeStruct as _, Serializer};
 
@@ -138,6 +139,37 @@ impl Check {
         self.status == Status::Skipped
     }
 
+    /// The name, and behind that of a count what was counted.
+    pub fn label(&self) -> String {
+        match self.reason.as_ref().filter(|_| self.measure == Some(Measure::Count)) {
+            Some(counted) => format!("{}: {counted}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    /// What was measured: a count as the whole number that it is.
+    pub fn number(&self) -> String {
+        match self.measure {
+            Some(Measure::Count) => format!("{:.0}", self.measured),
+            _ => format!("{:.2e}", self.measured),
+        }
+    }
+
+    /// Whether the number is within its limit, or why nothing is required of it.
+    pub fn verdict(&self) -> String {
+        let reason = self.reason.as_ref().filter(|_| self.measure != Some(Measure::Count));
+        let reason = reason.map_or(String::new(), |reason| format!(": {reason}"));
+        let limit = |limit: f64| match self.measure {
+            Some(Measure::Count) => format!("at most {limit:.0}"),
+            _ => format!("within {limit:.0e}"),
+        };
+        match (self.limit, self.ok) {
+            (None, _) => format!("reported{reason}"),
+            (Some(most), true) => format!("ok       {}{reason}", limit(most)),
+            (Some(most), false) => format!("FAILED   not {}{reason}", limit(most)),
+        }
+    }
+
     /// Of a row that was skipped.
     fn skipped_line(&self) -> String {
         format!("{}: {}", self.name, self.reason.as_deref().unwrap_or_default())
@@ -194,22 +226,37 @@ impl Verification {
         self.checks.iter().filter_map(Check::for_manifest).collect()
     }
 
+    /// How many rows were skipped, and which for what reason. `None` where none was.
+    pub fn skipped_by_reason(&self) -> Option<String> {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for check in self.checks.iter().filter(|c| c.is_skipped()) {
+            let reason = check.reason.as_deref().unwrap_or_default();
+            match groups.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, names)) => names.push(&check.name),
+                None => groups.push((reason, vec![&check.name])),
+            }
+        }
+        let count: usize = groups.iter().map(|(_, names)| names.len()).sum();
+        let told = |(reason, names): &(&str, Vec<&str>)| format!("{} ({reason})", names.join(", "));
+        let groups: Vec<String> = groups.iter().map(told).collect();
+        (count > 0).then(|| format!("{} skipped: {}", counted(count, "check"), groups.join("; ")))
+    }
+
     /// How it ended, in one line.
     pub fn summary(&self) -> String {
-        let names = |status: Status| {
-            let rows = self.checks.iter().filter(|c| c.status == status);
-            rows.map(|c| c.name.as_str()).collect::<Vec<_>>()
-        };
-        let [held, failed, skipped] = [Status::Held, Status::Failed, Status::Skipped].map(names);
-        let all = held.len() + failed.len();
+        let of = |status: Status| self.checks.iter().filter(move |c| c.status == status);
+        let failed: Vec<String> = of(Status::Failed).map(Check::label).collect();
+        let [held, skipped] = [Status::Held, Status::Skipped].map(|status| of(status).count());
+        let number = held + failed.len();
+        let all = counted(number, "check");
         let text = match failed.as_slice() {
-            [] => format!("all {all} checks held"),
-            [one] => format!("1 of {all} checks failed: {one}"),
-            several => format!("{} of {all} checks failed: {}", several.len(), several.join("; ")),
+            [] if number == 1 => format!("{all} held"),
+            [] => format!("all {all} held"),
+            failed => format!("{} of {all} failed: {}", failed.len(), failed.join("; ")),
         };
-        match skipped.len() {
+        match skipped {
             0 => text,
-            left_out => format!("{text}, {left_out} skipped: {}", skipped.join("; ")),
+            skipped => format!("{text}, {skipped} skipped"),
         }
     }
 }
@@ -231,11 +278,37 @@ mod tests {
     #[test]
     fn the_summary_counts_what_was_left_out() {
         let mut table = rows();
-        assert_eq!(table.summary(), "all 1 checks held, 1 skipped: everything in ONNX Runtime");
+        assert_eq!(table.summary(), "1 check held, 1 skipped");
         table.checks.pop();
-        assert_eq!(table.summary(), "all 1 checks held");
+        assert_eq!(table.summary(), "1 check held");
         table.checks.push(Comparison::new("c = d", "c", "d").within(f64::NAN, 1.0));
         assert_eq!(table.summary(), "1 of 2 checks failed: c = d");
+    }
+
+    #[test]
+    fn skipped_rows_are_counted_and_grouped_by_reason() {
+        let mut table = rows();
+        table.checks.push(Check::skipped("tract: a = b", "it has no LinearAttention"));
+        table.checks.push(Check::skipped("tract: c = d", "it has no LinearAttention"));
+        assert_eq!(
+            table.skipped_by_reason().as_deref(),
+            Some(
+                "3 checks skipped: everything in ONNX Runtime (it is not in /opt); tract: a = b, tract: c = d (it has no LinearAttention)"
+            )
+        );
+        table.checks.retain(|check| !check.is_skipped());
+        assert_eq!(table.skipped_by_reason(), None);
+    }
+
+    #[test]
+    fn counts_are_whole_numbers_and_say_what_was_counted() {
+        let row = || Comparison::new("missing files", "the bundle", "dijiang.json").by(Measure::Count);
+        let (held, failed) = (row().within(0.0, 0.0), row().within(1.0, 0.0).because("decode.onnx"));
+        let told = |row: &Check| [row.label(), row.number(), row.verdict()];
+        assert_eq!(told(&held), ["missing files", "0", "ok       at most 0"]);
+        assert_eq!(told(&failed), ["missing files: decode.onnx", "1", "FAILED   not at most 0"]);
+        let norm = Comparison::new("a = b", "a", "b").within(0.5, 1e-4);
+        assert_eq!(told(&norm), ["a = b", "5.00e-1", "FAILED   not within 1e-4"]);
     }
 
     #[test]
