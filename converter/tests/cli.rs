@@ -34,6 +34,11 @@ impl Home {
             let to = home.path("model").join(entry.file_name());
             std::fs::copy(entry.path(), to).expect("a copy");
         }
+        // What no fixture but one has, and every published model.
+        let tokenizer = home.path("model").join("tokenizer.json");
+        if !tokenizer.exists() {
+            std::fs::write(tokenizer, "{}").expect("it is written");
+        }
         home
     }
 
@@ -235,13 +240,45 @@ fn nothing_linear_is_refused() {
     decoder::write(&model, home.0.path());
     for verified in ["", " --no-verify"] {
         let refused = refused(&home, &format!("convert m.onnx -o bundle{verified}"));
-        assert_eq!(
-            refused,
-            "error: m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads the hidden state, and no linear layer was found behind the values (hint: --recipe softmax keeps them all)"
-        );
+        assert_eq!(refused, format!("error: {NOTHING_LINEAR}"));
     }
+    let found = home.dijiang("inspect m.onnx").fine().stdout;
+    assert_eq!(
+        found.lines().last(),
+        Some(
+            format!("`dijiang convert` refuses it under its default recipe, adaptive: {NOTHING_LINEAR}")
+                .as_str()
+        )
+    );
+    assert_eq!(home.dijiang("inspect m.onnx --json").fine().object()["refused"], json!(NOTHING_LINEAR));
     home.dijiang("convert m.onnx -o bundle --no-verify --recipe softmax").fine();
-    home.dijiang("convert m.onnx -o bundle --no-verify --recipe paper --force").fine();
+    for recipe in ["paper", "performer", "pff", "wpff", "retnet"] {
+        home.dijiang(&format!("convert m.onnx -o bundle --no-verify --recipe {recipe} --force")).fine();
+    }
+    assert_eq!(home.dijiang("convert m.onnx -o bundle --no-verify --recipe released --force").code, 2);
+}
+
+const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads the hidden state, and no linear layer was found that makes the values (hint: --recipe paper converts 2 of 2 attentions, and so do performer, pff, wpff and retnet)";
+
+const COUNTED: &str = "  weight %table: f32[64, 16] = random(3)
+  %h.0.ids = Gather(%embed, %input_ids) {axis: 0}
+  %h.0.places = Gather(%table, %places) {axis: 0}
+  %h.0.x = Add(%h.0.ids, %h.0.places)
+";
+
+/// Learned positions that the graph numbers from 0 at every call, as a model without a cache does.
+#[test]
+fn positions_counted_anew_are_told_by_convert_and_inspect() {
+    let home = Home::new();
+    let counted = without_caches().replace("  %h.0.x = Gather(%embed, %input_ids) {axis: 0}\n", COUNTED);
+    decoder::write(&counted, home.0.path());
+    let told = "m.onnx: the graph counts positions from the first token of each call, at \"h.0.places\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)";
+    assert_eq!(refused(&home, "convert m.onnx -o bundle"), format!("error: {told}"));
+    let found = home.dijiang("inspect m.onnx").fine().stdout;
+    assert_eq!(
+        found.lines().last(),
+        Some(format!("`dijiang convert` refuses it under its default recipe, adaptive: {told}").as_str())
+    );
 }
 
 /// A decoder of the same layers without their caches.
@@ -429,7 +466,7 @@ fn configs_that_do_not_fit_are_refused() {
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: cannot be read: No such file or directory (os error 2)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");
@@ -554,15 +591,176 @@ fn what_cannot_be_linked_is_refused() {
 #[test]
 fn what_is_no_bundle_or_no_model_is_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, "verify model"), @"error: model/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
-    insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
-    insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere/dijiang.json: No such file or directory (os error 2) (hint: a bundle is what `dijiang convert` writes)");
-    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: no config.json here; expected a checkpoint directory as `save_pretrained` writes it");
+    insta::assert_snapshot!(refused(&home, "verify model"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
+    insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
+    insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere: there is no such file or directory (hint: a bundle is what `dijiang convert MODEL -o nowhere` writes)");
+    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: there is no such file or directory (hint: name a checkpoint directory or an ONNX file)");
     std::fs::write(home.path("broken.onnx"), "no model").expect("it is written");
     insta::assert_snapshot!(refused(&home, "inspect broken.onnx"), @"error: broken.onnx: it is not an ONNX model, or is cut short (invalid wire type value: 6)");
+}
+
+#[test]
+fn a_path_that_does_not_exist_is_told_alike_by_every_command() {
+    let home = Home::with("shakespeare");
     home.dijiang(CONVERT).fine();
-    // This fixture has no tokenizer.
-    insta::assert_snapshot!(refused(&home, "generate bundle --prompt x --runtime tract"), @"error: tokenizer bundle/tokenizer.json: No such file or directory (os error 2)");
+    let none = "there is no such file or directory";
+    for command in ["convert nowhere -o out", "convert nowhere.onnx -o out", "inspect nowhere"] {
+        let source = command.split(' ').nth(1).expect("a path");
+        let line = format!("error: {source}: {none} (hint: name a checkpoint directory or an ONNX file)");
+        assert_eq!(refused(&home, command), line, "{command}");
+    }
+    for command in [
+        "verify nowhere",
+        "generate nowhere --prompt x",
+        "calibrate nowhere --data bundle/config.json",
+        "finetune nowhere --data bundle/config.json",
+        "eval nowhere --perplexity bundle/config.json",
+        "bench nowhere",
+        "bench bundle --against nowhere",
+        "quantize nowhere -o out",
+        "export-torch nowhere",
+        "import-weights nowhere model",
+    ] {
+        let line = format!(
+            "error: nowhere: {none} (hint: a bundle is what `dijiang convert MODEL -o nowhere` writes)"
+        );
+        assert_eq!(refused(&home, command), line, "{command}");
+    }
+    for (command, argument) in [
+        ("import-weights bundle nowhere", "FILE"),
+        ("calibrate bundle --data nowhere", "--data"),
+        ("finetune bundle --data nowhere", "--data"),
+        ("finetune bundle --data bundle/config.json --valid nowhere", "--valid"),
+        ("eval bundle --perplexity nowhere", "--perplexity"),
+        ("verify bundle --reference nowhere", "--reference"),
+        ("generate bundle --prompt-file nowhere", "--prompt-file"),
+        ("generate bundle --load-state nowhere", "--load-state"),
+        ("plot nowhere -o x.svg", "METRICS"),
+    ] {
+        let name = command.split(' ').next().expect("a command");
+        let line =
+            format!("error: nowhere: {none} (hint: `dijiang {name} --help` says what {argument} takes)");
+        assert_eq!(refused(&home, command), line, "{command}");
+    }
+}
+
+#[test]
+fn a_checkpoint_is_not_taken_for_a_bundle() {
+    let home = Home::with("shakespeare");
+    home.dijiang(CONVERT).fine();
+    for command in [
+        "verify model",
+        "generate model --prompt x",
+        "calibrate model --data bundle/config.json",
+        "finetune model --data bundle/config.json",
+        "eval model --perplexity bundle/config.json",
+        "bench model",
+        "quantize model -o out",
+        "export-torch model",
+        "import-weights model model",
+    ] {
+        assert_eq!(
+            refused(&home, command),
+            "error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)",
+            "{command}"
+        );
+    }
+    let line = |command: &str| refused(&home, command);
+    assert_eq!(
+        line("verify bundle/model.onnx"),
+        "error: bundle/model.onnx: this is a file of a bundle (hint: name the bundle itself, bundle)"
+    );
+    std::fs::create_dir(home.path("other")).expect("a directory");
+    assert_eq!(
+        line("verify other"),
+        "error: other: this directory is not a bundle: it has no dijiang.json (hint: a bundle is what `dijiang convert MODEL -o BUNDLE` writes)"
+    );
+    assert_eq!(
+        line("convert model/config.json -o out"),
+        "error: model/config.json: this file is not an ONNX model (hint: a checkpoint is named by its directory)"
+    );
+}
+
+/// What its conversion added, and what was trained since, would be lost without a word.
+#[test]
+fn a_bundle_is_not_converted_again() {
+    let home = Home::with("llama");
+    home.dijiang(CONVERT).fine();
+    let rest = "already, and what its conversion added would be left out (hint: convert the model that the bundle was made of)";
+    for (source, what) in [
+        ("bundle", "a bundle"),
+        ("bundle/model.onnx", "a graph of a bundle"),
+        ("bundle/softmax.onnx", "a graph of a bundle"),
+    ] {
+        for how in ["", " --stop-after 1"] {
+            assert_eq!(
+                refused(&home, &format!("convert {source} -o out{how}")),
+                format!("error: {source}: this is {what} {rest}")
+            );
+        }
+        assert_eq!(home.dijiang(&format!("inspect {source}")).code, 0, "{source}");
+    }
+    // Its weights alone, as a checkpoint.
+    std::fs::create_dir(home.path("again")).expect("a directory");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(home.path("bundle").join(name), home.path("again").join(name)).expect("a copy");
+    }
+    let ran = home.dijiang("convert again -o out --no-verify --json");
+    let warning = "again: 12 tensors of an earlier conversion are left out (hint: their bundle serves them; `dijiang quantize` keeps them)";
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, format!("warning: {warning}\n").as_str()));
+    assert_eq!(ran.object()["warnings"], json!([warning]));
+}
+
+#[test]
+fn a_model_without_a_tokenizer_is_told_when_it_is_converted_and_when_it_is_missed() {
+    let home = Home::with("llama");
+    std::fs::remove_file(home.path("model/tokenizer.json")).expect("it goes");
+    let warning = "model: it has no tokenizer.json, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` of transformers writes one)";
+    let ran = home.dijiang(&format!("{CONVERT} --json"));
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, format!("warning: {warning}\n").as_str()));
+    assert_eq!(ran.object()["warnings"], json!([warning]));
+    for command in [
+        "generate bundle --prompt x --runtime tract",
+        "finetune bundle --data bundle/config.json",
+        "calibrate bundle --data bundle/config.json",
+        "eval bundle --perplexity bundle/config.json",
+    ] {
+        assert_eq!(
+            refused(&home, command),
+            "error: bundle/tokenizer.json: there is no such file or directory (hint: copy the model's own tokenizer.json there; `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)` of transformers writes one)",
+            "{command}"
+        );
+    }
+}
+
+/// A newcomer reads the table without a manual: counts are whole numbers, and what the others are is said.
+#[test]
+fn the_table_of_checks_says_what_its_numbers_are() {
+    let home = Home::with("llama");
+    home.dijiang(&format!("{CONVERT} --dtype f32")).fine();
+    let told = home.dijiang("verify bundle --runtime tract").fine().stdout;
+    let row = |start: &str| {
+        let row = told.lines().find(|line| line.trim_start().starts_with(start));
+        row.unwrap_or_else(|| panic!("no {start} in {told}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        told.lines().next(),
+        Some("checks (numbers are relative differences of logits, unless the row says otherwise)")
+    );
+    assert_eq!(row("missing files"), "missing files 0 ok at most 0");
+    let drift = row("drift from softmax: KL");
+    assert!(drift.ends_with("reported: expected before `dijiang calibrate`"), "{drift}");
+    let skipped: Vec<&str> = told.lines().filter(|line| line.contains(" skipped: ")).collect();
+    assert_eq!(skipped.len(), 1, "{told}");
+    assert!(skipped[0].contains("everything in ONNX Runtime (only tract was asked for)"), "{told}");
+
+    std::fs::remove_file(home.path("bundle/decode.onnx")).expect("it goes");
+    let ran = home.dijiang("verify bundle --runtime tract");
+    let failed = ran.stdout.lines().find(|line| line.contains("FAILED")).expect("a row");
+    let words: Vec<&str> = failed.split_whitespace().collect();
+    assert_eq!(words.join(" "), "missing files: decode.onnx 1 FAILED not at most 0");
+    let last = ran.stdout.lines().last().expect("a line");
+    assert!(last.contains(" failed: missing files: decode.onnx"), "{last}");
 }
 
 /// A failure inside a runtime is one line too: neither ONNX Runtime's log nor the panic of tract stands beside it.
@@ -674,7 +872,7 @@ fn a_saved_state_goes_on_with_the_text() {
     std::fs::write(home.path("w.safetensors"), weights).expect("it is written");
     assert_eq!(home.dijiang("import-weights other w.safetensors").code, 0);
     insta::assert_snapshot!(refused(&home, "generate other --load-state s --runtime tract"), @"error: state s: the model of bundle `bundle` wrote it, and `other` holds another (hint: `dijiang generate other --prompt TEXT --save-state s` writes one of this model)");
-    insta::assert_snapshot!(refused(&home, "generate bundle --load-state none --runtime tract"), @"error: state none: No such file or directory (os error 2) (hint: a state fits the model that wrote it)");
+    insta::assert_snapshot!(refused(&home, "generate bundle --load-state none --runtime tract"), @"error: none: there is no such file or directory (hint: `dijiang generate --help` says what --load-state takes)");
 }
 
 /// As `dijiang inspect model --text | head -1` does it.

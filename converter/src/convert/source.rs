@@ -5,8 +5,10 @@ use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
 use crate::onnx::import::{self, ImportError};
 use dijiang_format::dtype::DType;
 use dijiang_format::manifest::SourceKind;
+use dijiang_format::place::NOTHING;
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::shape::Dim;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,9 @@ pub struct Source {
     pub notes: Vec<String>,
     /// What is likely wrong with it.
     pub warnings: Vec<String>,
+    /// How many tensors lie beside the model's that a conversion added, as in the weight file of a bundle. They are
+    /// not read.
+    pub added: usize,
 }
 
 /// A source cannot be read.
@@ -46,11 +51,22 @@ pub enum SourceError {
     Canon(#[from] CanonError),
     #[error("{}: {reason}", path.display())]
     Onnx { path: PathBuf, reason: String },
+    #[error("{}: {NOTHING} (hint: name a checkpoint directory or an ONNX file)", path.display())]
+    Nothing { path: PathBuf },
+    #[error("{}: this file is not an ONNX model (hint: a checkpoint is named by its directory)", path.display())]
+    File { path: PathBuf },
 }
 
 /// Opens a checkpoint directory, an `.onnx` file, or a directory that holds one. `dtype` asks for
 /// another element type than the source's, which an ONNX graph does not take.
 pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    let is_onnx = path.extension().is_some_and(|e| e == "onnx");
+    if !path.exists() {
+        return Err(SourceError::Nothing { path: path.to_owned() });
+    }
+    if path.is_file() && !is_onnx {
+        return Err(SourceError::File { path: path.to_owned() });
+    }
     match onnx_file(path)? {
         Some(file) => open_onnx(&file, dtype),
         None => open_checkpoint(path, dtype),
@@ -96,6 +112,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         dir,
         notes: Vec::new(),
         warnings: built.warnings,
+        added: checkpoint.tensors().filter(|(name, _)| is_added(name)).count(),
     })
 }
 
@@ -124,6 +141,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         dir,
         notes,
         warnings,
+        added: 0,
     })
 }
 

@@ -5,10 +5,11 @@ use crate::bundle::room;
 use crate::bundle::stored_file;
 use crate::convert::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::estimate::Beside;
+use crate::convert::manifest::{Origin, describe};
+use crate::convert::refusal::{check_source, of_pipeline};
 use crate::convert::source::{self, Source};
 use crate::convert::{
-    ConvertError, ConvertOptions, Origin, describe, graph_bytes, plan_weights, write_file, write_graph,
-    write_weights,
+    ConvertError, ConvertOptions, graph_bytes, plan_weights, write_file, write_graph, write_weights,
 };
 use crate::report::progress::{Estimate, Progress};
 use dijiang_format::files;
@@ -26,10 +27,10 @@ pub fn convert_first(
     progress: &mut dyn Progress,
 ) -> Result<Partial, ConvertError> {
     progress.stage("reading the source");
-    let Source { kind, as_read, meta, dtype, stored, files, warnings, .. } =
-        source::open(source, options.dtype)?;
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    let read: Vec<Tensor> = as_read.consts().map(|(_, _, tensor)| tensor.clone()).collect();
+    check_source(source)?;
+    let opened = source::open(source, options.dtype)?;
+    opened.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let read: Vec<Tensor> = opened.as_read.consts().map(|(_, _, tensor)| tensor.clone()).collect();
     let bundle = NewBundle::begin(target, options.force)?;
     progress.stage("compiling");
     let how = CompileOptions {
@@ -38,23 +39,42 @@ pub fn convert_first(
         seed: options.seed,
         layers: options.layers.as_deref(),
     };
-    let partial = compile_first(patches, as_read, &how)?;
-    let weights = plan_weights(&[&partial.graph], &[])?;
-    let serving = graph_bytes(options.target.opset(), &partial.graph, &weights)?.len() as u64;
-    let beside = Beside { serving, ..Beside::default() };
-    let estimate = Estimate::of(weights.size(), &beside, &partial.graph);
-    progress.estimate(&estimate);
-    room::check(bundle.path(), target, estimate.disk, options.free_space)?;
-    let written = write_weights(bundle.path(), &weights, progress)?;
-    write_graph(bundle.path(), files::MODEL, options.target.opset(), &partial.graph, &weights)?;
-    let manifest = Manifest {
-        stopped_after: Some(partial.patches as u64),
-        digests: Some(written.digests),
-        ..describe(options, &Origin { kind, stored, files: &files, meta: &meta, dtype })?
-    };
-    write_file(bundle.path(), files::MANIFEST, manifest.to_json()?.as_bytes())?;
+    let Source { kind, as_read, meta, dtype, stored, files, .. } = opened;
+    let partial = compile_first(patches, as_read, &how).map_err(|error| of_pipeline(source, error))?;
+    let origin = Origin { kind, stored, files: &files, meta: &meta, dtype };
+    let writer = Writer { dir: bundle.path(), target, options, partial: &partial };
+    writer.write(&origin, progress).map_err(|error| error.placed(bundle.path(), target))?;
     stored_file::check(read.iter())?;
     bundle.commit()?;
     progress.done();
     Ok(partial)
+}
+
+struct Writer<'a> {
+    dir: &'a Path,
+    /// Where `dir` goes once it is complete.
+    target: &'a Path,
+    options: &'a ConvertOptions,
+    partial: &'a Partial,
+}
+
+impl Writer<'_> {
+    fn write(&self, origin: &Origin<'_>, progress: &mut dyn Progress) -> Result<(), ConvertError> {
+        let Self { dir, target, options, partial } = *self;
+        let weights = plan_weights(&[&partial.graph], &[])?;
+        let serving = graph_bytes(options.target.opset(), &partial.graph, &weights)?.len() as u64;
+        let beside = Beside { serving, ..Beside::default() };
+        let estimate = Estimate::of(weights.size(), &beside, &partial.graph);
+        progress.estimate(&estimate);
+        room::check(dir, target, estimate.disk, options.free_space)?;
+        let written = write_weights(dir, &weights, progress)?;
+        write_graph(dir, files::MODEL, options.target.opset(), &partial.graph, &weights)?;
+        let manifest = Manifest {
+            stopped_after: Some(partial.patches as u64),
+            digests: Some(written.digests),
+            ..describe(options, origin)?
+        };
+        write_file(dir, files::MANIFEST, manifest.to_json()?.as_bytes())?;
+        Ok(())
+    }
 }

@@ -46,7 +46,7 @@ pub(super) fn move_to_input(graph: &mut Graph, cached: bool) -> Moved {
             Moved { added: vec![NAME.to_owned()], notes }
         }
         Err(reason) => {
-            let note = format!("the positions stay computed: {reason}");
+            let note = format!("the graph goes on counting its positions: {reason}");
             Moved { added: vec![], notes: notes.into_iter().chain([note]).collect() }
         }
     }
@@ -161,7 +161,7 @@ impl<'g> Search<'g> {
             } else if let Some(flat) = self.flat {
                 let name = &self.graph.value(flat).name;
                 self.notes.push(format!(
-                    "the positions at {:?} stay computed: {name:?} has no axis for the batch",
+                    "the graph goes on counting the positions at {:?}: {name:?} has no axis for the batch",
                     node.name
                 ));
             }
@@ -523,7 +523,8 @@ mod tests {
     fn positions_without_a_place_for_the_batch_are_noted() {
         let flat = "  %range = Range(%past, %total, %one)
   %places = Gather(%table, %range) {axis: 0} \"places\"";
-        let want = "the positions at \"places\" stay computed: \"range\" has no axis for the batch";
+        let want =
+            "the graph goes on counting the positions at \"places\": \"range\" has no axis for the batch";
         assert_eq!(kept(flat), [want]);
     }
 
@@ -533,7 +534,7 @@ mod tests {
             "{}\n  const %one_row: i64[3] = [1, -1, 4]\n  %places = Reshape(%wave, %one_row)",
             ROTARY.replace("%places", "%wave")
         );
-        let want = "the positions stay computed: with a row of them for each of the batch, \"places\" would not be the same";
+        let want = "the graph goes on counting its positions: with a row of them for each of the batch, \"places\" would not be the same";
         assert_eq!(kept(&folded), [want]);
     }
 

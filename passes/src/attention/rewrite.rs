@@ -106,9 +106,9 @@ pub enum RewriteError {
     #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
     NoSuchLayer { layer: usize, last: usize },
     #[error(
-        "the positions of tokens, in {place:?}, are counted from the first token of a call, and would begin again at every call{why} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+        "the graph counts positions from the first token of each call, at {place:?} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     )]
-    Positions { place: String, why: String },
+    Positions { place: String },
 }
 
 /// The sites of a graph as reports, untouched.
@@ -184,8 +184,7 @@ fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &Report) -> R
     match positions::counted_anew(graph, RULE) {
         Some(value) => {
             let place = graph.value(value).name.clone();
-            let why = report.notes.iter().flat_map(|note| ["; ", note]).collect();
-            Err(RewriteError::Positions { place, why })
+            Err(RewriteError::Positions { place })
         }
         None => Ok(()),
     }
@@ -248,7 +247,7 @@ pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Opt
     let reads_hidden = recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm;
     if reads_hidden && site.hidden.is_none() {
         return says(
-            "the recipe's gate reads the hidden state, and no linear layer was found behind the values",
+            "the recipe's gate reads the hidden state, and no linear layer was found that makes the values",
         );
     }
     None

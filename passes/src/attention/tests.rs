@@ -514,7 +514,7 @@ fn positions_that_would_begin_again_at_every_call_are_refused() {
     let refused = rewritten(graph, None).expect_err("it is refused");
     assert_eq!(
         refused,
-        "the positions of tokens, in \"places\", are counted from the first token of a call, and would begin again at every call; the positions at \"places\" stay computed: \"range\" has no axis for the batch (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+        "the graph counts positions from the first token of each call, at \"places\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     );
     let carried = rewritten(without_cache("position_ids"), None).expect("the caller counts them");
     assert_eq!(carried.sites.len(), 2);

@@ -1,0 +1,82 @@
+//! What the manifest of a bundle says, and the texts that are copied beside it.
+
+use super::{ConvertError, ConvertOptions};
+use crate::bundle::states::states;
+use crate::checkpoint::ModelMeta;
+use crate::convert::compile::Compiled;
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::manifest::{self, Manifest, SourceFile, SourceKind};
+use dijiang_passes::attention::patterns::NearMiss;
+use dijiang_passes::attention::rewrite::SiteReport;
+use std::path::PathBuf;
+
+/// Copied from the checkpoint as they are.
+pub(super) const COPIED: [&str; 6] = [
+    files::CONFIG,
+    files::TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// What a bundle is made of.
+pub(crate) struct Origin<'a> {
+    pub(crate) kind: SourceKind,
+    /// The element type of the weights in the source.
+    pub(crate) stored: DType,
+    pub(crate) files: &'a [PathBuf],
+    pub(crate) meta: &'a ModelMeta,
+    /// And in the bundle.
+    pub(crate) dtype: DType,
+}
+
+/// What a manifest says before anything is compiled.
+pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Result<Manifest, ConvertError> {
+    let Origin { kind, stored, files, meta, dtype } = *origin;
+    let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
+    let source = manifest::Source { kind, dtype: stored, files };
+    let model = manifest::Model {
+        family: meta.family.to_owned(),
+        vocab: meta.vocab,
+        positions: meta.learned_positions,
+        eos: meta.eos.clone(),
+    };
+    let described = Manifest::new(source, model, options.recipe.clone(), options.target, dtype);
+    Ok(Manifest { weights: options.weights, seed: options.seed, ..described })
+}
+
+/// What it says of a model that was compiled.
+pub(super) fn of_compiled(
+    compiled: &Compiled,
+    options: &ConvertOptions,
+    origin: &Origin<'_>,
+) -> Result<Manifest, ConvertError> {
+    Ok(Manifest {
+        sites: compiled.report.sites.iter().map(site).collect(),
+        misses: compiled.report.missed().map(miss).collect(),
+        state: states(&compiled.model),
+        ..describe(options, origin)?
+    })
+}
+
+fn site(report: &SiteReport) -> manifest::Site {
+    manifest::Site {
+        name: report.name.clone(),
+        layer: report.layer,
+        heads: report.heads as usize,
+        kv_heads: report.kv_heads as usize,
+        head_dim: report.head_dim as usize,
+        lowered: report.why_kept.is_none(),
+    }
+}
+
+fn miss(near: &NearMiss) -> manifest::Miss {
+    manifest::Miss {
+        node: near.node.clone(),
+        pattern: near.pattern.to_owned(),
+        place: near.miss.place.clone(),
+        reason: near.miss.reason.clone(),
+    }
+}
