@@ -1,11 +1,18 @@
 //! The patterns under which attention is found, in the order they are tried. To add one, add a file
 //! and a row here; feature maps and lowerings stay as they are.
+//!
+//! A pattern says which operators an attention is made of. Other differences between models go elsewhere:
+//! - another layout of heads, another repetition of keys over query heads, or another cache: `attention/site.rs`, where
+//!   `trace_stream` follows keys and values back to the tokens and the cache;
+//! - another mask: `attention/mask.rs`, a variant of `Kind` that says which keys it lets through, and of `Mask`;
+//! - an operator that computes an attention, or a part of one, in one node: a rule `canon/expand_NAME.rs` that takes it
+//!   apart, with a row in `canon/mod.rs`. No pattern has to know it then.
 
 use super::mask::{Scores, classify};
 use super::site::AttentionSite;
 use super::softmaxes::Computed;
 use crate::ir::graph::{Graph, Node, NodeId, ValueId};
-use crate::ir::walk::{depth_first, inputs_of, nearest_first, outputs_behind};
+use crate::ir::walk::{depth_first, inputs_of, nearest_first, outputs_after};
 use crate::pattern::{Match, Miss, Pat, Stage, find};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -140,8 +147,8 @@ pub fn find_sites(graph: &Graph) -> Found {
             let is_attention = computed.is_attention(graph, id);
             found.misses.extend(failed.closest(graph, id).map(|miss| NearMiss { is_attention, ..miss }));
             missed.extend(is_attention.then_some(id));
-        } else if is_whole_attention(node) {
-            found.misses.push(whole(graph, node));
+        } else if is_attention_operator(node) {
+            found.misses.push(not_taken_apart(graph, node));
             missed.insert(id);
         }
     }
@@ -151,11 +158,11 @@ pub fn find_sites(graph: &Graph) -> Found {
 }
 
 /// An attention operator that no clean-up has taken apart.
-fn is_whole_attention(node: &Node) -> bool {
+fn is_attention_operator(node: &Node) -> bool {
     node.op.name().ends_with("Attention") && node.op.name() != "LinearAttention"
 }
 
-fn whole(graph: &Graph, node: &Node) -> NearMiss {
+fn not_taken_apart(graph: &Graph, node: &Node) -> NearMiss {
     let reason = format!("operator {} could not be taken apart", node.op.qualified_name());
     let miss =
         Miss { stage: Stage::Shape, matched: 0, place: graph.value(node.outputs[0]).name.clone(), reason };
@@ -200,19 +207,19 @@ impl Failed {
         self.misses.push((pattern, miss));
     }
 
-    /// Of the patterns tried a few steps behind a softmax, the one that got furthest.
+    /// Of the patterns tried a few steps after a softmax, the one that got furthest.
     fn closest(&self, graph: &Graph, softmax: NodeId) -> Option<NearMiss> {
         let softmax = graph.node(softmax);
-        let behind = nearest_first(softmax.outputs[0], STEPS_BEHIND, |v| outputs_behind(graph, v));
-        let tried: BTreeSet<usize> = behind.filter_map(|v| self.at.get(&v)).flatten().copied().collect();
+        let near = nearest_first(softmax.outputs[0], STEPS_AFTER, |v| outputs_after(graph, v));
+        let tried: BTreeSet<usize> = near.filter_map(|v| self.at.get(&v)).flatten().copied().collect();
         let misses = tried.into_iter().map(|place| &self.misses[place]);
         let (pattern, miss) = misses.max_by_key(|(_, miss)| (miss.stage, miss.matched))?;
         Some(NearMiss { node: softmax.name.clone(), pattern, miss: miss.clone(), is_attention: false })
     }
 }
 
-/// How far behind a softmax the value stands that a pattern was tried at.
-const STEPS_BEHIND: usize = 4;
+/// How far after a softmax the value stands that a pattern was tried at.
+const STEPS_AFTER: usize = 4;
 
 #[cfg(test)]
 mod tests {
