@@ -415,7 +415,7 @@ fn refused(home: &Home, arguments: &str) -> String {
     let ran = home.dijiang(arguments);
     assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments}: {}", ran.stderr);
     assert_eq!(home.listing(), before, "{arguments}");
-    let line = ran.stderr.strip_suffix('\n').expect("a whole line");
+    let line = ran.stderr.strip_suffix('\n').expect("a complete line");
     assert!(line.starts_with("error: ") && !line.contains('\n'), "{arguments}: {line}");
     line.to_owned()
 }

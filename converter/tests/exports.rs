@@ -140,8 +140,8 @@ struct Text {
 }
 
 impl Text {
-    /// The same tokens behind a past of 2, the end of the second row padding.
-    fn behind_a_past(&self, padding: usize) -> Self {
+    /// The same tokens after a past of 2, the end of the second row padding.
+    fn after_a_past(&self, padding: usize) -> Self {
         let (rows, past) = (self.tokens.shape()[0], 2);
         let width = self.mask.shape()[1] + past;
         let real = |i: usize| i64::from(i < width || i % width < width - padding);
@@ -283,13 +283,13 @@ fn converts(graph: Graph, text: &Text) -> Result<String, String> {
 
 /// The reference's text, and one with a past and padding; a star where it has no padding.
 fn canonical(graph: &mut Graph, text: &Text) -> Result<String, String> {
-    let (padded, plain) = (text.behind_a_past(3), text.behind_a_past(0));
-    // GroupQueryAttention takes no padding behind a past that is followed by several tokens.
-    let (last, behind, mark) = match run(graph, &padded) {
+    let (padded, plain) = (text.after_a_past(3), text.after_a_past(0));
+    // GroupQueryAttention takes no padding after a past that is followed by several tokens.
+    let (last, after, mark) = match run(graph, &padded) {
         Ok(outputs) => (&padded, outputs, ""),
         Err(_) => (&plain, run(graph, &plain)?, "*"),
     };
-    let before = [(text, run(graph, text)?), (last, behind)];
+    let before = [(text, run(graph, text)?), (last, after)];
     canonicalize(graph).map_err(|e| e.to_string())?;
     if let Some(violation) = verify(graph).first() {
         return Err(violation.to_string());

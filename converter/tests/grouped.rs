@@ -1,5 +1,5 @@
 //! `--recipe softmax --target ort`: the serving graph has ONNX Runtime's grouped attention in it, and gives the logits
-//! of the plain form, whole and token by token.
+//! of the plain form, all at once and token by token.
 
 use dijiang::convert::{ConvertOptions, convert};
 use dijiang::onnx::import::import;
@@ -37,7 +37,9 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
         let names: Vec<&str> = verification.checks.iter().map(|c| c.name.as_str()).collect();
         let padded = ["left", "right"].map(|side| format!("onnxruntime: padded {side} = alone"));
         let [left, right] = padded.each_ref().map(String::as_str);
-        for name in ["onnxruntime: served = softmax", "onnxruntime: token by token = whole", left, right] {
+        for name in
+            ["onnxruntime: served = softmax", "onnxruntime: token by token = all at once", left, right]
+        {
             assert!(names.contains(&name), "{fixture}: {names:?}");
         }
     }

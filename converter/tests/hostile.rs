@@ -157,7 +157,7 @@ fn external_data_under_an_absolute_path() {
 }
 
 #[test]
-fn external_data_behind_a_link_that_leaves() {
+fn external_data_through_a_link_that_leaves() {
     let home = Home::new().file("../w.bin", &[0; 64]).model(&located("w.bin")).run("ln -s ../w.bin w.bin");
     insta::assert_snapshot!(home.refused(), @"m.onnx: initialiser `w`: external data `w.bin`: it is a link that leaves the directory of the model file (hint: put the file itself there)");
 }
@@ -169,7 +169,7 @@ fn external_data_in_a_linked_directory_that_leaves() {
 }
 
 #[test]
-fn external_data_behind_a_link_to_itself() {
+fn external_data_through_a_link_to_itself() {
     let home = Home::new().model(&located("w.bin")).run("ln -s w.bin w.bin");
     insta::assert_snapshot!(home.refused(), @"m.onnx: initialiser `w`: external data `w.bin`: Too many levels of symbolic links (os error 40)");
 }
@@ -306,7 +306,7 @@ fn extents_that_are_left_out() {
 }
 
 #[test]
-fn data_behind_four_gigabytes_is_read() {
+fn data_after_four_gigabytes_is_read() {
     let home = Home::new().model(&external(&[("location", "w.bin"), ("offset", "5368709120")]));
     let file = std::fs::File::create(home.path("w.bin")).expect("a file");
     file.set_len((5 << 30) + 64).expect("a file with a hole");

@@ -38,7 +38,7 @@ impl Home {
         self.fine(&format!("convert {} -o {bundle} --dtype f32 --no-verify {more}", source.display()));
     }
 
-    /// Logits behind a prompt, of the bundle's form in standard operators.
+    /// Logits after a prompt, of the bundle's form in standard operators.
     fn logits(&self, bundle: &str) -> Vec<f32> {
         let options = ServingOptions { engine: Engine::Tract, ..ServingOptions::default() };
         let mut serving = Serving::open(&self.path(bundle), &options).expect("it opens");

@@ -102,7 +102,7 @@ fn bound_memory_serves_the_numbers_of_the_serving_graph() {
                 serving.start(3).expect("it starts");
             }
             assert_eq!(bound.state_bytes(), plain.state_bytes());
-            // The second prompts go on behind the first.
+            // The second prompts go on after the first.
             for _ in 0..2 {
                 let expected = plain.prefill(&prompts()).expect("it runs");
                 let mut next = bound.prefill(&prompts()).expect("it runs");
@@ -144,7 +144,7 @@ fn states_move_between_the_ways_to_serve() {
     move_states(&bundle, dir.path());
 }
 
-/// 96 features of a head become 128 in bound memory, with zeros behind the model's own.
+/// 96 features of a head become 128 in bound memory, with zeros after the model's own.
 #[test]
 fn padded_states_are_those_of_the_model() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -35,7 +35,7 @@ impl Home {
         let line = String::from_utf8(output.stderr).expect("UTF-8");
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}");
         assert_eq!(self.everything(), before);
-        line.strip_suffix('\n').expect("a whole line").to_owned()
+        line.strip_suffix('\n').expect("a complete line").to_owned()
     }
 
     /// Every file with its bytes.

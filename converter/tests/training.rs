@@ -279,7 +279,7 @@ fn fitted_features_lower_the_perplexity_without_a_step() {
     }
 }
 
-/// The run is killed at whatever step it happens to be at, behind its first checkpoint.
+/// The run is killed at whatever step it happens to be at, after its first checkpoint.
 #[test]
 fn a_killed_run_is_resumed_to_the_same_weights() {
     if !can_run() {
@@ -408,7 +408,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     assert_eq!(setting.weights(), weights);
 }
 
-/// The graphs are below the limit, and the weights above it; nothing else is written behind the last checkpoint.
+/// The graphs are below the limit, and the weights above it; nothing else is written after the last checkpoint.
 #[test]
 fn a_run_whose_weights_cannot_be_written_is_resumed() {
     if !can_run() {

@@ -1,9 +1,9 @@
 //! The contract: what the compiler writes and a runtime reads, stated once. Element types and numbers as bytes, the
 //! files of a bundle, its manifest, the names of inputs, outputs and states, the grammar of joined weights, the widths
-//! of padded states, and which graph serves where.
+//! of padded states, which graph serves where, and what lies at a path.
 //!
-//! Nothing here knows a graph or a session: the compiler (`dijiang-passes`) and the runtime (`dijiang-runtime`) stand
-//! on this crate and do not see each other.
+//! Nothing here knows a graph or a session: the compiler (`dijiang-passes`) and the runtime (`dijiang-runtime`) use
+//! this crate, and neither uses the other.
 
 pub mod digest;
 pub mod dtype;

@@ -170,7 +170,7 @@ pub enum ManifestError {
     #[error("{file}: it is not a safetensors file: a header of {header} bytes in a file of {bytes}")]
     Header { file: String, header: u64, bytes: u64 },
     #[error(
-        "{file}: the conversion was stopped after patch {patches}, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
+        "{file}: the conversion was stopped after patch {patches}, so this is not a complete model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
     )]
     Stopped { file: String, patches: u64 },
     #[error(
@@ -401,7 +401,7 @@ pub(crate) mod tests {
         let text = Manifest { stopped_after: Some(7), ..manifest() }.to_json().expect("it is written");
         assert_eq!(
             Manifest::parse(&text, "b/dijiang.json").expect_err("it is refused").to_string(),
-            "b/dijiang.json: the conversion was stopped after patch 7, so this is no whole model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
+            "b/dijiang.json: the conversion was stopped after patch 7, so this is not a complete model (hint: convert it without --stop-after; model.onnx alone runs in ONNX Runtime)"
         );
     }
 

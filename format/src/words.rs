@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 /// A number of things in words: `1 attention`, `2 attentions`.
-pub fn counted<N: Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
     let end = if number == N::from(1) { "" } else { "s" };
     format!("{number} {thing}{end}")
 }

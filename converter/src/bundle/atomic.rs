@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_stays_and_the_bundle_behind_it_is_replaced() {
+    fn a_link_stays_and_the_bundle_it_names_is_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
         let [target, link, dangling] = ["deep/b", "link", "dangling"].map(|name| directory.path().join(name));
         write(&target, false, "one").expect("it is new");

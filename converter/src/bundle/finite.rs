@@ -87,7 +87,7 @@ mod tests {
             found.count(dtype, &wide.cast(dtype).bytes());
             assert_eq!(found, NotFinite { nan: 2, infinite }, "{dtype}");
         }
-        // Behind whole blocks without any, and in a block that is not whole.
+        // After whole blocks without any, and in a block that is not whole.
         let mut many = vec![1.0f32; 3 * BLOCK];
         many.extend(numbers);
         let many = Tensor::from_f32(&[many.len() as u64], &many);

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Behind the bundle's name, with a dot before it.
+/// After the bundle's name, with a dot before it.
 const SUFFIX: &str = ".dijiang-lock";
 
 /// What the text in a lock begins with, so that no other file is taken for one.

@@ -1,4 +1,4 @@
-//! One file of a bundle replaced by another, whole or not at all.
+//! One file of a bundle replaced by another, completely or not at all.
 
 pub use dijiang_runtime::NewFile;
 use std::path::Path;

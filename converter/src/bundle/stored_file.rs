@@ -49,7 +49,7 @@ impl StoredFile {
         let short = self.file.metadata().ok().filter(|now| now.len() < self.size as u64);
         let reason = match short {
             Some(now) => format!(
-                "it had {} bytes when it was opened, and has {} now (hint: is another program writing it? Begin again when it is whole)",
+                "it had {} bytes when it was opened, and has {} now (hint: is another program writing it? Begin again when it is complete)",
                 self.size,
                 now.len()
             ),
@@ -77,7 +77,7 @@ impl Storage for StoredFile {
 
     fn problem(&self) -> Option<ReadError> {
         let replaced = || {
-            let reason = "another file took its place since it was opened (hint: is another program writing it? Begin again when it is whole)";
+            let reason = "another file took its place since it was opened (hint: is another program writing it? Begin again when it is complete)";
             ReadError { file: self.path.clone(), reason: reason.to_owned() }
         };
         self.problem.get().cloned().or_else(|| self.is_replaced().then(replaced))
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(check([&x].into_iter()), Ok(()), "what is left can be read");
         assert_eq!(x.bytes().as_ref(), [0; 40]);
         let named = check([&x].into_iter()).expect_err("it is short").to_string();
-        let expected = "it had 40 bytes when it was opened, and has 10 now (hint: is another program writing it? Begin again when it is whole)";
+        let expected = "it had 40 bytes when it was opened, and has 10 now (hint: is another program writing it? Begin again when it is complete)";
         assert_eq!(named, format!("{}: {expected}", path.display()));
     }
 

@@ -67,7 +67,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Puts new keys or values `[batch, kv_heads, sequence, head_dim]` behind those of the cache:
+    /// Puts new keys or values `[batch, kv_heads, sequence, head_dim]` after those of the cache:
     /// `part` is `key` or `value`.
     pub(super) fn cached(&mut self, layer: u64, part: &str, new: ValueId) -> ValueId {
         let (heads, dim) = (self.p.dim(new, 1), self.p.dim(new, 3));

@@ -226,7 +226,7 @@ pub fn read_header(
 /// What the head of a file of so many bytes describes.
 fn metadata(head: &[u8], size: usize) -> Result<Metadata, SafeTensorError> {
     match SafeTensors::read_metadata(head) {
-        // It is as it should be, but for the elements behind it.
+        // It is as it should be, but for the elements after it.
         Err(SafeTensorError::MetadataIncompleteBuffer) | Ok(_) => {}
         Err(error) => return Err(error),
     }

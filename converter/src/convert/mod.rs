@@ -1,4 +1,4 @@
-//! The whole conversion: a source in, a verified bundle out, written whole or not at all.
+//! The conversion: a source in, a verified bundle out, written completely or not at all.
 
 pub mod compile;
 pub mod estimate;
@@ -391,7 +391,7 @@ struct ModelWriter<'a> {
     source: &'a Path,
     /// The files of the source that weights stay in.
     maps: &'a [MappedFile],
-    /// Where `dir` goes once it is whole.
+    /// Where `dir` goes once it is complete.
     target: &'a Path,
     options: &'a ConvertOptions,
     compiled: &'a Compiled,

@@ -1,4 +1,4 @@
-//! The files that external data lies in: found beside the model and nowhere else, never read whole.
+//! The files that external data lies in: found beside the model and nowhere else, never read in one piece.
 //!
 //! A location is a path below the model's directory. Links are followed, but must end in the
 //! model's directory or in the one that the model file really lies in: in a snapshot of a Hugging Face
@@ -154,7 +154,7 @@ fn number(proto: &TensorProto, key: &str) -> Result<Option<usize>, String> {
         .ok_or_else(|| format!("{key} `{}` of its external data is not a number of bytes", shown(text)))
 }
 
-/// All of a regular file. A model file is read whole: what is large lies beside it, or takes 2 GB at most.
+/// All of a regular file. A model file is read in one piece: what is large lies beside it, or takes 2 GB at most.
 pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.0.read_to_end(&mut bytes)?;

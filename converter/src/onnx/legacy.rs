@@ -57,8 +57,8 @@ pub(super) fn flattened(axis: i64, rank: Option<usize>, dims: &[Option<u64>]) ->
         (None, Err(_)) => return Err(format!("with axis {axis} the rank of its input must be known")),
         (Some(rank), _) => dijiang_passes::ir::infer::resolve_axis(axis, rank)?,
     };
-    let ones_behind = rank.is_some() && dims.iter().skip(from_front + 1).all(|d| *d == Some(1));
-    if ones_behind {
+    let ones_after = rank.is_some() && dims.iter().skip(from_front + 1).all(|d| *d == Some(1));
+    if ones_after {
         return Ok(Flattened::Axis(from_front as i64));
     }
     // Zeros keep the dims before the axis; more of them than any tensor has are a mistake.

@@ -628,7 +628,7 @@ fn names(proto: &GraphProto) -> impl Iterator<Item = &String> {
     constants.chain(inputs).chain(proto.node.iter().flat_map(|n| &n.output))
 }
 
-/// Says of a node whose input is not defined before it what may be behind that.
+/// Says of a node whose input is not defined before it what may be the cause.
 fn explained(problem: ImportProblem, graph: &GraphProto, at: usize) -> ImportProblem {
     let ImportProblem::Node { node, op, reason } = problem else { return problem };
     if !reason.ends_with(NOT_BEFORE) {

@@ -1,5 +1,5 @@
-//! What is told of long work and of its results: progress, pictures, names made fit for a line. What commands print is
-//! in [`crate::cli`].
+//! Reports: progress of long work, pictures of runs, and names that are cut to fit into one line. What commands print
+//! is in [`crate::cli`].
 
 pub(crate) mod message;
 pub mod outcome;

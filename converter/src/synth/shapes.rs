@@ -97,7 +97,7 @@ impl Shape {
         })
     }
 
-    /// The one OPT with narrow embeddings and norms behind the blocks.
+    /// The one OPT with narrow embeddings and norms after the blocks.
     fn opt(&self) -> Value {
         json!({
             "architectures": ["OPTForCausalLM"],

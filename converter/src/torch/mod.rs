@@ -1,5 +1,5 @@
-//! A bundle as a PyTorch model, and its trained weights back: for training where the graphs do not reach, such as
-//! over several GPUs.
+//! A bundle as a PyTorch model, and the weights trained there back in the bundle: for training that the graphs cannot
+//! do, such as over several GPUs.
 
 pub mod export;
 pub mod import;

@@ -1,5 +1,5 @@
 //! What a killed run goes on from: the vectors of the optimiser and the number of the last step, in a
-//! safetensors file that is replaced whole or not at all.
+//! safetensors file that is replaced completely or not at all.
 
 use super::identity::RunIdentity;
 use crate::bundle::replace::replace_file;

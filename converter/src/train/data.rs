@@ -41,7 +41,7 @@ pub enum DataError {
 pub struct Texts<'a> {
     /// Where the tokenizer lies; read when the first text is.
     pub tokenizer: &'a Path,
-    /// Put behind every text.
+    /// Put after every text.
     pub end: Option<u64>,
     /// How many token ids there are.
     pub vocab: u64,
@@ -295,7 +295,7 @@ mod tests {
         };
         let texts = Texts { tokenizer: &tokenizer(), end: Some(7), vocab: 256 };
         let tokens = |path: &PathBuf, most| read(std::slice::from_ref(path), &texts, most).map(|t| t.len());
-        // What is behind is wrong, and not reached.
+        // What comes after is wrong, and not reached.
         let text = path("a.txt", &[vec![b'a'; 1 << 20], vec![0xff]].concat());
         assert_eq!(tokens(&text, Some(1000)).expect("tokens"), 1000);
         assert!(matches!(tokens(&text, None), Err(DataError::NotText { .. })));

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_goes_on_behind_its_checkpoint() {
+    fn a_resumed_run_goes_on_after_its_checkpoint() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut metrics = Metrics::open(dir.path(), 0).expect("it opens");
         for step in 1..=3 {

@@ -1,4 +1,4 @@
-//! The checks of a bundle that keeps nothing from call to call: every prompt is run whole.
+//! The checks of a bundle that keeps nothing from call to call: every prompt is run at once.
 
 use super::plain::Plain;
 use super::table::Comparison;
@@ -7,13 +7,13 @@ use dijiang_format::files;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, padded = alone, runtime = runtime.
-    pub(super) fn whole_forms(&mut self) -> Result<(), VerifyError> {
+    pub(super) fn forms_at_once(&mut self) -> Result<(), VerifyError> {
         let portions = "token by token, split and the size of the state";
         self.skip(portions, "the model keeps no state between calls");
         let mut first: Option<Vec<f32>> = None;
         for i in 0..self.runtimes.len() {
             self.stage(&format!("comparing the forms in {}", self.runtimes[i].name()));
-            let tried = self.whole_forms_in(i, first.as_deref());
+            let tried = self.forms_at_once_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
             if first.is_none() && !self.is_softmax() {
                 let mut softmax = self.plain(i, files::SOFTMAX)?;
@@ -26,7 +26,7 @@ impl Verifier<'_> {
     }
 
     /// Returns what the plain form gives.
-    fn whole_forms_in(&mut self, i: usize, first: Option<&[f32]>) -> Result<Vec<f32>, VerifyError> {
+    fn forms_at_once_in(&mut self, i: usize, first: Option<&[f32]>) -> Result<Vec<f32>, VerifyError> {
         let name = self.runtimes[i].name();
         let rows = self.prompts.rows();
         let (plain, chunked) = self.plain_forms();

@@ -6,7 +6,7 @@ use super::{EXACT, ORT, Verifier, VerifyError, forms_alike};
 use dijiang_format::files;
 
 impl Verifier<'_> {
-    /// Parallel = chunked = served, whole = token by token = split = padded, runtime = runtime.
+    /// Parallel = chunked = served, all at once = token by token = split = padded, runtime = runtime.
     pub(super) fn forms(&mut self) -> Result<(), VerifyError> {
         let mut first: Option<Vec<f32>> = None;
         for i in 0..self.runtimes.len() {
@@ -83,14 +83,14 @@ impl Verifier<'_> {
         let row = if runtime == 0 { self.prompts.longest() } else { self.prompts.short() };
         let whole = model.row(&row)?;
         let steps = model.in_portions(&row, &vec![1; row.len()])?;
-        self.push(fed("token by token", "whole").logits(limit, &steps, &whole));
+        self.push(fed("token by token", "all at once").logits(limit, &steps, &whole));
         self.constant_state(name, &row, model, file)?;
         if runtime > 0 {
             return Ok(());
         }
         for cut in self.prompts.splits() {
             let parts = model.in_portions(&row, &[cut, row.len() - cut])?;
-            self.push(fed(&format!("split at {cut}"), "whole").logits(limit, &parts, &whole));
+            self.push(fed(&format!("split at {cut}"), "all at once").logits(limit, &parts, &whole));
         }
         let alone = self.prompts.rows().iter().map(|r| model.row(r)).collect::<Result<Vec<_>, _>>()?.concat();
         if !model.sides().contains(&true) {

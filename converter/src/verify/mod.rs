@@ -5,6 +5,7 @@
 //! beside it and never passed off as equality. Every comparison is a row of a [`table`]; a file for each kind of them
 //! makes its rows.
 
+mod at_once;
 mod decoding;
 mod drift;
 mod features;
@@ -18,7 +19,6 @@ mod prompts;
 pub mod reference;
 mod run;
 pub mod table;
-mod whole;
 
 use crate::checkpoint::digests::DigestError;
 use crate::onnx::import::ImportError;
@@ -193,7 +193,7 @@ impl<'a> Verifier<'a> {
             self.reference(path)?;
         }
         match self.stateless {
-            true => self.whole_forms()?,
+            true => self.forms_at_once()?,
             false => self.forms()?,
         }
         self.interpreter()
@@ -235,7 +235,7 @@ impl<'a> Verifier<'a> {
         )
     }
 
-    /// For whole prompts only, whatever the graph calls its caches.
+    /// For complete prompts only, whatever the graph calls its caches.
     fn plain(&self, runtime: usize, file: &str) -> Result<Plain, VerifyError> {
         let site = self.manifest.sites.first();
         let head = site.map_or([0; 2], |site| [site.kv_heads, site.head_dim]);

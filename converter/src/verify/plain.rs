@@ -1,4 +1,4 @@
-//! One graph in one runtime, run on whole prompts: encoders, and graphs whose caches are nobody's names.
+//! One graph in one runtime, run on complete prompts: encoders, and graphs whose caches are nobody's names.
 
 use super::prompts::{Padded, padded};
 use super::reference::real_tokens;

@@ -139,7 +139,7 @@ impl Check {
         self.status == Status::Skipped
     }
 
-    /// The name, and behind that of a count what was counted.
+    /// The name, and after that of a count what was counted.
     pub fn label(&self) -> String {
         match self.reason.as_ref().filter(|_| self.measure == Some(Measure::Count)) {
             Some(counted) => format!("{}: {counted}", self.name),

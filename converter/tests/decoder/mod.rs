@@ -100,7 +100,7 @@ pub(crate) fn write(text: &str, directory: &Path) -> PathBuf {
     path
 }
 
-/// Some values of a graph for two rows of five tokens behind a past, by their names.
+/// Some values of a graph for two rows of five tokens after a past, by their names.
 pub(crate) fn evaluate(graph: &Graph, past: usize, wanted: &[ValueId]) -> Vec<Array> {
     let time = 5;
     let fill = |id: ValueId| {

@@ -5,7 +5,7 @@ use super::rewrite::{Options, RULE, RewriteError, patch_site, reason_to_keep};
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 
-/// Names of the outputs, with the layer behind them.
+/// Names of the outputs, with the layer after them.
 pub const SOFTMAX_OUTPUT: &str = "attention.softmax.";
 pub const LINEAR_OUTPUT: &str = "attention.linear.";
 

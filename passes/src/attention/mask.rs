@@ -81,7 +81,7 @@ struct KeyPlace {
     /// Not later than the query.
     earlier: bool,
     token: bool,
-    /// Among the first keys, as many as the row has tokens: where padding stands behind, the tokens.
+    /// Among the first keys, as many as the row has tokens: where padding stands after the tokens, the tokens.
     counted: bool,
 }
 

@@ -252,7 +252,7 @@ impl<'g> Search<'g> {
         Ok(changed)
     }
 
-    /// The values behind the consumers that meet what reads contents, or leave the graph.
+    /// The values computed from the consumers that meet what reads contents, or leave the graph.
     fn last_values(&self) -> BTreeSet<ValueId> {
         let (mut seen, mut last) = (BTreeSet::new(), BTreeSet::new());
         let mut stack: Vec<ValueId> =
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_behind_a_cache() {
+    fn a_range_after_a_cache() {
         let after = changed(ROTARY);
         assert!(!uses(&after, "past_key"));
     }
@@ -502,7 +502,7 @@ mod tests {
             format!("{lines}\n  output \"wave\" %wave\n  %places = Gather(%table, %zero) {{axis: 0}}")
         };
         let cases = [
-            ("they do not go on behind the cache", range("%zero, %time, %one")),
+            ("they do not go on after the cache", range("%zero, %time, %one")),
             ("they are two apart", range("%past, %total, %two")),
             ("they count the keys", range("%zero, %total, %one")),
             ("they begin too late", range("%one, %total, %one")),

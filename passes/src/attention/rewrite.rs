@@ -71,7 +71,8 @@ pub struct Report {
     pub without_cache: Option<WithoutCache>,
 }
 
-/// An attention that sees the tokens of one call alone: fed in portions, the graph gives other numbers than fed whole.
+/// An attention that sees the tokens of one call alone: fed in portions, the graph gives other numbers than fed all at
+/// once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WithoutCache {
     pub name: String,
@@ -96,7 +97,7 @@ impl Report {
     }
 }
 
-/// The pass could not be carried out; the graph is as after the last whole patch.
+/// The pass could not be carried out; the graph is as after the last complete patch.
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
     #[error(transparent)]

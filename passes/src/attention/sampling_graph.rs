@@ -6,7 +6,7 @@ use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 use dijiang_format::dtype::DType;
 
-/// Names of the outputs, with the layer behind them.
+/// Names of the outputs, with the layer after them.
 pub const SAMPLES: [&str; 3] = ["sample.q.", "sample.k.", "sample.log_decay."];
 
 /// A site whose queries and keys are outputs.

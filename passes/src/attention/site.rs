@@ -162,7 +162,7 @@ fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
     weight_name(graph, node.input(0)?)
 }
 
-/// What a site is called: the module of the weight behind its values, or the path in the name of the
+/// What a site is called: the module of the weight that makes its values, or the path in the name of the
 /// value it computes, or nothing.
 pub fn name_of(graph: &Graph, projection: Option<&Projection>, out: ValueId) -> String {
     let module = projection.map(|p| module_of(&p.weight)).filter(|m| m.contains('.'));

@@ -24,7 +24,7 @@ impl Trial {
 
     /// What a query that is padding itself sees differs between exporters, and does not matter.
     pub(super) fn sees_a_token(&self, row: usize, query: usize) -> bool {
-        // Behind padding at the left, the last key seen is the first to be a token; before it at the right, key 0.
+        // After padding at the left, the last key seen is the first to be a token; before it at the right, key 0.
         self.is_token(row, if row == 0 { self.past + query } else { 0 })
     }
 

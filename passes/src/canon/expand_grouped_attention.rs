@@ -82,7 +82,7 @@ fn projections(w: &mut Sweep<'_>, node: &Node, heads: &Heads) -> Option<[ValueId
     Some([0, 1, 2].map(|i| split(w, parts[i], counts[i], heads.dim)))
 }
 
-/// `[1, time]`: the tokens stand behind the past.
+/// `[1, time]`: the tokens stand after the past.
 fn places(w: &mut Sweep<'_>, node: &Node, q: ValueId) -> ValueId {
     let time = w.patch.shape_of(q, 2, 3);
     let time = w.patch.squeeze(time, &[0]);

@@ -1,6 +1,6 @@
 //! Matches: a weight applied to tokens that were laid out in one row: `MatMul(Reshape(x, [-1, k]), w)`,
 //! and `Add` of a bias after that
-//! Becomes: the same over `[batch, time, k]`, with the `Reshape` behind it
+//! Becomes: the same over `[batch, time, k]`, with the `Reshape` after it
 //! Exact: yes
 
 use super::{GraphRule, Sweep, rewrite_nodes};

@@ -127,7 +127,7 @@ mod tests {
 }"#;
 
     #[test]
-    fn factors_of_the_scores_are_gathered_behind_the_product() {
+    fn factors_of_the_scores_are_gathered_after_the_product() {
         insta::assert_snapshot!(after(SCALED));
     }
 

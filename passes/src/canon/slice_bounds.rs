@@ -27,7 +27,7 @@ impl GraphRule for SliceBounds {
     }
 }
 
-/// The one axis that is sliced, where the slice leaves nothing behind its end.
+/// The one axis that is sliced, where the slice leaves nothing after its end.
 fn reaches_the_end(graph: &Graph, terms: &Terms, node: &Node) -> Option<i64> {
     if !node.op.is("Slice") {
         return None;

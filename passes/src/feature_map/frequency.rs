@@ -17,7 +17,7 @@ pub fn dct(d: usize) -> Vec<f64> {
     (0..d * d).map(|k| entry(k / d, k % d)).collect()
 }
 
-/// `count` unit vectors of R^d, row by row: the rows of the DCT, then of the DCT behind one seeded
+/// `count` unit vectors of R^d, row by row: the rows of the DCT, then of the DCT after one seeded
 /// flip of signs after another, each again an orthonormal basis.
 pub fn directions(d: usize, count: usize, random: &mut Random) -> Vec<f64> {
     let basis = dct(d);

@@ -78,7 +78,7 @@ fn gate_of(graph: &Graph, gate: ValueId, x: ValueId) -> Option<&'static str> {
     fits(tanh.input(0)?, [0.0, scale, 0.0, scale * 0.044_715]).map(|()| "FastGelu")
 }
 
-/// Nodes one behind the other that are looked through.
+/// Nodes one after the other that are looked through.
 const MAX_DEPTH: usize = 8;
 
 /// A product taken apart: its numbers, and the values that are none.

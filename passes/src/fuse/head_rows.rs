@@ -1,6 +1,6 @@
 //! Matches: `[batch, sequence, heads, d]` made `[heads, batch · sequence, d]`, with a rotation on the way
 //! Becomes: the rotation of packed heads, and one transpose of rows and heads, which a runtime takes into the product
-//! behind it
+//! after it
 //! Exact: yes
 //! Declines when: the heads are no numbers, or something else reads what lies between
 

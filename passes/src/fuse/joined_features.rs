@@ -1,6 +1,6 @@
 //! Matches: queries and keys of a `LinearAttention` that are computed alike, head by head, from two neighbours of one
 //! split
-//! Becomes: the same computation once, over the heads of both, and a split behind it; weights per head are joined
+//! Becomes: the same computation once, over the heads of both, and a split after it; weights per head are joined
 //! Exact: yes
 //! Declines when: the two differ in a node or a number, or lengths are open
 
@@ -65,7 +65,7 @@ struct Joined {
     made: BTreeMap<([ValueId; 2], usize), ValueId>,
 }
 
-/// Both values as one, the second behind the first along an axis.
+/// Both values as one, the second after the first along an axis.
 fn both(w: &mut Sweep<'_>, pair: [ValueId; 2], axis: usize, joined: &mut Joined) -> Option<ValueId> {
     if let Some(made) = joined.made.get(&(pair, axis)) {
         return Some(*made);
@@ -106,8 +106,8 @@ fn both_anew(w: &mut Sweep<'_>, [a, b]: [ValueId; 2], axis: usize, joined: &mut 
             Some(w.patch.node(op, &[x]))
         }
         ("", "Unsqueeze") => {
-            let behind = op.ints("axes")?.iter().all(|new| *new > axis as i64);
-            let x = both(w, pair(0).filter(|_| behind)?, axis, joined)?;
+            let after = op.ints("axes")?.iter().all(|new| *new > axis as i64);
+            let x = both(w, pair(0).filter(|_| after)?, axis, joined)?;
             Some(w.patch.node(op, &[x]))
         }
         ("", "Softmax") => {

@@ -1,6 +1,5 @@
-//! Operators that ONNX Runtime computes in one kernel, in place of the plain ones that they were taken apart into:
-//! the clean-ups' rules the other way round. For serving graphs of ONNX Runtime alone, and last: nothing else here
-//! looks through them.
+//! Plain operators become the fused ones that ONNX Runtime computes in one kernel: the clean-ups of `canon` the other
+//! way round. This is done to serving graphs of ONNX Runtime alone, and last: no other pass knows these operators.
 
 use crate::canon::GraphRule;
 use crate::ir::graph::Graph;

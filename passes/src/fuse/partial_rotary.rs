@@ -1,4 +1,4 @@
-//! Matches: a rotation of the first dims of `[batch, heads, sequence, dim]`, with the others put behind it as they were
+//! Matches: a rotation of the first dims of `[batch, heads, sequence, dim]`, with the others put after it as they were
 //! Becomes: `RotaryEmbedding` of the whole, which is told how many dims it turns
 //! Exact: yes
 //! Declines when: what follows the rotation is not what was split off x
@@ -61,7 +61,7 @@ mod tests {
     use crate::fuse::tests::after;
 
     #[test]
-    fn only_what_was_split_off_comes_back_behind_the_rotation() {
+    fn only_what_was_split_off_comes_back_after_the_rotation() {
         insta::assert_snapshot!(after(
             &PartialRotary,
             r#"graph "g" {

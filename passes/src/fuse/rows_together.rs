@@ -1,5 +1,5 @@
 //! Matches: one token of each row, head by head, times a weight per head, `[batch, heads, 1, d] x [heads, d, m]`, with
-//! the sum and the softmax behind it
+//! the sum and the softmax after it
 //! Becomes: one product per head over the rows of the batch, `[heads, batch, d] x [heads, d, m]`, between two
 //! transposes; a GPU runs the other as batch · heads products of one row
 //! Exact: yes
@@ -36,8 +36,8 @@ fn together(w: &mut Sweep<'_>, node: &Node) -> Option<()> {
     let heads = one_token_by_head(w.graph, x)?;
     let fits = is_per_head(w.graph, weight, heads) && w.is_untouched(node.outputs[0]);
     let depth = w.graph.value(x).ty.shape.as_ref()?[3].known().filter(|_| fits)?;
-    let behind = behind(w.graph, node, heads);
-    let last = behind.last().map_or(node.outputs[0], |id| w.graph.node(*id).outputs[0]);
+    let following = following(w.graph, node, heads);
+    let last = following.last().map_or(node.outputs[0], |id| w.graph.node(*id).outputs[0]);
     let width = w.graph.value(last).ty.shape.as_ref()?[3].known()?;
 
     let (x, factor) = factor(w.graph, x);
@@ -48,7 +48,7 @@ fn together(w: &mut Sweep<'_>, node: &Node) -> Option<()> {
         by_head = w.patch.mul(by_head, w.current(factor));
     }
     let mut y = w.patch.matmul(by_head, w.current(weight));
-    for id in behind {
+    for id in following {
         let inputs: Vec<ValueId> = w.graph.node(id).inputs.iter().flatten().copied().collect();
         let others = inputs[1..].iter().map(|other| w.current(*other));
         let inputs: Vec<ValueId> = [y].into_iter().chain(others).collect();
@@ -88,7 +88,7 @@ fn is_row(graph: &Graph, value: ValueId) -> bool {
 }
 
 /// What is computed for each head alone, from the product on, as far as nothing else reads it.
-fn behind(graph: &Graph, product: &Node, heads: u64) -> Vec<NodeId> {
+fn following(graph: &Graph, product: &Node, heads: u64) -> Vec<NodeId> {
     let mut found = Vec::new();
     let mut value = product.outputs[0];
     while let [Use::Node { node: id, slot: 0 }] = graph.value(value).uses[..] {

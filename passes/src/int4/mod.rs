@@ -1,8 +1,8 @@
 //! Weights of four bits: linear layers read theirs in blocks of [`BLOCK`] numbers with one scale and one zero point
 //! each, through `com.microsoft::MatMulNBits`.
 //!
-//! *Not exact:* a number moves by half a step of its block at most, or where cutting off the ends of the block's range
-//! makes its squared error smaller, by as much as it is cut off.
+//! *Not exact:* a number moves by at most half a step of its block. Where a narrower range makes the squared error of the
+//! block smaller, numbers outside it move to its ends.
 
 mod blocks;
 mod expand;

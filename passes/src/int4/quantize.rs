@@ -129,7 +129,7 @@ mod tests {
         let x = [("x", noise(&[2, 3, 64], 3))];
         let (found, expected) = (run(&graph, &x), run(&before, &x));
         // Steps of a block are a ninth of a standard deviation or so, half a step at most is lost, and of errors that
-        // are independent a sum has as much as each number: some 7 % for one layer, more behind several.
+        // are independent a sum has as much as each number: some 7 % for one layer, more after several.
         for (name, most) in [("y", 0.2), ("z", 0.3)] {
             let error = relative_error(&found[name], &expected[name]);
             assert!(error > 0.01 && error < most, "{name}: {error}");

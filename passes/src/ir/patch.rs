@@ -526,7 +526,7 @@ impl Graph {
         }
     }
 
-    /// Takes outputs away and adds others behind the rest, whose slots change from the first that goes on. Returns the
+    /// Takes outputs away and adds others after the rest, whose slots change from the first that goes on. Returns the
     /// values that are outputs no more.
     fn change_outputs(&mut self, dropped: &[String], new: Vec<(String, ValueId)>) -> Vec<ValueId> {
         let dropped: BTreeSet<&String> = dropped.iter().collect();
@@ -535,14 +535,14 @@ impl Graph {
             true => self.outputs.len(),
             false => self.outputs.iter().position(is_dropped).unwrap_or(self.outputs.len()),
         };
-        let behind = self.outputs.split_off(first);
-        let moved: BTreeSet<ValueId> = behind.iter().map(|(_, value)| *value).collect();
+        let after = self.outputs.split_off(first);
+        let moved: BTreeSet<ValueId> = after.iter().map(|(_, value)| *value).collect();
         for id in &moved {
             if let Some(value) = self.values.get_mut(id) {
                 value.uses.retain(|u| !matches!(u, Use::GraphOutput(slot) if *slot as usize >= first));
             }
         }
-        let (gone, stay): (Vec<_>, Vec<_>) = behind.into_iter().partition(is_dropped);
+        let (gone, stay): (Vec<_>, Vec<_>) = after.into_iter().partition(is_dropped);
         for (name, value) in stay.into_iter().chain(new) {
             let slot = self.outputs.len() as u32;
             self.add_use(Some(value), Use::GraphOutput(slot));

@@ -108,7 +108,7 @@ impl Check<'_> {
         for (id, node) in self.graph.nodes() {
             if !ordered.contains(&id) {
                 let place = format!("node {:?} ({})", node.name, node.op.qualified_name());
-                self.report(place, "it lies on a cycle, or behind one".to_owned());
+                self.report(place, "it lies on a cycle, or is computed from one".to_owned());
             }
         }
     }

@@ -45,7 +45,7 @@ pub(crate) fn inputs_of(graph: &Graph, value: ValueId) -> Vec<ValueId> {
 }
 
 /// What the nodes that read a value make.
-pub(crate) fn outputs_behind(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+pub(crate) fn outputs_after(graph: &Graph, value: ValueId) -> Vec<ValueId> {
     let outputs = graph.value(value).uses.iter().map(|user| match user {
         Use::Node { node, .. } => graph.node(*node).outputs.as_slice(),
         Use::GraphOutput(_) => &[],
@@ -79,7 +79,7 @@ pub(crate) mod tests {
         assert_eq!(depth_first(y, |v| inputs_of(&graph, v)).count(), 61);
         assert_eq!(nearest_first(y, 60, |v| inputs_of(&graph, v)).last(), Some(x));
         assert_eq!(nearest_first(y, 59, |v| inputs_of(&graph, v)).count(), 60);
-        assert_eq!(depth_first(x, |v| outputs_behind(&graph, v)).last(), Some(y));
+        assert_eq!(depth_first(x, |v| outputs_after(&graph, v)).last(), Some(y));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Numbers without graphs: random draws, quantiles, least squares. What computes with a graph's values is in
+//! Numbers without graphs: random draws, quantiles, least squares. The evaluation of graphs is in
 //! [`crate::ir::eval`].
 
 pub mod nnls;

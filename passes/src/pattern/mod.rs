@@ -76,7 +76,7 @@ impl Pat {
         Self::OneOf(alternatives.into())
     }
 
-    /// `self`, with or without a `Cast` behind it.
+    /// `self`, with or without a `Cast` after it.
     #[must_use]
     pub fn maybe_cast(self) -> Self {
         Self::one_of([("cast", Self::op("Cast", [self.clone()])), ("no_cast", self)])

@@ -1,5 +1,5 @@
-//! Passes that change the element type a graph computes in. What a weight is stored as is decided where it is read;
-//! four bits are in [`crate::int4`].
+//! Passes that change the element type a graph computes in. The element type that weights are stored in is
+//! chosen when the source is read; weights of four bits are in [`crate::int4`].
 
 pub mod mixed;
 pub mod widen;

@@ -1,5 +1,5 @@
 //! The same model computed in f32: weights stay as they are stored and are cast where they are read,
-//! everything behind them is f32.
+//! everything computed from them is f32.
 //!
 //! Half-precision weights and constants are exact in f32, so what this computes is the model without the
 //! rounding of its activations; a constant that was rounded when the model was written stays so. Runtimes without half-precision arithmetic can run it.

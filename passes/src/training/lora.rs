@@ -12,7 +12,7 @@ use crate::ir::walk::is_made_of_constants;
 use crate::numeric::random::Random;
 use std::collections::BTreeMap;
 
-/// The names of A and B are that of the weight with this behind it.
+/// The names of A and B are that of the weight with this after it.
 const DOWN: &str = ".lora_a";
 const UP: &str = ".lora_b";
 

@@ -146,7 +146,7 @@ fn forms_are_the_same_for_every_target(bundles: &[Bundle]) {
     }
 }
 
-/// Token by token = split anywhere = padded at either side = put aside and taken up again = whole.
+/// Token by token = split anywhere = padded at either side = put aside and taken up again = all at once.
 fn feeding_agrees(family: &Family, recipe: &Recipe, dtype: DType, found: &mut Comparisons) {
     for target in TARGETS {
         let bundle = family.bundle(recipe, target, dtype);

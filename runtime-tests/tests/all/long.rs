@@ -50,7 +50,7 @@ const STRIDE: usize = 4_096;
 
 /// What a model gives on the way.
 struct Along {
-    /// Behind the first segment, and every [`STRIDE`] tokens.
+    /// After the first segment, and every [`STRIDE`] tokens.
     logits: Vec<Vec<f64>>,
     /// As they are carried at the end, by name.
     states: Vec<(String, Vec<f64>)>,

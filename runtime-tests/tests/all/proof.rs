@@ -86,10 +86,10 @@ fn a_wrong_state_shows_as_soon_as_it_is_carried() {
         nodes(model).iter_mut().flat_map(|n| n.output.iter_mut().chain(&mut n.input)).for_each(exchange);
     });
     let expected = [
-        "tract: token by token = whole",
-        "tract: split at 1 = whole",
-        "tract: split at 64 = whole",
-        "tract: split at 69 = whole",
+        "tract: token by token = all at once",
+        "tract: split at 1 = all at once",
+        "tract: split at 64 = all at once",
+        "tract: split at 69 = all at once",
     ];
     assert_eq!(failing(&prove(&bundle, Choice::Tract)), expected);
 }

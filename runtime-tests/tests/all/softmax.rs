@@ -32,7 +32,7 @@ fn checkpoints_of_the_exports_give_the_logits_of_transformers() {
     }
 }
 
-/// In every runtime, whole and token by token; target `ort` has an operator of its own for it, which a conversion
+/// In every runtime, all at once and token by token; target `ort` has an operator of its own for it, which a conversion
 /// compares with this form.
 fn gives(folder: &Path, reference: &Reference) {
     let bundle = Bundle::of(folder, &recipe("softmax"), Target::Portable, DType::F32);

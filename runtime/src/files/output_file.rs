@@ -10,7 +10,7 @@ use crate::files::temporary::{Temporary, parent};
 /// Links that are followed, at most.
 const LINKS: usize = 40;
 
-/// Writes a file whole, or leaves what was there. A link stays a link: what it points to is written. A pipe or a
+/// Writes a file completely, or leaves what was there. A link stays a link: what it points to is written. A pipe or a
 /// terminal is written into, and stays what it is. What is open already, such as `/dev/stdout`, is written on to.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let found = match std::fs::metadata(path) {

@@ -1,4 +1,4 @@
-//! Where something is written until it is whole: a directory beside its place, from which it is renamed into it.
+//! Where something is written until it is complete: a directory beside its place, from which it is renamed into it.
 //!
 //! The directory is called `.NAME.tmp-PID`, and holds a file that says who made it. It is locked while its maker
 //! lives. What a killed run left is removed by the next run of the same user that writes to the same place. What has
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 const OWNER: &str = "made-by-dijiang";
 const OWNER_TEXT: &str =
     "dijiang writes here until it is done. What a killed run left is removed by the next one.\n";
-/// In the name of the directory, behind that of what is written.
+/// In the name of the directory, after that of what is written.
 const TEMPORARY: &str = ".tmp-";
 /// What is being written.
 const NEW: &str = "new";

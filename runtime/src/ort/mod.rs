@@ -1,5 +1,5 @@
-//! ONNX Runtime: the library found and loaded, sessions on it, and graphs over memory that stays on a device. Nothing
-//! here knows what a token is.
+//! ONNX Runtime: the library found and loaded, sessions on it, and graphs over memory that stays on a device. Tokens
+//! and texts are the concern of others.
 
 pub(crate) mod cuda_libraries;
 pub(crate) mod device_memory;

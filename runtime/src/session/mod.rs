@@ -1,5 +1,5 @@
-//! What a runtime is, seen from outside: it loads a model file and runs it on named host tensors. The runtimes there are
-//! have rooms of their own.
+//! What a runtime is, seen from outside: it loads a model file and runs it on named host tensors. ONNX Runtime is in
+//! `ort`, tract in `tract`.
 
 pub(crate) mod error;
 pub(crate) mod tensor;

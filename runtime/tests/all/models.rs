@@ -80,7 +80,7 @@ impl Model {
         });
     }
 
-    /// Moves the bytes of one initializer into a file, behind some unrelated bytes.
+    /// Moves the bytes of one initializer into a file, after some unrelated bytes.
     pub(crate) fn externalise(&mut self, name: &str, dir: &Path, location: &str) {
         let tensor = self.graph.initializer.iter_mut().find(|tensor| tensor.name == name).unwrap();
         let bytes = std::mem::take(&mut tensor.raw_data);

@@ -44,7 +44,7 @@ fn logits(serving: &mut Serving) -> Vec<f32> {
     serving.logits().unwrap().to_f32().unwrap()
 }
 
-/// The logits behind all of a row's tokens, fed in one call to a graph driven by hand.
+/// The logits after all of a row's tokens, fed in one call to a graph driven by hand.
 fn whole(dir: &Path, row: &[i64]) -> Vec<f32> {
     let session = TractRuntime.load(&dir.join("chunked.onnx"), &LoadOptions::default()).unwrap();
     let mut decoder = HostDecoder::new(session).unwrap();

@@ -116,7 +116,7 @@ impl Grid {
         p.reshape_to(x, shape)
     }
 
-    /// Zeros behind the sequence, axis 2.
+    /// Zeros after the sequence, axis 2.
     fn pad(&self, p: &mut Patch<'_>, x: ValueId, tail: usize) -> ValueId {
         let before = p.ints(&vec![0; 3 + tail + 2]);
         let mut pads = vec![before, self.missing];
@@ -243,7 +243,7 @@ fn carry_decayed(
     start: ValueId,
     log: &Logs,
 ) -> (ValueId, ValueId) {
-    // E_n: decay before chunk n; I_n: behind it.
+    // E_n: decay before chunk n; I_n: after it.
     let inclusive = p.cumsum(log.whole, 2, false);
     let exclusive = p.sub(inclusive, log.whole);
     let (row, column) = (p.unsqueeze(exclusive, &[3]), p.unsqueeze(inclusive, &[2]));

@@ -5,9 +5,9 @@
 //! takes it, beside it as `RotaryEmbedding` where it does not, and as written where it was not recognised.
 //! *Exact:* up to rounding. The operator counts the tokens of a row from its beginning and cannot leave out the first
 //! ones, so that those of rows that are padded in front are moved there ([`super::tokens_first`]). A batch of several
-//! rows goes on behind its past by one token a call, and the operator refuses more.
+//! rows goes on after its past by one token a call, and the operator refuses more.
 //! *Declines when:* an attention of the graph has no cache, another mask, or heads the operator does not take. The
-//! graph is then left whole, as caches of two kinds are served in two ways.
+//! graph is then left as it is, as caches of two kinds are served in two ways.
 
 use super::tokens_first::{Marks, bring_tokens_first, recent_tokens};
 use crate::attention::patterns::find_sites;
@@ -102,8 +102,8 @@ struct GroupWriter<'g> {
 }
 
 impl GroupWriter<'_> {
-    /// All that a call brings stands behind the tokens of the past, padding too: it is written over when it turns out
-    /// to be behind the tokens.
+    /// All that a call brings stands after the tokens of the past, padding too: it is written over when it turns out
+    /// to be after the tokens.
     fn counts(&mut self, mask: ValueId, queries: ValueId) -> Counts {
         let by_token = self.by_token(queries);
         let p = &mut self.p;
@@ -251,7 +251,7 @@ struct Rotation {
     rotated: u64,
 }
 
-/// x · cos + (−x₂, x₁) · sin over all features, or over the first ones with the others behind them.
+/// x · cos + (−x₂, x₁) · sin over all features, or over the first ones with the others after them.
 fn rotation(graph: &Graph, value: ValueId) -> Option<Rotation> {
     let Some(joined) = graph.made_by(value, "Concat") else { return whole_rotation(graph, value) };
     let (transposed, kept) = (joined.input(0)?, joined.input(1)?);
@@ -364,7 +364,7 @@ mod tests {
     }
 
     /// What the tokens of both rows come to, padding left out: a prompt, then a token, each call with what the one
-    /// before returned. `pads` are where the two rows are padded, from the front or from behind.
+    /// before returned. `pads` are where the two rows are padded, at the front or at the end.
     fn generated(graph: &Graph, pads: [&[usize]; 2]) -> Vec<f64> {
         let mut mask: Vec<Vec<i64>> =
             pads.iter().map(|pads| (0..5).map(|t| i64::from(!pads.contains(&t))).collect()).collect();

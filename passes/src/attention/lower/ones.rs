@@ -1,4 +1,4 @@
-//! Columns of ones behind the values, which carry the normaliser with the sum.
+//! Columns of ones after the values, which carry the normaliser with the sum.
 
 use super::{Dims, RecurrentState};
 use crate::ir::graph::ValueId;
@@ -20,18 +20,18 @@ pub(super) fn with_ones(p: &mut Patch<'_>, v: ValueId, d: Dims) -> ValueId {
     }
     let dtype = p.dtype(v);
     let one = p.constant("one", Tensor::scalar(dtype, 1.0));
-    spread_behind(p, v, one)
+    spread_after(p, v, one)
 }
 
 /// S with z as the same columns, `[batch, kv_heads, m, width]`.
 pub(super) fn joined(p: &mut Patch<'_>, state: RecurrentState) -> ValueId {
     let Some(z) = state.z else { return state.s };
     let z = p.unsqueeze(z, &[3]);
-    spread_behind(p, state.s, z)
+    spread_after(p, state.s, z)
 }
 
-/// `x` with ONES columns of `column` behind its last axis.
-fn spread_behind(p: &mut Patch<'_>, x: ValueId, column: ValueId) -> ValueId {
+/// `x` with ONES columns of `column` after its last axis.
+fn spread_after(p: &mut Patch<'_>, x: ValueId, column: ValueId) -> ValueId {
     let last = p.rank(x) as i64 - 1;
     let lead = p.shape_of(x, 0, last);
     let ones = p.ints(&[ONES]);

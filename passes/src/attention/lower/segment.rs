@@ -17,7 +17,7 @@ use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 
-/// Rows of zeros behind the given state and what chunks add, so that rows are multiples of 8, as chunks mostly are.
+/// Rows of zeros after the given state and what chunks add, so that rows are multiples of 8, as chunks mostly are.
 const UNUSED: i64 = 7;
 /// M, in tokens.
 const MASS: f64 = 64.0;
@@ -299,7 +299,7 @@ struct Carried {
     after: ValueId,
 }
 
-/// What the tokens of each chunk add to the state behind it.
+/// What the tokens of each chunk add to the state after it.
 #[derive(Clone, Copy)]
 struct Added {
     sums: ValueId,
@@ -308,7 +308,7 @@ struct Added {
 }
 
 /// The state before chunk n is exp(E_n) S_0 + Σ_{c<n} exp(E_n - I_c) U_c, with E_n the decay before chunk n, I_c the decay
-/// behind chunk c and U_c what it adds: one product of `[chunks, 1 + chunks]` with all that is added.
+/// after chunk c and U_c what it adds: one product of `[chunks, 1 + chunks]` with all that is added.
 fn carry(p: &mut Patch<'_>, grid: &Grid, r: &Recurrence, added: Added, log: Option<&Logs>) -> Carried {
     let Added { sums: added, at_end } = added;
     let dtype = p.dtype(added);

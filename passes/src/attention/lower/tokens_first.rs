@@ -79,11 +79,11 @@ impl Rows {
         let wrapped = p.sub(ahead, time);
         let inside = p.node(Op::new("Less"), &[ahead, time]);
         let there = p.select(inside, ahead, wrapped);
-        let behind = p.sub(place, lead);
-        let wrapped = p.add(behind, time);
-        let zero = p.scalar_like(behind, 0.0);
-        let outside = p.node(Op::new("Less"), &[behind, zero]);
-        let back = p.select(outside, wrapped, behind);
+        let after = p.sub(place, lead);
+        let wrapped = p.add(after, time);
+        let zero = p.scalar_like(after, 0.0);
+        let outside = p.node(Op::new("Less"), &[after, zero]);
+        let back = p.select(outside, wrapped, after);
         let row = p.range(batch);
         let first = p.mul(row, time);
         let first = p.unsqueeze(first, &[1]);

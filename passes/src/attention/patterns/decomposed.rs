@@ -1,5 +1,5 @@
 //! Matches: `MatMul(Softmax(f(MatMul(q, kᵀ))), v)`, whatever f does to scale and mask the scores, with or
-//! without casts around the softmax, and with a guard that turns NaN to zero behind it.
+//! without casts around the softmax, and with a guard that turns NaN to zero after it.
 //! Declines when: f is not a scale and a causal or padding mask (it is evaluated to see), the
 //! probabilities have another user, keys are neither the queries' own tokens nor a cache of them, or the
 //! heads are not on axis 1.
@@ -96,7 +96,7 @@ fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
     }
 }
 
-/// q kᵀ behind the scores.
+/// The product q kᵀ that the scores are computed from.
 struct Scored {
     product: ValueId,
     q: ValueId,

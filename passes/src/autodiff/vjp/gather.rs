@@ -17,8 +17,8 @@ fn gather(ctx: &mut VjpContext<'_, '_>) -> Grads {
     let rows = match axis {
         0 => g,
         _ => {
-            let (before, behind) = (0..axis, axis + picks..shape.len() + picks - 1);
-            let perm: Vec<i64> = (axis..axis + picks).chain(before).chain(behind).map(|a| a as i64).collect();
+            let (before, after) = (0..axis, axis + picks..shape.len() + picks - 1);
+            let perm: Vec<i64> = (axis..axis + picks).chain(before).chain(after).map(|a| a as i64).collect();
             ctx.transpose(g, &perm)
         }
     };

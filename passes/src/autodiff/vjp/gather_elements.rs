@@ -44,8 +44,8 @@ fn one_of_each(
     let place = ctx.patch.select(below, from_front, indices);
     let count = ctx.patch.squeeze(count, &[0]);
     let all = ctx.patch.range(count);
-    let behind: Vec<i64> = (1..(rank - axis) as i64).collect();
-    let all = if behind.is_empty() { all } else { ctx.patch.unsqueeze(all, &behind) };
+    let after: Vec<i64> = (1..(rank - axis) as i64).collect();
+    let all = if after.is_empty() { all } else { ctx.patch.unsqueeze(all, &after) };
     let here = ctx.patch.equal(place, all);
     let zero = ctx.patch.scalar_like(g, 0.0);
     Ok(ctx.patch.select(here, g, zero))

@@ -55,9 +55,9 @@ fn slice(ctx: &mut VjpContext<'_, '_>) -> Grads {
         let start = ctx.counted_from_front(cut.start, dim);
         // A start at 0 needs no bounds, and one within a known dim is bounded here.
         let start = if start == Number::Known(0) { start } else { within(ctx, start, dim) };
-        let behind = ctx.minus(dim, start);
+        let after = ctx.minus(dim, start);
         pads[cut.axis] = start;
-        pads[rank + cut.axis] = ctx.minus(behind, len);
+        pads[rank + cut.axis] = ctx.minus(after, len);
     }
     let pads = ctx.vector(&pads);
     let zero = ctx.patch.scalar_like(g, 0.0);

@@ -346,7 +346,7 @@ fn grouped_parts(ctx: &EvalContext<'_>) -> Result<[ArrayD<f64>; 3], String> {
     Ok([part(0, q_heads), part(q_heads, q_heads + kv_heads), part(q_heads + kv_heads, total)])
 }
 
-/// How many keys of the past each row has: in a prompt none, and shorter rows are padded behind.
+/// How many keys of the past each row has: in a prompt none, and shorter rows are padded at their end.
 fn past_of_rows(counts: &[i64], batch: usize, past: usize, time: usize) -> Result<Vec<usize>, String> {
     let row = |count: &i64| match past {
         0 => Some(0),
@@ -354,11 +354,11 @@ fn past_of_rows(counts: &[i64], batch: usize, past: usize, time: usize) -> Resul
     };
     let rows: Option<Vec<usize>> = counts.iter().map(row).collect();
     rows.filter(|rows| rows.len() == batch).ok_or_else(|| {
-        format!("key counts {counts:?} less one do not fit {time} new keys behind {past} in {batch} rows")
+        format!("key counts {counts:?} less one do not fit {time} new keys after {past} in {batch} rows")
     })
 }
 
-/// The new keys of each row behind as much of the past as is its own, and zeros behind those.
+/// The new keys of each row after as much of the past as is its own, and zeros after those.
 fn join_rows(past: Option<&ArrayD<f64>>, new: ArrayD<f64>, rows: &[usize]) -> ArrayD<f64> {
     let Some(past) = past else { return new };
     let mut shape = new.shape().to_vec();

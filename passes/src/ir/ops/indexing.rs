@@ -313,7 +313,7 @@ fn arg_extreme(ctx: &EvalContext<'_>, better: fn(f64, f64) -> bool) -> Result<Ve
     Ok(vec![Array::I(if ctx.op.int("keepdims") == Some(1) { out.insert_axis(axis) } else { out })])
 }
 
-/// The place of the new axis, which may stand behind all others.
+/// The place of the new axis, which may stand after all others.
 fn one_hot_axis(axis: Option<i64>, rank: usize) -> Result<usize, String> {
     resolve_axis(axis.unwrap_or(-1), rank + 1)
 }

@@ -385,7 +385,7 @@ fn infer_slice(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     one(Type::maybe(ctx.dtype(0), Some(out)).with_ints(slice_ints(ctx)))
 }
 
-/// The rows `0..n` of a table, for a symbolic n, and what stands behind the first n of n + m. A table
+/// The rows `0..n` of a table, for a symbolic n, and what stands after the first n of n + m. A table
 /// with fewer rows than n gives fewer, but then the model fails where they meet the n tokens they are for.
 fn computed_bounds(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -> Dim {
     let given = |slot: usize| ctx.const_ints(slot).and_then(|b| b.get(place).copied());

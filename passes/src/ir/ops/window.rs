@@ -1,4 +1,4 @@
-//! Convolution and pooling: operators on windows of the axes behind batch and channels.
+//! Convolution and pooling: operators on windows of the axes after batch and channels.
 
 use super::ROW;
 use super::elementwise::same_dtype;
@@ -165,7 +165,7 @@ fn kernel_of(op: &Op) -> Result<Vec<u64>, String> {
     sizes.ok_or_else(|| format!("`kernel_shape` is {found:?}, expected positive numbers"))
 }
 
-/// Behind batch and channels, one axis for each of the kernel.
+/// After batch and channels, one axis for each of the kernel.
 fn check_rank(shape: &[Dim], kernel: usize) -> Result<(), String> {
     if shape.len() == kernel + 2 && kernel > 0 {
         return Ok(());

@@ -22,7 +22,7 @@ pub(crate) fn exports() -> Option<PathBuf> {
     Some(unpacked)
 }
 
-/// Through a directory of its own, so that a run that is killed leaves nothing that looks whole.
+/// Through a directory of its own, so that a run that is killed leaves nothing that looks complete.
 fn unpack(archive: &Path, home: &Path, target: &Path) {
     let temporary = tempfile::tempdir_in(home).expect("a temporary directory");
     let exported = DECODERS.map(|name| format!("./{name}__optimum_past"));
