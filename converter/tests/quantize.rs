@@ -23,7 +23,10 @@ impl Home {
     fn fine(&self, arguments: &str) {
         let output = self.run(arguments);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), said.as_ref()), (Some(0), ""), "{arguments}");
+        // Most fixtures have none.
+        let said: Vec<&str> =
+            said.lines().filter(|line| !line.contains("it has no tokenizer.json")).collect();
+        assert_eq!((output.status.code(), said), (Some(0), Vec::new()), "{arguments}");
     }
 
     fn refused(&self, arguments: &str) -> String {
