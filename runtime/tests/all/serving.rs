@@ -214,5 +214,5 @@ fn bundles_without_digests_are_told_apart_by_their_weights() {
 fn what_is_no_bundle_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let message = Serving::open(dir.path(), &ServingOptions::default()).unwrap_err().to_string();
-    assert!(message.contains("dijiang.json") && message.contains("`dijiang convert`"), "{message}");
+    assert!(message.contains("dijiang.json") && message.contains("`dijiang convert "), "{message}");
 }
