@@ -440,7 +440,7 @@ mod tests {
             let change = {
                 let mut p = Patch::new(&graph, "test");
                 let hidden = graph.input("hidden").expect("an input");
-                let weight = Tensor::from_f32(&[3, 16], &Vec::from_iter((0..48u8).map(f32::from)));
+                let weight = Tensor::from_f32(&[3, 16], &(0..48u8).map(f32::from).collect::<Vec<_>>());
                 let weight = p.weight("aux.weight", weight);
                 let aux = p.linear(hidden, weight, None);
                 p.output("aux", aux);

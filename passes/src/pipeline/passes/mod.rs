@@ -40,6 +40,6 @@ mod tests {
     fn every_file_is_a_pass_of_a_pipeline() {
         let rows = PIPELINES.iter().map(|row| row.passes).chain([PREPARE, DECODED, DECODED_ON_GPU]);
         let names: BTreeSet<&str> = rows.flatten().map(|pass| pass.name()).collect();
-        assert_eq!(file_stems("src/pipeline/passes"), Vec::from_iter(names));
+        assert_eq!(file_stems("src/pipeline/passes"), names.into_iter().collect::<Vec<_>>());
     }
 }
