@@ -69,8 +69,8 @@ impl fmt::Display for DType {
 }
 
 /// The text names no element type.
-#[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not an element type (expected one of f64 f32 f16 bf16 i64 i32 i16 i8 u64 u32 u16 u8 bool)")]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an element type (expected one of {names})", names = NAMES.map(|(_, name, _)| name).join(" "))]
 pub struct UnknownDType(pub String);
 
 impl FromStr for DType {
@@ -93,7 +93,16 @@ mod tests {
     fn the_table_is_in_the_order_of_the_enum() {
         for (dtype, name, _) in NAMES {
             assert_eq!(dtype.name(), name);
-            assert_eq!(name.parse::<DType>().expect("a name of the table"), dtype);
+            assert_eq!(name.parse(), Ok(dtype));
+            assert_eq!(serde_json::to_value(dtype).expect("a name"), name);
         }
+    }
+
+    #[test]
+    fn another_name_is_refused_with_those_there_are() {
+        assert_eq!(
+            "f8".parse::<DType>().expect_err("it is none").to_string(),
+            "`f8` is not an element type (expected one of f64 f32 f16 bf16 i64 i32 i16 i8 u64 u32 u16 u8 bool)"
+        );
     }
 }

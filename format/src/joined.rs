@@ -9,6 +9,9 @@ const JOIN: char = '+';
 /// Before the rows of a part.
 const OPEN: char = '[';
 
+/// The most parts of a join: its name is made of theirs.
+pub const MOST_PARTS: usize = 64;
+
 /// Rows `begin..end` of every `every` rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowRange {

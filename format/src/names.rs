@@ -27,7 +27,7 @@ pub const TABLES: &str = "grouped_attention.";
 pub enum StatePart {
     /// S, f32 `[batch, kv_heads, features, value_dim]`.
     Sums,
-    /// z, f32 `[batch, kv_heads, features]`.
+    /// z, f32 `[batch, kv_heads, features]`; `[batch, 1, 1]` that nothing reads, where the readout does not divide.
     Normalizer,
     /// Keys of softmax, `[batch, kv_heads, past, head_dim]`.
     Key,

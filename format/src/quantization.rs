@@ -26,15 +26,17 @@ impl fmt::Display for Quantization {
     }
 }
 
+/// The text names no way to store weights.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("weights cannot be stored as `{0}` (expected one of {names})", names = NAMES.map(|(name, _)| name).join(", "))]
+pub struct UnknownQuantization(pub String);
+
 impl FromStr for Quantization {
-    type Err = String;
+    type Err = UnknownQuantization;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let found = NAMES.iter().find(|(name, _)| *name == s);
-        found.map(|(_, how)| *how).ok_or_else(|| {
-            let known: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
-            format!("weights cannot be stored as `{s}` (expected one of {})", known.join(", "))
-        })
+        found.map(|(_, how)| *how).ok_or_else(|| UnknownQuantization(s.to_owned()))
     }
 }
 
@@ -46,6 +48,15 @@ mod tests {
     fn the_table_is_in_the_order_of_the_enum() {
         for (name, how) in NAMES {
             assert_eq!((how.name(), name.parse()), (name, Ok(how)));
+            assert_eq!(serde_json::to_value(how).expect("a name"), name);
         }
+    }
+
+    #[test]
+    fn another_name_is_refused_with_those_there_are() {
+        assert_eq!(
+            "int3".parse::<Quantization>().expect_err("it is none").to_string(),
+            "weights cannot be stored as `int3` (expected one of int4)"
+        );
     }
 }

@@ -38,12 +38,17 @@ impl fmt::Display for Device {
     }
 }
 
+/// The text names no device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown device `{0}`; use cpu, cuda or cuda:N")]
+pub struct UnknownDevice(pub String);
+
 impl FromStr for Device {
-    type Err = String;
+    type Err = UnknownDevice;
 
     /// Reads `cpu`, `cuda` (the first GPU) or `cuda:N`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unknown = || format!("unknown device `{text}`; use cpu, cuda or cuda:N");
+        let unknown = || UnknownDevice(text.to_owned());
         match text {
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
@@ -88,7 +93,7 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         let error = "cuda:x".parse::<Device>().expect_err("it is no device");
-        assert_eq!(error, "unknown device `cuda:x`; use cpu, cuda or cuda:N");
+        assert_eq!(error.to_string(), "unknown device `cuda:x`; use cpu, cuda or cuda:N");
     }
 
     #[test]

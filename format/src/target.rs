@@ -28,6 +28,9 @@ const TARGETS: [(&str, Target, i64); 3] = [
 pub const PORTABLE_OPSET: i64 = 17;
 
 impl Target {
+    /// Every target, in the order of the table.
+    pub const ALL: [Self; TARGETS.len()] = [TARGETS[0].1, TARGETS[1].1, TARGETS[2].1];
+
     fn row(self) -> (&'static str, Self, i64) {
         TARGETS[self as usize]
     }
@@ -62,17 +65,17 @@ impl fmt::Display for Target {
     }
 }
 
+/// The text names no target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no target is called `{0}` (expected one of {names})", names = Target::names().collect::<Vec<_>>().join(", "))]
+pub struct UnknownTarget(pub String);
+
 impl FromStr for Target {
-    type Err = String;
+    type Err = UnknownTarget;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let found = TARGETS.iter().find(|(name, ..)| *name == s);
-        found.map(|(_, target, _)| *target).ok_or_else(|| {
-            format!(
-                "no target is called `{s}` (expected one of {})",
-                Self::names().collect::<Vec<_>>().join(", ")
-            )
-        })
+        found.map(|(_, target, _)| *target).ok_or_else(|| UnknownTarget(s.to_owned()))
     }
 }
 
@@ -84,6 +87,16 @@ mod tests {
     fn the_table_is_in_the_order_of_the_enum() {
         for (name, target, _) in TARGETS {
             assert_eq!((target.name(), name.parse()), (name, Ok(target)));
+            assert_eq!(serde_json::to_value(target).expect("a name"), name);
         }
+        assert_eq!(Target::ALL.map(Target::name), TARGETS.map(|(name, ..)| name));
+    }
+
+    #[test]
+    fn another_name_is_refused_with_those_there_are() {
+        assert_eq!(
+            "tflite".parse::<Target>().expect_err("it is none").to_string(),
+            "no target is called `tflite` (expected one of ort, portable, onnx27)"
+        );
     }
 }

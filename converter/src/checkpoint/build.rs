@@ -6,6 +6,7 @@ use super::families::Family;
 use super::weights::{Stored, Weights};
 use super::{Checkpoint, ModelMeta, extra};
 use dijiang_format::dtype::DType;
+use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::patch::{Change, Patch};
 use dijiang_passes::ir::shape::Dim;
@@ -61,9 +62,9 @@ impl<'a> Builder<'a> {
         let total = Dim::sym("past").plus(&sequence);
         let tokens = [batch.clone(), sequence];
         Inputs {
-            ids: self.p.input("input_ids", DType::I64, tokens.clone()),
-            mask: self.p.input("attention_mask", DType::I64, [batch, total]),
-            positions: self.p.input("position_ids", DType::I64, tokens),
+            ids: self.p.input(IDS, DType::I64, tokens.clone()),
+            mask: self.p.input(MASK, DType::I64, [batch, total]),
+            positions: self.p.input(POSITIONS, DType::I64, tokens),
         }
     }
 
@@ -72,15 +73,15 @@ impl<'a> Builder<'a> {
     pub(super) fn cached(&mut self, layer: u64, part: &str, new: ValueId) -> ValueId {
         let (heads, dim) = (self.p.dim(new, 1), self.p.dim(new, 3));
         let shape = [Dim::sym("batch"), heads, Dim::sym("past"), dim];
-        let past = self.p.input(&format!("past_key_values.{layer}.{part}"), self.dtype, shape);
+        let past = self.p.input(&format!("{PAST}{layer}.{part}"), self.dtype, shape);
         let all = self.p.concat(&[past, new], 2);
-        self.presents.push((format!("present.{layer}.{part}"), all));
+        self.presents.push((format!("{PRESENT}{layer}.{part}"), all));
         all
     }
 
     /// Makes the logits the first output, and the cache the others.
     pub(super) fn outputs(&mut self, logits: ValueId) {
-        self.p.output("logits", logits);
+        self.p.output(LOGITS, logits);
         for (name, value) in std::mem::take(&mut self.presents) {
             self.p.output(&name, value);
         }

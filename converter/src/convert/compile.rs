@@ -8,7 +8,7 @@ use dijiang_passes::attention::rewrite::{AddedWeights, Report, added_weights};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::Step;
 use dijiang_passes::pipeline::table::passes;
-use dijiang_passes::pipeline::{Conversion, Pass, PassRun, PipelineError, prepare, run};
+use dijiang_passes::pipeline::{Conversion, Pass, PassRun, PipelineError, pipeline, prepare, run};
 
 /// How to compile.
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ pub fn compile_with(
     let mut conversion = options.conversion(added);
     let mut runs = prepare(&mut source, &mut conversion)?;
     let mut model = source.clone();
-    runs.extend(run(&mut model, options.passes(files::MODEL), &mut conversion)?);
+    runs.extend(run(&mut model, pipeline(files::MODEL, options.target)?, &mut conversion)?);
     Ok(Compiled { source, model, report: conversion.report, runs })
 }
 
@@ -95,7 +95,7 @@ pub fn compile_first(
     graph.stop_after(patches);
     prepare(&mut graph, &mut conversion)?;
     if !graph.is_stopped() {
-        run(&mut graph, options.passes(files::MODEL), &mut conversion)?;
+        run(&mut graph, pipeline(files::MODEL, options.target)?, &mut conversion)?;
     }
     let (patches, last, stopped) = (graph.patches(), graph.last_patch().cloned(), graph.is_stopped());
     Ok(Partial { graph, patches, last, stopped })
@@ -105,10 +105,6 @@ impl<'a> CompileOptions<'a> {
     fn conversion(&self, added: Option<&'a AddedWeights>) -> Conversion<'a> {
         let Self { recipe, seed, layers, .. } = *self;
         Conversion { recipe, seed, layers, added, report: Report::default() }
-    }
-
-    fn passes(&self, graph: &str) -> &'static [&'static dyn Pass] {
-        passes(graph, self.target).unwrap_or_default()
     }
 }
 
@@ -132,7 +128,7 @@ impl Compiled {
     /// Writes the same model in its other forms.
     pub fn forms(&self, options: &CompileOptions<'_>) -> Result<Forms, PipelineError> {
         let added = added_weights(&self.model);
-        let made = |graph| self.made(options.passes(graph), options, &added);
+        let made = |graph| self.made(pipeline(graph, options.target)?, options, &added);
         let softmax = made(files::SOFTMAX)?;
         if self.report.sites.iter().all(|site| site.why_kept.is_some()) {
             return Ok(Forms { softmax, linear: None });

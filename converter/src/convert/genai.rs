@@ -4,18 +4,20 @@
 
 use crate::checkpoint::ModelMeta;
 use dijiang_format::files;
+use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT, StatePart};
 use dijiang_passes::ir::graph::Graph;
 use serde_json::{Map, Value, json};
 
 /// Context length of a model that has no limit of its own: genai wants a number.
 const UNBOUNDED: u64 = 1 << 20;
 
-/// How the inputs of a growing cache end.
-const CACHE: &str = ".key";
+/// What stands for the number of the layer.
+const LAYER: &str = "%d";
 
 /// The file's contents for a serving graph.
 pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {
-    let linear = graph.inputs().iter().all(|v| !graph.value(*v).name.ends_with(CACHE));
+    let cache = format!(".{}", StatePart::Key.name());
+    let linear = graph.inputs().iter().all(|v| !graph.value(*v).name.ends_with(&cache));
     let context = match (meta.learned_positions, linear) {
         (Some(n), _) => n,
         (None, true) => UNBOUNDED,
@@ -55,26 +57,30 @@ pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {
     })
 }
 
+fn of_each_layer(prefix: &str, part: StatePart) -> String {
+    format!("{prefix}{LAYER}.{}", part.name())
+}
+
 fn inputs(graph: &Graph, linear: bool) -> Value {
     let mut map = Map::new();
-    for name in ["input_ids", "attention_mask", "position_ids"] {
+    for name in [IDS, MASK, POSITIONS] {
         if graph.input(name).is_some() {
             map.insert(name.to_owned(), json!(name));
         }
     }
     if !linear {
-        map.insert("past_key_names".to_owned(), json!("past_key_values.%d.key"));
-        map.insert("past_value_names".to_owned(), json!("past_key_values.%d.value"));
+        map.insert("past_key_names".to_owned(), json!(of_each_layer(PAST, StatePart::Key)));
+        map.insert("past_value_names".to_owned(), json!(of_each_layer(PAST, StatePart::Value)));
     }
     Value::Object(map)
 }
 
 fn outputs(linear: bool) -> Value {
     let mut map = Map::new();
-    map.insert("logits".to_owned(), json!("logits"));
+    map.insert("logits".to_owned(), json!(LOGITS));
     if !linear {
-        map.insert("present_key_names".to_owned(), json!("present.%d.key"));
-        map.insert("present_value_names".to_owned(), json!("present.%d.value"));
+        map.insert("present_key_names".to_owned(), json!(of_each_layer(PRESENT, StatePart::Key)));
+        map.insert("present_value_names".to_owned(), json!(of_each_layer(PRESENT, StatePart::Value)));
     }
     Value::Object(map)
 }

@@ -5,14 +5,16 @@
 //! tables, the first value that holds `past..past + time` in every row of every trial is replaced, for
 //! that consumer only.
 
+use super::lower::by_token::is_elementwise;
 use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::Patch;
+use crate::ir::shape::Dim;
+use crate::ir::walk::{computed, depth_first_from};
 use dijiang_format::dtype::DType;
+use dijiang_format::names::{IDS, POSITIONS};
 use std::collections::{BTreeMap, BTreeSet};
-
-const NAME: &str = "position_ids";
 
 const TRIALS: [Trial; 4] = [
     Trial { past: 0, time: 5, left: 0, right: 0 },
@@ -32,8 +34,8 @@ pub(super) struct Moved {
 
 /// Makes the positions of a decoder an input, unless they are one.
 pub(super) fn move_to_input(graph: &mut Graph, cached: bool) -> Moved {
-    let ids = graph.input("input_ids").filter(|ids| graph.value(*ids).ty.rank() == Some(2));
-    let (Some(ids), None) = (ids, graph.input(NAME)) else { return Moved::default() };
+    let ids = graph.input(IDS).filter(|ids| graph.value(*ids).ty.rank() == Some(2));
+    let (Some(ids), None) = (ids, graph.input(POSITIONS)) else { return Moved::default() };
     let mut search = Search::new(graph, cached);
     search.run();
     if search.found.is_empty() {
@@ -43,7 +45,7 @@ pub(super) fn move_to_input(graph: &mut Graph, cached: bool) -> Moved {
     match search.replaced(ids) {
         Ok(changed) => {
             *graph = changed;
-            Moved { added: vec![NAME.to_owned()], notes }
+            Moved { added: vec![POSITIONS.to_owned()], notes }
         }
         Err(reason) => {
             let note = format!("the graph goes on counting its positions: {reason}");
@@ -56,7 +58,7 @@ pub(super) fn move_to_input(graph: &mut Graph, cached: bool) -> Moved {
 fn read_contents(graph: &Graph) -> BTreeSet<ValueId> {
     let holds = |v: &&ValueId| {
         let value = graph.value(**v);
-        value.name == "input_ids" || value.ty.dtype.is_none_or(DType::is_float)
+        value.name == IDS || value.ty.dtype.is_none_or(DType::is_float)
     };
     what_reads(graph, graph.inputs().iter().filter(holds).copied().collect())
 }
@@ -77,49 +79,96 @@ fn what_reads(graph: &Graph, inputs: BTreeSet<ValueId>) -> BTreeSet<ValueId> {
     found
 }
 
-/// Tokens of a trial in which positions show: no shape has so many dims.
-const MANY: usize = 11;
+/// Tokens of the calls in which positions show: what follows the length of a call has tokens along it.
+const LENGTHS: [usize; 2] = [11, 13];
 
-/// A value that differs from token to token by nothing but their places in a call, and is read beside what the tokens
-/// hold. Nodes of the rule `own` know what they count.
-pub(super) fn counted_anew(graph: &Graph, own: &str) -> Option<ValueId> {
-    let is_padding = |v: &ValueId| is_padding_input(graph, *v);
-    let contents = what_reads(graph, graph.inputs().iter().copied().filter(|v| !is_padding(v)).collect());
-    // Constants differ from place to place as they like.
-    let given = depends_on_inputs(graph);
-    let mut beside = BTreeSet::new();
-    for node in graph.order().into_iter().map(|id| graph.node(id)).filter(|node| node.origin != own) {
-        if !node.op.is("Shape") && node.inputs.iter().flatten().any(|v| contents.contains(v)) {
-            let plain = node.inputs.iter().flatten().filter(|v| given.contains(v) && !contents.contains(v));
-            beside.extend(plain.copied().filter(|v| graph.producer(*v).is_some()));
-        }
-    }
-    let trial = Trial { past: 0, time: MANY, left: 0, right: 0 };
-    beside.into_iter().find(|value| {
-        evaluate(graph, &[*value], &trial).is_ok_and(|arrays| arrays.iter().any(varies_by_token))
-    })
+/// What a search for positions that begin again at every call came to.
+#[derive(Debug, Default)]
+pub(super) struct Recounted {
+    /// A value that differs from token to token by nothing but their places in a call.
+    pub found: Option<ValueId>,
+    /// Values of which it is not known, and why.
+    pub notes: Vec<String>,
 }
 
-fn depends_on_inputs(graph: &Graph) -> BTreeSet<ValueId> {
-    let mut found: BTreeSet<ValueId> = graph.inputs().iter().copied().collect();
-    for node in graph.order().into_iter().map(|id| graph.node(id)) {
-        if node.inputs.iter().flatten().any(|v| found.contains(v)) {
-            found.extend(&node.outputs);
+/// Looks for a value that differs from token to token by nothing but their places in a call, and is read beside what
+/// the tokens hold. Nodes of the rule `own` know what they count. `fixed` is how many tokens every call has, where that
+/// is a number and no input holds positions, which may then be constants.
+pub(super) fn counted_anew(graph: &Graph, own: &str, fixed: Option<u64>) -> Recounted {
+    let mut found = Recounted::default();
+    for (value, rows) in beside_contents(graph, own, fixed) {
+        match varies_by_token(graph, value, rows) {
+            Ok(true) => return Recounted { found: Some(value), ..found },
+            Ok(false) => {}
+            Err(reason) => found.notes.push(format!(
+                "whether {:?} counts tokens anew at every call is not known: {reason}",
+                graph.value(value).name
+            )),
         }
+    }
+    if let Some(tokens) = fixed {
+        found.notes.push(format!(
+            "every call has {tokens} tokens, and no input says where they stand: positions that the model holds as constants begin again at every call"
+        ));
     }
     found
 }
 
-fn varies_by_token(array: &Array) -> bool {
-    let Ok(numbers) = ndarray::ArrayD::from_shape_vec(array.shape(), array.to_f64()) else { return false };
-    let along = |axis: usize| {
-        let first = numbers.index_axis(ndarray::Axis(axis), 0);
-        numbers.axis_iter(ndarray::Axis(axis)).any(|other| other != first)
+/// Values that may hold positions: what the tokens hold is read beside them, and they do not depend on it. With each
+/// goes how many rows it has, where that is the number of tokens of every call.
+fn beside_contents(graph: &Graph, own: &str, fixed: Option<u64>) -> BTreeMap<ValueId, Option<u64>> {
+    let is_padding = |v: &ValueId| is_padding_input(graph, *v);
+    let contents = what_reads(graph, graph.inputs().iter().copied().filter(|v| !is_padding(v)).collect());
+    let given = computed(graph);
+    let mut beside: BTreeMap<ValueId, Option<u64>> = BTreeMap::new();
+    for node in graph.order().into_iter().map(|id| graph.node(id)).filter(|node| node.origin != own) {
+        if node.op.is("Shape") || !node.inputs.iter().flatten().any(|v| contents.contains(v)) {
+            continue;
+        }
+        for value in node.inputs.iter().flatten().filter(|v| !contents.contains(v)) {
+            let rows = fixed.filter(|tokens| has_row_for_each(graph, node, *value, *tokens));
+            // Constants differ from place to place as they like, unless they have a row for each token.
+            let is_counted = given.contains(value) && graph.producer(*value).is_some();
+            if is_counted || rows.is_some() {
+                let known = beside.entry(*value).or_default();
+                *known = known.or(rows);
+            }
+        }
+    }
+    beside
+}
+
+/// Whether `node` takes the rows of `value` with so many of what it gives. The last axis is that of the features.
+fn has_row_for_each(graph: &Graph, node: &Node, value: ValueId, tokens: u64) -> bool {
+    let shape = |v: ValueId| graph.value(v).ty.shape.as_deref();
+    let (Some(own), Some(after)) = (shape(value), node.outputs.first().and_then(|v| shape(*v))) else {
+        return false;
     };
-    (0..numbers.ndim()).any(|axis| {
-        let size = numbers.shape()[axis];
-        size > 0 && size.is_multiple_of(MANY) && along(axis)
-    })
+    let pairs = own.iter().rev().zip(after.iter().rev()).skip(1);
+    is_elementwise(&node.op)
+        && pairs.into_iter().any(|(own, after)| *own == Dim::Known(tokens) && own == after)
+}
+
+/// Whether a value differs along an axis that is as long as a call, or along that of its `rows`.
+fn varies_by_token(graph: &Graph, value: ValueId, rows: Option<u64>) -> Result<bool, String> {
+    let at = |time: usize| {
+        let array = evaluate(graph, &[value], &Trial { past: 0, time, left: 0, right: 0 })?.swap_remove(0);
+        let numbers = ndarray::ArrayD::from_shape_vec(array.shape(), array.to_f64());
+        numbers.map_err(|e| e.to_string())
+    };
+    let [short, long] = [at(LENGTHS[0])?, at(LENGTHS[1])?];
+    if short.ndim() != long.ndim() {
+        return Err(format!("it has {} axes in one call and {} in another", short.ndim(), long.ndim()));
+    }
+    let differs = |axis: usize| {
+        let mut along = long.axis_iter(ndarray::Axis(axis));
+        along.next().is_some_and(|first| along.any(|other| other != first))
+    };
+    let follows = |axis: usize| {
+        let (short, long) = (short.shape()[axis], long.shape()[axis]);
+        short != long || rows == Some(long as u64)
+    };
+    Ok((0..long.ndim()).any(|axis| follows(axis) && differs(axis)))
 }
 
 /// How a value before a consumer relates to the positions.
@@ -254,25 +303,15 @@ impl<'g> Search<'g> {
 
     /// The values computed from the consumers that meet what reads contents, or leave the graph.
     fn last_values(&self) -> BTreeSet<ValueId> {
-        let (mut seen, mut last) = (BTreeSet::new(), BTreeSet::new());
-        let mut stack: Vec<ValueId> =
-            self.found.iter().flat_map(|n| self.graph.node(*n).outputs.iter().copied()).collect();
-        while let Some(value) = stack.pop() {
-            if !seen.insert(value) {
-                continue;
-            }
-            for user in &self.graph.value(value).uses {
-                let outputs = match user {
-                    Use::Node { node, .. } => self.graph.node(*node).outputs.as_slice(),
-                    Use::GraphOutput(_) => &[],
-                };
-                match outputs.iter().any(|v| self.contents.contains(v)) || outputs.is_empty() {
-                    true => drop(last.insert(value)),
-                    false => stack.extend(outputs),
-                }
-            }
-        }
-        last
+        let made = |user: &Use| match user {
+            Use::Node { node, .. } => self.graph.node(*node).outputs.as_slice(),
+            Use::GraphOutput(_) => &[],
+        };
+        let ends = |user: &Use| made(user).is_empty() || made(user).iter().any(|v| self.contents.contains(v));
+        let uses = |value: ValueId| self.graph.value(value).uses.iter();
+        let starts = self.found.iter().flat_map(|n| self.graph.node(*n).outputs.iter().copied());
+        let onwards = |value| uses(value).filter(|user| !ends(user)).flat_map(made).copied().collect();
+        depth_first_from(starts, onwards).filter(|value| uses(*value).any(ends)).collect()
     }
 
     /// A row for each of the batch may stand where one row stood for all.
@@ -322,7 +361,7 @@ struct PositionWriter<'p, 'g, 's> {
 impl<'p, 'g, 's> PositionWriter<'p, 'g, 's> {
     fn new(p: &'p mut Patch<'g>, search: &'s Search<'g>, ids: ValueId) -> Self {
         let shape = search.graph.value(ids).ty.shape.clone().unwrap_or_default();
-        let positions = p.input(NAME, DType::I64, shape);
+        let positions = p.input(POSITIONS, DType::I64, shape);
         Self { p, search, positions, written: BTreeMap::new() }
     }
 
@@ -422,15 +461,15 @@ mod tests {
     fn changed(lines: &str) -> Graph {
         let before = model(lines);
         let (after, moved) = moved(&before);
-        assert_eq!((moved.added, moved.notes), (vec![NAME.to_owned()], vec![]));
+        assert_eq!((moved.added, moved.notes), (vec![POSITIONS.to_owned()], vec![]));
         let output = |graph: &Graph, trial| {
             evaluate(graph, &[graph.output("y").expect("y")], trial).expect("it runs").swap_remove(0)
         };
         for trial in &TRIALS {
             assert!(spread_equals(&output(&before, trial), &output(&after, trial)), "{lines}");
         }
-        let input = after.value(after.input(NAME).expect("the input"));
-        assert_eq!(input.ty, after.value(after.input("input_ids").expect("ids")).ty);
+        let input = after.value(after.input(POSITIONS).expect("the input"));
+        assert_eq!(input.ty, after.value(after.input(IDS).expect("ids")).ty);
         after
     }
 
@@ -465,9 +504,9 @@ mod tests {
     fn each_row_has_its_own_positions() {
         let after = changed(ROTARY);
         let ids = |rows: [i64; 4]| Array::from_i64(&[2, 2], rows.to_vec()).expect("ids");
-        let given = [("input_ids", ids([3, 4, 3, 4])), (NAME, ids([0, 1, 7, 8]))];
+        let given = [(IDS, ids([3, 4, 3, 4])), (POSITIONS, ids([0, 1, 7, 8]))];
         let both = crate::testing::run(&after, &given).remove("y").expect("y").to_f64();
-        let given = [("input_ids", ids([3, 4, 3, 4])), (NAME, ids([7, 8, 0, 1]))];
+        let given = [(IDS, ids([3, 4, 3, 4])), (POSITIONS, ids([7, 8, 0, 1]))];
         let swapped = crate::testing::run(&after, &given).remove("y").expect("y").to_f64();
         assert_eq!([&both[..8], &both[8..]], [&swapped[8..], &swapped[..8]]);
         assert_ne!(both[..8], both[8..]);
@@ -516,7 +555,7 @@ mod tests {
     #[test]
     fn a_count_that_restarts_is_positions_where_nothing_comes_before() {
         let mut graph = model(&ROTARY.replace("%past, %total, %one", "%zero, %time, %one"));
-        assert_eq!(move_to_input(&mut graph, false).added, [NAME]);
+        assert_eq!(move_to_input(&mut graph, false).added, [POSITIONS]);
     }
 
     #[test]
@@ -538,6 +577,47 @@ mod tests {
         assert_eq!(kept(&folded), [want]);
     }
 
+    /// What [`counted_anew`] finds, by name, and what it does not know.
+    fn recounted(lines: &str, fixed: Option<u64>) -> (Option<String>, Vec<String>) {
+        let graph = model(lines);
+        let found = counted_anew(&graph, "test", fixed);
+        (found.found.map(|value| graph.value(value).name.clone()), found.notes)
+    }
+
+    #[test]
+    fn what_counts_the_tokens_of_a_call_is_found_at_any_length() {
+        assert_eq!(recounted(COUNTED_FROM_THE_MASK, None), (Some("places".to_owned()), vec![]));
+    }
+
+    #[test]
+    fn an_axis_that_keeps_its_size_has_no_tokens() {
+        // 44 numbers for each of the batch, as of heads of 88: a multiple of a length that was tried.
+        let frequencies: Vec<String> = (0..44).map(|i| format!("{i}.0")).collect();
+        let lines = format!(
+            "  const %own: f32[1, 44, 1] = [{}]
+  const %rest: i64[2] = [-1, 1]
+  %batch = Shape(%input_ids) {{start: 0, end: 1}}
+  %target = Concat(%batch, %rest) {{axis: 0}}
+  const %as_written: i64[3] = [1, 44, 1]
+  %bounds = Max(%target, %as_written)
+  %spread = Expand(%own, %bounds)
+  %row = Unsqueeze(%input_ids) {{axes: [1]}}
+  %numbers = Cast(%row) {{to: \"f32\"}}
+  %angles = MatMul(%spread, %numbers)
+  output \"angles\" %angles
+  %places = Gather(%table, %input_ids) {{axis: 0}}",
+            frequencies.join(", ")
+        );
+        assert_eq!(recounted(&lines, None), (None, vec![]));
+    }
+
+    #[test]
+    fn what_cannot_be_evaluated_is_told() {
+        let lines = "  %range = Range(%zero, %time, %one)\n  %places = vendor.Places(%range) \"places\"";
+        let note = "whether \"places\" counts tokens anew at every call is not known: node `places` (vendor.Places): the operator is not known";
+        assert_eq!(recounted(lines, None), (None, vec![note.to_owned()]));
+    }
+
     #[test]
     fn an_input_that_is_there_is_left_alone() {
         let text = print(&model(ROTARY))
@@ -545,6 +625,6 @@ mod tests {
             .replace("elided", "random(1)");
         let mut graph = parse(&text).expect("it parses");
         assert!(move_to_input(&mut graph, true).added.is_empty());
-        assert!(!uses(&graph, NAME) && uses(&graph, "past_key"));
+        assert!(!uses(&graph, POSITIONS) && uses(&graph, "past_key"));
     }
 }

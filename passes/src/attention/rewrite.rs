@@ -16,7 +16,7 @@ use crate::ir::tensor::Tensor;
 use crate::ir::walk::{inputs_of, nearest_first};
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::StatePart;
+use dijiang_format::names::{POSITIONS, StatePart};
 use dijiang_format::recipe::{Attention, Decay, Readout, Recipe};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -104,6 +104,9 @@ pub enum RewriteError {
     Recipe(#[from] RecipeError),
     #[error("site {site:?}: {source}")]
     Patch { site: String, source: Box<PatchError> },
+    /// Of a patch that belongs to no one site.
+    #[error("the graph around the attention sites: {0}")]
+    Around(Box<PatchError>),
     #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
     NoSuchLayer { layer: usize, last: usize },
     #[error(
@@ -139,7 +142,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         report.sites.push(describe(site, kept));
     }
     report.without_cache = without_cache(graph, &found.sites, &report);
-    check_positions(graph, &found.sites, &report)?;
+    check_positions(graph, &found.sites, &mut report)?;
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
@@ -177,18 +180,18 @@ fn without_cache(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Opt
 
 /// What a graph with states counts from the first token of a call begins again at every call. A cache that stays is
 /// counted as ever.
-fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Result<(), RewriteError> {
+fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &mut Report) -> Result<(), RewriteError> {
     let counts_itself = report.without_cache.is_some() || !remaining_caches(graph).is_empty();
-    if counts_itself || with_state(sites, report).is_none() {
-        return Ok(());
+    let Some(site) = with_state(sites, report).filter(|_| !counts_itself) else { return Ok(()) };
+    let tokens = graph.get_value(site.q).and_then(|q| q.ty.shape.as_ref()?.get(2)?.known());
+    let fixed = tokens.filter(|tokens| *tokens > 1 && graph.input(POSITIONS).is_none());
+    let recounted = positions::counted_anew(graph, RULE, fixed);
+    if let Some(value) = recounted.found {
+        let place = graph.value(value).name.clone();
+        return Err(RewriteError::Positions { place });
     }
-    match positions::counted_anew(graph, RULE) {
-        Some(value) => {
-            let place = graph.value(value).name.clone();
-            Err(RewriteError::Positions { place })
-        }
-        None => Ok(()),
-    }
+    report.notes.extend(recounted.notes);
+    Ok(())
 }
 
 /// The attention in which so many queries see as many keys: those of the same call.
@@ -298,8 +301,7 @@ fn read_lengths_elsewhere(
         }
         patch.finish()
     };
-    let moved = graph.apply(change).map(|_| ());
-    moved.map_err(|e| RewriteError::Patch { site: String::new(), source: Box::new(e) })
+    graph.apply(change).map(|_| ()).map_err(|e| RewriteError::Around(Box::new(e)))
 }
 
 /// Inputs that are joined with the new tokens to a graph output.
@@ -324,8 +326,7 @@ pub fn drop_unused_inputs(graph: &mut Graph) -> Result<Vec<String>, RewriteError
         unused.into_iter().for_each(|v| patch.drop_input(v));
         patch.finish()
     };
-    let dropped = graph.apply(change);
-    dropped.map_err(|e| RewriteError::Patch { site: String::new(), source: Box::new(e) })?;
+    graph.apply(change).map_err(|e| RewriteError::Around(Box::new(e)))?;
     Ok(names)
 }
 
@@ -384,7 +385,7 @@ impl SiteWriter<'_, '_, '_> {
         };
         let dtype = self.p.dtype(self.site.out);
         let narrow = self.p.cast(read, dtype);
-        let out = match sums.layout {
+        let out = match sums.order {
             HeadOrder::HeadMajor => narrow,
             HeadOrder::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
         };
@@ -629,7 +630,7 @@ impl SiteWriter<'_, '_, '_> {
         let open = p.sigmoid(gate);
         let silu = p.mul(gate, open);
         let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
-        let heads = match sums.layout {
+        let heads = match sums.order {
             HeadOrder::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
             HeadOrder::TokenMajor => heads,
         };

@@ -2,7 +2,7 @@
 //! what comes out weighs a third. The softmax of a classifier or of a router of experts reads a product with a weight.
 
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
-use crate::ir::walk::nearest_first;
+use crate::ir::walk::{computed, nearest_first};
 use std::collections::BTreeSet;
 
 /// Values that depend on what the graph is given.
@@ -10,13 +10,7 @@ pub(super) struct Computed(BTreeSet<ValueId>);
 
 impl Computed {
     pub(super) fn of(graph: &Graph) -> Self {
-        let mut found: BTreeSet<ValueId> = graph.inputs().iter().copied().collect();
-        for node in graph.order().into_iter().map(|id| graph.node(id)) {
-            if node.inputs.iter().flatten().any(|v| found.contains(v)) {
-                found.extend(&node.outputs);
-            }
-        }
-        Self(found)
+        Self(computed(graph))
     }
 
     pub(super) fn is_attention(&self, graph: &Graph, softmax: NodeId) -> bool {

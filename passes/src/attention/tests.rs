@@ -431,7 +431,7 @@ fn a_layer_has_one_number_where_the_first_is_missed() {
     let layers = super::calibration_graph::write_beside(&mut both, &options).expect("it is written");
     assert_eq!(layers, [1]);
     assert!(both.output("attention.linear.1").is_some() && both.output("attention.softmax.1").is_some());
-    // AddedWeights by the layer's number: the same numbers in both.
+    // Parameters are drawn by the layer's number: the same numbers in both.
     let added = super::rewrite::added_weights(&both);
     let bytes = |added: &super::rewrite::AddedWeights| -> Vec<(String, Vec<f64>)> {
         added.iter().map(|(name, tensor)| (name.clone(), tensor.to_f64())).collect()
@@ -518,6 +518,39 @@ fn positions_that_would_begin_again_at_every_call_are_refused() {
     );
     let carried = rewritten(without_cache("position_ids"), None).expect("the caller counts them");
     assert_eq!(carried.sites.len(), 2);
+}
+
+/// A model without the input of positions, that takes so many tokens a call.
+fn fixed(tokens: u64, places: &str) -> Result<Report, String> {
+    let text = print(&without_cache("range")).replace("sequence]", &format!("{tokens}]"));
+    let text = text.replace(&format!("  input %position_ids: i64[batch, {tokens}]\n"), "");
+    let text = text.replace("%table, %range", &format!("%table, %{places}")).replace("elided", "random(1)");
+    // What was inferred of the other length.
+    let untyped = |line: &str| {
+        line.rsplit_once("\": ").map_or_else(|| line.to_owned(), |(node, _)| format!("{node}\""))
+    };
+    let lines = text.lines().map(|line| if line.contains(" = ") { untyped(line) } else { line.to_owned() });
+    let mut graph = parse(&lines.collect::<Vec<_>>().join("\n")).expect("it parses");
+    canonicalize(&mut graph).expect("it settles");
+    rewritten(graph, None)
+}
+
+#[test]
+fn positions_that_are_constants_are_refused_where_a_call_has_so_many_tokens() {
+    let refused = fixed(12, "range").expect_err("it is refused");
+    assert_eq!(
+        refused,
+        "the positions of tokens, in \"places\", are counted from the first token of a call, and would begin again at every call (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+    );
+    let carried = fixed(12, "input_ids").expect("it has no positions");
+    assert_eq!(
+        carried.notes,
+        [
+            "every call has 12 tokens, and no input says where they stand: positions that the model holds as constants begin again at every call"
+        ]
+    );
+    let one = fixed(1, "input_ids").expect("a token is a call");
+    assert_eq!(one.notes, Vec::<String>::new());
 }
 
 #[test]

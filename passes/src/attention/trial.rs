@@ -5,6 +5,7 @@ use crate::ir::graph::{Graph, ValueId};
 use crate::ir::shape::Dim;
 use crate::pattern::Miss;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::{IDS, MASK};
 use std::collections::BTreeMap;
 
 /// One run: two rows of `past + time` tokens, of which some are padding.
@@ -61,7 +62,7 @@ impl Sizes {
         for input in graph.inputs() {
             let value = graph.value(*input);
             let meaning: &[Option<Size>] = match (value.name.as_str(), value.ty.rank()) {
-                ("attention_mask", Some(2)) => &[Some(Size::Batch), Some(Size::Total)],
+                (MASK, Some(2)) => &[Some(Size::Batch), Some(Size::Total)],
                 (name, Some(4)) if name.contains("past") => {
                     &[Some(Size::Batch), None, Some(Size::Past), None]
                 }
@@ -77,7 +78,7 @@ impl Sizes {
             }
         }
         // Without a past, the mask and the tokens share one symbol.
-        for input in graph.inputs().iter().map(|v| graph.value(*v)).filter(|v| v.name == "input_ids") {
+        for input in graph.inputs().iter().map(|v| graph.value(*v)).filter(|v| v.name == IDS) {
             if let Some([_, Dim::Sym(time)]) = input.ty.shape.as_deref() {
                 found.insert(time.name().to_owned(), Size::Time);
             }

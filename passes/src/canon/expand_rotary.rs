@@ -101,8 +101,8 @@ fn rotate_halves(w: &mut Sweep<'_>, x: ValueId, tables: [ValueId; 2], width: i64
     let [cos, sin] = tables.map(|half| w.patch.concat(&[half, half], -1));
     let (first, second) = (w.patch.slice(x, 3, 0, width / 2), w.patch.slice(x, 3, width / 2, i64::MAX));
     let minus = w.patch.neg(second);
-    let transposed = w.patch.concat(&[minus, first], -1);
-    let (straight, across) = (w.patch.mul(x, cos), w.patch.mul(transposed, sin));
+    let swapped = w.patch.concat(&[minus, first], -1);
+    let (straight, across) = (w.patch.mul(x, cos), w.patch.mul(swapped, sin));
     w.patch.add(straight, across)
 }
 

@@ -8,6 +8,7 @@ use super::GraphRule;
 use crate::ir::graph::{Graph, Use, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
+use dijiang_format::names::{IDS, MASK};
 
 pub(super) struct InputDims;
 
@@ -71,7 +72,7 @@ impl Lengths {
         if graph.input("decoder_input_ids").is_some() {
             return None;
         }
-        let ids = graph.value(graph.input("input_ids")?);
+        let ids = graph.value(graph.input(IDS)?);
         let [batch, sequence] = ids.ty.shape.as_deref()? else { return None };
         let cache = graph.inputs().iter().find(|v| is_cache(graph, **v));
         let past = cache.and_then(|v| graph.value(*v).ty.shape.as_ref()?.get(2).cloned());
@@ -81,7 +82,7 @@ impl Lengths {
     fn told(&self, graph: &Graph, input: ValueId, shape: &Shape) -> Shape {
         let total = self.past.as_ref().map_or_else(|| self.sequence.clone(), |p| p.plus(&self.sequence));
         let meant = match shape.len() {
-            2 if graph.value(input).name == "attention_mask" => vec![Some(&self.batch), Some(&total)],
+            2 if graph.value(input).name == MASK => vec![Some(&self.batch), Some(&total)],
             4 if is_cache(graph, input) => vec![Some(&self.batch), None, self.past.as_ref(), None],
             _ => return shape.clone(),
         };

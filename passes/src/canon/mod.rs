@@ -109,26 +109,26 @@ fn scope(node: &Node) -> &str {
     stem.map_or(node.name.as_str(), |(stem, _)| stem)
 }
 
-/// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; it what it
-/// wrote is dropped where it returns `None`.
+/// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; where it
+/// returns `None`, what it wrote is dropped.
 pub(crate) fn rewrite_nodes(
     graph: &mut Graph,
     rule: &'static str,
     mut rewrite: impl FnMut(&mut Sweep<'_>, &Node) -> Option<Vec<ValueId>>,
 ) -> Result<Option<Applied>, PatchError> {
-    let mut writer = Sweep { patch: Patch::new(graph, rule), graph, new: BTreeMap::new() };
+    let mut sweep = Sweep { patch: Patch::new(graph, rule), graph, new: BTreeMap::new() };
     for id in graph.order() {
         let node = graph.node(id);
-        writer.patch.set_scope(scope(node));
-        let Some(outputs) = rewrite(&mut writer, node) else { continue };
+        sweep.patch.set_scope(scope(node));
+        let Some(outputs) = rewrite(&mut sweep, node) else { continue };
         for (old, new) in node.outputs.iter().zip(outputs).filter(|(old, new)| *old != new) {
-            writer.stand_for(*old, new);
+            sweep.stand_for(*old, new);
         }
     }
-    if writer.new.is_empty() {
+    if sweep.new.is_empty() {
         return Ok(None);
     }
-    let change = writer.patch.finish();
+    let change = sweep.patch.finish();
     graph.apply(change).map(Some)
 }
 

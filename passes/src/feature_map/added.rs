@@ -41,11 +41,11 @@ fn trained_of_others(added: &str) -> Option<bool> {
 
 /// All maps agree on it.
 fn trained_of_maps(added: &str) -> Option<bool> {
-    let is_it =
+    let is_of_a_role =
         |own: &str| [Role::Query, Role::Key].iter().any(|role| added == format!("{}.{own}", role.prefix()));
     let all = MAPS.iter().flat_map(|map| map.parameters());
     let found = all.into_iter().find(|spec| match spec.role(Role::Query) {
-        Some(_) => is_it(spec.name),
+        Some(_) => is_of_a_role(spec.name),
         None => added == spec.name,
     });
     found.map(|spec| spec.trained)

@@ -1,5 +1,5 @@
-//! `wpff`, weighted positive fixed features: φ(x) = D ⊙ the features of [`super::pff`] (Eq. 10), D learned per head and kept
-//! as its logarithm.
+//! `wpff`, weighted positive fixed features: φ(x) = D ⊙ the features of [`super::pff`] (Eq. 10), D learned per head and
+//! kept as its logarithm.
 
 use super::pff::{emit_exponents, eval_exponents, initial_for_everyone};
 use super::{

@@ -1,12 +1,14 @@
 //! Matches: three products or more of one value with weights, each with a bias or none with one
 //! Becomes: one product with the weights one after the other, and a split
 //! Exact: yes, up to the order of summation
-//! Declines when: there are two, where the split costs what a product saves
+//! Declines when: there are two, where the split costs what a product saves. Where there are more weights than a join
+//! may name, there are several joins
 
 use crate::canon::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::serving_graph::join_weights::is_stored;
+use dijiang_format::joined::MOST_PARTS;
 
 pub(super) struct JoinedProducts;
 
@@ -18,10 +20,8 @@ impl GraphRule for JoinedProducts {
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         rewrite_nodes(graph, self.name(), |w, node| {
             let first = member(w.graph, node)?;
-            let all = beside(w.graph, &first);
-            if all.len() < LEAST || all[0].y != first.y {
-                return None;
-            }
+            let runs = runs(w.graph, beside(w.graph, &first));
+            let all = runs.into_iter().find(|run| run[0].y == first.y && run.len() >= LEAST)?;
             let weights: Vec<ValueId> = all.iter().map(|one| one.weight).collect();
             let biases: Vec<ValueId> = all.iter().filter_map(|one| one.bias).collect();
             let weight = w.patch.concat(&weights, 0);
@@ -41,6 +41,33 @@ impl GraphRule for JoinedProducts {
 }
 
 const LEAST: usize = 3;
+
+/// One after the other, in runs of as many weights as a join may name.
+fn runs(graph: &Graph, all: Vec<Member>) -> Vec<Vec<Member>> {
+    let (mut runs, mut parts): (Vec<Vec<Member>>, usize) = (Vec::new(), 0);
+    for one in all {
+        let own = parts_of(graph, one.weight).max(one.bias.map_or(0, |bias| parts_of(graph, bias)));
+        match runs.last_mut().filter(|_| parts + own <= MOST_PARTS) {
+            Some(run) => {
+                run.push(one);
+                parts += own;
+            }
+            None => {
+                runs.push(vec![one]);
+                parts = own;
+            }
+        }
+    }
+    runs
+}
+
+/// How many weights are one after the other in what is stored.
+fn parts_of(graph: &Graph, stored: ValueId) -> usize {
+    match graph.made_by(stored, "Concat") {
+        Some(join) => join.inputs.iter().flatten().map(|part| parts_of(graph, *part)).sum(),
+        None => 1,
+    }
+}
 
 struct Member {
     x: ValueId,
@@ -89,7 +116,13 @@ fn beside(graph: &Graph, one: &Member) -> Vec<Member> {
 #[cfg(test)]
 mod tests {
     use super::JoinedProducts;
+    use crate::canon::GraphRule as _;
     use crate::fuse::tests::after;
+    use crate::ir::graph::Graph;
+    use crate::ir::text::{parse, print};
+    use crate::serving_graph::join_weights::as_inputs;
+    use dijiang_format::joined::{self, MOST_PARTS};
+    use std::fmt::Write as _;
 
     const INPUTS: [(&str, &[usize]); 1] = [("x", &[2, 3, 2])];
 
@@ -114,6 +147,39 @@ mod tests {
 }"#,
             &INPUTS,
         ));
+    }
+
+    /// Experts that read one value.
+    fn experts(count: usize) -> Graph {
+        let mut text = "graph \"g\" {\n  input %x: f32[batch, time, 2]\n".to_owned();
+        for i in 0..count {
+            let _ = write!(
+                text,
+                "  weight %w{i}: f32[1, 2] = random({i})
+  %t{i} = Transpose(%w{i}) {{perm: [1, 0]}}
+  %y{i} = MatMul(%x, %t{i})
+  output \"y{i}\" %y{i}\n"
+            );
+        }
+        parse(&format!("{text}}}")).expect("a graph")
+    }
+
+    #[test]
+    fn more_products_than_a_join_may_name_are_several_joins() {
+        let mut graph = experts(2 * MOST_PARTS + 2);
+        let inputs = [("x", crate::testing::noise(&[2, 3, 2], 1))];
+        let before = crate::testing::run(&graph, &inputs);
+        JoinedProducts.sweep(&mut graph).expect("a patch");
+        assert_eq!(crate::testing::run(&graph, &inputs), before);
+        let products = |graph: &Graph| graph.nodes().filter(|(_, node)| node.op.is("MatMul")).count();
+        assert_eq!(products(&graph), 4, "two joins, and two that are left");
+        let joins = print(&graph);
+        assert!(JoinedProducts.sweep(&mut graph).expect("no patch").is_none(), "{joins}");
+        // All of them have a name, so that no call joins weights again.
+        as_inputs(&mut graph).expect("a patch");
+        assert!(graph.nodes().all(|(_, node)| !node.op.is("Concat")));
+        let names = graph.inputs().iter().map(|v| joined::parse(&graph.value(*v).name).len());
+        assert_eq!(names.filter(|parts| *parts == MOST_PARTS).count(), 2);
     }
 
     #[test]

@@ -25,8 +25,8 @@ impl GraphRule for PartialRotary {
 
 fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let graph = w.graph;
-    let [Some(transposed), Some(rest)] = node.inputs[..] else { return None };
-    let turn = graph.node(graph.producer(transposed)?.0);
+    let [Some(rotated), Some(rest)] = node.inputs[..] else { return None };
+    let turn = graph.node(graph.producer(rotated)?.0);
     let is_whole = turn.op.int("rotary_embedding_dim") == Some(0) && turn.op.int("interleaved") == Some(0);
     let is_rotary = turn.op.domain() == "com.microsoft" && turn.op.name() == "RotaryEmbedding" && is_whole;
     let (split, first) = graph.producer(turn.input(0)?)?;
@@ -46,7 +46,7 @@ fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     if !fits {
         return None;
     }
-    let (heads, dim) = (dims[1].known()?, shape(transposed)?[3].known()?);
+    let (heads, dim) = (dims[1].known()?, shape(rotated)?[3].known()?);
     let op = turn.op.clone().with("num_heads", heads as i64).with("rotary_embedding_dim", dim as i64);
     let mut inputs = vec![w.current(x)];
     for slot in 1..turn.inputs.len() {

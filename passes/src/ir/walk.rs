@@ -7,9 +7,18 @@ use std::collections::{BTreeSet, VecDeque};
 /// `start` and what follows from it by `next`: the first of them, all that follows from that, then the second.
 pub(crate) fn depth_first(
     start: ValueId,
+    next: impl FnMut(ValueId) -> Vec<ValueId>,
+) -> impl Iterator<Item = ValueId> {
+    depth_first_from([start], next)
+}
+
+/// The same from several values, one after the other.
+pub(crate) fn depth_first_from(
+    starts: impl IntoIterator<Item = ValueId>,
     mut next: impl FnMut(ValueId) -> Vec<ValueId>,
 ) -> impl Iterator<Item = ValueId> {
-    let (mut seen, mut stack) = (BTreeSet::new(), vec![start]);
+    let (mut seen, mut stack) = (BTreeSet::new(), starts.into_iter().collect::<Vec<_>>());
+    stack.reverse();
     std::iter::from_fn(move || {
         loop {
             let value = stack.pop()?;
@@ -53,6 +62,17 @@ pub(crate) fn outputs_after(graph: &Graph, value: ValueId) -> Vec<ValueId> {
     outputs.flatten().copied().collect()
 }
 
+/// Values that depend on what the graph is given: its inputs, and all that is computed from them.
+pub(crate) fn computed(graph: &Graph) -> BTreeSet<ValueId> {
+    let mut found: BTreeSet<ValueId> = graph.inputs().iter().copied().collect();
+    for node in graph.order().into_iter().map(|id| graph.node(id)) {
+        if node.inputs.iter().flatten().any(|v| found.contains(v)) {
+            found.extend(&node.outputs);
+        }
+    }
+    found
+}
+
 /// Whether a value is made of constants alone.
 pub(crate) fn is_made_of_constants(graph: &Graph, value: ValueId) -> bool {
     depth_first(value, |v| inputs_of(graph, v)).all(|v| !matches!(graph.value(v).def, Def::Input))
@@ -80,6 +100,8 @@ pub(crate) mod tests {
         assert_eq!(nearest_first(y, 60, |v| inputs_of(&graph, v)).last(), Some(x));
         assert_eq!(nearest_first(y, 59, |v| inputs_of(&graph, v)).count(), 60);
         assert_eq!(depth_first(x, |v| outputs_after(&graph, v)).last(), Some(y));
+        assert_eq!(depth_first_from([y, x], |v| inputs_of(&graph, v)).count(), 61);
+        assert_eq!(computed(&graph).len(), 61);
     }
 
     #[test]

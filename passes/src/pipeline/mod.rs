@@ -5,7 +5,7 @@ mod driver;
 pub mod passes;
 pub mod table;
 
-pub use driver::{PassRun, PipelineError, prepare, run};
+pub use driver::{PassRun, PipelineError, pipeline, prepare, run};
 
 use crate::attention::rewrite::{AddedWeights, Report, RewriteError};
 use crate::canon::CanonError;
@@ -17,7 +17,9 @@ use std::fmt;
 /// What may hold of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Property {
-    /// In the plain operators that patterns know: nothing is left to clean up.
+    /// Spelled in the plain operators that patterns and fusions know, with nothing left to clean up. An attention that
+    /// was written as one operator of ONNX Runtime counts as clean: the clean-ups are for what a source spells so, and
+    /// would take it apart again.
     Canonical,
     /// Attention sites are written as the recipe and the form say.
     Lowered,

@@ -21,7 +21,7 @@ pub static DECODED_ON_GPU: &[&dyn Pass] = &[&TakeLast, &NameNext, &Fuse::Decoded
 const ORT: &[Target] = &[Target::Ort];
 const PORTABLE: &[Target] = &[Target::Portable];
 const ONNX27: &[Target] = &[Target::Onnx27];
-const EVERY: &[Target] = &[Target::Ort, Target::Portable, Target::Onnx27];
+const EVERY: &[Target] = &Target::ALL;
 
 /// How a graph of a bundle comes to be.
 #[expect(missing_debug_implementations, reason = "its passes have names")]

@@ -2,7 +2,8 @@
 //! everything computed from them is f32.
 //!
 //! Half-precision weights and constants are exact in f32, so what this computes is the model without the
-//! rounding of its activations; a constant that was rounded when the model was written stays so. Runtimes without half-precision arithmetic can run it.
+//! rounding of its activations; a constant that was rounded when the model was written stays so. Runtimes without
+//! half-precision arithmetic can run it.
 
 use crate::ir::graph::{Def, Graph, Node, ValueId};
 use crate::ir::op::Op;

@@ -10,6 +10,7 @@ use crate::ir::patch::PatchError;
 use crate::ir::tensor::Tensor;
 use crate::ir::walk::is_made_of_constants;
 use crate::numeric::random::Random;
+use dijiang_format::names::LOGITS;
 use std::collections::BTreeMap;
 
 /// The names of A and B are that of the weight with this after it.
@@ -150,7 +151,7 @@ fn is_in_layers_alone(graph: &Graph, value: ValueId, transposed: bool) -> bool {
 
 /// Whether the logits are a value, in another shape or type or with a constant added or as a factor.
 fn makes_logits(graph: &Graph, value: ValueId) -> bool {
-    let mut logits = graph.output("logits");
+    let mut logits = graph.output(LOGITS);
     while let Some(found) = logits.filter(|found| *found != value) {
         let before = graph.producer(found).map(|(id, _)| graph.node(id));
         let before = before.filter(|node| ["Add", "Cast", "Mul", "Reshape"].iter().any(|op| node.op.is(op)));

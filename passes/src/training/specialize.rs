@@ -11,10 +11,11 @@ use crate::ir::rebuild::{Rebuild, copy_constant, copy_node, rebuild};
 use crate::ir::shape::{Dim, Shape};
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
+use dijiang_format::names;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The tokens, i64 `[batch, sequence]`.
-pub const TOKENS: &str = "input_ids";
+pub const TOKENS: &str = names::IDS;
 
 /// Rows and tokens per row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,9 +81,9 @@ enum Kind {
 
 fn kind(name: &str) -> Option<Kind> {
     match name {
-        "input_ids" => Some(Kind::Tokens),
-        "attention_mask" => Some(Kind::Mask),
-        "position_ids" => Some(Kind::Positions),
+        names::IDS => Some(Kind::Tokens),
+        names::MASK => Some(Kind::Mask),
+        names::POSITIONS => Some(Kind::Positions),
         "token_type_ids" => Some(Kind::Zeros),
         past if past.starts_with("past") => Some(Kind::Zeros),
         _ => None,

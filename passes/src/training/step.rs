@@ -11,6 +11,7 @@ use crate::ir::patch::Patch;
 use crate::ir::shape::Dim;
 use crate::precision::mixed::mix;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::LOGITS;
 
 /// The labels, i64 `[batch, sequence]`: the tokens themselves, or [`super::loss::IGNORE`].
 pub const LABELS: &str = "labels";
@@ -146,7 +147,7 @@ fn forward(
     precision: Precision,
     chunk_len: u64,
 ) -> Result<(Specialized, Vec<ValueId>), TrainingError> {
-    let mut special = specialize(model, layout, size, precision, &|name| name == "logits")?;
+    let mut special = specialize(model, layout, size, precision, &|name| name == LOGITS)?;
     cut_logits(&mut special.graph, size, chunk_len)?;
     let special = in_precision(special, precision)?;
     let names = special.graph.outputs().iter().filter(|(name, _)| name.starts_with(CHUNK));
@@ -165,10 +166,10 @@ const CHUNK_LEN: u64 = 1 << 26;
 
 /// Cuts the product that makes the logits into chunks of rows, so that they never exist as a whole.
 fn cut_logits(graph: &mut Graph, size: Size, chunk_len: u64) -> Result<(), TrainingError> {
-    let logits = graph.output("logits").ok_or(TrainingError::NoLogits)?;
+    let logits = graph.output(LOGITS).ok_or(TrainingError::NoLogits)?;
     let mut patch = Patch::new(graph, "cut_logits");
     let p = &mut patch;
-    p.set_scope("logits");
+    p.set_scope(LOGITS);
     let vocab = p.known_dim(logits, 2);
     let product = p.graph().made_by(logits, "MatMul").and_then(|n| Some((n.input(0)?, n.input(1)?)));
     let product = product.filter(|(_, weight)| p.graph().value(*weight).ty.rank() == Some(2));
@@ -186,7 +187,7 @@ fn cut_logits(graph: &mut Graph, size: Size, chunk_len: u64) -> Result<(), Train
     for (i, chunk) in chunks.into_iter().enumerate() {
         p.output(&format!("{CHUNK}{i:04}"), chunk);
     }
-    p.drop_output("logits");
+    p.drop_output(LOGITS);
     let change = patch.finish();
     graph.apply(change)?;
     Ok(())
@@ -343,7 +344,7 @@ mod tests {
     /// Each token's logits.
     fn logits(model: &Graph) -> Vec<Vec<f64>> {
         let given = BTreeMap::from([(model.input(TOKENS).expect("tokens"), tokens(&ids()))]);
-        let logits = eval(model, &given, &[model.output("logits").expect("logits")]).expect("it runs");
+        let logits = eval(model, &given, &[model.output(LOGITS).expect("logits")]).expect("it runs");
         logits[0].to_f64().chunks(VOCAB as usize).map(<[f64]>::to_vec).collect()
     }
 

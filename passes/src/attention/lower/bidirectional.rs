@@ -30,6 +30,6 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, [q, k, v]: [ValueId; 3], d: D
     Sums {
         num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
         den: den.map(|den| p.reshape(den, &[0, d.heads, -1, 1])),
-        layout: HeadOrder::HeadMajor,
+        order: HeadOrder::HeadMajor,
     }
 }

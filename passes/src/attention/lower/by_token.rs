@@ -5,6 +5,7 @@
 
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::infer::resolve_axis;
+use crate::ir::op::Op;
 use crate::ir::shape::Dim;
 use std::collections::BTreeMap;
 
@@ -46,6 +47,11 @@ const ELEMENTWISE: [&str; 32] = [
     "Tanh",
     "Where",
 ];
+
+/// Whether an operator takes every element by itself.
+pub(in crate::attention) fn is_elementwise(op: &Op) -> bool {
+    op.domain().is_empty() && ELEMENTWISE.contains(&op.name())
+}
 
 /// The token axes of all that is computed from `tokens`; `attends` are the nodes that look from token to token. `None`
 /// where something else may.
@@ -115,7 +121,7 @@ impl View<'_> {
     fn axis_after(&self) -> Option<usize> {
         let op = &self.node.op;
         match (op.domain(), op.name()) {
-            ("", name) if ELEMENTWISE.contains(&name) => self.elementwise(),
+            _ if is_elementwise(op) => self.elementwise(),
             ("", "Gather") => {
                 let (by, table) = (self.attr_axis(0)?, self.axis(0));
                 self.axis(1).filter(|_| table.is_none()).map(|axis| by + axis)

@@ -43,7 +43,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         sums: Sums {
             num: grid.join(p, num, d.heads, d.value_dim),
             den: den.map(|den| grid.join(p, den, d.heads, 1)),
-            layout: HeadOrder::TokenMajor,
+            order: HeadOrder::TokenMajor,
         },
         state: carried.after,
     }

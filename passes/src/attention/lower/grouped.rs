@@ -254,8 +254,8 @@ struct Rotation {
 /// x · cos + (−x₂, x₁) · sin over all features, or over the first ones with the others after them.
 fn rotation(graph: &Graph, value: ValueId) -> Option<Rotation> {
     let Some(joined) = graph.made_by(value, "Concat") else { return whole_rotation(graph, value) };
-    let (transposed, kept) = (joined.input(0)?, joined.input(1)?);
-    let inner = whole_rotation(graph, transposed)?;
+    let (rotated, kept) = (joined.input(0)?, joined.input(1)?);
+    let inner = whole_rotation(graph, rotated)?;
     let (split, first) = graph.producer(inner.x)?;
     let is_rest = graph.producer(kept) == Some((split, 1)) && first == 0 && joined.inputs.len() == 2;
     let split = Some(graph.node(split)).filter(|node| node.op.is("Split") && is_rest)?;
@@ -324,6 +324,7 @@ mod tests {
     use super::*;
     use crate::canon::canonicalize;
     use crate::ir::eval::Array;
+    use crate::ir::shape::Dim;
     use crate::ir::text::print;
     use crate::ir::verify::verify;
     use crate::testing::{decoder, encoder, noise, relative_error, run};
@@ -427,6 +428,67 @@ mod tests {
         group(&mut graph).expect("a patch");
         assert_eq!(moves(&graph), 4, "queries, keys, values and what is returned");
         check_padded(&graph, &plain);
+    }
+
+    /// The last product of a further output reads an input itself, which is not moved.
+    #[test]
+    fn a_product_of_an_input_stays_in_order() {
+        let with_product = || {
+            let mut graph = plain();
+            let change = {
+                let mut p = Patch::new(&graph, "test");
+                let hidden = graph.input("hidden").expect("an input");
+                let weight = Tensor::from_f32(&[3, 16], &(0..48u8).map(f32::from).collect::<Vec<_>>());
+                let weight = p.weight("aux.weight", weight);
+                let aux = p.linear(hidden, weight, None);
+                p.output("aux", aux);
+                p.finish()
+            };
+            graph.apply(change).expect("a patch");
+            graph
+        };
+        let (mut graph, plain) = (with_product(), with_product());
+        group(&mut graph).expect("a patch");
+        assert_eq!(moves(&graph), 3, "of what is given and of both that are returned");
+        check_padded(&graph, &plain);
+        let inputs = padded_in_front();
+        assert_eq!(run(&graph, &inputs)["aux"], run(&plain, &inputs)["aux"]);
+    }
+
+    /// Rows of a width that is no number cannot be moved where they come in.
+    #[test]
+    fn an_input_of_any_width_is_left_in_order() {
+        let with_input = || {
+            let mut graph = plain();
+            let change = {
+                let mut p = Patch::new(&graph, "test");
+                let hidden = graph.input("hidden").expect("an input");
+                let shape = [p.dim(hidden, 0), p.dim(hidden, 1), Dim::sym("width")];
+                let other = p.input("other", DType::F32, shape);
+                let sums = p.reduce("ReduceSum", other, &[2], true);
+                p.output("sums", sums);
+                p.finish()
+            };
+            graph.apply(change).expect("a patch");
+            graph
+        };
+        let (mut graph, plain) = (with_input(), with_input());
+        assert_eq!(group(&mut graph).expect("a patch"), None);
+        assert!(verify(&graph).is_empty());
+        assert_eq!(moves(&graph), 4, "queries, keys, values and what is returned");
+        let inputs = [padded_in_front(), vec![("other", noise(&[2, 5, 3], 2))]].concat();
+        assert_eq!(run(&graph, &inputs)["sums"], run(&plain, &inputs)["sums"]);
+    }
+
+    /// A prompt whose first row is padded in front.
+    fn padded_in_front() -> Vec<(&'static str, Array)> {
+        let mask = Array::from_i64(&[2, 5], vec![0, 0, 1, 1, 1, 1, 1, 1, 1, 1]).expect("a mask");
+        vec![
+            ("hidden", noise(&[2, 5, 16], 1)),
+            ("attention_mask", mask),
+            ("past_key_values.0.key", noise(&[2, 2, 0, 8], 0)),
+            ("past_key_values.0.value", noise(&[2, 2, 0, 8], 0)),
+        ]
     }
 
     fn check_padded(graph: &Graph, plain: &Graph) {

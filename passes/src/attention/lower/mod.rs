@@ -10,7 +10,7 @@ use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 
 pub(crate) mod bidirectional;
-mod by_token;
+pub(super) mod by_token;
 mod chunked;
 pub mod grouped;
 mod ones;
@@ -77,7 +77,7 @@ pub struct Sums {
     pub num: ValueId,
     /// Last axis 1; there if the readout [divides](Dims::divides).
     pub den: Option<ValueId>,
-    pub layout: HeadOrder,
+    pub order: HeadOrder,
 }
 
 /// The order of the leading axes.

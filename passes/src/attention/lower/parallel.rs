@@ -48,7 +48,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         sums: Sums {
             num: p.reshape(num, &[0, d.heads, -1, d.value_dim]),
             den: den.map(|den| p.reshape(den, &[0, d.heads, -1, 1])),
-            layout: HeadOrder::HeadMajor,
+            order: HeadOrder::HeadMajor,
         },
         state: last_state(p, r, log),
     }

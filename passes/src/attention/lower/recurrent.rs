@@ -39,7 +39,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
         sums: Sums {
             num: p.reshape(s[0], &[0, 0, d.heads, d.value_dim]),
             den: z.as_ref().map(|z| p.unsqueeze(z[0], &[3])),
-            layout: HeadOrder::TokenMajor,
+            order: HeadOrder::TokenMajor,
         },
         state: RecurrentState { s: s[1], z: z.map(|z| p.squeeze(z[1], &[3])) },
     }

@@ -62,7 +62,7 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
         sums: Sums {
             num: grid.join(p, num, r.dims.value_dim),
             den: den.map(|den| grid.join(p, den, 1)),
-            layout: HeadOrder::TokenMajor,
+            order: HeadOrder::TokenMajor,
         },
         state: state(p, carried.after, r.dims),
     }

@@ -112,14 +112,23 @@ enum End {
     Product { made: ValueId, rows: ValueId, node: NodeId },
 }
 
+/// Whether `[batch, sequence, …]` can be [`moved`].
+fn has_known_rows(graph: &Graph, value: ValueId) -> bool {
+    let rest = graph.value(value).ty.shape.as_ref().and_then(|shape| shape.get(2..));
+    rest.is_some_and(|rest| rest.iter().all(|dim| dim.known().is_some()))
+}
+
 impl Around {
     fn all(graph: &Graph, attends: &dyn Fn(&Node) -> bool) -> Option<Self> {
         let first = graph.order().into_iter().map(|id| graph.node(id)).find(|node| attends(node))?;
         let shape = |value: ValueId| graph.value(value).ty.shape.as_deref();
         let [batch, time, _] = shape(first.input(0)?)? else { return None };
-        let holds = |input: &&ValueId| matches!(shape(**input), Some([b, t, rest @ ..]) if b == batch && t == time && rest.len() < 2);
+        let holds = |input: &&ValueId| match shape(**input) {
+            Some([b, t, rest @ ..]) => b == batch && t == time && rest.len() < 2,
+            _ => false,
+        };
         let inputs: Vec<ValueId> = graph.inputs().iter().filter(holds).copied().collect();
-        if inputs.is_empty() {
+        if inputs.is_empty() || !inputs.iter().all(|input| has_known_rows(graph, *input)) {
             return None;
         }
         let tokens: TokenAxes = inputs.iter().map(|input| (*input, 1)).collect();
@@ -158,15 +167,19 @@ impl Around {
 impl End {
     /// Rows of a hidden state are narrower than logits.
     fn of(graph: &Graph, value: ValueId, axes: &TokenAxes) -> Option<Self> {
-        let shape = graph.value(value).ty.shape.as_deref()?;
-        let fits = axes.get(&value) == Some(&1) && shape[2..].iter().all(|dim| dim.known().is_some());
+        let fits = axes.get(&value) == Some(&1) && has_known_rows(graph, value);
         let is_last = graph.value(value).uses.iter().all(|user| matches!(user, Use::GraphOutput(_)));
         let (node, _) = graph.producer(value).filter(|_| fits && is_last)?;
         let made = graph.node(node);
         let is_product = made.op.is("MatMul") || made.op.name() == "MatMulNBits";
         let rows = made.input(0).filter(|rows| is_product && axes.get(rows) == Some(&1));
-        let known = |rows: &ValueId| matches!(graph.value(*rows).ty.shape.as_deref(), Some([_, _, width]) if width.known().is_some());
-        Some(match rows.filter(known) {
+        // What is read of an input itself stands where it stood, so that it cannot be moved back.
+        let is_moved = |rows: &ValueId| {
+            graph.producer(*rows).is_some()
+                && graph.value(*rows).ty.rank() == Some(3)
+                && has_known_rows(graph, *rows)
+        };
+        Some(match rows.filter(is_moved) {
             Some(rows) => Self::Product { made: value, rows, node },
             None => Self::Output(value),
         })

@@ -1,8 +1,8 @@
 //! *Matches:* softmax attentions that all have a cache and one mask, where the recipe keeps them all
 //! *Becomes:* `com.microsoft::GroupQueryAttention`
 //! *Exact:* up to rounding
-//! *Declines:* recipes with linear attention: their batches are padded at either side, which the operator does not allow;
-//! graphs with another kind of attention, of which a note says why
+//! *Declines:* recipes with linear attention, whose bundles take a batch by segments: behind a past the operator takes
+//! one token a call of several rows; graphs with another kind of attention, of which a note says why
 
 use crate::attention::lower::grouped::group;
 use crate::attention::rewrite::drop_unused_inputs;

@@ -1,8 +1,9 @@
 //! *Matches:* arithmetic in f16 and bf16
-//! *Becomes:* the same in f32; weights stay as they are stored and are cast where they are read
+//! *Becomes:* the same in f32, cleaned up; weights stay as they are stored and are cast where they are read
 //! *Exact:* what it computes is the model without the rounding of its activations
 //! *Declines:* nothing
 
+use crate::canon::canonicalize;
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
 use crate::precision::widen::widen;
@@ -16,11 +17,12 @@ impl Pass for Widen {
     }
 
     fn ensures(&self) -> &'static [Property] {
-        &[Property::Wide]
+        &[Property::Canonical, Property::Wide]
     }
 
     fn run(&self, graph: &mut Graph, _: &mut Conversion<'_>) -> Result<(), PassError> {
         *graph = widen(graph)?;
+        canonicalize(graph)?;
         Ok(())
     }
 }
