@@ -540,7 +540,7 @@ fn positions_that_are_constants_are_refused_where_a_call_has_so_many_tokens() {
     let refused = fixed(12, "range").expect_err("it is refused");
     assert_eq!(
         refused,
-        "the positions of tokens, in \"places\", are counted from the first token of a call, and would begin again at every call (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+        "the graph counts positions from the first token of each call, at \"places\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     );
     let carried = fixed(12, "input_ids").expect("it has no positions");
     assert_eq!(
