@@ -14,8 +14,10 @@ use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, LAST, LOGITS, MASK, NEXT, POSITIONS};
 
-/// Tokens that a cache has room for at first, where nobody says how many will come.
+/// Tokens that a cache has room for from its first token on, where nobody says how many will come.
 const FIRST: usize = 512;
+/// And before that: memory that was taken is not always given back.
+const EMPTY: usize = 1;
 
 /// A model whose graph gives [`NEXT`] and `[batch, 1, vocabulary]` logits beside its states. A cache that grows must be
 /// that of an operator which writes into its past, such as `GroupQueryAttention`.
@@ -173,7 +175,7 @@ impl GrowingDecoder {
     /// Makes room for more tokens than a cache was made for: at least twice as many, so that the copies stay few.
     fn make_room(&mut self, columns: usize) -> Result<(), RuntimeError> {
         if self.grows() && columns > self.capacity {
-            self.reserve(columns.max(2 * self.capacity))?;
+            self.reserve(columns.max(2 * self.capacity).max(FIRST))?;
         }
         Ok(())
     }
@@ -216,7 +218,7 @@ impl Decoder for GrowingDecoder {
         if batch == 0 {
             return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
         }
-        self.empty(batch, if self.grows() { FIRST } else { 0 })
+        self.empty(batch, if self.grows() { EMPTY } else { 0 })
     }
 
     fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
