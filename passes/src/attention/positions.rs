@@ -96,8 +96,16 @@ pub(super) struct Recounted {
 /// is a number and no input holds positions, which may then be constants.
 pub(super) fn counted_anew(graph: &Graph, own: &str, fixed: Option<u64>) -> Recounted {
     let mut found = Recounted::default();
-    for (value, rows) in beside_contents(graph, own, fixed) {
-        match varies_by_token(graph, value, rows) {
+    let beside = beside_contents(graph, own, fixed);
+    let values: Vec<ValueId> = beside.keys().copied().collect();
+    // All at once where that works, as they are computed from the same values.
+    let mut together = at_both_lengths(graph, &values).ok().map(Vec::into_iter);
+    for (value, rows) in beside {
+        let arrays = match together.as_mut().and_then(Iterator::next) {
+            Some(arrays) => Ok(arrays),
+            None => at_both_lengths(graph, &[value]).map(|mut all| all.swap_remove(0)),
+        };
+        match arrays.and_then(|arrays| varies_by_token(&arrays, rows)) {
             Ok(true) => return Recounted { found: Some(value), ..found },
             Ok(false) => {}
             Err(reason) => found.notes.push(format!(
@@ -149,14 +157,22 @@ fn has_row_for_each(graph: &Graph, node: &Node, value: ValueId, tokens: u64) -> 
         && pairs.into_iter().any(|(own, after)| *own == Dim::Known(tokens) && own == after)
 }
 
-/// Whether a value differs along an axis that is as long as a call, or along that of its `rows`.
-fn varies_by_token(graph: &Graph, value: ValueId, rows: Option<u64>) -> Result<bool, String> {
+/// Each value in a short call and in a longer one.
+fn at_both_lengths(graph: &Graph, values: &[ValueId]) -> Result<Vec<[Numbers; 2]>, String> {
     let at = |time: usize| {
-        let array = evaluate(graph, &[value], &Trial { past: 0, time, left: 0, right: 0 })?.swap_remove(0);
-        let numbers = ndarray::ArrayD::from_shape_vec(array.shape(), array.to_f64());
-        numbers.map_err(|e| e.to_string())
+        let arrays = evaluate(graph, values, &Trial { past: 0, time, left: 0, right: 0 })?;
+        let numbers = arrays.into_iter().map(|array| Numbers::from_shape_vec(array.shape(), array.to_f64()));
+        numbers.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
     };
-    let [short, long] = [at(LENGTHS[0])?, at(LENGTHS[1])?];
+    let (short, long) = (at(LENGTHS[0])?, at(LENGTHS[1])?);
+    Ok(short.into_iter().zip(long).map(|(short, long)| [short, long]).collect())
+}
+
+type Numbers = ndarray::ArrayD<f64>;
+
+/// Whether a value, of a short and of a longer call, differs along an axis that is as long as a call, or along that of
+/// its `rows`.
+fn varies_by_token([short, long]: &[Numbers; 2], rows: Option<u64>) -> Result<bool, String> {
     if short.ndim() != long.ndim() {
         return Err(format!("it has {} axes in one call and {} in another", short.ndim(), long.ndim()));
     }

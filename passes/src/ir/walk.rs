@@ -4,6 +4,29 @@
 use super::graph::{Def, Graph, Use, ValueId};
 use std::collections::{BTreeSet, VecDeque};
 
+/// Values that a walk has been to. Most walks are short, and a few values are found faster in a row than in a tree.
+#[derive(Default)]
+struct Seen {
+    first: Vec<ValueId>,
+    others: BTreeSet<ValueId>,
+}
+
+impl Seen {
+    const FEW: usize = 24;
+
+    /// Whether it is new.
+    fn insert(&mut self, value: ValueId) -> bool {
+        if self.first.contains(&value) {
+            return false;
+        }
+        if self.first.len() < Self::FEW {
+            self.first.push(value);
+            return true;
+        }
+        self.others.insert(value)
+    }
+}
+
 /// `start` and what follows from it by `next`: the first of them, all that follows from that, then the second.
 pub(crate) fn depth_first(
     start: ValueId,
@@ -17,7 +40,7 @@ pub(crate) fn depth_first_from(
     starts: impl IntoIterator<Item = ValueId>,
     mut next: impl FnMut(ValueId) -> Vec<ValueId>,
 ) -> impl Iterator<Item = ValueId> {
-    let (mut seen, mut stack) = (BTreeSet::new(), starts.into_iter().collect::<Vec<_>>());
+    let (mut seen, mut stack) = (Seen::default(), starts.into_iter().collect::<Vec<_>>());
     stack.reverse();
     std::iter::from_fn(move || {
         loop {
@@ -36,7 +59,8 @@ pub(crate) fn nearest_first(
     steps: usize,
     mut next: impl FnMut(ValueId) -> Vec<ValueId>,
 ) -> impl Iterator<Item = ValueId> {
-    let (mut seen, mut queue) = (BTreeSet::from([start]), VecDeque::from([(start, 0)]));
+    let (mut seen, mut queue) = (Seen::default(), VecDeque::from([(start, 0)]));
+    seen.insert(start);
     std::iter::from_fn(move || {
         let (value, step) = queue.pop_front()?;
         if step < steps {
