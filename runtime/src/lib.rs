@@ -15,6 +15,7 @@ mod tract;
 pub use dijiang_format::serving::{Device, Engine};
 
 pub use decode::decoder::Decoder;
+pub use decode::greedy::greedy;
 pub use decode::host::HostDecoder;
 pub use decode::identity::ModelIdentity;
 pub use decode::state::{DecoderState, History};
@@ -22,7 +23,7 @@ pub use files::output_file::{NewFile, write_file};
 pub use files::temporary;
 pub use generate::continuation::{GenerateOptions, Generated, generate};
 pub use generate::pieces::{Pieces, TextError};
-pub use generate::sample::{Sampler, greedy};
+pub use generate::sample::Sampler;
 pub use generate::serving::{BOUND_SEGMENT, Serving, ServingOptions};
 pub use generate::text::{TextStream, Tokenizer};
 pub use ort::device_memory::memory_in_use;

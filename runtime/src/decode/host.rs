@@ -2,10 +2,10 @@
 //! session between calls.
 
 use crate::decode::decoder::{Decoder, log_probability};
+use crate::decode::greedy::greedy;
 use crate::decode::layout::{DecoderIo, StateIo};
 use crate::decode::rows::{check_rows, cut, joined, positions, rows_segment, segment, width};
 use crate::decode::state::{DecoderState, History, check_state};
-use crate::generate::sample::greedy;
 use crate::session::Session;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;

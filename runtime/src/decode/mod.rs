@@ -4,6 +4,7 @@
 
 pub(crate) mod bound;
 pub(crate) mod decoder;
+pub(crate) mod greedy;
 pub(crate) mod growing;
 pub(crate) mod host;
 pub(crate) mod identity;

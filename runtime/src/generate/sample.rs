@@ -1,5 +1,6 @@
 //! Chooses the next token from a row of logits.
 
+use crate::decode::greedy::greedy;
 use crate::session::error::RuntimeError;
 
 /// Chooses tokens greedily or at random, the same for the same seed on every machine.
@@ -67,26 +68,6 @@ impl Sampler {
     }
 }
 
-/// The id of the highest logit; ties go to the lowest id.
-///
-/// An error when the row is empty or holds NaN or positive infinity, or nothing but negative infinity.
-pub fn greedy(logits: &[f32]) -> Result<usize, RuntimeError> {
-    let mut best: Option<(usize, f32)> = None;
-    for (id, &value) in logits.iter().enumerate() {
-        if value.is_nan() || value == f32::INFINITY {
-            return Err(RuntimeError::BadLogits { id, value });
-        }
-        if best.is_none_or(|(_, highest)| value > highest) {
-            best = Some((id, value));
-        }
-    }
-    match best {
-        Some((id, value)) if value == f32::NEG_INFINITY => Err(RuntimeError::BadLogits { id, value }),
-        Some((id, _)) => Ok(id),
-        None => Err(RuntimeError::BadCall { place: "logits", reason: "the vocabulary is empty".to_owned() }),
-    }
-}
-
 /// Steele, Lea and Flood's generator: one multiplication chain, every seed good.
 // Its twin is `random.rs` of the passes, on which this crate must not depend: dependencies run one way.
 #[derive(Clone, Debug)]
@@ -110,11 +91,6 @@ impl SplitMix64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn greedy_takes_the_lowest_id_of_a_tie() {
-        assert_eq!(greedy(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]).unwrap(), 1);
-    }
 
     #[test]
     fn what_is_no_number_is_an_error() {

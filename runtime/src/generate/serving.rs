@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::decode::bound::BoundDecoder;
 use crate::decode::decoder::Decoder;
+use crate::decode::greedy::greedy;
 use crate::decode::growing::GrowingDecoder;
 use crate::decode::host::HostDecoder;
 use crate::decode::identity::Model;
 use crate::decode::state_file::{self, SavedState};
-use crate::generate::sample::greedy;
 use crate::ort::program::Program;
 use crate::ort::runtime::{GraphSource, OrtRuntime};
 use crate::session::error::RuntimeError;
