@@ -2,6 +2,5 @@
 //! is in [`crate::cli`].
 
 pub(crate) mod message;
-pub mod outcome;
 pub(crate) mod plot;
 pub mod progress;
