@@ -2,8 +2,10 @@
 //! and a row here; feature maps and lowerings stay as they are.
 //!
 //! A pattern says which operators an attention is made of. Other differences between models go elsewhere:
-//! - another layout of heads, another repetition of keys over query heads, or another cache: `attention/site.rs`, where
-//!   `trace_stream` follows keys and values back to the tokens and the cache;
+//! - another repetition of keys over query heads, or another cache: `attention/site.rs`, where `trace_stream` follows
+//!   keys and values back to the tokens and the cache;
+//! - another layout of heads, as where they are folded into the batch: a rule in `canon/` that brings them to
+//!   `[batch, heads, tokens, head_dim]`, as `canon/flat_matmul.rs` does for a product;
 //! - another mask: `attention/mask.rs`, a variant of `Kind` that says which keys it lets through, and of `Mask`;
 //! - an operator that computes an attention, or a part of one, in one node: a rule `canon/expand_NAME.rs` that takes it
 //!   apart, with a row in `canon/mod.rs`. No pattern has to know it then.
