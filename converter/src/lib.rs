@@ -1,6 +1,7 @@
 //! Bytes to graphs and back: checkpoints, ONNX files and bundles, the conversion and its proof, and
 //! the command line.
 
+pub mod batch;
 pub mod bench;
 pub mod bundle;
 pub mod checkpoint;

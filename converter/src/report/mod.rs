@@ -2,5 +2,6 @@
 //! is in [`crate::cli`].
 
 pub(crate) mod message;
+pub mod outcome;
 pub(crate) mod plot;
 pub mod progress;
