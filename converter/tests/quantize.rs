@@ -190,7 +190,8 @@ fn a_bundle_that_another_command_writes_is_not_replaced_by_what_it_was() {
     let home = Home::with("shakespeare", "");
     let bundle = home.path("b");
     let quantize = |target: &str, progress: &mut dyn Progress| {
-        let options = RequantizeOptions { weights: Quantization::Int4, force: true, verify: None };
+        let options =
+            RequantizeOptions { weights: Quantization::Int4, force: true, checksums: false, verify: None };
         requantize(&bundle, &home.path(target), &options, progress).map(|_| ()).expect_err("it is refused")
     };
     let error = quantize("out", &mut Trains(&home)).to_string();
