@@ -181,3 +181,54 @@ fn run(cli: Cli) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use std::path::Path;
+
+    /// The words of a line as a shell has them, up to where its output goes.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for c in line.split(" > ").next().unwrap_or(line).chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().expect("a word").push(c),
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn every_command_has_examples_and_each_is_a_call_of_it() {
+        let program = Cli::command();
+        for command in std::iter::once(&program).chain(program.get_subcommands()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines =
+                help.strip_prefix("Examples:\n").unwrap_or_else(|| panic!("{}: none", command.get_name()));
+            assert!(lines.lines().count() > 0, "{}", command.get_name());
+            for line in lines.lines() {
+                let words = words(line.strip_prefix("  ").expect("two spaces"));
+                let is_own = command.get_name() == "dijiang" || words[1] == command.get_name();
+                assert!(words[0] == "dijiang" && is_own, "{line}");
+                match Cli::try_parse_from(&words) {
+                    Err(e) if e.kind() == ErrorKind::DisplayHelp => {}
+                    parsed => drop(parsed.unwrap_or_else(|e| panic!("{line}: {e}"))),
+                }
+            }
+        }
+        assert!(Cli::try_parse_from(words("dijiang convert 'a b' -o")).is_err(), "what is no call is found");
+    }
+
+    #[test]
+    fn every_command_that_prints_an_object_has_a_schema() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas");
+        for command in Cli::command().get_subcommands() {
+            let prints = command.get_arguments().any(|argument| argument.get_id() == "json");
+            let schema = directory.join(format!("{}.json", command.get_name()));
+            assert_eq!(prints, schema.exists(), "{}", schema.display());
+        }
+    }
+}
