@@ -2,6 +2,7 @@
 
 mod decoder;
 mod home;
+mod sealed;
 
 use dijiang::bundle::lock::BundleLock;
 use dijiang::convert::requantize::{RequantizeError, RequantizeOptions, requantize};
@@ -159,7 +160,9 @@ fn bundles_that_cannot_be_quantised_are_refused() {
     home.convert("shakespeare", "old", "");
     let path = home.path("old").join("dijiang.json");
     let text = std::fs::read_to_string(&path).expect("a manifest");
-    std::fs::write(&path, text.replace("\"features\": 2", "\"features\": 4")).expect("it is written");
+    let text = text.replace("\"features\": 2", "\"features\": 4");
+    let text = sealed::sealed(serde_json::from_str(&text).expect("JSON"));
+    std::fs::write(&path, text).expect("it is written");
     assert_eq!(
         home.refused("quantize old -o out"),
         "error: old: what its conversion added is not what this version adds (hint: convert the model anew)"

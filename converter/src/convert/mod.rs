@@ -325,6 +325,7 @@ fn write_bundle(
         manifest.source = before.source.clone();
         manifest.trained.clone_from(&before.trained);
         manifest.training.clone_from(&before.training);
+        manifest.options.clone_from(&before.options);
     }
     bytes_written += writer.write_manifest(&manifest)?;
     if options.train {
