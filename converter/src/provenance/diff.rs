@@ -78,6 +78,7 @@ pub fn diff(a: &Path, b: &Path, progress: &mut dyn Progress) -> Result<Differenc
         progress.stage(&format!("comparing {}", file.name));
         let [a, b] = [a.0, b.0].map(|bundle| open(&bundle.join(&file.name)));
         graphs.push(graphs::compare(&file.name, &a?.graph, &b?.graph));
+        graphs.pop_if(|graph| graph.is_none());
     }
     progress.stage("comparing the weights");
     let linked = a.1.linked.iter().chain(&b.1.linked).any(|name| is_other(name));

@@ -22,6 +22,14 @@ pub struct GraphDifference {
     pub text: Vec<String>,
 }
 
+impl GraphDifference {
+    /// Whether the graphs are the same, such as where only places in the weight file differ.
+    pub(super) fn is_none(&self) -> bool {
+        let none = Self { file: self.file.clone(), ..Self::default() };
+        *self == none
+    }
+}
+
 /// Lines that are told of two texts, at most.
 const MOST_LINES: usize = 40;
 /// How long texts are compared.
@@ -64,7 +72,7 @@ fn counts(graph: &Graph) -> BTreeMap<String, usize> {
 fn named(graph: &Graph) -> BTreeMap<String, String> {
     let told = |node: &Node| {
         let attributes: Vec<String> =
-            node.op.attrs.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+            node.op.attrs.iter().map(|(name, value)| format!("{name}={value}")).collect();
         match attributes.is_empty() {
             true => node.op.name().to_owned(),
             false => format!("{} {}", node.op.name(), attributes.join(" ")),
