@@ -39,7 +39,7 @@ fn colour_is_for_a_terminal_or_for_who_asks_for_it() {
         assert!(told(&[("CLICOLOR_FORCE", "1")], call).contains("\u{1b}["), "{call}");
         assert!(!told(&[("NO_COLOR", "1")], call).contains('\u{1b}'), "{call}");
     }
-    assert!(told(&[], "info nowhere").starts_with("error: nowhere/dijiang.json: "));
+    assert!(told(&[], "info nowhere").starts_with("error: nowhere: "));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_quiet_call_says_nothing_but_errors_and_a_verbose_one_what_it_does() {
     assert_eq!(fine(&home.run(&format!("{generate} --quiet"))), (text_of_model, String::new()));
     let refused = home.run("-q info nowhere");
     assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).starts_with("error: nowhere/dijiang.json: "));
+    assert!(text(&refused.stderr).starts_with("error: nowhere: "));
     assert_eq!(home.run("info X -q -v").status.code(), Some(2), "it is one or the other");
 }
 

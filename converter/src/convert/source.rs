@@ -2,8 +2,8 @@
 
 use crate::bundle::link::MappedFile;
 use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
-use crate::convert::manifest::COPIED;
 use crate::convert::inputs::{self, Input, InputError};
+use crate::convert::manifest::COPIED;
 use crate::onnx::import::{self, ImportError};
 use dijiang_format::dtype::DType;
 use dijiang_format::manifest::SourceKind;
