@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod convert;
 pub mod onnx;
+pub mod provenance;
 pub mod recipes;
 pub mod report;
 pub mod serving;

@@ -242,6 +242,7 @@ fn options(proof: &Proof) -> ConvertOptions {
         force: false,
         free_space: dijiang::bundle::room::free_space,
         link: false,
+        checksums: false,
         verify: (*proof == Proof::Whole).then(VerifyOptions::default),
     }
 }

@@ -2,6 +2,7 @@
 //! short is named.
 
 mod home;
+mod sealed;
 
 use home::Home;
 use serde_json::Value;
@@ -219,8 +220,12 @@ fn verify_fails_by_name_for_every_file_that_is_missing() {
     expect(0, &home.run("convert in -o X --no-verify --link"));
     let manifest = std::fs::read(home.path("X/dijiang.json")).expect("it is there");
     let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
-    let files: Vec<&str> =
-        manifest["files"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    let files: Vec<&str> = manifest["files"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|file| file["name"].as_str())
+        .collect();
     let there: Vec<String> =
         names(&home.path("X")).into_iter().filter(|name| name != "dijiang.json").collect();
     assert_eq!(files, there, "it lists all that is there");
@@ -245,7 +250,7 @@ fn edit(home: &Home, change: impl FnOnce(&mut Value)) {
     let mut manifest: Value =
         serde_json::from_slice(&std::fs::read(&path).expect("it is there")).expect("JSON");
     change(&mut manifest);
-    std::fs::write(path, manifest.to_string()).expect("it is written");
+    std::fs::write(path, sealed::sealed(manifest)).expect("it is written");
 }
 
 #[test]

@@ -28,6 +28,7 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
         force: true,
         free_space: dijiang::bundle::room::free_space,
         link: false,
+        checksums: false,
         verify: Some(VerifyOptions { runtimes, ..VerifyOptions::default() }),
     };
     let result = convert(&source, at, &options, &mut Silent).expect("it converts");

@@ -2,6 +2,7 @@
 
 mod decoder;
 mod home;
+mod sealed;
 
 use dijiang::bundle::lock::BundleLock;
 use dijiang::convert::requantize::{RequantizeError, RequantizeOptions, requantize};
@@ -159,7 +160,9 @@ fn bundles_that_cannot_be_quantised_are_refused() {
     home.convert("shakespeare", "old", "");
     let path = home.path("old").join("dijiang.json");
     let text = std::fs::read_to_string(&path).expect("a manifest");
-    std::fs::write(&path, text.replace("\"features\": 2", "\"features\": 4")).expect("it is written");
+    let text = text.replace("\"features\": 2", "\"features\": 4");
+    let text = sealed::sealed(serde_json::from_str(&text).expect("JSON"));
+    std::fs::write(&path, text).expect("it is written");
     assert_eq!(
         home.refused("quantize old -o out"),
         "error: old: what its conversion added is not what this version adds (hint: convert the model anew)"
@@ -190,7 +193,8 @@ fn a_bundle_that_another_command_writes_is_not_replaced_by_what_it_was() {
     let home = Home::with("shakespeare", "");
     let bundle = home.path("b");
     let quantize = |target: &str, progress: &mut dyn Progress| {
-        let options = RequantizeOptions { weights: Quantization::Int4, force: true, verify: None };
+        let options =
+            RequantizeOptions { weights: Quantization::Int4, force: true, checksums: false, verify: None };
         requantize(&bundle, &home.path(target), &options, progress).map(|_| ()).expect_err("it is refused")
     };
     let error = quantize("out", &mut Trains(&home)).to_string();

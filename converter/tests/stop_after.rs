@@ -71,6 +71,7 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
         force: true,
         free_space: dijiang::bundle::room::free_space,
         link: false,
+        checksums: false,
         verify: None,
     };
     for n in 0..=all {

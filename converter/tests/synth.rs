@@ -62,6 +62,7 @@ fn a_checkpoint_converts_and_its_numbers_are_those_of_the_seed() {
         force: false,
         free_space: dijiang::bundle::room::free_space,
         link: false,
+        checksums: false,
         verify: None,
     };
     let full = ConvertOptions { free_space: |_| Ok(1_000_000), ..options.clone() };

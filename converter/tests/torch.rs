@@ -2,6 +2,7 @@
 //! The model itself is tested in runtime-tests/python/test_torch.py.
 
 mod home;
+mod sealed;
 
 use dijiang_format::dtype::DType;
 use home::Home;
@@ -135,7 +136,7 @@ fn bundles_without_pytorch_code_are_refused() {
     let set = |key: &str, inner: &str, value: &str| {
         let mut manifest = home.json("bundle/dijiang.json");
         manifest[key][inner] = json!(value);
-        std::fs::write(home.path("bundle/dijiang.json"), manifest.to_string()).expect("it is written");
+        std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
     };
     set("model", "family", "mamba");
     insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle: there is no PyTorch code for the family `mamba` (there is for: gpt_neox, llama, opt)");
@@ -177,7 +178,7 @@ fn checks_of_other_weights_are_forgotten() {
     let home = Home::with("llama", "");
     let mut manifest = home.json("bundle/dijiang.json");
     manifest["checks"] = json!([{"name": "chunked", "limit": 1e-4, "ok": true}]);
-    std::fs::write(home.path("bundle/dijiang.json"), manifest.to_string()).expect("it is written");
+    std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
     home.fine("import-weights bundle bundle/model.safetensors");
     assert_eq!(home.json("bundle/dijiang.json")["checks"], json!([]));
 }

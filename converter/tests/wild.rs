@@ -351,6 +351,7 @@ impl Home {
             force: false,
             free_space: dijiang::bundle::room::free_space,
             link: false,
+            checksums: false,
             verify: Some(VerifyOptions::default()),
         };
         let converted = convert(&self.source(), &self.bundle(), &options, &mut Silent).expect("it converts");

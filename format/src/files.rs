@@ -26,6 +26,10 @@ pub const CONFIG: &str = "config.json";
 pub const TOKENIZER: &str = "tokenizer.json";
 /// The code of the PyTorch model, where it was exported.
 pub const TORCH: &str = "modeling_dijiang.py";
+/// The digests of all files, as `sha256sum` reads them, where they were asked for.
+pub const CHECKSUMS: &str = "SHA256SUMS";
+/// What training runs write into a bundle for themselves: no part of the model.
+pub const RUNS: &str = "train";
 /// What the names of weight files begin with that are the source's own, in a bundle that links to them: so that none is
 /// taken for the bundle's own.
 pub const LINKED: &str = "source-";

@@ -15,6 +15,7 @@ pub mod names;
 pub mod place;
 pub mod quantization;
 pub mod recipe;
+pub mod seal;
 pub mod serving;
 pub mod target;
 pub mod weight_header;

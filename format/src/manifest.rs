@@ -2,21 +2,26 @@
 //!
 //! The text depends on nothing but the contents: no time, no path, no host.
 
-use crate::digest::{Hasher, WeightDigests};
+use crate::digest::{self, Hasher, WeightDigests};
 use crate::dtype::DType;
 use crate::files;
 use crate::place::NoBundle;
 use crate::quantization::Quantization;
 use crate::recipe::{MOST_CHUNK, Recipe};
+use crate::seal;
 use crate::target::Target;
 use crate::weight_header::{LENGTH_BYTES, MOST_HEADER};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 /// The version of the manifest that is written and read.
 pub const FORMAT: u64 = 1;
+
+/// The entry that holds the digest of the file itself.
+const SEAL: &str = "manifest_sha256";
 
 /// The contents of `dijiang.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,7 +46,7 @@ pub struct Manifest {
     pub state: Vec<State>,
     /// The files that the conversion wrote, besides this one. Bundles of earlier versions name none.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub files: Vec<String>,
+    pub files: Vec<BundleFile>,
     pub checks: Vec<Check>,
     /// There where the conversion was stopped on the way: the graph is for looking into it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -49,6 +54,15 @@ pub struct Manifest {
     /// The weight file, where it was trained since and imported.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trained: Option<SourceFile>,
+    /// What trained it, and what of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub training: Option<Training>,
+    /// What of the call is not told elsewhere. Earlier versions wrote none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub options: Option<Options>,
+    /// What ran the graphs for the checks.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub runtimes: Vec<RuntimeVersion>,
     /// Weight files that are the source's own, as they are called in the bundle.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub linked: Vec<String>,
@@ -73,9 +87,8 @@ pub enum SourceKind {
     Onnx,
 }
 
-/// A file of the source, with one digest: of all of it, or of a weight file's header, which names
-/// every tensor with its type, shape and place. Reading the weights only to digest them would double
-/// the time of a large conversion.
+/// A file of the source, with the digest of all of it, and of a weight file's header, which names every tensor with its
+/// type, shape and place. Earlier versions wrote one of the two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
     /// Without its directory.
@@ -85,6 +98,86 @@ pub struct SourceFile {
     pub sha256: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub safetensors_header_sha256: Option<String>,
+}
+
+/// A file of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(from = "ListedFile")]
+pub struct BundleFile {
+    pub name: String,
+    /// Earlier versions wrote neither this nor the digest, and a weight file that is being replaced has neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// As it is in a manifest: earlier versions wrote the name alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ListedFile {
+    Name(String),
+    Whole { name: String, bytes: Option<u64>, sha256: Option<String> },
+}
+
+impl From<ListedFile> for BundleFile {
+    fn from(listed: ListedFile) -> Self {
+        match listed {
+            ListedFile::Name(name) => Self { name, bytes: None, sha256: None },
+            ListedFile::Whole { name, bytes, sha256 } => Self { name, bytes, sha256 },
+        }
+    }
+}
+
+impl BundleFile {
+    /// A file of these bytes.
+    pub fn of(name: &str, bytes: &[u8]) -> Self {
+        let sha256 = Some(digest::digest(bytes));
+        Self { name: name.to_owned(), bytes: Some(bytes.len() as u64), sha256 }
+    }
+}
+
+impl From<SourceFile> for BundleFile {
+    fn from(file: SourceFile) -> Self {
+        Self { name: file.name, bytes: Some(file.bytes), sha256: file.sha256 }
+    }
+}
+
+/// What became of the weights after the conversion.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Training {
+    /// The commands that changed them, in their order, each with the version that ran it.
+    pub runs: Vec<TrainingRun>,
+    /// The tensors that they changed.
+    pub tensors: BTreeSet<String>,
+}
+
+/// A command that changed weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingRun {
+    pub command: String,
+    pub dijiang_version: String,
+}
+
+/// What a conversion was asked for, besides recipe, target, seed and the form of its weights.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// The element type that was asked for: the source's where it is `None`.
+    pub dtype: Option<DType>,
+    /// The layers that were to be rewritten: all where it is `None`.
+    pub layers: Option<Vec<usize>>,
+    /// Whether the training graphs were written too.
+    pub train: bool,
+    pub link: bool,
+    /// Whether the bundle was verified before it was put in place.
+    pub verify: bool,
+}
+
+/// A runtime of the checks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeVersion {
+    pub name: String,
+    pub version: String,
 }
 
 /// An attention of the source.
@@ -165,6 +258,10 @@ pub enum ManifestError {
     Json { file: String, reason: String },
     #[error("{file}: `format_version` is {found}, expected {FORMAT} (hint: convert the model anew)")]
     Version { file: String, found: u64 },
+    #[error(
+        "{file}: it was changed since it was written (hint: convert the model anew, or take the file from a copy of the bundle)"
+    )]
+    Changed { file: String },
     #[error("{file}: `recipe.chunk` is {found}, expected 1 to {MOST_CHUNK} (hint: convert the model anew)")]
     Chunk { file: String, found: u32 },
     #[error("{file}: it is not a safetensors file: a header of {header} bytes in a file of {bytes}")]
@@ -204,14 +301,45 @@ impl Manifest {
             checks: Vec::new(),
             stopped_after: None,
             trained: None,
+            training: None,
+            options: None,
+            runtimes: Vec::new(),
             linked: Vec::new(),
             digests: None,
         }
     }
 
-    /// The text of the file.
+    /// The text of the file. Its last entry is the digest of the text itself, so that no byte of it changes unnoticed.
     pub fn to_json(&self) -> Result<String, serde_json::Error> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+        let mut value = serde_json::to_value(self)?;
+        value[SEAL] = seal::UNSEALED.into();
+        let mut text = serde_json::to_vec_pretty(&value)?;
+        text.push(b'\n');
+        seal::seal(&mut text, SEAL);
+        String::from_utf8(text).map_err(serde::ser::Error::custom)
+    }
+
+    /// What is told of a file.
+    pub fn file(&self, name: &str) -> Option<&BundleFile> {
+        self.files.iter().find(|file| file.name == name)
+    }
+
+    /// Tells of a file that was written. A manifest that lists no files has none of this one either.
+    pub fn put_file(&mut self, written: BundleFile) {
+        if self.files.is_empty() {
+            return;
+        }
+        self.files.retain(|file| file.name != written.name);
+        self.files.push(written);
+        self.files.sort();
+    }
+
+    /// Adds a command that changed weights.
+    pub fn add_training(&mut self, command: &str, tensors: impl IntoIterator<Item = String>) {
+        let training = self.training.get_or_insert_default();
+        let dijiang_version = env!("CARGO_PKG_VERSION").to_owned();
+        training.runs.push(TrainingRun { command: command.to_owned(), dijiang_version });
+        training.tensors.extend(tensors);
     }
 
     /// Reads the manifest of a bundle.
@@ -252,6 +380,11 @@ impl Manifest {
             return Err(ManifestError::Version { file: file.to_owned(), found });
         }
         let manifest: Self = serde_json::from_str(text).map_err(|e| json(&e))?;
+        // Earlier versions wrote neither the seal nor the digests of files.
+        let is_older = manifest.files.iter().all(|file| file.sha256.is_none());
+        if !seal::holds(text.as_bytes(), SEAL).unwrap_or(is_older) {
+            return Err(ManifestError::Changed { file: file.to_owned() });
+        }
         // Everything that is sized by it trusts it.
         let chunk = manifest.recipe.chunk;
         if !(1..=MOST_CHUNK).contains(&chunk) {
@@ -373,9 +506,11 @@ pub(crate) mod tests {
             error(&text.replace("\"seed\": 0,", "")),
             "b/dijiang.json: missing field `seed` at line 74 column 1 (hint: was it written by dijiang?)"
         );
-        for chunk in ["0", "100000"] {
+        for chunk in [0, 100_000] {
+            let mut manifest = manifest();
+            manifest.recipe.chunk = chunk;
             assert_eq!(
-                error(&text.replace("\"chunk\": 64", &format!("\"chunk\": {chunk}"))),
+                error(&manifest.to_json().expect("it is written")),
                 format!(
                     "b/dijiang.json: `recipe.chunk` is {chunk}, expected 1 to 65536 (hint: convert the model anew)"
                 )
@@ -385,6 +520,39 @@ pub(crate) mod tests {
             error("{"),
             "b/dijiang.json: EOF while parsing an object at line 1 column 1 (hint: was it written by dijiang?)"
         );
+    }
+
+    #[test]
+    fn no_byte_of_it_changes_unnoticed() {
+        let mut manifest = manifest();
+        manifest.files = vec![BundleFile::of("model.onnx", b"graph")];
+        let text = manifest.to_json().expect("it is written");
+        assert_eq!(Manifest::parse(&text, "b").expect("it reads"), manifest);
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            let changed = String::from_utf8(bytes).expect("it is text");
+            let error = Manifest::parse(&changed, "b/dijiang.json").expect_err(&format!("byte {at}"));
+            assert!(error.to_string().starts_with("b/dijiang.json: "), "{error}");
+            // Without its last byte, the end of the line, it is another file too.
+            assert!(Manifest::parse(&text[..at], "b/dijiang.json").is_err(), "{at}");
+        }
+    }
+
+    #[test]
+    fn files_of_earlier_versions_have_names_alone() {
+        let listed: Vec<BundleFile> =
+            serde_json::from_str(r#"["a.onnx", {"name": "b", "bytes": 1, "sha256": "00"}]"#).expect("files");
+        let older = BundleFile { name: "a.onnx".to_owned(), bytes: None, sha256: None };
+        assert_eq!((&listed[0], listed[1].bytes), (&older, Some(1)));
+        // Who knows no files is not told of one.
+        let mut manifest = manifest();
+        manifest.put_file(listed[1].clone());
+        assert!(manifest.files.is_empty());
+        manifest.files = vec![older];
+        manifest.put_file(listed[1].clone());
+        manifest.put_file(BundleFile::of("a.onnx", b""));
+        assert_eq!(manifest.files.iter().map(|file| file.bytes).collect::<Vec<_>>(), [Some(0), Some(1)]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The bundle: a directory with one weight file and graphs that point into it.
 
 pub mod atomic;
+pub mod checksums;
 pub(crate) mod finite;
 pub mod link;
 pub mod lock;

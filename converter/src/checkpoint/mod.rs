@@ -25,7 +25,7 @@ mod weights;
 pub use config::Config;
 pub use error::CheckpointError;
 pub(crate) use generation::take_tokens;
-pub use weights::read_header;
+pub use weights::{INDEX, read_header};
 pub(crate) use weights::{Stored, Weights};
 
 use crate::bundle::link::MappedFile;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of a header that are read, at most: one more than is taken, so that a longer one is refused as such.
 const MOST_READ: u64 = MOST_HEADER + 1;
 

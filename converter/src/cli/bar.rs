@@ -25,6 +25,14 @@ fn shortage(estimate: &Estimate, free: Option<u64>) -> Option<String> {
     ))
 }
 
+/// Where bars are drawn.
+pub(super) fn target() -> ProgressDrawTarget {
+    match show::is_quiet() {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr_with_hz(8),
+    }
+}
+
 /// A bar on stderr, which appears once something takes long.
 #[derive(Debug)]
 pub(super) struct Bar {
@@ -32,9 +40,9 @@ pub(super) struct Bar {
 }
 
 impl Bar {
-    /// Where stderr is no terminal, nothing is drawn.
+    /// Where stderr is no terminal, or the call is quiet, nothing is drawn.
     pub(super) fn new() -> Self {
-        Self::on(ProgressDrawTarget::stderr_with_hz(8))
+        Self::on(target())
     }
 
     fn on(target: ProgressDrawTarget) -> Self {

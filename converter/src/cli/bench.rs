@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 /// Figures are medians of runs. A model is loaded anew for each figure.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
+#[command(after_help = "Examples:
+  dijiang bench bundle
+  dijiang bench linear --against softmax --context 512,2048 --skip prefill
+  dijiang bench linear --against softmax --device cuda:0 --batch 1,8 --svg picture")]
 pub(super) struct Args {
     #[arg(required = true)]
     bundles: Vec<PathBuf>,

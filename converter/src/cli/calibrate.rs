@@ -9,6 +9,9 @@ use std::path::PathBuf;
 
 /// Fit what the conversion added to the attentions it replaced, before fine-tuning.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang calibrate bundle --data text.txt
+  dijiang calibrate bundle --data train.u16 --valid valid.u16 --device cuda:0")]
 pub(super) struct Args {
     bundle: PathBuf,
     #[command(flatten)]

@@ -23,6 +23,11 @@ use std::time::Instant;
 /// Convert a checkpoint to a bundle, and prove it.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang convert model -o bundle
+  dijiang convert model -o bundle --recipe paper --dtype f16
+  dijiang convert model.onnx -o bundle --target portable
+  dijiang convert model -o bundle --layers 4-23 --weights int4 --checksums")]
 pub(super) struct Args {
     /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
     source: PathBuf,
@@ -56,6 +61,9 @@ pub(super) struct Args {
     /// such a bundle is served, but not trained, and its weights are not looked through for NaN
     #[arg(long, conflicts_with = "stop_after")]
     link: bool,
+    /// Write SHA256SUMS too: the digests of all files, as `sha256sum -c` reads them
+    #[arg(long, conflicts_with = "stop_after")]
+    checksums: bool,
     /// Write without a proof
     #[arg(long)]
     no_verify: bool,
@@ -112,6 +120,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.seed,
         train: args.train,
         force: args.force,
+        checksums: args.checksums,
         free_space: room::free_space,
         link: args.link,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),

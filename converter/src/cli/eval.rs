@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 /// Measure bundles on text or on questions.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang eval bundle --perplexity text.txt
+  dijiang eval bundle softmax-bundle --task piqa=piqa.jsonl --limit 200 --json")]
 pub(super) struct Args {
     #[arg(required = true)]
     bundles: Vec<PathBuf>,

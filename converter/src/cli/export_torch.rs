@@ -11,6 +11,8 @@ use std::path::PathBuf;
 /// Writes modeling_dijiang.py and makes config.json name it. Then
 /// `AutoModelForCausalLM.from_pretrained(BUNDLE, trust_remote_code=True)` loads the bundle's weights as they are.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang export-torch bundle")]
 pub(super) struct Args {
     bundle: PathBuf,
     /// Print one JSON object

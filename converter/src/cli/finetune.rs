@@ -11,6 +11,10 @@ use std::path::PathBuf;
 
 /// Train a bundle on text until it has recovered from the conversion.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang finetune bundle --data text.txt --steps 500
+  dijiang finetune bundle --data train.u16 --train lora:8 --teacher self
+  dijiang finetune bundle --data text.txt --resume")]
 pub(super) struct Args {
     bundle: PathBuf,
     #[command(flatten)]

@@ -12,6 +12,11 @@ use std::path::PathBuf;
 
 /// Continue a text, or several side by side.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang generate bundle --prompt 'Once upon a time' -n 100
+  dijiang generate bundle --prompt-file prompts.txt --lines --json
+  dijiang generate bundle --prompt 'A story.' --save-state story.safetensors
+  dijiang generate bundle --load-state story.safetensors --prompt ' It went on.'")]
 pub(super) struct Args {
     bundle: PathBuf,
     /// The text to continue; with --load-state, what comes behind the text before. Given several times, each is

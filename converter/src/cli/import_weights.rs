@@ -12,6 +12,9 @@ use std::path::PathBuf;
 /// Every tensor must be there under the bundle's name and with its shape. Floats of another type become the type that
 /// the bundle stores. The graphs stay as they are, and serve the new weights.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang import-weights bundle trained/model.safetensors
+  dijiang import-weights bundle trained")]
 pub(super) struct Args {
     bundle: PathBuf,
     /// A safetensors file, or a directory as `save_pretrained` writes it

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// Show the attentions of a model, and why others were not recognised.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang inspect model
+  dijiang inspect model.onnx --json")]
 pub(super) struct Args {
     /// A checkpoint directory, an ONNX file, or a directory that holds one
     source: PathBuf,

@@ -1,16 +1,20 @@
 //! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
-//! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
+//! progress and logs go to stderr, with colour and bars on a terminal alone. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
 mod bar;
 mod bench;
 mod calibrate;
+mod completions;
 mod convert;
+mod diff;
 mod eval;
 mod export_torch;
 mod finetune;
 mod generate;
 mod import_weights;
+mod info;
 mod inspect;
+mod man;
 mod numbers;
 mod paths;
 mod plot;
@@ -25,11 +29,27 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsStr;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 
 /// Compiles pretrained transformers to constant-state ONNX.
 #[derive(Debug, Parser)]
-#[command(name = "dijiang", version, about, max_term_width = 100)]
+#[command(
+    name = "dijiang",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "Examples:
+  dijiang convert model -o bundle
+  dijiang generate bundle --prompt ROMEO:
+  dijiang help convert"
+)]
 pub struct Cli {
+    /// Nothing on stderr but errors: no warnings, notes or bars
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Tell on stderr what is done
+    #[arg(short, long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,8 +67,12 @@ enum Command {
     ImportWeights(import_weights::Args),
     Quantize(quantize::Args),
     Bench(bench::Args),
+    Info(info::Args),
+    Diff(diff::Args),
     Synth(synth::Args),
     Plot(plot::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Cli {
@@ -102,10 +126,23 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let cli = Cli::read();
+    show::set_quiet(cli.quiet);
+    log_to_stderr(&cli);
     if let Err(e) = signals::handle_signals() {
         tracing::warn!("signals end the program without removing what it was writing: {e}");
     }
     run(cli)
+}
+
+/// What is logged: what `DIJIANG_LOG` says, or as the call has it.
+fn log_to_stderr(cli: &Cli) {
+    let level = match (cli.quiet, cli.verbose) {
+        (true, _) => "error",
+        (_, true) => "warn,dijiang=info,dijiang_passes=info,dijiang_runtime=info",
+        _ => "warn",
+    };
+    let filter = EnvFilter::try_from_env("DIJIANG_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 fn not_text(argument: &OsStr) -> String {
@@ -128,8 +165,12 @@ fn run(cli: Cli) -> ExitCode {
         Command::ImportWeights(args) => import_weights::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Plot(args) => plot::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
@@ -137,6 +178,57 @@ fn run(cli: Cli) -> ExitCode {
         Err(failure) => {
             show::error(&failure.to_string());
             ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use std::path::Path;
+
+    /// The words of a line as a shell has them, up to where its output goes.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quoted) = (vec![String::new()], false);
+        for c in line.split(" > ").next().unwrap_or(line).chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().expect("a word").push(c),
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn every_command_has_examples_and_each_is_a_call_of_it() {
+        let program = Cli::command();
+        for command in std::iter::once(&program).chain(program.get_subcommands()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines =
+                help.strip_prefix("Examples:\n").unwrap_or_else(|| panic!("{}: none", command.get_name()));
+            assert!(lines.lines().count() > 0, "{}", command.get_name());
+            for line in lines.lines() {
+                let words = words(line.strip_prefix("  ").expect("two spaces"));
+                let is_own = command.get_name() == "dijiang" || words[1] == command.get_name();
+                assert!(words[0] == "dijiang" && is_own, "{line}");
+                match Cli::try_parse_from(&words) {
+                    Err(e) if e.kind() == ErrorKind::DisplayHelp => {}
+                    parsed => drop(parsed.unwrap_or_else(|e| panic!("{line}: {e}"))),
+                }
+            }
+        }
+        assert!(Cli::try_parse_from(words("dijiang convert 'a b' -o")).is_err(), "what is no call is found");
+    }
+
+    #[test]
+    fn every_command_that_prints_an_object_has_a_schema() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas");
+        for command in Cli::command().get_subcommands() {
+            let prints = command.get_arguments().any(|argument| argument.get_id() == "json");
+            let schema = directory.join(format!("{}.json", command.get_name()));
+            assert_eq!(prints, schema.exists(), "{}", schema.display());
         }
     }
 }

@@ -16,6 +16,8 @@ enum Use {
 
 /// Every argument that is a path, of all commands.
 const PATHS: &[(&str, Use)] = &[
+    ("a", Use::Opens),
+    ("b", Use::Opens),
     ("source", Use::Opens),
     ("bundle", Use::Opens),
     ("bundles", Use::Opens),
@@ -28,6 +30,7 @@ const PATHS: &[(&str, Use)] = &[
     ("reference", Use::Reads),
     ("metrics", Use::Reads),
     ("file", Use::Reads),
+    ("directory", Use::Writes),
     ("output", Use::Writes),
     ("save_state", Use::Writes),
     ("svg", Use::Writes),

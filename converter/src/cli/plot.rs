@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Draw the loss and the validation perplexity of training runs beside each other.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang plot bundle/train/metrics.jsonl -o loss.svg
+  dijiang plot a/train/metrics.jsonl b/train/metrics.jsonl -o loss.svg")]
 pub(super) struct Args {
     /// Each run's metrics.jsonl
     #[arg(required = true)]

@@ -15,6 +15,9 @@ use std::time::Instant;
 /// For bundles that were trained: what the conversion added, and training changed, stays as it is. BUNDLE is not
 /// touched. The new one is served, but not trained.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang quantize bundle -o bundle-int4
+  dijiang quantize bundle -o bundle-int4 --checksums --force")]
 pub(super) struct Args {
     bundle: PathBuf,
     /// The directory to make
@@ -29,6 +32,9 @@ pub(super) struct Args {
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
+    /// Write SHA256SUMS too: the digests of all files, as `sha256sum -c` reads them
+    #[arg(long)]
+    checksums: bool,
     /// Write without a proof
     #[arg(long)]
     no_verify: bool,
@@ -41,6 +47,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let options = RequantizeOptions {
         weights: args.weights,
         force: args.force,
+        checksums: args.checksums,
         verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
     };
     let start = Instant::now();

@@ -1,41 +1,65 @@
 //! What the commands print.
 
 use crate::verify::Verification;
+use anstyle::{AnsiColor, Style};
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a shell reports of a program that wrote to a pipe nobody reads: 128 and the number of SIGPIPE.
-const BROKEN_PIPE: i32 = 141;
+/// Whether nothing but errors goes to stderr.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+
+pub(super) fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+pub(super) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
 
 /// One line on stderr.
 pub(super) fn error(message: &str) {
-    note(&format!("error: {}", message.replace('\n', " ")));
+    told(&format!("{ERROR}error:{ERROR:#} {}", message.replace('\n', " ")));
 }
 
 /// Something that is likely wrong, on stderr.
 pub(super) fn warning(message: &str) {
-    note(&format!("warning: {}", message.replace('\n', " ")));
+    note(&format!("{WARNING}warning:{WARNING:#} {}", message.replace('\n', " ")));
 }
 
 /// A remark on stderr.
 pub(super) fn note(message: &str) {
+    if !is_quiet() {
+        told(message);
+    }
+}
+
+/// What is said whether or not the call is quiet. Colours are left out where stderr is no terminal, or `NO_COLOR` is set.
+pub(super) fn told(message: &str) {
     // Where stderr is closed, nobody is there to be told.
-    let _ = writeln!(std::io::stderr(), "{message}");
+    let _ = writeln!(anstream::stderr(), "{message}");
 }
 
-/// A line of the result.
+/// A line of the result. Where nobody reads on, the work goes on, and the exit code tells how it ended.
 pub(super) fn line(text: &str) {
-    stream(&format!("{text}\n"));
+    put(&format!("{text}\n"), || ());
 }
 
-/// Text as it comes, without a line's end. A reader that went away, as `head` does, ends the program quietly.
+/// Text as it comes, without a line's end. A reader that went away, as `head` does, has all it wants.
 pub(super) fn stream(text: &str) {
+    put(text, || std::process::exit(0));
+}
+
+fn put(text: &str, on_closed: fn()) {
     let mut out = std::io::stdout().lock();
     let Err(failure) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) else { return };
     if failure.kind() == ErrorKind::BrokenPipe {
-        std::process::exit(BROKEN_PIPE);
+        return on_closed();
     }
     error(&format!("stdout: {failure}"));
     std::process::exit(2);

@@ -31,9 +31,9 @@ pub(super) fn handle_signals() -> std::io::Result<()> {
         if let Some(signal) = signals.forever().next() {
             let lines = temporary::give_up();
             if lines.is_empty() {
-                show::note("interrupted");
+                show::told("interrupted");
             }
-            lines.iter().for_each(|line| show::note(&format!("interrupted: {line}")));
+            lines.iter().for_each(|line| show::told(&format!("interrupted: {line}")));
             exit(SIGNALLED + signal);
         }
     });

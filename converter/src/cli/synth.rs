@@ -11,6 +11,9 @@ use std::path::PathBuf;
 
 /// Write a random checkpoint of a published shape, to measure speed with.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang synth pythia-410m -o model
+  dijiang synth tinyllama-1.1b -o model --layers 2 --dtype f32")]
 pub(super) struct Args {
     /// pythia-70m, -160m, -410m, -1b, -1.4b or -2.8b, opt-350m, tinyllama-1.1b, llama2-7b
     #[arg(value_parser = shape)]

@@ -1,6 +1,6 @@
 //! What the training subcommands share.
 
-use super::numbers;
+use super::{bar, numbers};
 use crate::train::finetune::Sources;
 use crate::train::metrics::Line;
 use crate::train::trainer::{BATCH, CLIP_NORM, CONTEXT, TrainerOptions};
@@ -93,7 +93,7 @@ impl Common {
 
 /// A bar over the steps, and what moves it.
 pub(super) fn progress(steps: usize) -> (ProgressBar, impl FnMut(&Line)) {
-    let bar = ProgressBar::new(steps as u64);
+    let bar = ProgressBar::with_draw_target(Some(steps as u64), bar::target());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left") {
         bar.set_style(style);
     }

@@ -1,6 +1,6 @@
 //! What the manifest of a bundle says, and the texts that are copied beside it.
 
-use super::{ConvertError, ConvertOptions};
+use super::ConvertOptions;
 use crate::bundle::states::states;
 use crate::checkpoint::ModelMeta;
 use crate::convert::compile::Compiled;
@@ -9,7 +9,6 @@ use dijiang_format::files;
 use dijiang_format::manifest::{self, Manifest, SourceFile, SourceKind};
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
-use std::path::PathBuf;
 
 /// Copied from the checkpoint as they are.
 pub(super) const COPIED: [&str; 6] = [
@@ -26,39 +25,41 @@ pub(crate) struct Origin<'a> {
     pub(crate) kind: SourceKind,
     /// The element type of the weights in the source.
     pub(crate) stored: DType,
-    pub(crate) files: &'a [PathBuf],
+    pub(crate) files: Vec<SourceFile>,
     pub(crate) meta: &'a ModelMeta,
     /// And in the bundle.
     pub(crate) dtype: DType,
 }
 
 /// What a manifest says before anything is compiled.
-pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Result<Manifest, ConvertError> {
-    let Origin { kind, stored, files, meta, dtype } = *origin;
-    let files = files.iter().map(|f| SourceFile::describe(f)).collect::<Result<_, _>>()?;
-    let source = manifest::Source { kind, dtype: stored, files };
+pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Manifest {
+    let Origin { kind, stored, files, meta, dtype } = origin;
+    let source = manifest::Source { kind: *kind, dtype: *stored, files: files.clone() };
     let model = manifest::Model {
         family: meta.family.to_owned(),
         vocab: meta.vocab,
         positions: meta.learned_positions,
         eos: meta.eos.clone(),
     };
-    let described = Manifest::new(source, model, options.recipe.clone(), options.target, dtype);
-    Ok(Manifest { weights: options.weights, seed: options.seed, ..described })
+    let asked = manifest::Options {
+        dtype: options.dtype,
+        layers: options.layers.clone(),
+        train: options.train,
+        link: options.link,
+        verify: options.verify.is_some(),
+    };
+    let described = Manifest::new(source, model, options.recipe.clone(), options.target, *dtype);
+    Manifest { weights: options.weights, seed: options.seed, options: Some(asked), ..described }
 }
 
 /// What it says of a model that was compiled.
-pub(super) fn of_compiled(
-    compiled: &Compiled,
-    options: &ConvertOptions,
-    origin: &Origin<'_>,
-) -> Result<Manifest, ConvertError> {
-    Ok(Manifest {
+pub(super) fn of_compiled(compiled: &Compiled, options: &ConvertOptions, origin: &Origin<'_>) -> Manifest {
+    Manifest {
         sites: compiled.report.sites.iter().map(site).collect(),
         misses: compiled.report.missed().map(miss).collect(),
         state: states(&compiled.model),
-        ..describe(options, origin)?
-    })
+        ..describe(options, origin)
+    }
 }
 
 fn site(report: &SiteReport) -> manifest::Site {

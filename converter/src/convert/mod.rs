@@ -3,6 +3,7 @@
 pub mod compile;
 pub mod estimate;
 pub mod genai;
+pub mod inputs;
 mod manifest;
 pub mod quantization;
 pub mod refusal;
@@ -11,6 +12,7 @@ pub mod source;
 pub mod stop_after;
 
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::checksums::checksums;
 use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
 use crate::bundle::states::states;
@@ -19,6 +21,7 @@ use crate::bundle::weights::{LayoutError, WeightFile, Written};
 use crate::checkpoint::ModelMeta;
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
+use crate::convert::inputs::{Input, InputError};
 use crate::convert::manifest::{COPIED, Origin};
 use crate::convert::quantization::QuantizeError;
 use crate::convert::refusal::{
@@ -26,6 +29,7 @@ use crate::convert::refusal::{
 };
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
+use crate::provenance::opened::{self, NotAsWritten};
 use crate::report::progress::{Estimate, Progress};
 use crate::train::TrainError;
 use crate::train::finetune::{Trainable, write_graphs};
@@ -34,7 +38,7 @@ use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift
 use dijiang_format::digest::WeightDigests;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile, SourceKind};
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::target::{PORTABLE_OPSET, Target};
@@ -49,6 +53,7 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// How to convert.
 #[derive(Debug, Clone)]
@@ -70,6 +75,8 @@ pub struct ConvertOptions {
     pub free_space: FreeSpace,
     /// Weights that stay as they are stay in the files of the source, which the bundle links to.
     pub link: bool,
+    /// Write the digests of all files as `sha256sum` reads them.
+    pub checksums: bool,
     /// `None` writes without a proof.
     pub verify: Option<VerifyOptions>,
 }
@@ -146,6 +153,10 @@ pub enum ConvertError {
     NoRoom(#[from] NoRoom),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+    #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("the training graphs: {0}")]
@@ -295,19 +306,26 @@ fn write_bundle(
         parameters,
         texts: &dir,
         positions: meta.learned_positions,
+        inputs: &files,
+        written: Mutex::default(),
     };
-    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked, digests } =
+    let WrittenModel { estimate, bytes: mut bytes_written, warnings, linked, digests, sources } =
         writer.write_weights_and_graphs(&how, progress)?;
+    if let Some(before) = before {
+        check_weights(&sources, &before.manifest, source)?;
+    }
     bytes_written += writer.copy_texts()?;
     bytes_written += writer.write_genai_config(&meta)?;
-    let origin = Origin { kind, stored, files: &files, meta: &meta, dtype };
-    let mut manifest = manifest::of_compiled(&compiled, options, &origin)?;
+    let origin = Origin { kind, stored, files: sources, meta: &meta, dtype };
+    let mut manifest = manifest::of_compiled(&compiled, options, &origin);
     manifest.linked = linked;
     manifest.digests = Some(digests);
-    manifest.files = writer.files()?;
+    manifest.files = writer.files();
     if let Some(Before { manifest: before, .. }) = before {
         manifest.source = before.source.clone();
         manifest.trained.clone_from(&before.trained);
+        manifest.training.clone_from(&before.training);
+        manifest.options.clone_from(&before.options);
     }
     bytes_written += writer.write_manifest(&manifest)?;
     if options.train {
@@ -334,7 +352,12 @@ fn write_bundle(
     if written {
         if let Some(verification) = &verification {
             manifest.checks = verification.for_manifest();
+            manifest.runtimes.clone_from(&verification.runtimes);
             writer.write_manifest(&manifest)?;
+        }
+        if options.checksums {
+            let text = checksums(&manifest, &manifest.to_json()?);
+            bytes_written += write_file(bundle.path(), files::CHECKSUMS, text.as_bytes())?;
         }
         progress.stage("making it durable");
         stored_file::check(conversion.read.iter())?;
@@ -386,6 +409,16 @@ fn with_reference(how: &VerifyOptions, source: &Path) -> VerifyOptions {
     VerifyOptions { reference: how.reference.clone().or(beside), ..how.clone() }
 }
 
+/// Weights that changed since they were written get no digests of their own.
+fn check_weights(read: &[SourceFile], before: &Manifest, bundle: &Path) -> Result<(), NotAsWritten> {
+    let recorded = before.file(files::WEIGHTS).and_then(|file| file.sha256.as_ref());
+    let found = read.iter().find(|file| file.name == files::WEIGHTS).and_then(|file| file.sha256.as_ref());
+    match recorded.is_none_or(|recorded| found == Some(recorded)) {
+        true => Ok(()),
+        false => Err(NotAsWritten::new(bundle, files::WEIGHTS, opened::OTHER)),
+    }
+}
+
 struct ModelWriter<'a> {
     dir: &'a Path,
     source: &'a Path,
@@ -401,6 +434,9 @@ struct ModelWriter<'a> {
     texts: &'a Path,
     /// How many positions it has, where it has so many and no more.
     positions: Option<u64>,
+    inputs: &'a [Input],
+    /// What was written so far.
+    written: Mutex<Vec<BundleFile>>,
 }
 
 /// The weights and graphs of a bundle.
@@ -412,6 +448,7 @@ struct WrittenModel {
     /// Names of the files that are the source's.
     linked: Vec<String>,
     digests: WeightDigests,
+    sources: Vec<SourceFile>,
 }
 
 impl ModelWriter<'_> {
@@ -426,15 +463,38 @@ impl ModelWriter<'_> {
         let estimate = self.estimate(&weights)?;
         progress.estimate(&estimate);
         room::check(self.dir, self.target, estimate.disk, self.options.free_space)?;
-        let (written, forms) = rayon::join(
+        let (written, (forms, sources)) = rayon::join(
             || write_weights(self.dir, &weights, progress),
-            || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?)),
+            || {
+                let forms = || Ok::<_, ConvertError>((self.compiled.forms(how)?, self.compiled.bound(how)?));
+                rayon::join(forms, || inputs::describe(self.inputs))
+            },
         );
         let Written { warnings, digests } = written?;
         progress.stage("writing the graphs");
         let (forms, bound) = forms?;
-        let bytes = weights.size() + self.write_graphs(&forms, bound.as_ref(), &weights)?;
-        Ok(WrittenModel { estimate, bytes, warnings, linked, digests })
+        let (graphs, whole) = rayon::join(
+            || self.write_graphs(&forms, bound.as_ref(), &weights),
+            || SourceFile::describe_whole(&self.dir.join(files::WEIGHTS)),
+        );
+        let (bytes, sources) = (weights.size() + graphs?, sources?);
+        self.wrote(whole?.into());
+        self.wrote_links(&linked, &sources);
+        Ok(WrittenModel { estimate, bytes, warnings, linked, digests, sources })
+    }
+
+    fn wrote(&self, file: BundleFile) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push(file);
+    }
+
+    /// A link is the file that it was made of.
+    fn wrote_links(&self, linked: &[String], sources: &[SourceFile]) {
+        for name in linked {
+            let is_of = |source: &&SourceFile| format!("{}{}", files::LINKED, source.name) == *name;
+            if let Some(source) = sources.iter().find(is_of) {
+                self.wrote(BundleFile { name: name.clone(), ..source.clone().into() });
+            }
+        }
     }
 
     fn estimate(&self, weights: &WeightFile) -> Result<Estimate, ConvertError> {
@@ -500,23 +560,22 @@ impl ModelWriter<'_> {
             graphs.push((files::PREFILL, opset, &bound.prefill));
             graphs.push((files::DECODE, opset, &bound.decode));
         }
-        let write =
-            |(name, opset, graph): &(&str, i64, &Graph)| write_graph(self.dir, name, *opset, graph, weights);
+        let write = |(name, opset, graph): &(&str, i64, &Graph)| {
+            self.write(name, &graph_bytes(*opset, graph, weights)?)
+        };
         graphs.par_iter().map(write).sum()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<u64, ConvertError> {
+        self.wrote(BundleFile::of(name, bytes));
         write_file(self.dir, name, bytes)
     }
 
-    /// The names of what was written, in their order.
-    fn files(&self) -> Result<Vec<String>, ConvertError> {
-        let io = |source| ConvertError::Io { path: self.dir.to_owned(), source };
-        let entries = std::fs::read_dir(self.dir).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
-        let mut names: Vec<String> =
-            entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        Ok(names)
+    /// What was written, in the order of names.
+    fn files(&self) -> Vec<BundleFile> {
+        let mut files = self.written.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        files.sort();
+        files
     }
 
     /// The files beside the weights that other tools read.
@@ -543,7 +602,7 @@ impl ModelWriter<'_> {
     }
 
     fn write_manifest(&self, manifest: &Manifest) -> Result<u64, ConvertError> {
-        self.write(files::MANIFEST, manifest.to_json()?.as_bytes())
+        write_file(self.dir, files::MANIFEST, manifest.to_json()?.as_bytes())
     }
 }
 

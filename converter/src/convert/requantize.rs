@@ -23,6 +23,8 @@ pub struct RequantizeOptions {
     pub weights: Quantization,
     /// Replace a bundle that is there.
     pub force: bool,
+    /// Write the digests of all files as `sha256sum` reads them.
+    pub checksums: bool,
     /// `None` writes without a proof.
     pub verify: Option<VerifyOptions>,
 }
@@ -102,6 +104,7 @@ fn as_before(manifest: &Manifest, options: &RequantizeOptions) -> ConvertOptions
         force: options.force,
         free_space: room::free_space,
         link: false,
+        checksums: options.checksums,
         verify: options.verify.clone(),
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::bundle::link::MappedFile;
 use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
+use crate::convert::inputs::{self, Input, InputError};
+use crate::convert::manifest::COPIED;
 use crate::onnx::import::{self, ImportError};
 use dijiang_format::dtype::DType;
 use dijiang_format::manifest::SourceKind;
@@ -26,7 +28,7 @@ pub struct Source {
     /// The element type of the weights as they were stored.
     pub stored: DType,
     /// The files it came from, for their digests.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<Input>,
     /// The weight files that a bundle can link to: those of a checkpoint.
     pub maps: Vec<MappedFile>,
     /// Where the tokenizer and other texts lie.
@@ -49,6 +51,8 @@ pub enum SourceError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Canon(#[from] CanonError),
+    #[error(transparent)]
+    Input(#[from] InputError),
     #[error("{}: {reason}", path.display())]
     Onnx { path: PathBuf, reason: String },
     #[error("{}: {NOTHING} (hint: name a checkpoint directory or an ONNX file)", path.display())]
@@ -99,7 +103,6 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
     let checkpoint = checkpoint::open(path)?;
     let built = checkpoint.build(dtype)?;
     let dir = checkpoint.dir().to_owned();
-    let config = std::iter::once(dir.join("config.json"));
     Ok(Source {
         kind: SourceKind::Checkpoint,
         as_read: built.graph.clone(),
@@ -107,7 +110,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         meta: built.meta,
         dtype: built.dtype,
         stored: checkpoint.dtype(),
-        files: config.chain(checkpoint.files().iter().cloned()).collect(),
+        files: inputs::of_checkpoint(&checkpoint, &COPIED)?,
         maps: checkpoint.maps().to_vec(),
         dir,
         notes: Vec::new(),
@@ -118,7 +121,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
 
 fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     let fail = |reason: String| SourceError::Onnx { path: file.to_owned(), reason };
-    let import::Imported { mut graph, notes } = import::open(file)?;
+    let import::Imported { mut graph, notes, files } = import::open(file)?;
     let as_read = graph.clone();
     canonicalize(&mut graph)?;
     let own = main_dtype(&graph);
@@ -129,6 +132,8 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     }
     let dir = file.parent().unwrap_or(Path::new("")).to_owned();
     let (meta, warnings) = describe(&graph, &dir)?;
+    let beside = COPIED.iter().map(|name| dir.join(name)).filter(|path| path.exists());
+    let files = std::iter::once(file.to_owned()).chain(files).chain(beside);
     Ok(Source {
         kind: SourceKind::Onnx,
         graph,
@@ -136,7 +141,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         meta,
         dtype: own,
         stored: own,
-        files: vec![file.to_owned()],
+        files: files.map(|path| Input::at(&path)).collect::<Result<_, _>>()?,
         maps: Vec::new(),
         dir,
         notes,

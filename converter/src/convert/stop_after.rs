@@ -5,6 +5,7 @@ use crate::bundle::room;
 use crate::bundle::stored_file;
 use crate::convert::compile::{CompileOptions, Partial, compile_first};
 use crate::convert::estimate::Beside;
+use crate::convert::inputs;
 use crate::convert::manifest::{Origin, describe};
 use crate::convert::refusal::{check_source, of_pipeline};
 use crate::convert::source::{self, Source};
@@ -41,7 +42,7 @@ pub fn convert_first(
     };
     let Source { kind, as_read, meta, dtype, stored, files, .. } = opened;
     let partial = compile_first(patches, as_read, &how).map_err(|error| of_pipeline(source, error))?;
-    let origin = Origin { kind, stored, files: &files, meta: &meta, dtype };
+    let origin = Origin { kind, stored, files: inputs::describe(&files)?, meta: &meta, dtype };
     let writer = Writer { dir: bundle.path(), target, options, partial: &partial };
     writer.write(&origin, progress).map_err(|error| error.placed(bundle.path(), target))?;
     stored_file::check(read.iter())?;
@@ -72,7 +73,7 @@ impl Writer<'_> {
         let manifest = Manifest {
             stopped_after: Some(partial.patches as u64),
             digests: Some(written.digests),
-            ..describe(options, origin)?
+            ..describe(options, origin)
         };
         write_file(dir, files::MANIFEST, manifest.to_json()?.as_bytes())?;
         Ok(())

@@ -85,6 +85,12 @@ impl ExternalFiles {
         Ok(file)
     }
 
+    /// Where they lie.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let directory = directory_of(&self.model);
+        self.opened.keys().map(|relative| directory.join(relative)).collect()
+    }
+
     /// Whether all that was read of them was there.
     pub(super) fn check(&self) -> Result<(), ReadError> {
         self.opened.values().find_map(|file| file.problem()).map_or(Ok(()), Err)

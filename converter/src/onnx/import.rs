@@ -15,7 +15,7 @@ use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::tensor::ReadError;
 use prost::Message;
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The opsets that can be read.
 pub const OPSETS: RangeInclusive<i64> = 11..=27;
@@ -25,6 +25,8 @@ pub const OPSETS: RangeInclusive<i64> = 11..=27;
 pub struct Imported {
     pub graph: Graph,
     pub notes: Vec<String>,
+    /// The files of external data that it is made of, besides its own.
+    pub files: Vec<PathBuf>,
 }
 
 /// Why a file could not be read, with the file. One line, whatever the file holds.
@@ -88,7 +90,7 @@ const MAX_PLACES: usize = 6;
 
 /// Reads a model file and logs its notes. Its external data is looked for beside it, and nowhere else.
 pub fn import(path: &Path) -> Result<Graph, ImportError> {
-    let Imported { graph, notes } = open(path)?;
+    let Imported { graph, notes, .. } = open(path)?;
     for note in notes {
         tracing::warn!("{}: {note}", path.display());
     }
@@ -133,7 +135,7 @@ fn read(bytes: Bytes, path: &Path) -> Result<Imported, ImportProblem> {
         .map_err(|function| ImportProblem::Function { function, reason: "it is there twice".to_owned() })?;
     let mut graph = Graph::new(&proto.name);
     let reader = Reader::new(&graph, proto, opset, functions, ExternalFiles::beside(path));
-    let (change, notes): (_, Notes) = reader.read(proto)?;
+    let (change, notes, files): (_, Notes, _) = reader.read(proto)?;
     graph.apply(change)?;
-    Ok(Imported { graph, notes: notes.finish() })
+    Ok(Imported { graph, notes: notes.finish(), files })
 }

@@ -18,6 +18,7 @@ use dijiang_passes::ir::patch::{Change, Patch};
 use dijiang_passes::ir::shape::{Dim, Shape};
 use dijiang_passes::ir::tensor::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// A float constant in the model file with more elements than this is a weight.
 const MAX_SMALL: usize = 64;
@@ -101,7 +102,8 @@ impl<'m> Reader<'m> {
         }
     }
 
-    pub(super) fn read(mut self, proto: &GraphProto) -> Result<(Change, Notes), ImportProblem> {
+    /// Returns the files of external data too.
+    pub(super) fn read(mut self, proto: &GraphProto) -> Result<(Change, Notes, Vec<PathBuf>), ImportProblem> {
         self.initializers(proto)?;
         self.inputs(proto)?;
         for (at, node) in proto.node.iter().enumerate() {
@@ -109,7 +111,7 @@ impl<'m> Reader<'m> {
         }
         self.outputs(proto)?;
         self.files.check()?;
-        Ok((self.patch.finish(), self.notes))
+        Ok((self.patch.finish(), self.notes, self.files.paths()))
     }
 
     pub(super) fn initializers(&mut self, proto: &GraphProto) -> Result<(), ImportProblem> {

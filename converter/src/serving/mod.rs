@@ -8,6 +8,7 @@ use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
 use crate::onnx::import::{ImportError, import};
+use crate::provenance::opened::{self, NotAsWritten};
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError};
 use dijiang_format::names::PAST;
@@ -27,6 +28,8 @@ pub enum OpenError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
+    #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -40,8 +43,14 @@ pub enum OpenError {
     Runtime(#[from] RuntimeError),
 }
 
-/// Loads a bundle, with an empty state for one sequence.
+/// Loads a bundle whose files are as they were written, with an empty state for one sequence.
 pub fn open(bundle: &Path, options: &ServingOptions) -> Result<Serving, OpenError> {
+    opened::check(bundle, &Manifest::read(bundle)?)?;
+    open_any(bundle, options)
+}
+
+/// Loads a bundle as it is: for verification, which tells what is not as it was written.
+pub(crate) fn open_any(bundle: &Path, options: &ServingOptions) -> Result<Serving, OpenError> {
     let manifest = Manifest::read(bundle)?;
     match decoded(bundle, &manifest, options)? {
         Some(graph) => Ok(Serving::open_made(bundle, &graph, options)?),

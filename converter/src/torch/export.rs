@@ -2,10 +2,11 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::checksums::checksums;
 use crate::bundle::lock::{BundleLock, LockError};
 use crate::checkpoint::{CheckpointError, Config};
 use dijiang_format::files;
-use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceKind};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -47,14 +48,27 @@ pub enum ExportTorchError {
 /// Writes the model into `bundle` and returns its class. Doing it again changes nothing.
 pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
     let lock = BundleLock::acquire(bundle)?;
-    let manifest = Manifest::float_weights(bundle)?;
+    let mut manifest = Manifest::float_weights(bundle)?;
     let class = class(bundle, &manifest)?;
     let path = bundle.join(files::CONFIG);
     let config = Config::read(&path)?;
     let text = with_class(&config, class, &description(bundle, &manifest)?);
     let text = text.map_err(|source| ExportTorchError::Json { path, source })?;
-    let new = NewBundle::revise(bundle, &[files::CONFIG, files::TORCH], lock)?;
     for (name, text) in [(files::CONFIG, text.as_str()), (files::TORCH, CODE)] {
+        manifest.put_file(BundleFile::of(name, text.as_bytes()));
+    }
+    let path = bundle.join(files::MANIFEST);
+    let told = manifest.to_json().map_err(|source| ExportTorchError::Json { path, source })?;
+    let sums = bundle.join(files::CHECKSUMS).exists().then(|| checksums(&manifest, &told));
+    let anew = [
+        (files::CONFIG, Some(text.as_str())),
+        (files::TORCH, Some(CODE)),
+        (files::MANIFEST, Some(told.as_str())),
+        (files::CHECKSUMS, sums.as_deref()),
+    ];
+    let new = NewBundle::revise(bundle, &anew.map(|(name, _)| name), lock)?;
+    for (name, text) in anew {
+        let Some(text) = text else { continue };
         let written = std::fs::write(new.path().join(name), text);
         written.map_err(|source| ExportTorchError::Io { path: new.place(name), source })?;
     }

@@ -3,6 +3,7 @@
 
 use super::{KEY, description};
 use crate::bundle::atomic::{BundleError, NewBundle};
+use crate::bundle::checksums::checksums;
 use crate::bundle::finite::NotFinite;
 use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::stored_file;
@@ -97,21 +98,36 @@ pub fn import_weights(
     let file = WeightFile::plan(tensors.iter().map(|(name, tensor)| (*name, tensor)))?;
     check_layout(&bundle.join(files::WEIGHTS), &file)?;
 
-    let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST], lock)?;
+    let has_checksums = bundle.join(files::CHECKSUMS).exists();
+    let revised = NewBundle::revise(bundle, &[files::WEIGHTS, files::MANIFEST, files::CHECKSUMS], lock)?;
     progress.bytes("writing the weights", file.size());
     let path = revised.path().join(files::WEIGHTS);
     let io = |source| ImportError::Io { path: revised.place(files::WEIGHTS), source };
     let mut out = File::create(&path).map_err(io)?;
     let written = file.write(&mut out, &mut |bytes| progress.advance(bytes)).map_err(io)?;
     stored_file::check(own.tensors().chain(new.tensors()).map(|(_, tensor)| tensor))?;
+    let before = manifest.digests.take();
+    let all = || written.digests.tensors.keys().cloned().collect();
+    manifest.add_training(
+        "import-weights",
+        before.map_or_else(all, |before| before.differences(&written.digests)),
+    );
     manifest.digests = Some(written.digests);
     let weights = SourceFile::describe_whole(&path)?;
+    manifest.put_file(weights.clone().into());
     manifest.trained = Some(weights.clone());
     // They were of other weights.
     manifest.checks.clear();
-    let path = revised.path().join(files::MANIFEST);
-    let io = |source| ImportError::Io { path: revised.place(files::MANIFEST), source };
-    std::fs::write(&path, manifest.to_json()?).map_err(io)?;
+    manifest.runtimes.clear();
+    let text = manifest.to_json()?;
+    let write = |name: &str, text: &str| {
+        let written = std::fs::write(revised.path().join(name), text);
+        written.map_err(|source| ImportError::Io { path: revised.place(name), source })
+    };
+    write(files::MANIFEST, &text)?;
+    if has_checksums {
+        write(files::CHECKSUMS, &checksums(&manifest, &text))?;
+    }
     progress.stage("making it durable");
     revised.commit()?;
     progress.done();

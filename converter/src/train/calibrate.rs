@@ -101,7 +101,8 @@ pub fn calibrate(
         steps => format!("step {steps}"),
     };
     let is_changed = options.schedule.steps > 0 || fitted.is_some_and(|fitted| fitted.kept);
-    let trained = Trained { trainer: &trainer, perplexity: is_changed.then_some(after), when };
+    let perplexity = is_changed.then_some(after);
+    let trained = Trained { trainer: &trainer, perplexity, when, command: "calibrate" };
     put_back(bundle, &mut manifest, &weights, &trained)?;
     let error = |line: Option<&Line>| line.map(|l| l.loss);
     Ok(Calibrated {

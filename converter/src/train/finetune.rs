@@ -9,11 +9,12 @@ use super::teacher::{Teacher, TeacherOptions};
 use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::{Weights, WeightsError};
 use super::{TrainError, memory, plot};
+use crate::bundle::checksums::checksums;
 use crate::bundle::lock::BundleLock;
 use crate::bundle::replace::NewFile;
 use crate::onnx::import;
 use dijiang_format::files;
-use dijiang_format::manifest::{Manifest, SourceFile};
+use dijiang_format::manifest::{BundleFile, Manifest, SourceFile};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
@@ -29,7 +30,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 /// Where a run keeps its graphs, checkpoint and metrics, in the bundle.
-pub const DIR: &str = "train";
+pub const DIR: &str = files::RUNS;
 
 /// Which weights are trained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -164,7 +165,8 @@ pub fn finetune(
     let trained_parameters = trainer.layout.len();
     let when = format!("step {}", options.schedule.steps);
     let after = (first < options.schedule.steps).then_some(perplexity);
-    put_back(bundle, &mut manifest, &weights, &Trained { trainer: &trainer, perplexity: after, when })?;
+    let trained = Trained { trainer: &trainer, perplexity: after, when, command: "finetune" };
+    put_back(bundle, &mut manifest, &weights, &trained)?;
     Ok(Finetuned {
         steps: options.schedule.steps,
         tokens,
@@ -290,6 +292,8 @@ pub(super) struct Trained<'a> {
     pub(super) perplexity: Option<f64>,
     /// What errors name.
     pub(super) when: String,
+    /// What the manifest names.
+    pub(super) command: &'static str,
 }
 
 /// Puts the trained weights into the bundle, if they are finite as they are stored and the bundle is the one that was
@@ -303,7 +307,7 @@ pub(super) fn put_back(
     trained: &Trained<'_>,
 ) -> Result<(), TrainError> {
     note_kept(bundle, "has its weights of before or the new ones, all of them");
-    let Trained { trainer, perplexity, when } = trained;
+    let Trained { trainer, perplexity, when, command } = trained;
     weights.check_unchanged()?;
     let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
@@ -313,17 +317,25 @@ pub(super) fn put_back(
     if let Some(perplexity) = perplexity.filter(|perplexity| !perplexity.is_finite()) {
         return Err(TrainError::Worthless { when: when.clone(), loss: perplexity.ln() });
     }
-    let digests = manifest.digests.take();
+    let before = manifest.digests.take();
     manifest.checks.clear();
+    manifest.runtimes.clear();
     manifest.trained = None;
+    manifest.put_file(BundleFile { name: files::WEIGHTS.to_owned(), bytes: None, sha256: None });
     let first = write_manifest(bundle, manifest)?;
     let file = weights.write_beside(&new)?;
-    manifest.digests = Some(weights.digests(new, digests)?);
+    let names = new.names();
+    let after = weights.digests(new, before.clone())?;
+    manifest.add_training(command, before.map_or(names, |before| before.differences(&after)));
+    manifest.digests = Some(after);
     let described = SourceFile::describe_whole(&file.path())?;
-    manifest.trained = Some(SourceFile { name: files::WEIGHTS.to_owned(), ..described });
-    let last = write_manifest(bundle, manifest)?;
+    let described = SourceFile { name: files::WEIGHTS.to_owned(), ..described };
+    manifest.put_file(described.clone().into());
+    manifest.trained = Some(described);
+    let mut new = vec![first, file, write_manifest(bundle, manifest)?];
+    new.extend(write_checksums(bundle, manifest)?);
     weights.check_unchanged()?;
-    let Err((path, source)) = NewFile::place_all(&[first, file, last]) else { return Ok(()) };
+    let Err((path, source)) = NewFile::place_all(&new) else { return Ok(()) };
     if let Err(e) = weights.restore_manifest() {
         tracing::warn!("{}: its digests could not be put back: {e}", bundle.join(files::MANIFEST).display());
     }
@@ -336,6 +348,17 @@ fn write_manifest(bundle: &Path, manifest: &Manifest) -> Result<NewFile, TrainEr
     let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
     let text = manifest.to_json().map_err(|e| io(e.into()))?;
     NewFile::write(&path, text.as_bytes()).map_err(io)
+}
+
+/// The same, where the bundle has them.
+fn write_checksums(bundle: &Path, manifest: &Manifest) -> Result<Option<NewFile>, TrainError> {
+    let path = bundle.join(files::CHECKSUMS);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let io = |source: std::io::Error| TrainError::Io { path: path.clone(), source };
+    let text = manifest.to_json().map_err(|e| io(e.into()))?;
+    NewFile::write(&path, checksums(manifest, &text).as_bytes()).map(Some).map_err(io)
 }
 
 struct Run<'a> {

@@ -273,6 +273,11 @@ impl std::fmt::Debug for NewWeights {
 }
 
 impl NewWeights {
+    /// Of the tensors that are new.
+    pub fn names(&self) -> Vec<String> {
+        self.digests.keys().cloned().collect()
+    }
+
     fn put(&mut self, name: &str, stored: &Tensor, numbers: &Tensor) -> Result<(), WeightsError> {
         let dtype = stored.dtype();
         let tensor = numbers.cast(dtype);

@@ -31,7 +31,8 @@ impl Verifier<'_> {
         self.stage("reading the graphs back");
         let needed = needed(self.manifest);
         // Bundles of earlier versions list nothing.
-        let listed: BTreeSet<&String> = self.manifest.files.iter().chain(&needed).collect();
+        let listed: BTreeSet<&String> =
+            self.manifest.files.iter().map(|file| &file.name).chain(&needed).collect();
         let missing: Vec<&str> =
             listed.into_iter().filter(|file| !self.is_there(file)).map(String::as_str).collect();
         let row = Comparison::new("missing files", "the bundle", files::MANIFEST)

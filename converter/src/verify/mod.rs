@@ -26,7 +26,7 @@ use crate::report::progress::Progress;
 use crate::serving::OpenError;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
+use dijiang_format::manifest::{Manifest, ManifestError, RuntimeVersion, SourceKind};
 use dijiang_format::target::Target;
 use dijiang_passes::ir::tensor::ReadError;
 use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
@@ -109,6 +109,11 @@ pub fn verify(
         None => verifier.numbers(options)?,
     }
     Ok(verifier.finish())
+}
+
+/// The prompts that a bundle is verified with.
+pub(crate) fn prompts(manifest: &Manifest, seed: u64) -> Vec<Vec<i64>> {
+    Prompts::new(manifest, seed).rows()
 }
 
 struct Verifier<'a> {
@@ -201,6 +206,11 @@ impl<'a> Verifier<'a> {
 
     fn finish(mut self) -> Verification {
         self.found.ok = self.found.checks.iter().all(|c| c.ok);
+        let version = |runtime: &Box<dyn Runtime>| RuntimeVersion {
+            name: runtime.name().to_owned(),
+            version: runtime.version(),
+        };
+        self.found.runtimes = self.runtimes.iter().map(version).collect();
         self.progress.done();
         self.found
     }

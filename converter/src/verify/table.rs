@@ -213,6 +213,8 @@ pub struct Verification {
     pub checks: Vec<Check>,
     /// Whether no row failed.
     pub ok: bool,
+    /// What ran the graphs.
+    pub runtimes: Vec<manifest::RuntimeVersion>,
 }
 
 impl Verification {
@@ -272,7 +274,7 @@ mod tests {
             made("drift").by(Measure::Kl).reported(0.5),
             Check::skipped("everything in ONNX Runtime", "it is not in /opt").recorded_as("it was not found"),
         ];
-        Verification { checks, ok: true }
+        Verification { checks, ok: true, runtimes: Vec::new() }
     }
 
     #[test]

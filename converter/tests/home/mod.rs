@@ -1,5 +1,8 @@
 //! A directory to run the binary in. Paths are relative to it, so that messages are the same everywhere.
 
+#[path = "../schema/mod.rs"]
+pub(crate) mod schema;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -18,6 +21,9 @@ impl Home {
     pub(crate) fn run(&self, arguments: &str) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
         command.current_dir(self.0.path()).args(arguments.split_whitespace()).env_remove("DIJIANG_LOG");
-        command.output().expect("it starts")
+        let output = command.output().expect("it starts");
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        schema::check(&words, &String::from_utf8_lossy(&output.stdout));
+        output
     }
 }

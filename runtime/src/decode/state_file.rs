@@ -11,6 +11,7 @@ use crate::files::output_file::write_file;
 use crate::session::error::RuntimeError;
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
+use dijiang_format::seal::{self, UNSEALED};
 
 /// Tokens that were no padding, per row.
 const SEEN: &str = "history.seen";
@@ -22,8 +23,10 @@ const LOGITS: &str = "logits";
 /// Before the names of the state's own tensors, with their place in the graph's order.
 const STATE: &str = "state.";
 
-/// The metadata that names what wrote the file; the one entry, as entries have no order.
+/// The metadata of earlier versions: what wrote the file.
 const WRITER: &str = "dijiang.model";
+/// The metadata: the digest of the file itself, and what wrote it; the one entry, as entries have no order.
+const SEAL: &str = "dijiang.state";
 
 /// What a file holds.
 pub(crate) struct SavedState {
@@ -50,8 +53,10 @@ pub(crate) fn write(
         let view = TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
         views.push((name.as_str(), view.map_err(|e| failed(e.to_string()))?));
     }
-    let metadata = writer.map(|writer| HashMap::from([(WRITER.to_owned(), writer.to_string())]));
-    let whole = safetensors::serialize(views, metadata).map_err(|e| failed(e.to_string()))?;
+    let writer = writer.map_or(String::new(), |writer| format!(" {writer}"));
+    let metadata = HashMap::from([(SEAL.to_owned(), format!("{UNSEALED}{writer}"))]);
+    let mut whole = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
+    seal::seal(&mut whole, SEAL);
     write_file(path, &whole).map_err(|source| RuntimeError::Write { path: path.to_path_buf(), source })
 }
 
@@ -100,9 +105,16 @@ pub(crate) fn read(path: &Path) -> Result<SavedState, RuntimeError> {
     let tensors = names.iter().map(state).collect::<Result<_, RuntimeError>>()?;
     let logits = file.names().contains(&LOGITS).then(|| tensor(LOGITS)).transpose()?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| failed(e.to_string()))?;
-    let writer = header.metadata().as_ref().and_then(|entries| entries.get(WRITER));
+    let none = HashMap::new();
+    let entries = header.metadata().as_ref().unwrap_or(&none);
+    let is_known = entries.keys().all(|key| key == SEAL || key == WRITER);
+    if !is_known || seal::holds(&bytes, SEAL) == Some(false) {
+        return Err(failed("it was changed since it was written".to_owned()));
+    }
+    let sealed = entries.get(SEAL).and_then(|text| text.split_once(' ')).map(|(_, writer)| writer);
+    let writer = sealed.or_else(|| entries.get(WRITER).map(String::as_str)).map(StateOrigin::parse);
     let state = DecoderState { tensors, history: History { mask, seen, columns } };
-    Ok(SavedState { state, logits, writer: writer.map(|text| StateOrigin::parse(text)) })
+    Ok(SavedState { state, logits, writer })
 }
 
 fn rows(mask: &HostTensor, count: usize) -> Option<Vec<Vec<i64>>> {
@@ -132,10 +144,38 @@ const TYPES: [(DType, FileDtype); 5] = [
 mod tests {
     use super::*;
 
+    fn state() -> DecoderState {
+        let history = History { mask: vec![Vec::new()], seen: vec![0], columns: 0 };
+        let numbers = HostTensor::new(DType::F32, vec![1, 2], vec![1; 8]).unwrap();
+        DecoderState { tensors: vec![("past".to_owned(), numbers)], history }
+    }
+
+    #[test]
+    fn no_byte_of_a_state_changes_unnoticed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("state.safetensors");
+        let writer = StateOrigin::parse("00ff a bundle");
+        write(&path, &state(), None, Some(&writer)).unwrap();
+        let read_back = read(&path).unwrap();
+        assert_eq!((read_back.writer.as_ref(), read_back.state.tensors.len()), (Some(&writer), 1));
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            let error = read(&path).map(|_| ()).expect_err(&format!("byte {at}")).to_string();
+            assert!(error.contains("state.safetensors"), "{error}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(read(&path).is_err(), "{at}");
+        }
+        // Of no bundle: nothing wrote it that could be told.
+        write(&path, &state(), None, None).unwrap();
+        assert_eq!(read(&path).unwrap().writer, None);
+    }
+
     #[test]
     fn a_state_that_cannot_be_written_says_so() {
-        let history = History { mask: vec![Vec::new()], seen: vec![0], columns: 0 };
-        let state = DecoderState { tensors: Vec::new(), history };
+        let state = state();
         let full = write(Path::new("/dev/full"), &state, None, None).unwrap_err().to_string();
         assert_eq!(full, "/dev/full: it cannot be written: No space left on device (os error 28)");
     }

@@ -75,6 +75,7 @@ pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
         force: false,
         free_space: dijiang::bundle::room::free_space,
         link: false,
+        checksums: false,
         verify: None,
     }
 }
