@@ -2,6 +2,7 @@
 //! progress and logs go to stderr. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
 
 mod bar;
+mod batch;
 mod bench;
 mod calibrate;
 mod convert;
@@ -49,6 +50,7 @@ enum Command {
     Bench(bench::Args),
     Synth(synth::Args),
     Plot(plot::Args),
+    Batch(batch::Args),
 }
 
 impl Cli {
@@ -130,6 +132,7 @@ fn run(cli: Cli) -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Plot(args) => plot::run(&args),
+        Command::Batch(args) => batch::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
