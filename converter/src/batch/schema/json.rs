@@ -2,20 +2,39 @@
 
 use super::check::{MAX_NAME, dtypes};
 use super::{FILE, Kind, Table};
+use crate::batch::document::{self, Node, Scalar};
 use crate::batch::expand::options::{Commands, Shape};
 use crate::batch::plan::StepCommand;
 use dijiang_format::target::Target;
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// What `dijiang batch --schema` prints.
 pub fn json_schema(commands: &Commands) -> Value {
-    let example: Value = serde_yaml::from_str(super::EXAMPLE).unwrap_or_default();
+    let example = document::parse(Path::new("example.yaml"), super::EXAMPLE, &mut 0);
+    let example = example.ok().flatten().map(|root| as_json(&root));
     let mut schema = map(&FILE);
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     schema["title"] = json!("A file of jobs for `dijiang batch`");
     schema["examples"] = json!([example]);
     schema["$defs"] = json!({"steps": steps(commands), "name": name()});
     schema
+}
+
+/// A document as JSON has it, its aliases and merges written out.
+fn as_json(node: &Node) -> Value {
+    match &node.value {
+        document::Value::Scalar(Scalar::Null) => Value::Null,
+        document::Value::Scalar(Scalar::Bool(value)) => json!(value),
+        document::Value::Scalar(Scalar::Number(number, text)) => {
+            text.parse::<i64>().map_or_else(|_| json!(number), |whole| json!(whole))
+        }
+        document::Value::Scalar(Scalar::Text(text)) => json!(text),
+        document::Value::List(items) => items.iter().map(|item| as_json(item)).collect(),
+        document::Value::Map(entries) => {
+            entries.iter().map(|entry| (entry.key.to_string(), as_json(&entry.node))).collect()
+        }
+    }
 }
 
 fn map(table: &Table) -> Value {
