@@ -157,6 +157,9 @@ impl Reader<'_> {
             return text.to_owned();
         }
         let path = paths::resolved(node.file(), text).to_string_lossy().into_owned();
+        if mistakes.note(self.exists(Path::new(&path), &node.place())).is_none() {
+            return path;
+        }
         let known = self.recipes.entry(path.clone());
         let reason = known.or_insert_with(|| recipes::load(&path).err().map(|error| error.to_string()));
         if let Some(reason) = reason {
