@@ -1,7 +1,9 @@
 //! The command line: one subcommand per file. `--json` prints one object on stdout and nothing else;
-//! progress and logs go to stderr, with colour and bars on a terminal alone. Exit codes: 0 fine, 1 a check failed, 2 wrong input or call.
+//! progress and logs go to stderr, with colour and bars on a terminal alone. Exit codes: 0 fine, 1 a check failed, 2 wrong
+//! input or call.
 
 mod bar;
+mod batch;
 mod bench;
 mod calibrate;
 mod completions;
@@ -73,6 +75,7 @@ enum Command {
     Plot(plot::Args),
     Completions(completions::Args),
     Man(man::Args),
+    Batch(batch::Args),
 }
 
 impl Cli {
@@ -171,6 +174,7 @@ fn run(cli: Cli) -> ExitCode {
         Command::Plot(args) => plot::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
+        Command::Batch(args) => batch::run(&args),
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,

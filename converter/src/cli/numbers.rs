@@ -1,5 +1,6 @@
 //! The ranges of numbers on the command line, all in one place. Each says in one line what it expects.
 
+use bytesize::ByteSize;
 use clap::builder::ValueParser;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -63,6 +64,12 @@ pub(super) fn layers() -> ValueParser {
     whole(1..=MOST_LAYERS)
 }
 
+/// Memory: a number of bytes, or one with a unit.
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let found = text.parse().ok().map(|ByteSize(bytes)| bytes).filter(|bytes| *bytes > 0);
+    found.ok_or_else(|| "expected bytes, such as 8GB, 512MiB or 1000000".to_owned())
+}
+
 /// A learning rate, a weight, a multiple: what is negative or no number trains nothing.
 pub(super) fn rate(text: &str) -> Result<f64, String> {
     let found = text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
@@ -101,6 +108,10 @@ mod tests {
         assert!(norm("0").is_err() && share("0").is_err() && share("1.0001").is_err());
         // Finite as it is written, but not as it is held.
         assert!(temperature("1e39").is_err());
+        assert_eq!((bytes("8GB"), bytes("1MiB"), bytes("1000")), (Ok(8_000_000_000), Ok(1 << 20), Ok(1000)));
+        assert!(
+            bytes("0").is_err() && bytes("-1").is_err() && bytes("8 parrots").is_err() && bytes("").is_err()
+        );
         assert_eq!((temperature("0"), share("1"), share("0.9")), (Ok(0.0), Ok(1.0), Ok(0.9)));
     }
 }
