@@ -162,6 +162,40 @@ pub fn convert(
     convert_opened(opened, Conversion::new(source, target, options), progress)
 }
 
+/// What a conversion would take. The source is read and compiled; nothing is written.
+pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, ConvertError> {
+    let Source { mut graph, meta, dtype, maps, dir, .. } = source::open(source, options.dtype)?;
+    let parameters = parameters(&graph);
+    if let Some(how) = options.weights {
+        let path = source.to_owned();
+        let quantized = quantization::apply(how, &mut graph, options.target);
+        quantized.map_err(|e| ConvertError::Quantize { path, source: Box::new(e) })?;
+    }
+    let compiled = compile_with(graph, &CompileOptions::of(options), None)?;
+    let maps = if options.link { maps.as_slice() } else { &[] };
+    let weights = plan_weights(&[&compiled.source, &compiled.model], maps)?;
+    let writer = ModelWriter {
+        dir: Path::new(""),
+        source,
+        maps,
+        target: source,
+        options,
+        compiled: &compiled,
+        parameters,
+        texts: &dir,
+        positions: meta.learned_positions,
+        dtype,
+    };
+    writer.estimate(&weights)
+}
+
+impl<'a> CompileOptions<'a> {
+    fn of(options: &'a ConvertOptions) -> Self {
+        let ConvertOptions { recipe, target, seed, layers, .. } = options;
+        Self { recipe, target: *target, seed: *seed, layers: layers.as_deref() }
+    }
+}
+
 /// What a bundle brings along that is converted again.
 pub(crate) struct Before {
     pub(crate) manifest: Manifest,
@@ -219,12 +253,7 @@ fn write_bundle(
     let quantize = |how| quantization::apply(how, &mut graph, options.target);
     let float = options.weights.map(quantize).transpose();
     let float = float.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })?;
-    let how = CompileOptions {
-        recipe: &options.recipe,
-        target: options.target,
-        seed: options.seed,
-        layers: options.layers.as_deref(),
-    };
+    let how = CompileOptions::of(options);
     let compiled = compile_with(graph, &how, before.map(|before| &before.added))?;
     check_sites(&compiled, &meta, kind)?;
     if let Some(before) = before {
