@@ -2,3 +2,4 @@
 //! processes of this program.
 
 pub mod plan;
+pub mod run;

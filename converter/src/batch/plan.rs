@@ -56,6 +56,36 @@ pub enum StepCommand {
     Bench,
 }
 
+impl StepCommand {
+    pub const ALL: [Self; 7] = [
+        Self::Convert,
+        Self::Calibrate,
+        Self::Finetune,
+        Self::Quantize,
+        Self::Verify,
+        Self::Eval,
+        Self::Bench,
+    ];
+
+    /// As it is typed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Convert => "convert",
+            Self::Calibrate => "calibrate",
+            Self::Finetune => "finetune",
+            Self::Quantize => "quantize",
+            Self::Verify => "verify",
+            Self::Eval => "eval",
+            Self::Bench => "bench",
+        }
+    }
+
+    /// The command of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|command| command.name() == name)
+    }
+}
+
 /// A limit that fails a job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Threshold {
@@ -82,4 +112,39 @@ pub enum Quantity {
     BundleBytes,
     /// Attentions that stay softmax, at most.
     SoftmaxSites,
+}
+
+impl Quantity {
+    pub const ALL: [Self; 7] = [
+        Self::CheckError,
+        Self::PerplexityRatio,
+        Self::AccuracyDifference,
+        Self::SpeedRatio,
+        Self::StateBytes,
+        Self::BundleBytes,
+        Self::SoftmaxSites,
+    ];
+
+    /// As a file of jobs calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CheckError => "check-error",
+            Self::PerplexityRatio => "perplexity-ratio",
+            Self::AccuracyDifference => "accuracy-difference",
+            Self::SpeedRatio => "speed-ratio",
+            Self::StateBytes => "state-bytes",
+            Self::BundleBytes => "bundle-bytes",
+            Self::SoftmaxSites => "softmax-sites",
+        }
+    }
+
+    /// The quantity of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|quantity| quantity.name() == name)
+    }
+
+    /// Whether it is of a bundle beside that of the baseline.
+    pub fn compares(self) -> bool {
+        matches!(self, Self::PerplexityRatio | Self::AccuracyDifference | Self::SpeedRatio)
+    }
 }

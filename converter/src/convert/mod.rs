@@ -667,7 +667,7 @@ pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Result<
 }
 
 /// Copied from the checkpoint as they are.
-const COPIED: [&str; 6] = [
+pub(crate) const COPIED: [&str; 6] = [
     files::CONFIG,
     files::TOKENIZER,
     "tokenizer_config.json",
