@@ -366,6 +366,19 @@ fn a_conversion_can_be_stopped_on_the_way() {
 }
 
 #[test]
+fn an_estimate_is_that_of_the_conversion_and_writes_nothing() {
+    let home = Home::with("llama");
+    let before = home.listing();
+    for options in ["", " --no-verify", " --weights int4 --recipe softmax"] {
+        let told = home.dijiang(&format!("convert model -o b --json --estimate{options}")).fine().object();
+        assert_eq!(home.listing(), before);
+        let made = home.dijiang(&format!("convert model -o c --force --json{options}")).fine().object();
+        assert_eq!(told["estimate"], made["estimate"], "{options}");
+        std::fs::remove_dir_all(home.path("c")).expect("it is there");
+    }
+}
+
+#[test]
 fn a_check_that_fails_is_exit_code_1() {
     let home = Home::with("llama");
     home.dijiang("convert model -o bundle --no-verify --dtype f32 --target portable --json").fine();

@@ -185,6 +185,8 @@ impl Progress for Trains<'_> {
 
     fn advance(&mut self, _: u64) {}
 
+    fn note(&mut self, _: &str) {}
+
     fn done(&mut self) {}
 }
 

@@ -366,6 +366,13 @@ fn evaluation_gives_the_perplexity_of_validation_and_answers_questions() {
     // Six whole windows of 127 predictions; sums in f32 differ with the batch.
     assert!((perplexity - expected).abs() < 1e-4 * expected, "{perplexity} {expected}");
     assert_eq!(found["n"], 6 * 127);
+    // Each window beside the whole, and the error of their mean by hand.
+    let each: Vec<f64> = found["each"].as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+    let mean = each.iter().sum::<f64>() / 6.0;
+    assert!(each.len() == 6 && (mean.exp() - perplexity).abs() < 1e-9 * perplexity, "{found}");
+    let variance = each.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 5.0;
+    let error = found["standard_error"].as_f64().expect("a number");
+    assert!((error - perplexity * (variance / 6.0).sqrt()).abs() < 1e-9, "{found}");
     // Choices that the model knows well from ones that are no English; the last is answered wrongly.
     let questions = dir.path().join("questions.jsonl");
     let lines = [
@@ -378,6 +385,8 @@ fn evaluation_gives_the_perplexity_of_validation_and_answers_questions() {
     let found = value(&eval(&["--task", &task]));
     assert_eq!((found["task"].as_str(), found["metric"].as_str()), (Some("words"), Some("accuracy")));
     assert!((found["value"].as_f64().expect("a number") - 2.0 / 3.0).abs() < 1e-9, "{found}");
+    assert_eq!(found["each"], serde_json::json!([1.0, 1.0, 0.0]));
+    assert!((found["standard_error"].as_f64().expect("a number") - 1.0 / 3.0).abs() < 1e-9, "{found}");
     std::fs::write(&questions, r#"{"context": "I", "choices": ["a"], "answer": 1}"#).expect("it is written");
     let refused = eval(&["--task", &task]);
     assert_eq!(refused.status.code(), Some(2));

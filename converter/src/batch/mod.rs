@@ -1,7 +1,8 @@
 //! Many conversions and what follows them, from one file: what the file says is a [`plan::Plan`], which is run by child
 //! processes of this program.
 //!
-//! [`document`] reads YAML with its places, [`schema`] is the one table of keys, and [`expand`] makes the plan.
+//! [`document`] reads YAML with its places, [`schema`] is the one table of keys, [`expand`] makes the plan, and [`run`] runs
+//! it.
 
 pub mod document;
 pub mod expand;

@@ -88,6 +88,10 @@ impl Progress for Bar {
         self.bar.inc(bytes);
     }
 
+    fn note(&mut self, line: &str) {
+        self.bar.suspend(|| show::note(line));
+    }
+
     fn done(&mut self) {
         self.bar.finish_and_clear();
     }

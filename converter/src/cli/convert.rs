@@ -4,8 +4,9 @@ use super::bar::Bar;
 use super::{Failure, Outcome, show};
 use crate::bundle::room;
 use crate::convert::stop_after::convert_first;
-use crate::convert::{ConvertError, ConvertOptions, Converted, convert};
+use crate::convert::{ConvertError, ConvertOptions, Converted, convert, estimate};
 use crate::recipes;
+use crate::report::progress::Estimate;
 use crate::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
 use dijiang_format::quantization::Quantization;
@@ -14,7 +15,7 @@ use dijiang_format::target::Target;
 use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::ir::patch::Step;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::num::{IntErrorKind, ParseIntError};
 use std::path::PathBuf;
@@ -72,6 +73,9 @@ pub(super) struct Args {
     /// bundle for `verify` or `generate`
     #[arg(long, value_name = "N", conflicts_with = "no_verify")]
     stop_after: Option<usize>,
+    /// Say what the conversion takes of disk and memory, and write nothing
+    #[arg(long, conflicts_with = "stop_after")]
+    estimate: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -128,6 +132,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     if let Some(patches) = args.stop_after {
         return stop_after(patches, args, &options);
     }
+    if args.estimate {
+        print_estimate(args, &estimate(&args.source, &options)?);
+        return Ok(Outcome::Fine);
+    }
     let start = Instant::now();
     let converted = convert(&args.source, &args.output, &options, &mut Bar::new());
     if let Err(ConvertError::NoSites { misses, .. }) = &converted {
@@ -175,6 +183,21 @@ fn stop_after(patches: usize, args: &Args, options: &ConvertOptions) -> Result<O
     Ok(Outcome::Fine)
 }
 
+fn estimate_object(estimate: &Estimate) -> Value {
+    json!({"disk_bytes": estimate.disk, "memory_bytes": estimate.memory})
+}
+
+fn print_estimate(args: &Args, estimate: &Estimate) {
+    if args.json {
+        return show::object(&json!({"bundle": args.output, "estimate": estimate_object(estimate)}));
+    }
+    let [disk, memory] = [estimate.disk, estimate.memory].map(|bytes| bytes as f64 / 1e6);
+    show::line(&format!(
+        "{}: up to {disk:.1} MB of disk and about {memory:.1} MB of memory are needed",
+        args.output.display()
+    ));
+}
+
 fn print_json(args: &Args, converted: &Converted, seconds: f64) {
     show::object(&json!({
         "bundle": args.output,
@@ -183,10 +206,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
         "target": args.target.name(),
         "dtype": converted.dtype.name(),
         "weights": args.weights.map(Quantization::name),
-        "estimate": {
-            "disk_bytes": converted.estimate.disk,
-            "memory_bytes": converted.estimate.memory,
-        },
+        "estimate": estimate_object(&converted.estimate),
         "seconds": seconds,
         "bytes_written": converted.bytes_written,
         "dropped_inputs": converted.dropped_inputs,

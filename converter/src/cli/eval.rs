@@ -1,7 +1,7 @@
 //! `dijiang eval BUNDLE… --perplexity FILE`
 
 use super::{Failure, Outcome, numbers, show};
-use crate::train::evaluate::{EvalOptions, Evaluator};
+use crate::train::evaluate::{EvalOptions, Evaluator, Measured};
 use dijiang_runtime::Device;
 use serde_json::json;
 use std::path::PathBuf;
@@ -55,21 +55,23 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let mut results = Vec::new();
     for bundle in &args.bundles {
         let mut evaluator = Evaluator::new(bundle, &options)?;
-        let mut add = |task: &str, metric: &str, value: f64, n: usize| {
+        let mut add = |task: &str, metric: &str, found: &Measured| {
+            let Measured { value, n, standard_error, each } = found;
             if !args.json {
                 show::line(&format!("{}: {task}: {metric} {value:.4} (n = {n})", bundle.display()));
             }
-            results.push(
-                json!({"bundle": bundle.display().to_string(), "task": task, "metric": metric, "value": value, "n": n}),
-            );
+            results.push(json!({
+                "bundle": bundle.display().to_string(), "task": task, "metric": metric, "value": value, "n": n,
+                "standard_error": standard_error, "each": each,
+            }));
         };
         if let Some(file) = &args.perplexity {
             let found = evaluator.perplexity(file)?;
-            add(&file.display().to_string(), "perplexity", found.value, found.n);
+            add(&file.display().to_string(), "perplexity", &found);
         }
         for (name, file) in &args.task {
             let found = evaluator.accuracy(file, args.limit)?;
-            add(name, "accuracy", found.value, found.n);
+            add(name, "accuracy", &found);
         }
     }
     if args.json {

@@ -134,6 +134,7 @@ pub fn main() -> ExitCode {
     if let Err(e) = signals::handle_signals() {
         tracing::warn!("signals end the program without removing what it was writing: {e}");
     }
+    crate::batch::run::children::end_with_parent();
     run(cli)
 }
 

@@ -1,6 +1,7 @@
-//! Signals that end the program: what it was writing goes with it, and a line says what stays.
+//! Signals that end the program: what it was writing goes with it, and so do its children; lines say what stays.
 
 use super::show;
+use crate::batch::run::children;
 use dijiang_runtime::temporary;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
@@ -29,7 +30,8 @@ pub(super) fn handle_signals() -> std::io::Result<()> {
     let mut signals = Signals::new(&ending)?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            let lines = temporary::give_up();
+            let mut lines = children::give_up();
+            lines.extend(temporary::give_up());
             if lines.is_empty() {
                 show::told("interrupted");
             }

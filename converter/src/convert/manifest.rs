@@ -11,7 +11,7 @@ use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 
 /// Copied from the checkpoint as they are.
-pub(super) const COPIED: [&str; 6] = [
+pub(crate) const COPIED: [&str; 6] = [
     files::CONFIG,
     files::TOKENIZER,
     "tokenizer_config.json",

@@ -4,7 +4,7 @@ pub mod compile;
 pub mod estimate;
 pub mod genai;
 pub mod inputs;
-mod manifest;
+pub(crate) mod manifest;
 pub mod quantization;
 pub mod refusal;
 pub mod requantize;
@@ -219,6 +219,45 @@ fn left_out(opened: &Source) -> Vec<String> {
     tokenizer.into_iter().chain(added).collect()
 }
 
+/// What a conversion would take. The source is read and compiled; nothing is written.
+pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, ConvertError> {
+    check_source(source)?;
+    let Source { mut graph, meta, maps, dir, .. } = source::open(source, options.dtype)?;
+    let parameters = parameters(&graph);
+    quantize(source, options, &mut graph)?;
+    let compiled = compile_with(graph, &CompileOptions::of(options), None)
+        .map_err(|error| of_pipeline(source, error))?;
+    let maps = if options.link { maps.as_slice() } else { &[] };
+    let weights = plan_weights(&[&compiled.source, &compiled.model], maps)?;
+    let writer = ModelWriter {
+        dir: Path::new(""),
+        source,
+        maps,
+        target: source,
+        options,
+        compiled: &compiled,
+        parameters,
+        texts: &dir,
+        positions: meta.learned_positions,
+        inputs: &[],
+        written: Mutex::default(),
+    };
+    writer.estimate(&weights)
+}
+
+/// Stores the weights of a graph as the options have it. Returns the graph as it was, where anything changed.
+fn quantize(source: &Path, options: &ConvertOptions, graph: &mut Graph) -> Result<Option<Graph>, ConvertError> {
+    let how = options.weights.map(|how| quantization::apply(how, graph, options.target)).transpose();
+    how.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })
+}
+
+impl<'a> CompileOptions<'a> {
+    fn of(options: &'a ConvertOptions) -> Self {
+        let ConvertOptions { recipe, target, seed, layers, .. } = options;
+        Self { recipe, target: *target, seed: *seed, layers: layers.as_deref() }
+    }
+}
+
 /// What a bundle brings along that is converted again.
 pub(crate) struct Before {
     pub(crate) manifest: Manifest,
@@ -273,15 +312,8 @@ fn write_bundle(
     } = opened;
     progress.stage("compiling");
     let parameters = parameters(&graph);
-    let quantize = |how| quantization::apply(how, &mut graph, options.target);
-    let float = options.weights.map(quantize).transpose();
-    let float = float.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })?;
-    let how = CompileOptions {
-        recipe: &options.recipe,
-        target: options.target,
-        seed: options.seed,
-        layers: options.layers.as_deref(),
-    };
+    let float = quantize(source, options, &mut graph)?;
+    let how = CompileOptions::of(options);
     let compiled = compile_with(graph, &how, before.map(|before| &before.added))
         .map_err(|error| of_pipeline(source, error))?;
     check_sites(&compiled.report, &meta, kind)?;

@@ -126,9 +126,19 @@ fn check_size(bytes: &[u8]) -> Result<(), ImportProblem> {
     Err(ImportProblem::TooLarge { megabytes: size >> 20, file: bytes.len() })
 }
 
-fn read(bytes: Bytes, path: &Path) -> Result<Imported, ImportProblem> {
+/// The messages of a model file.
+pub(super) fn decode_file(path: &Path) -> Result<ModelProto, ImportError> {
+    let bytes = external::read(path).map_err(|e| located(path, e.into()))?;
+    decode(Bytes::from(bytes)).map_err(|problem| located(path, problem))
+}
+
+fn decode(bytes: Bytes) -> Result<ModelProto, ImportProblem> {
     check_size(&bytes)?;
-    let model = ModelProto::decode(bytes)?;
+    Ok(ModelProto::decode(bytes)?)
+}
+
+fn read(bytes: Bytes, path: &Path) -> Result<Imported, ImportProblem> {
+    let model = decode(bytes)?;
     let Some(proto) = &model.graph else { return Err(ImportProblem::NoGraph) };
     let opset = opset(&model.opset_import)?.ok_or(ImportProblem::NoOpset)?;
     let functions = Functions::of(&model)

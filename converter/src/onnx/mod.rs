@@ -11,6 +11,7 @@ mod functions;
 pub mod import;
 mod initializer;
 mod legacy;
+pub mod locations;
 mod notes;
 pub mod proto;
 mod reader;

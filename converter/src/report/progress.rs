@@ -23,6 +23,9 @@ pub trait Progress: Send {
     /// So many more bytes are done.
     fn advance(&mut self, bytes: u64);
 
+    /// A line of its own, which stays.
+    fn note(&mut self, line: &str);
+
     /// The work has ended.
     fn done(&mut self);
 }
@@ -39,6 +42,8 @@ impl Progress for Silent {
     fn bytes(&mut self, _what: &str, _total: u64) {}
 
     fn advance(&mut self, _bytes: u64) {}
+
+    fn note(&mut self, _line: &str) {}
 
     fn done(&mut self) {}
 }

@@ -21,10 +21,23 @@ pub struct EvalOptions {
 }
 
 /// A measurement, and over how many tokens or questions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     pub value: f64,
     pub n: usize,
+    /// Of the value, over windows or questions; absent where there is only one.
+    pub standard_error: Option<f64>,
+    /// What each window or question gave: the negative log-likelihood of a token there, on average, or 1 for a right
+    /// answer and 0 for a wrong one.
+    pub each: Vec<f64>,
+}
+
+/// Mean and standard error of some numbers; no error of less than two.
+pub fn mean(each: &[f64]) -> (f64, Option<f64>) {
+    let n = each.len() as f64;
+    let mean = each.iter().sum::<f64>() / n;
+    let squares: f64 = each.iter().map(|x| (x - mean).powi(2)).sum();
+    (mean, (each.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()))
 }
 
 /// A bundle ready to be measured.
@@ -73,12 +86,17 @@ impl Evaluator {
         let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
         let stream = data::read(&[file.to_owned()], &texts, most)?;
         let windows = Windows::new(stream, context, 0)?.in_order(usize::MAX);
-        let (mut sum, mut n) = (0.0, 0);
+        let (mut each, mut sum, mut n) = (Vec::new(), 0.0, 0);
         for window in &windows {
             let scores = self.scores(window)?;
-            (sum, n) = (sum - scores.iter().sum::<f64>(), n + scores.len());
+            let of_window = -scores.iter().sum::<f64>();
+            each.push(of_window / scores.len() as f64);
+            (sum, n) = (sum + of_window, n + scores.len());
         }
-        Ok(Measured { value: (sum / n as f64).exp(), n })
+        let value = (sum / n as f64).exp();
+        // That of a logarithm is relative.
+        let standard_error = mean(&each).1.map(|error| error * value);
+        Ok(Measured { value, n, standard_error, each })
     }
 
     /// The share of questions whose right choice is the likeliest after the context.
@@ -86,7 +104,7 @@ impl Evaluator {
         let questions = read_questions(file, most)?;
         let path = self.bundle.join(files::TOKENIZER);
         let tokenizer = Tokenizer::load(&path)?;
-        let mut right = 0;
+        let mut each = Vec::new();
         for question in &questions {
             let mut likelihoods = Vec::new();
             for choice in &question.choices {
@@ -101,9 +119,10 @@ impl Evaluator {
             }
             let likeliest = (0..likelihoods.len())
                 .max_by(|a, b| likelihoods[*a].total_cmp(&likelihoods[*b]).then(b.cmp(a)));
-            right += usize::from(likeliest == Some(question.answer));
+            each.push(f64::from(u8::from(likeliest == Some(question.answer))));
         }
-        Ok(Measured { value: f64::from(right as u32) / questions.len() as f64, n: questions.len() })
+        let (value, standard_error) = mean(&each);
+        Ok(Measured { value, n: each.len(), standard_error, each })
     }
 }
 

@@ -1,0 +1,93 @@
+//! Runs a plan: jobs beside each other, as far as memory and threads allow; every step as a child process of this
+//! program, so that a crash of one job leaves the others alone; what is up to date is not done again.
+
+pub mod children;
+mod digests;
+mod fresh;
+mod job;
+mod memory;
+mod names;
+mod record;
+mod schedule;
+mod step;
+mod threshold;
+
+use crate::batch::plan::Plan;
+use crate::bundle::room;
+use crate::report::outcome::{CaseStatus, Report};
+use crate::report::progress::Progress;
+use digests::Digester;
+use job::Context;
+use record::{DIRECTORY, Records};
+use schedule::{Budget, Schedule};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// How to run a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Go on with the other jobs after one failed.
+    pub keep_going: bool,
+    /// Bytes that the jobs that run at once may take; most of what is free where not given.
+    pub memory: Option<u64>,
+    /// Threads that they may take; all cores where not given.
+    pub threads: Option<usize>,
+    /// Run what is up to date too.
+    pub force: bool,
+    /// What runs the steps; this program where not given.
+    pub program: Option<PathBuf>,
+}
+
+/// A plan cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error(
+        "{}: the records of the batch cannot be kept there: {source} (hint: run it where its file's directory can be written to)",
+        path.display()
+    )]
+    Records { path: PathBuf, source: std::io::Error },
+    #[error("this program cannot be found: {source} (hint: install it again)")]
+    Program { source: std::io::Error },
+}
+
+/// Of the memory that is free, the part that a batch takes where nothing is said.
+const MOST_OF_FREE: f64 = 0.8;
+
+/// Runs the jobs of a plan. What failed is in the report.
+pub fn run(plan: &Plan, options: &RunOptions, progress: &mut dyn Progress) -> Result<Report, BatchError> {
+    let start = Instant::now();
+    let unkept = |source| BatchError::Records { path: plan.root.join(DIRECTORY), source };
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().map_err(|source| BatchError::Program { source })?,
+    };
+    let context = Context {
+        plan,
+        options,
+        program,
+        records: Records::open(plan).map_err(unkept)?,
+        digester: Digester::open(&plan.root),
+        start,
+    };
+    let ends = Schedule::new(&context, budget(options)).run(progress);
+    if let Err(e) = context.digester.save() {
+        tracing::debug!("the digests of files cannot be kept: {e}");
+    }
+    let cases = ends.into_iter().flat_map(|end| end.cases).collect();
+    let (command, version) = ("batch".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+    Ok(Report { command, version, seconds: start.elapsed().as_secs_f64(), cases })
+}
+
+fn budget(options: &RunOptions) -> Budget {
+    let most = || room::free_memory().map_or(u64::MAX, |free| (free as f64 * MOST_OF_FREE) as u64);
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Budget {
+        memory: options.memory.unwrap_or_else(most),
+        threads: options.threads.unwrap_or_else(cores).max(1),
+    }
+}
+
+/// Whether a case leaves the exit code at 0.
+fn is_good(status: CaseStatus) -> bool {
+    matches!(status, CaseStatus::Passed | CaseStatus::Skipped)
+}
