@@ -1,7 +1,9 @@
 //! `dijiang verify BUNDLE`
 
 use super::bar::Bar;
+use super::report::ReportArgs;
 use super::{Failure, Outcome, show};
+use crate::report::outcome::Case;
 use crate::verify::{Choice, VerifyOptions, verify};
 use serde_json::json;
 use std::path::PathBuf;
@@ -22,12 +24,22 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    args.report.of("verify", &args.bundle, args.json, |cases| prove(args, cases))
+}
+
+fn prove(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     let options =
         VerifyOptions { runtimes: args.runtime, seed: args.seed, reference: args.reference.clone() };
     let found = verify(&args.bundle, &options, &mut Bar::new())?;
+    cases.extend(found.cases(&args.bundle.display().to_string()));
+    if args.report.on_stdout() {
+        return Ok(Outcome::of(found.ok));
+    }
     if args.json {
         show::object(&json!({"checks": show::checks(&found), "skipped": found.skipped(), "ok": found.ok}));
     } else {
