@@ -135,7 +135,7 @@ fn the_plan_as_json() {
     let text = "version: 1\njobs: [{name: a, model: models/llama, require: {softmax-sites: 2}}]";
     write(&home, "jobs.yaml", text);
     let (code, stdout, _) = ran(&home, "batch jobs.yaml --check --json");
-    assert_eq!((code, stdout.as_str()), (0, "{\"ok\":true,\"jobs\":1,\"steps\":1}\n"));
+    assert_eq!((code, stdout.as_str()), (0, "{\"ok\":true,\"steps\":1,\"jobs\":[{\"name\":\"a\"}]}\n"));
     let (_, stdout, _) = ran(&home, "batch jobs.yaml --dry-run --json");
     assert_snapshot!(stdout, @r#"{"ok":true,"steps":1,"jobs":[{"name":"a","source":"./models/llama","bundle":"./bundles/a","recipe":"adaptive","target":"ort","dtype":null,"baseline":null,"steps":["dijiang convert ./models/llama -o ./bundles/a --recipe adaptive --target ort --json"],"require":{"softmax-sites":2.0},"place":{"file":"jobs.yaml","line":2,"column":15}}]}"#);
 }

@@ -212,7 +212,7 @@ fn a_child_that_is_killed_is_an_error_with_its_signal_and_runs_again() {
     let plan =
         home.plan(["llama", "opt"].map(|model| plan_job(&home, model, "adaptive", &["--no-verify"])).into());
     let options = RunOptions { keep_going: true, program: Some(kill), ..RunOptions::default() };
-    let report = run(&plan, &options, &mut Silent).expect("it runs");
+    let report = run(&plan, &options, &mut Silent).expect("it runs").report;
     assert_eq!(report.exit_code(), 2);
     assert!(message(&report, "llama-adaptive", "convert").starts_with("SIGKILL ended it"), "{report:?}");
     let report = home.run(&plan);

@@ -126,6 +126,7 @@ fn every_object_is_of_the_shape_that_its_schema_says() {
     object(&format!("convert {MODEL} -o X --dtype f32 --json"));
     object(&format!("convert {MODEL} -o part --stop-after 3 --json"));
     object(&format!("convert {MODEL} -o all --stop-after 100000 --json"));
+    object(&format!("convert {MODEL} -o Z --estimate --json"));
     object("verify X --runtime tract --json");
     object("verify X --digests --json");
     object("info X --json");
@@ -142,6 +143,10 @@ fn every_object_is_of_the_shape_that_its_schema_says() {
     let manifest =
         || serde_json::from_slice(&std::fs::read(home.path("X/dijiang.json")).expect("it is there"));
     home::schema::check_value("dijiang", &manifest().expect("JSON"));
+    let jobs = format!("version: 1\njobs: [{{name: a, model: {MODEL}, require: {{softmax-sites: 0, check-error: 1}}}}]\n");
+    std::fs::write(home.path("jobs.yaml"), jobs).expect("it is written");
+    object("batch jobs.yaml --check --json");
+    object("batch jobs.yaml --dry-run --json");
     if dijiang_runtime::OrtRuntime::new().is_err() && std::env::var_os("DIJIANG_REQUIRE_ORT").is_none() {
         return;
     }
@@ -154,6 +159,7 @@ fn every_object_is_of_the_shape_that_its_schema_says() {
     let commands: Vec<&str> =
         runs.as_array().expect("a list").iter().filter_map(|run| run["command"].as_str()).collect();
     assert_eq!(commands, ["calibrate", "finetune"]);
+    object("batch jobs.yaml --json");
     object("plot X/train/metrics.jsonl -o loss.svg --json");
     object(&format!("eval X --perplexity {MODEL}/valid.txt --context 32 --max-tokens 64 --json"));
     object("bench X --against Y --context 8 --runs 1 --steps 1 --table1 --json");

@@ -6,7 +6,7 @@ mod sealed;
 
 use dijiang::bundle::lock::BundleLock;
 use dijiang::convert::requantize::{RequantizeError, RequantizeOptions, requantize};
-use dijiang::report::progress::{Estimate, Progress, Silent};
+use dijiang::report::progress::{Estimate, Progress, Say, Silent};
 use dijiang_format::quantization::Quantization;
 use dijiang_runtime::{Engine, Serving, ServingOptions};
 use home::Home;
@@ -185,7 +185,7 @@ impl Progress for Trains<'_> {
 
     fn advance(&mut self, _: u64) {}
 
-    fn note(&mut self, _: &str) {}
+    fn say(&mut self, _: Say, _: &str) {}
 
     fn done(&mut self) {}
 }

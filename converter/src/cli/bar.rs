@@ -2,7 +2,7 @@
 
 use super::show;
 use crate::bundle::room;
-use crate::report::progress::{Estimate, Progress};
+use crate::report::progress::{Estimate, Progress, Say};
 use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
 
@@ -88,8 +88,12 @@ impl Progress for Bar {
         self.bar.inc(bytes);
     }
 
-    fn note(&mut self, line: &str) {
-        self.bar.suspend(|| show::note(line));
+    fn say(&mut self, what: Say, line: &str) {
+        self.bar.suspend(|| match what {
+            Say::Note => show::note(line),
+            Say::Warning => show::warning(line),
+            Say::Error => show::error(line),
+        });
     }
 
     fn done(&mut self) {

@@ -1,18 +1,23 @@
 //! `dijiang batch FILE`
 
 use super::bar::Bar;
+use super::report::ReportArgs;
 use super::{Cli, Failure, Outcome, numbers, show};
-use crate::batch::document::Mistakes;
+use crate::batch::document::{Mistake, Mistakes};
 use crate::batch::expand::options::Commands;
 use crate::batch::expand::plan;
 use crate::batch::expand::select::{Shard, only, shard};
 use crate::batch::plan::{Job, Plan, Step};
-use crate::batch::run::{RunOptions, run as run_plan};
+use crate::batch::run::{JobOutcome, JobState, Ran, RunOptions, report, run as run_plan};
 use crate::batch::schema::json_schema;
-use crate::report::outcome::{CaseStatus, Report};
+use crate::report::message::one_line;
+use crate::report::outcome::{Case, CaseStatus, Place};
 use clap::CommandFactory as _;
+use dijiang_format::words::counted;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Run the jobs of a YAML file: conversions, and what follows them.
 ///
@@ -20,17 +25,24 @@ use std::path::PathBuf;
 /// not run again. Outputs are below the directory of FILE. `--schema` describes FILE.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  dijiang batch jobs.yaml --check
+  dijiang batch jobs.yaml --dry-run --only 'llama-*'
+  dijiang batch jobs.yaml --keep-going --memory 16GB --report junit=report.xml
+  dijiang batch jobs.yaml --shard 2/5
+  dijiang batch --schema > jobs.schema.json")]
 pub(super) struct Args {
+    /// The file of jobs
     #[arg(required_unless_present = "schema")]
     file: Option<PathBuf>,
     /// Say what is wrong with FILE, or how many jobs and steps it has, and run nothing
     #[arg(long)]
     check: bool,
     /// Print the jobs and their command lines, and run nothing
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, conflicts_with_all = ["check", "report"])]
     dry_run: bool,
     /// Print the JSON schema of FILE
-    #[arg(long, conflicts_with_all = ["file", "check", "dry_run", "only", "shard"])]
+    #[arg(long, conflicts_with_all = ["file", "check", "dry_run", "only", "shard", "report"])]
     schema: bool,
     /// Only jobs of this name, and their baselines; `*`, `?` and `[…]` stand for letters. May be repeated
     #[arg(long, value_name = "NAME")]
@@ -53,6 +65,8 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
@@ -61,12 +75,35 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::line(&format!("{:#}", json_schema(&commands)));
         return Ok(Outcome::Fine);
     };
-    let mut plan = plan(file, &commands).map_err(|mistakes| told(&mistakes))?;
+    args.report.check(args.json)?;
+    let start = Instant::now();
+    let mut cases = Vec::new();
+    let outcome = of_file(args, file, &commands, &mut cases);
+    if let (Err(failure), true) = (&outcome, cases.is_empty()) {
+        cases.push(case(file, "batch", CaseStatus::Error, &failure.to_string()));
+    }
+    let written = args.report.write(&report(start.elapsed().as_secs_f64(), cases));
+    match (outcome, written) {
+        (Err(failure), Err(second)) => {
+            show::error(&second.to_string());
+            Err(failure)
+        }
+        (outcome, written) => written.and(outcome),
+    }
+}
+
+/// Adds what came of it to the cases.
+fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
+    let mut plan = plan(file, commands).map_err(|mistakes| {
+        cases.extend(mistakes.iter().map(|mistake| of_mistake(file, mistake)));
+        told(&mistakes)
+    })?;
     only(&mut plan, &args.only)?;
     if let Some(part) = args.shard {
         shard(&mut plan, part);
     }
     if args.check || args.dry_run {
+        cases.push(case(file, "check", CaseStatus::Passed, &counts(&plan)));
         return print(args, &plan);
     }
     let options = RunOptions {
@@ -74,8 +111,59 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         memory: args.memory,
         threads: args.threads,
         force: args.force,
+        program: None,
     };
-    report(args, &run_plan(&plan, &options, &mut Bar::new())?)
+    let Ran { jobs, report } = run_plan(&plan, &options, &mut Bar::new())?;
+    let code = report.exit_code();
+    cases.extend(report.cases);
+    match args.json {
+        _ if args.report.on_stdout() => (),
+        true => show::object(&json!({"jobs": jobs, "ok": code == 0, "seconds": report.seconds})),
+        false => print_jobs(&jobs, report.seconds),
+    }
+    match code {
+        0 => Ok(Outcome::Fine),
+        1 => Ok(Outcome::CheckFailed),
+        _ => Err(unable(cases).into()),
+    }
+}
+
+/// Which jobs could not run: the causes were told as they came.
+fn unable(cases: &[Case]) -> String {
+    let broken = cases.iter().filter(|case| case.status == CaseStatus::Error).map(|case| case.suite.as_str());
+    let broken: BTreeSet<&str> = broken.collect();
+    let names: Vec<&str> = broken.iter().copied().take(MOST_NAMES).collect();
+    let more = match broken.len().saturating_sub(MOST_NAMES) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!(
+        "{} could not run: {}{more} (hint: the line of each names its cause; the same command goes on with them)",
+        counted(broken.len(), "job"),
+        names.join(", ")
+    )
+}
+
+/// Names in one line.
+const MOST_NAMES: usize = 5;
+
+fn case(file: &Path, name: &str, status: CaseStatus, message: &str) -> Case {
+    Case {
+        suite: file.display().to_string(),
+        name: name.to_owned(),
+        status,
+        seconds: 0.0,
+        message: Some(one_line(message)),
+        place: None,
+        numbers: BTreeMap::new(),
+    }
+}
+
+fn of_mistake(file: &Path, mistake: &Mistake) -> Case {
+    let place = mistake.place.clone();
+    let Place { file: of, line, column } = &place;
+    let name = format!("{}:{line}:{column}", of.display());
+    Case { place: Some(place.clone()), ..case(file, &one_line(&name), CaseStatus::Error, &mistake.wrong.to_string()) }
 }
 
 /// Tells all mistakes but the last, which ends the command.
@@ -86,22 +174,29 @@ fn told(mistakes: &Mistakes) -> Failure {
     last.into()
 }
 
+fn counts(plan: &Plan) -> String {
+    let steps: usize = plan.jobs.iter().map(|job| job.steps.len()).sum();
+    format!("{}, {}", counted(plan.jobs.len(), "job"), counted(steps, "step"))
+}
+
 fn print(args: &Args, plan: &Plan) -> Result<Outcome, Failure> {
+    if args.report.on_stdout() {
+        return Ok(Outcome::Fine);
+    }
     let steps: usize = plan.jobs.iter().map(|job| job.steps.len()).sum();
     if args.json {
-        let mut object = json!({"ok": true, "jobs": plan.jobs.len(), "steps": steps});
-        if args.dry_run {
-            let jobs = plan.jobs.iter().map(job_object).collect::<Result<Vec<Value>, Failure>>()?;
-            object = json!({"ok": true, "steps": steps, "jobs": jobs});
-        }
-        show::object(&object);
+        let of_job = |job: &Job| match args.dry_run {
+            true => job_object(job),
+            false => Ok(json!({"name": job.name})),
+        };
+        let jobs = plan.jobs.iter().map(of_job).collect::<Result<Vec<Value>, Failure>>()?;
+        show::object(&json!({"ok": true, "steps": steps, "jobs": jobs}));
         return Ok(Outcome::Fine);
     }
     if args.dry_run {
         plan.jobs.iter().try_for_each(print_job)?;
     }
-    let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    show::line(&format!("{}, {}", plural(plan.jobs.len(), "job"), plural(steps, "step")));
+    show::line(&counts(plan));
     Ok(Outcome::Fine)
 }
 
@@ -125,6 +220,7 @@ fn print_job(job: &Job) -> Result<(), Failure> {
 
 fn job_object(job: &Job) -> Result<Value, Failure> {
     let steps = job.steps.iter().map(command_line).collect::<Result<Vec<_>, _>>()?;
+    let reads: BTreeSet<&PathBuf> = job.steps.iter().flat_map(|step| &step.reads).collect();
     let limits = job.thresholds.iter().map(|limit| (limit.quantity.name().to_owned(), json!(limit.limit)));
     Ok(json!({
         "name": job.name,
@@ -135,29 +231,37 @@ fn job_object(job: &Job) -> Result<Value, Failure> {
         "dtype": job.dtype.map(dijiang_format::dtype::DType::name),
         "baseline": job.baseline,
         "steps": steps,
+        "reads": reads,
         "require": limits.collect::<serde_json::Map<_, _>>(),
         "place": job.place,
     }))
 }
 
-fn report(args: &Args, report: &Report) -> Result<Outcome, Failure> {
-    if args.json {
-        show::object(&serde_json::to_value(report)?);
-    } else {
-        for case in &report.cases {
-            let status = match case.status {
-                CaseStatus::Passed => "ok",
-                CaseStatus::Failed => "FAILED",
-                CaseStatus::Error => "ERROR",
-                CaseStatus::Skipped => "skipped",
+fn print_jobs(jobs: &[JobOutcome], seconds: f64) {
+    for job in jobs {
+        let state = match job.state {
+            JobState::Built => "built",
+            JobState::Fresh => "fresh",
+            JobState::Failed => "FAILED",
+            JobState::Skipped => "skipped",
+        };
+        show::line(&format!("{state:<7}  {}: {}", job.name, job.why));
+        for limit in &job.thresholds {
+            let verdict = match limit.ok {
+                Some(true) => "ok",
+                Some(false) => "FAILED",
+                None => "skipped",
             };
-            let message = case.message.as_ref().map_or_else(String::new, |message| format!(": {message}"));
-            show::line(&format!("{status:<7}  {}: {}{message}", case.suite, case.name));
+            show::line(&format!("         {}: {verdict}: {}", limit.name, limit.reason));
         }
     }
-    match report.exit_code() {
-        0 => Ok(Outcome::Fine),
-        1 => Ok(Outcome::CheckFailed),
-        _ => Err("a job could not run (hint: its line above names the cause)".into()),
-    }
+    let count = |state: JobState| jobs.iter().filter(|job| job.state == state).count();
+    show::line(&format!(
+        "{}: {} built, {} fresh, {} failed, {} skipped, in {seconds:.1} s",
+        counted(jobs.len(), "job"),
+        count(JobState::Built),
+        count(JobState::Fresh),
+        count(JobState::Failed),
+        count(JobState::Skipped)
+    ));
 }

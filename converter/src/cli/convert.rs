@@ -1,11 +1,13 @@
 //! `dijiang convert SRC -o BUNDLE`
 
 use super::bar::Bar;
+use super::report::ReportArgs;
 use super::{Failure, Outcome, show};
 use crate::bundle::room;
 use crate::convert::stop_after::convert_first;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert, estimate};
 use crate::recipes;
+use crate::report::outcome::Case;
 use crate::report::progress::Estimate;
 use crate::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
@@ -71,14 +73,16 @@ pub(super) struct Args {
     /// Apply only the first N patches (clean-ups, then rewrites), write the graph as it stands then, and say which
     /// patch was the last: to find a wrong one by halving. Nothing is verified, and what is written is no
     /// bundle for `verify` or `generate`
-    #[arg(long, value_name = "N", conflicts_with = "no_verify")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["no_verify", "report"])]
     stop_after: Option<usize>,
     /// Say what the conversion takes of disk and memory, and write nothing
-    #[arg(long, conflicts_with = "stop_after")]
+    #[arg(long, conflicts_with_all = ["stop_after", "report"])]
     estimate: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 fn recipe_help() -> String {
@@ -115,6 +119,10 @@ fn layer(text: &str) -> Result<u16, String> {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    args.report.of("convert", &args.output, args.json, |cases| make(args, cases))
+}
+
+fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     let options = ConvertOptions {
         recipe: recipes::load(&args.recipe)?,
         target: args.target,
@@ -147,10 +155,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         converted.misses.iter().for_each(warn_of_miss);
     }
     let seconds = start.elapsed().as_secs_f64();
-    if args.json {
-        print_json(args, &converted, seconds);
-    } else {
-        print_text(args, &converted, seconds);
+    cases.extend(converted.cases(&args.output.display().to_string(), seconds));
+    match args.json {
+        _ if args.report.on_stdout() => (),
+        true => print_json(args, &converted, seconds),
+        false => print_text(args, &converted, seconds),
     }
     Ok(Outcome::of(converted.written))
 }

@@ -21,6 +21,7 @@ mod numbers;
 mod paths;
 mod plot;
 mod quantize;
+mod report;
 mod show;
 mod signals;
 mod synth;

@@ -1,8 +1,10 @@
 //! `dijiang verify BUNDLE`
 
 use super::bar::Bar;
+use super::report::ReportArgs;
 use super::{Failure, Outcome, show};
 use crate::provenance::files::{FileStatus, compare_files};
+use crate::report::outcome::Case;
 use crate::verify::{Choice, VerifyOptions, verify};
 use serde_json::json;
 use std::path::PathBuf;
@@ -31,15 +33,26 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    if args.digests {
-        return digests(args);
-    }
+    let suite = args.bundle.display().to_string();
+    args.report.of("verify", &args.bundle, args.json, |cases| match args.digests {
+        true => digests(args, &suite, cases),
+        false => prove(args, &suite, cases),
+    })
+}
+
+fn prove(args: &Args, suite: &str, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     let options =
         VerifyOptions { runtimes: args.runtime, seed: args.seed, reference: args.reference.clone() };
     let found = verify(&args.bundle, &options, &mut Bar::new())?;
+    cases.extend(found.cases(suite));
+    if args.report.on_stdout() {
+        return Ok(Outcome::of(found.ok));
+    }
     if args.json {
         show::object(&json!({"checks": show::checks(&found), "skipped": found.skipped(), "ok": found.ok}));
     } else {
@@ -49,22 +62,20 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     Ok(Outcome::of(found.ok))
 }
 
-fn digests(args: &Args) -> Result<Outcome, Failure> {
+fn digests(args: &Args, suite: &str, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     let found = compare_files(&args.bundle)?;
+    cases.extend(found.cases(suite));
+    if args.report.on_stdout() {
+        return Ok(Outcome::of(found.ok));
+    }
     if args.json {
         show::object(&serde_json::to_value(&found)?);
         return Ok(Outcome::of(found.ok));
     }
     for file in &found.files {
-        let what = match file.status {
-            FileStatus::Same => continue,
-            FileStatus::Differs => "differs",
-            FileStatus::Missing => "is missing",
-            FileStatus::Unlisted => "is not listed in dijiang.json",
-            FileStatus::Unrecorded => "has no recorded digest",
-        };
-        let reason = file.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
-        show::line(&format!("  {} {what}{reason}", file.name));
+        if file.status != FileStatus::Same {
+            show::line(&format!("  {} {}", file.name, file.told()));
+        }
     }
     show::line(&found.summary());
     Ok(Outcome::of(found.ok))

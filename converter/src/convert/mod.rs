@@ -1,5 +1,6 @@
 //! The conversion: a source in, a verified bundle out, written completely or not at all.
 
+mod cases;
 pub mod compile;
 pub mod estimate;
 pub mod genai;

@@ -2,11 +2,13 @@
 
 use crate::bundle::checksums::checksums;
 use crate::checkpoint::digests::{Compared, Difference, compare};
+use crate::report::message::one_line;
+use crate::report::outcome::{Case, CaseStatus};
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +34,36 @@ pub struct FileFound {
     pub reason: Option<String>,
 }
 
+impl FileFound {
+    /// What is said of it, after its name.
+    pub fn told(&self) -> String {
+        let what = match self.status {
+            FileStatus::Same => "is as written",
+            FileStatus::Differs => "differs",
+            FileStatus::Missing => "is missing",
+            FileStatus::Unlisted => "is not listed in dijiang.json",
+            FileStatus::Unrecorded => "has no recorded digest",
+        };
+        self.reason.as_ref().map_or_else(|| what.to_owned(), |reason| format!("{what}: {reason}"))
+    }
+
+    fn case(&self, suite: &str) -> Case {
+        Case {
+            suite: suite.to_owned(),
+            name: one_line(&self.name),
+            status: match self.status {
+                FileStatus::Same => CaseStatus::Passed,
+                FileStatus::Unrecorded => CaseStatus::Skipped,
+                FileStatus::Differs | FileStatus::Missing | FileStatus::Unlisted => CaseStatus::Failed,
+            },
+            seconds: 0.0,
+            message: Some(one_line(&self.told())),
+            place: None,
+            numbers: BTreeMap::new(),
+        }
+    }
+}
+
 /// All files of a bundle, in the order of their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FilesFound {
@@ -52,6 +84,11 @@ pub enum FilesError {
 }
 
 impl FilesFound {
+    /// A case of a report for each file. `suite` is the bundle.
+    pub fn cases(&self, suite: &str) -> Vec<Case> {
+        self.files.iter().map(|file| file.case(suite)).collect()
+    }
+
     /// How it ended, in one line.
     pub fn summary(&self) -> String {
         let count = |status: FileStatus| self.files.iter().filter(|file| file.status == status).count();

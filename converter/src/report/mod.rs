@@ -1,6 +1,9 @@
-//! Reports: progress of long work, pictures of runs, and names that are cut to fit into one line. What commands print
-//! is in [`crate::cli`].
+//! Reports: progress of long work, pictures of runs, names that are cut to fit into one line, and results in the formats
+//! that other programs read. What commands print is in [`crate::cli`].
 
+pub mod github;
+pub mod json;
+pub mod junit;
 pub(crate) mod message;
 pub mod outcome;
 pub(crate) mod plot;

@@ -62,4 +62,85 @@ impl Report {
         };
         self.cases.iter().map(code).max().unwrap_or(0)
     }
+
+    /// The cases of each suite, both in the order in which they came first.
+    pub fn suites(&self) -> Vec<(&str, Vec<&Case>)> {
+        let mut suites: Vec<(&str, Vec<&Case>)> = Vec::new();
+        let mut places = BTreeMap::new();
+        for case in &self.cases {
+            let place = *places.entry(case.suite.as_str()).or_insert(suites.len());
+            if place == suites.len() {
+                suites.push((&case.suite, Vec::new()));
+            }
+            suites[place].1.push(case);
+        }
+        suites
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod example {
+    use super::*;
+
+    fn case(suite: &str, name: &str, status: CaseStatus, message: &str) -> Case {
+        Case {
+            suite: suite.into(),
+            name: name.into(),
+            status,
+            seconds: 1.25,
+            message: (!message.is_empty()).then(|| message.into()),
+            place: None,
+            numbers: BTreeMap::new(),
+        }
+    }
+
+    /// Every status, with and without a message, and characters that a format has a meaning for.
+    pub(crate) fn report() -> Report {
+        let at = Place { file: "odd, dir:1/jobs.yaml".into(), line: 3, column: 7 };
+        let cases = vec![
+            case("llama", "convert", CaseStatus::Passed, "2 of 2 attentions are linear"),
+            Case {
+                numbers: BTreeMap::from([("limit".into(), 1e-4), ("measured".into(), 0.25)]),
+                place: Some(at.clone()),
+                ..case(
+                    "llama",
+                    "tract: served = parallel",
+                    CaseStatus::Failed,
+                    "100 % off\nand <b>more</b> | so",
+                )
+            },
+            case("opt", "convert", CaseStatus::Error, "\u{1b}[31mno \"file\" & 'so'"),
+            Case {
+                numbers: BTreeMap::from([("measured".into(), f64::NAN)]),
+                ..case("llama", "drift", CaseStatus::Passed, "")
+            },
+            Case {
+                place: Some(at),
+                ..case("neox", "eval", CaseStatus::Skipped, "its baseline `opt` failed")
+            },
+        ];
+        Report { command: "batch".into(), version: "1.2.3".into(), seconds: 6.5, cases }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_case_decides_the_exit_code() {
+        let mut report = example::report();
+        assert_eq!(report.exit_code(), 2);
+        report.cases.retain(|case| case.status != CaseStatus::Error);
+        assert_eq!(report.exit_code(), 1);
+        report.cases.retain(|case| case.status != CaseStatus::Failed);
+        assert_eq!(report.exit_code(), 0);
+    }
+
+    #[test]
+    fn cases_of_one_suite_come_together() {
+        let report = example::report();
+        let names: Vec<_> = report.suites().into_iter().map(|(name, cases)| (name, cases.len())).collect();
+        assert_eq!(names, [("llama", 3), ("opt", 1), ("neox", 1)]);
+    }
 }

@@ -9,6 +9,15 @@ pub struct Estimate {
     pub memory: u64,
 }
 
+/// What a line says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Say {
+    Note,
+    Warning,
+    /// A part of the work failed, and the rest may go on.
+    Error,
+}
+
 /// Hears what is going on.
 pub trait Progress: Send {
     /// So much will be taken of the disk and of memory.
@@ -24,7 +33,7 @@ pub trait Progress: Send {
     fn advance(&mut self, bytes: u64);
 
     /// A line of its own, which stays.
-    fn note(&mut self, line: &str);
+    fn say(&mut self, what: Say, line: &str);
 
     /// The work has ended.
     fn done(&mut self);
@@ -43,7 +52,7 @@ impl Progress for Silent {
 
     fn advance(&mut self, _bytes: u64) {}
 
-    fn note(&mut self, _line: &str) {}
+    fn say(&mut self, _what: Say, _line: &str) {}
 
     fn done(&mut self) {}
 }

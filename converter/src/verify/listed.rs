@@ -12,6 +12,7 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::verify::verify as violations;
 use dijiang_passes::precision::widen::rounds_activations;
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 /// Every graph there may be, in the order in which they are read.
 const GRAPHS: [&str; 6] =
@@ -129,6 +130,8 @@ fn told(state: &State) -> (&str, &str, Vec<Option<u64>>) {
 
 impl Verifier<'_> {
     pub(super) fn push(&mut self, row: Check) {
-        self.found.checks.push(row);
+        let seconds = self.since.elapsed().as_secs_f64();
+        self.since = Instant::now();
+        self.found.checks.push(row.taking(seconds));
     }
 }

@@ -6,6 +6,7 @@
 //! makes its rows.
 
 mod at_once;
+mod cases;
 mod decoding;
 mod drift;
 mod features;
@@ -36,6 +37,7 @@ use prompts::Prompts;
 use run::Model;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Instant;
 use table::Comparison;
 pub use table::{Check, Measure, Status, Verification};
 
@@ -127,6 +129,8 @@ struct Verifier<'a> {
     prompts: Prompts,
     progress: &'a mut dyn Progress,
     found: Verification,
+    /// When the last row was there.
+    since: Instant,
 }
 
 /// What the serving graph was found to do.
@@ -168,6 +172,7 @@ impl<'a> Verifier<'a> {
             prompts: Prompts::new(manifest, options.seed),
             progress,
             found: Verification::default(),
+            since: Instant::now(),
         };
         verifier.open_runtimes(options.runtimes)?;
         Ok(verifier)

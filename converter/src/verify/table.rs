@@ -84,6 +84,7 @@ impl Comparison {
             ok: true,
             status: Status::Reported,
             reason: None,
+            seconds: 0.0,
             recorded: None,
         }
     }
@@ -113,6 +114,8 @@ pub struct Check {
     pub status: Status,
     /// Why it was skipped, has no limit, or failed, where there is more to say than the number.
     pub reason: Option<String>,
+    /// Since the row before: what several rows need counts for the first of them.
+    pub seconds: f64,
     /// The reason without what differs between machines, for the manifest.
     recorded: Option<String>,
 }
@@ -133,6 +136,11 @@ impl Check {
     /// The same row with another reason in the manifest.
     pub(super) fn recorded_as(self, reason: impl Into<String>) -> Self {
         Self { recorded: Some(reason.into()), ..self }
+    }
+
+    /// The same row with the time that it took.
+    pub(super) fn taking(self, seconds: f64) -> Self {
+        Self { seconds, ..self }
     }
 
     pub fn is_skipped(&self) -> bool {

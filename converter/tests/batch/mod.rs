@@ -113,7 +113,7 @@ impl Home {
 
     pub(crate) fn run_with(&self, plan: &Plan, options: &RunOptions) -> Report {
         let options = RunOptions { program: Some(self.program("program", "")), ..options.clone() };
-        run(plan, &options, &mut Silent).expect("it runs")
+        run(plan, &options, &mut Silent).expect("it runs").report
     }
 
     /// The jobs that run.

@@ -31,9 +31,15 @@ pub(crate) fn check(arguments: &[&str], stdout: &str) {
     }
 }
 
-/// Two commands print other objects with an option.
+/// Some commands print other objects with an option.
 fn name(command: &str, arguments: &[&str]) -> String {
-    let apart = [("convert", "--stop-after"), ("verify", "--digests")];
+    let apart = [
+        ("batch", "--check"),
+        ("batch", "--dry-run"),
+        ("convert", "--estimate"),
+        ("convert", "--stop-after"),
+        ("verify", "--digests"),
+    ];
     let found = apart.iter().find(|(of, option)| *of == command && arguments.contains(option));
     found.map_or(command.to_owned(), |(of, option)| format!("{of}-{}", option.trim_start_matches('-')))
 }

@@ -5,6 +5,7 @@ use super::digests::Digester;
 use super::fresh::{self, Left};
 use super::memory;
 use super::names::Names;
+use super::outcome::JobState;
 use super::record::{Records, StepRecord};
 use super::step::{self, Ran};
 use super::threshold::{Evidence, judge};
@@ -12,6 +13,7 @@ use crate::batch::plan::{Job, Plan, Step, StepCommand};
 use crate::bundle::lock::{BundleLock, LockError};
 use crate::report::outcome::{Case, CaseStatus, Place};
 use crate::report::progress::Estimate;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -62,14 +64,20 @@ impl Work {
 /// How a job ended.
 #[derive(Debug, Clone)]
 pub(super) struct End {
+    /// What it would be if no case is bad.
+    pub(super) state: JobState,
+    /// Why it was built, or was not.
+    pub(super) why: String,
     pub(super) cases: Vec<Case>,
     /// The steps that are done.
     pub(super) steps: Arc<[StepRecord]>,
+    /// The checks that its steps made, those of one that failed too.
+    pub(super) checks: Vec<Value>,
 }
 
 impl End {
     pub(super) fn is_good(&self) -> bool {
-        self.cases.iter().all(|case| matches!(case.status, CaseStatus::Passed | CaseStatus::Skipped))
+        self.cases.iter().all(|case| super::is_good(case.status))
     }
 
     /// Every step and limit of a job that does not run.
@@ -77,16 +85,20 @@ impl End {
         let mut cases = Cases::new(job);
         cases.skip_steps(0..job.steps.len(), reason);
         cases.skip_limits(reason);
-        Self { cases: cases.cases, steps: Arc::from([]) }
+        Self::without_steps(JobState::Skipped, reason, cases)
+    }
+
+    fn without_steps(state: JobState, reason: &str, Cases { cases, .. }: Cases<'_>) -> Self {
+        Self { state, why: reason.to_owned(), cases, steps: Arc::from([]), checks: Vec::new() }
     }
 
     /// A job that cannot begin.
-    pub(super) fn refused(job: &Job, reason: String) -> Self {
+    pub(super) fn refused(job: &Job, reason: &str) -> Self {
         let mut cases = Cases::new(job);
-        cases.add(0, CaseStatus::Error, Some(reason));
+        cases.add(0, CaseStatus::Error, Some(reason.to_owned()));
         cases.skip_steps(1..job.steps.len(), "the job did not begin");
         cases.skip_limits("the job did not begin");
-        Self { cases: cases.cases, steps: Arc::from([]) }
+        Self::without_steps(JobState::Failed, reason, cases)
     }
 }
 
@@ -151,7 +163,7 @@ impl Context<'_> {
         let lock = match BundleLock::acquire(&self.records.place(&job.name)) {
             Ok(lock) => lock,
             Err(LockError::Held { holder, .. }) => return Looked::Held(holder),
-            Err(e) => return Looked::Over(End::refused(job, e.to_string())),
+            Err(e) => return Looked::Over(End::refused(job, &e.to_string())),
         };
         let names = Names::of(self.plan, job);
         let old = self.records.read(&job.name);
@@ -167,7 +179,7 @@ impl Context<'_> {
             let reason = format!(
                 "{bundle}: it is there already, and no record of this batch names it (hint: `mv {bundle} {bundle}.old`, or give the job another output)"
             );
-            return Looked::Over(End::refused(job, reason));
+            return Looked::Over(End::refused(job, &reason));
         }
         let convert =
             job.steps.first().filter(|step| left.from() == 0 && step.command == StepCommand::Convert);
@@ -186,11 +198,20 @@ impl Context<'_> {
         let Left { mut record, reads, .. } = left;
         let names = Names::of(self.plan, job);
         let mut cases = Cases::new(job);
+        let mut checks: Vec<Value> = record.steps.iter().flat_map(|step| checks_of(&step.result)).collect();
+        let why = reason.clone().unwrap_or_default();
+        let end = |cases: Cases<'_>, steps: Vec<StepRecord>, checks| End {
+            state: JobState::Built,
+            why: why.clone(),
+            cases: cases.cases,
+            steps: steps.into(),
+            checks,
+        };
         cases.skip_steps(0..from, UP_TO_DATE);
         // From now on the bundle is known to be this batch's.
         if let Err(e) = self.records.write(&record) {
             cases.add(from, CaseStatus::Error, Some(unwritten(&e)));
-            return self.broken(cases, from, record.steps);
+            return end(broken(cases, from), record.steps, checks);
         }
         for (at, step) in job.steps.iter().enumerate().skip(from) {
             let mut arguments = step::arguments(step, threads);
@@ -214,8 +235,10 @@ impl Context<'_> {
                 ("threads", threads as f64),
             ];
             case.numbers.extend(numbers.map(|(name, number)| (name.to_owned(), number)));
+            let result = names.result(step, result);
+            checks.extend(checks_of(&result));
             if status != CaseStatus::Passed {
-                return self.broken(cases, at, record.steps);
+                return end(broken(cases, at), record.steps, checks);
             }
             record.steps.push(StepRecord {
                 command: step.command.name().to_owned(),
@@ -224,25 +247,30 @@ impl Context<'_> {
                 bundle: fresh::writes(step.command).then(|| self.digester.files("", &job.bundle)),
                 seconds: ended - started,
                 peak,
-                result: names.result(step, result),
+                result,
             });
             if let Err(e) = self.records.write(&record) {
                 case_of(&mut cases, unwritten(&e));
-                return self.broken(cases, at, record.steps);
+                return end(broken(cases, at), record.steps, checks);
             }
         }
         cases.judge(&record.steps, baseline);
-        End { cases: cases.cases, steps: record.steps.into() }
+        end(cases, record.steps, checks)
     }
+}
 
-    /// The end of a job that stopped at a step.
-    fn broken(&self, mut cases: Cases<'_>, at: usize, steps: Vec<StepRecord>) -> End {
-        let job = cases.job;
-        let reason = format!("step {} did not pass", step_name(&job.steps, at));
-        cases.skip_steps(at + 1..job.steps.len(), &reason);
-        cases.skip_limits(&reason);
-        End { cases: cases.cases, steps: steps.into() }
-    }
+/// A job that stopped at a step.
+fn broken(mut cases: Cases<'_>, at: usize) -> Cases<'_> {
+    let job = cases.job;
+    let reason = format!("step {} did not pass", step_name(&job.steps, at));
+    cases.skip_steps(at + 1..job.steps.len(), &reason);
+    cases.skip_limits(&reason);
+    cases
+}
+
+/// The checks in what a step printed.
+fn checks_of(result: &Value) -> Vec<Value> {
+    result["checks"].as_array().cloned().unwrap_or_default()
 }
 
 /// What is said of a step that is not run again.
@@ -253,7 +281,9 @@ fn up_to_date(job: &Job, left: Left, baseline: Option<&[StepRecord]>) -> End {
     let mut cases = Cases::new(job);
     cases.skip_steps(0..job.steps.len(), UP_TO_DATE);
     cases.judge(&left.record.steps, baseline);
-    End { cases: cases.cases, steps: left.record.steps.into() }
+    let steps = left.record.steps;
+    let checks = steps.iter().flat_map(|step| checks_of(&step.result)).collect();
+    End { state: JobState::Fresh, why: UP_TO_DATE.to_owned(), cases: cases.cases, steps: steps.into(), checks }
 }
 
 fn unwritten(error: &std::io::Error) -> String {

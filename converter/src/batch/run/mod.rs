@@ -7,6 +7,7 @@ mod fresh;
 mod job;
 mod memory;
 mod names;
+mod outcome;
 mod record;
 mod schedule;
 mod step;
@@ -14,10 +15,11 @@ mod threshold;
 
 use crate::batch::plan::Plan;
 use crate::bundle::room;
-use crate::report::outcome::{CaseStatus, Report};
+use crate::report::outcome::{Case, CaseStatus, Report};
 use crate::report::progress::Progress;
 use digests::Digester;
 use job::Context;
+pub use outcome::{JobOutcome, JobState, Limit};
 use record::{DIRECTORY, Records};
 use schedule::{Budget, Schedule};
 use std::path::PathBuf;
@@ -50,11 +52,19 @@ pub enum BatchError {
     Program { source: std::io::Error },
 }
 
+/// What came of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ran {
+    /// In the order of the plan.
+    pub jobs: Vec<JobOutcome>,
+    pub report: Report,
+}
+
 /// Of the memory that is free, the part that a batch takes where nothing is said.
 const MOST_OF_FREE: f64 = 0.8;
 
 /// Runs the jobs of a plan. What failed is in the report.
-pub fn run(plan: &Plan, options: &RunOptions, progress: &mut dyn Progress) -> Result<Report, BatchError> {
+pub fn run(plan: &Plan, options: &RunOptions, progress: &mut dyn Progress) -> Result<Ran, BatchError> {
     let start = Instant::now();
     let unkept = |source| BatchError::Records { path: plan.root.join(DIRECTORY), source };
     let program = match &options.program {
@@ -73,9 +83,14 @@ pub fn run(plan: &Plan, options: &RunOptions, progress: &mut dyn Progress) -> Re
     if let Err(e) = context.digester.save() {
         tracing::debug!("the digests of files cannot be kept: {e}");
     }
+    let jobs = plan.jobs.iter().zip(&ends).map(|(job, end)| JobOutcome::of(job, end)).collect();
     let cases = ends.into_iter().flat_map(|end| end.cases).collect();
-    let (command, version) = ("batch".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-    Ok(Report { command, version, seconds: start.elapsed().as_secs_f64(), cases })
+    Ok(Ran { jobs, report: report(start.elapsed().as_secs_f64(), cases) })
+}
+
+/// What is reported of a batch.
+pub fn report(seconds: f64, cases: Vec<Case>) -> Report {
+    Report { command: "batch".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned(), seconds, cases }
 }
 
 fn budget(options: &RunOptions) -> Budget {

@@ -5,7 +5,7 @@ use super::job::{Context, End, Looked, Work};
 use super::memory::LOOKING;
 use super::record::StepRecord;
 use crate::batch::plan::{Job, Plan};
-use crate::report::progress::Progress;
+use crate::report::progress::{Progress, Say};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const AGAIN: Duration = Duration::from_millis(250);
 /// How often the digests that are known are kept.
 const SAVED: Duration = Duration::from_secs(10);
+/// How many jobs wait for room, for each thread of the budget: each holds a file open, its lock.
+const WAITING: usize = 4;
 
 /// What jobs may take together.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +118,7 @@ impl<'a> Schedule<'a> {
         let jobs = &self.context.plan.jobs;
         let ends = self.states.into_iter().zip(jobs).map(|(state, job)| match state {
             State::Over(end) => end,
-            _ => End::refused(job, "its baseline waits for it in turn".to_owned()),
+            _ => End::refused(job, "its baseline waits for it in turn"),
         });
         ends.collect()
     }
@@ -197,7 +199,7 @@ impl<'a> Schedule<'a> {
                 continue;
             };
             let job = self.job(at);
-            progress.note(&format!("{}: {}", job.name, work.reason()));
+            progress.say(Say::Note, &format!("{}: {}", job.name, work.reason()));
             let (context, baseline) = (self.context, self.baseline(at));
             self.running.insert(at, share);
             self.spawn(scope, move || {
@@ -209,7 +211,12 @@ impl<'a> Schedule<'a> {
     fn start_looking<'s>(&mut self, scope: &'s Scope<'s, 'a>) {
         let share = Share { memory: LOOKING, threads: 1 };
         let now = Instant::now();
+        let has_lock = |state: &&State| matches!(state, State::Ready(_) | State::Looking);
+        let mut held = self.states.iter().filter(has_lock).count();
         for at in 0..self.states.len() {
+            if held > self.budget.threads.saturating_mul(WAITING) {
+                return;
+            }
             let is_due =
                 matches!(self.states[at], State::Waiting(until) if until.is_none_or(|until| until <= now));
             if !is_due || !self.is_free(at) {
@@ -219,6 +226,7 @@ impl<'a> Schedule<'a> {
                 return;
             }
             self.states[at] = State::Looking;
+            held += 1;
             self.running.insert(at, share);
             let (context, job, baseline) = (self.context, self.job(at), self.baseline(at));
             self.spawn(scope, move || Event::Looked(at, context.look(job, baseline.as_deref())));
@@ -284,9 +292,12 @@ impl<'a> Schedule<'a> {
             Looked::Ready(work) => {
                 if work.memory > self.budget.memory {
                     let [needed, budget] = [work.memory, self.budget.memory].map(|bytes| bytes as f64 / 1e6);
-                    progress.note(&format!(
-                        "warning: {name}: about {needed:.0} MB of memory are needed, and the batch has {budget:.0} MB: it runs alone"
-                    ));
+                    progress.say(
+                        Say::Warning,
+                        &format!(
+                            "{name}: about {needed:.0} MB of memory are needed, and the batch has {budget:.0} MB: it runs alone (hint: --memory gives it more)"
+                        ),
+                    );
                 }
                 self.states[at] = State::Ready(work);
             }
@@ -298,7 +309,7 @@ impl<'a> Schedule<'a> {
         let bad = end.cases.iter().find(|case| !super::is_good(case.status));
         if let Some(case) = bad {
             let message = case.message.as_deref().unwrap_or("it failed");
-            progress.note(&format!("error: {name}: {}: {message}", case.name));
+            progress.say(Say::Error, &format!("{name}: {}: {message}", case.name));
             if !self.keep_going {
                 self.stopped.get_or_insert(at);
             }
