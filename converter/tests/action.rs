@@ -117,7 +117,7 @@ impl Runner {
 
     fn write_program(&self, name: &str, content: &str) {
         self.write(name, content);
-        std::fs::set_permissions(self.path(name), PermissionsExt::from_mode(0o755)).expect("its mode");
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o755)).expect("its mode");
     }
 
     fn read(&self, name: &str) -> String {

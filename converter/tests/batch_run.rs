@@ -89,7 +89,9 @@ fn a_graph_is_read_with_the_data_that_it_names_and_nothing_else() {
     let first = plan_job(&home, "llama", "adaptive", &["--no-verify"]);
     assert_eq!(home.run(&home.plan(vec![first.clone()])).exit_code(), 0);
     std::fs::create_dir(home.path("graph")).expect("it is made");
-    for (from, to) in [("softmax.onnx", "m.onnx"), ("model.safetensors", "model.safetensors"), ("model.onnx", "n.onnx")] {
+    for (from, to) in
+        [("softmax.onnx", "m.onnx"), ("model.safetensors", "model.safetensors"), ("model.onnx", "n.onnx")]
+    {
         std::fs::copy(first.bundle.join(from), home.path("graph").join(to)).expect("it is copied");
     }
     let plan = home.plan(vec![plan_job(&home, "graph/m.onnx", "adaptive", &["--no-verify"])]);
@@ -100,7 +102,11 @@ fn a_graph_is_read_with_the_data_that_it_names_and_nothing_else() {
     assert!(home.run_suites(&plan).is_empty());
     home.flip(Path::new("graph/model.safetensors"));
     let report = home.run(&plan);
-    assert_eq!(message(&report, &plan.jobs[0].name, "convert"), "source model.safetensors changed", "{report:?}");
+    assert_eq!(
+        message(&report, &plan.jobs[0].name, "convert"),
+        "source model.safetensors changed",
+        "{report:?}"
+    );
 }
 
 #[test]

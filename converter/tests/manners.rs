@@ -143,7 +143,9 @@ fn every_object_is_of_the_shape_that_its_schema_says() {
     let manifest =
         || serde_json::from_slice(&std::fs::read(home.path("X/dijiang.json")).expect("it is there"));
     home::schema::check_value("dijiang", &manifest().expect("JSON"));
-    let jobs = format!("version: 1\njobs: [{{name: a, model: {MODEL}, require: {{softmax-sites: 0, check-error: 1}}}}]\n");
+    let jobs = format!(
+        "version: 1\njobs: [{{name: a, model: {MODEL}, require: {{softmax-sites: 0, check-error: 1}}}}]\n"
+    );
     std::fs::write(home.path("jobs.yaml"), jobs).expect("it is written");
     object("batch jobs.yaml --check --json");
     object("batch jobs.yaml --dry-run --json");

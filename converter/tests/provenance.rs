@@ -159,7 +159,7 @@ fn what_was_cut_or_edited_by_a_byte_is_refused_before_anything_is_served() {
         refused("eval X --perplexity text.txt --context 8", name);
     };
     for name in ["dijiang.json", "model.onnx", "chunked.onnx", "tokenizer.json", "model.safetensors"] {
-        with_change(&home, name, |bytes| drop(bytes.pop()), || served(name));
+        with_change(&home, name, |bytes| _ = bytes.pop(), || served(name));
         // The head of a weight file is its header.
         with_change(&home, name, |bytes| bytes[100] ^= 1, || served(name));
     }
@@ -172,10 +172,9 @@ fn what_was_cut_or_edited_by_a_byte_is_refused_before_anything_is_served() {
     }
     let goes_on = "generate X --load-state s -n 2 --runtime tract";
     expect(0, &home.run(goes_on));
-    for change in [
-        |bytes: &mut Vec<u8>| drop(bytes.pop()),
-        |bytes: &mut Vec<u8>| *bytes.last_mut().expect("a byte") ^= 1,
-    ] {
+    for change in
+        [|bytes: &mut Vec<u8>| _ = bytes.pop(), |bytes: &mut Vec<u8>| *bytes.last_mut().expect("a byte") ^= 1]
+    {
         with_change(&home, "../s", change, || refused(goes_on, "state s: "));
     }
     expect(0, &home.run(GENERATE));
@@ -199,7 +198,7 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
     assert_eq!(told, format!("files: {} as written\n", all.len() - 1));
     for name in all.keys().filter(|name| *name != "dijiang.json") {
         let last = |bytes: &mut Vec<u8>| *bytes.last_mut().expect("a byte") ^= 1;
-        for change in [last, |bytes: &mut Vec<u8>| drop(bytes.pop())] {
+        for change in [last, |bytes: &mut Vec<u8>| _ = bytes.pop()] {
             with_change(&home, name, change, || {
                 let told = expect(1, &home.run("verify X --digests"));
                 assert!(told.starts_with(&format!("  {name} differs: ")), "{told}");

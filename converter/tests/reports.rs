@@ -297,7 +297,7 @@ fn check_junit(text: &str) -> Totals {
 }
 
 fn check_element(start: &BytesStart<'_>, parent: &str) -> String {
-    let name = String::from_utf8(start.name().as_ref().to_vec()).expect("UTF-8");
+    let name = start.name().as_ref().to_owned();
     if name == "system-out" {
         assert_eq!(parent, "testcase");
         return name;
@@ -305,10 +305,8 @@ fn check_element(start: &BytesStart<'_>, parent: &str) -> String {
     let row = ELEMENTS.iter().find(|(known, ..)| *known == name);
     let (_, above, known, needed) = row.unwrap_or_else(|| panic!("<{name}>"));
     assert_eq!(*above, parent, "<{name}>");
-    let keys: Vec<String> = start
-        .attributes()
-        .map(|a| String::from_utf8(a.expect("an attribute").key.as_ref().to_vec()).expect("UTF-8"))
-        .collect();
+    let keys: Vec<String> =
+        start.attributes().map(|a| a.expect("an attribute").key.as_ref().to_owned()).collect();
     assert!(keys.iter().all(|key| known.contains(&key.as_str())), "<{name}>: {keys:?}");
     assert!(needed.iter().all(|key| keys.iter().any(|k| k == key)), "<{name}>: {keys:?}");
     name
@@ -317,7 +315,7 @@ fn check_element(start: &BytesStart<'_>, parent: &str) -> String {
 fn totals(start: &BytesStart<'_>) -> Totals {
     let number = |key: &str| {
         let attribute = start.try_get_attribute(key).expect("attributes").expect("it is there");
-        String::from_utf8(attribute.value.to_vec()).expect("UTF-8").parse().expect("a number")
+        attribute.value.parse().expect("a number")
     };
     Totals { tests: number("tests"), failures: number("failures"), errors: number("errors") }
 }

@@ -163,7 +163,10 @@ fn of_mistake(file: &Path, mistake: &Mistake) -> Case {
     let place = mistake.place.clone();
     let Place { file: of, line, column } = &place;
     let name = format!("{}:{line}:{column}", of.display());
-    Case { place: Some(place.clone()), ..case(file, &one_line(&name), CaseStatus::Error, &mistake.wrong.to_string()) }
+    Case {
+        place: Some(place.clone()),
+        ..case(file, &one_line(&name), CaseStatus::Error, &mistake.wrong.to_string())
+    }
 }
 
 /// Tells all mistakes but the last, which ends the command.

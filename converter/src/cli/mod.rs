@@ -191,7 +191,6 @@ fn run(cli: Cli) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
     use std::path::Path;
 
     /// The words of a line as a shell has them, up to where its output goes.

@@ -247,7 +247,11 @@ pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, Con
 }
 
 /// Stores the weights of a graph as the options have it. Returns the graph as it was, where anything changed.
-fn quantize(source: &Path, options: &ConvertOptions, graph: &mut Graph) -> Result<Option<Graph>, ConvertError> {
+fn quantize(
+    source: &Path,
+    options: &ConvertOptions,
+    graph: &mut Graph,
+) -> Result<Option<Graph>, ConvertError> {
     let how = options.weights.map(|how| quantization::apply(how, graph, options.target)).transpose();
     how.map_err(|e| ConvertError::Quantize { path: source.to_owned(), source: Box::new(e) })
 }

@@ -283,7 +283,13 @@ fn up_to_date(job: &Job, left: Left, baseline: Option<&[StepRecord]>) -> End {
     cases.judge(&left.record.steps, baseline);
     let steps = left.record.steps;
     let checks = steps.iter().flat_map(|step| checks_of(&step.result)).collect();
-    End { state: JobState::Fresh, why: UP_TO_DATE.to_owned(), cases: cases.cases, steps: steps.into(), checks }
+    End {
+        state: JobState::Fresh,
+        why: UP_TO_DATE.to_owned(),
+        cases: cases.cases,
+        steps: steps.into(),
+        checks,
+    }
 }
 
 fn unwritten(error: &std::io::Error) -> String {
