@@ -137,6 +137,14 @@ fn what_was_trained_is_what_is_quantised() {
 }
 
 #[test]
+fn a_bundle_is_quantised_in_its_own_place() {
+    let home = Home::with("shakespeare", "");
+    home.fine("quantize b -o apart --no-verify");
+    home.fine("quantize b -o b --force --no-verify");
+    assert_eq!(files(&home.path("b")), files(&home.path("apart")));
+}
+
+#[test]
 fn bundles_that_cannot_be_quantised_are_refused() {
     let home = Home::with("shakespeare", "");
     let target = "int4 weights are read by ONNX Runtime's own operators, which target `portable` has not (hint: --target ort)";

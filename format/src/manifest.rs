@@ -504,7 +504,7 @@ pub(crate) mod tests {
         );
         assert_eq!(
             error(&text.replace("\"seed\": 0,", "")),
-            "b/dijiang.json: missing field `seed` at line 74 column 1 (hint: was it written by dijiang?)"
+            "b/dijiang.json: missing field `seed` at line 75 column 1 (hint: was it written by dijiang?)"
         );
         for chunk in [0, 100_000] {
             let mut manifest = manifest();

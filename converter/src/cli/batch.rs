@@ -253,7 +253,8 @@ fn print_jobs(jobs: &[JobOutcome], seconds: f64) {
             let verdict = match limit.ok {
                 Some(true) => "ok",
                 Some(false) => "FAILED",
-                None => "skipped",
+                // The line above says why the job did not get that far.
+                None => continue,
             };
             show::line(&format!("         {}: {verdict}: {}", limit.name, limit.reason));
         }

@@ -18,6 +18,8 @@ pub(super) fn resolved(file: &Path, text: &str) -> PathBuf {
     for component in Path::new(text).components() {
         match component {
             Component::CurDir => {}
+            // Nothing is above the root.
+            Component::ParentDir if path.parent().is_none() && path.has_root() => {}
             Component::ParentDir if ends_in_name(&path) => {
                 path.pop();
                 if path.as_os_str().is_empty() {

@@ -404,6 +404,6 @@ mod tests {
         let grows = [state(vec![batch(), Extent::Open("past".to_owned()), Extent::Known(8)])];
         assert_eq!(state_bytes(&grows).map(|figure| figure.value), Ok(f64::INFINITY));
         let told = judged(Quantity::SoftmaxSites, 0.0, &[], &[]);
-        assert!(told.starts_with("Error: nowhere/llama/dijiang.json: "), "{told}");
+        assert!(told.starts_with("Error: nowhere/llama: "), "{told}");
     }
 }

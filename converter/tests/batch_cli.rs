@@ -1,0 +1,133 @@
+//! `dijiang batch` as it is typed: what it prints, what it reports, and how it ends.
+
+mod home;
+
+use home::Home;
+use serde_json::Value;
+use std::process::Output;
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures");
+
+/// A directory with a file of two jobs, the second of which has these limits.
+fn home(limits: &str) -> Home {
+    let home = Home::empty();
+    let text = format!(
+        "version: 1
+defaults: {{steps: [convert: {{no-verify: true}}]}}
+jobs:
+- {{name: a, model: {FIXTURES}/llama}}
+- name: b
+  model: {FIXTURES}/opt
+  require: {{{limits}}}
+"
+    );
+    std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
+    home
+}
+
+fn told(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn read(home: &Home, name: &str) -> String {
+    std::fs::read_to_string(home.path(name)).expect("the file")
+}
+
+#[test]
+fn what_came_of_each_job_is_a_line_of_its_own_and_an_object() {
+    let home = home("softmax-sites: 0");
+    let (code, stdout, stderr) = told(&home.run("batch jobs.yaml"));
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(
+        lines[..3],
+        [
+            "built    a: it is new",
+            "built    b: it is new",
+            "         softmax-sites: ok: 0 of 2 attentions stay softmax, expected at most 0"
+        ]
+    );
+    assert!(lines[3].starts_with("2 jobs: 2 built, 0 fresh, 0 failed, 0 skipped, in "), "{stdout}");
+
+    let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --json"));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let object: Value = serde_json::from_str(&stdout).expect("JSON");
+    let jobs = object["jobs"].as_array().expect("jobs");
+    assert_eq!(object["ok"], true);
+    assert!(jobs.iter().all(|job| job["state"] == "fresh" && job["why"] == "up to date"), "{object:#}");
+    let limit = &jobs[1]["thresholds"][0];
+    assert_eq!(
+        (&limit["name"], &limit["measured"], &limit["ok"]),
+        (&"softmax-sites".into(), &0.0.into(), &true.into())
+    );
+}
+
+#[test]
+fn a_limit_that_fails_is_exit_1_and_is_told_quiet_or_not() {
+    let home = home("bundle-bytes: 10");
+    let (code, stdout, stderr) =
+        told(&home.run("batch jobs.yaml -q --report junit=junit.xml --report github=summary.md"));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(
+        stdout.contains("FAILED   b: bundle-bytes: ") && stdout.contains(" expected at most 10\n"),
+        "{stdout}"
+    );
+    assert!(stderr.starts_with("error: b: bundle-bytes: ") && stderr.lines().count() == 1, "{stderr}");
+    let junit = read(&home, "junit.xml");
+    assert!(junit.contains("<failure") && junit.contains("name=\"bundle-bytes\""), "{junit}");
+    assert!(read(&home, "summary.md").contains("bundle-bytes"));
+    let (code, annotations, _) = told(&home.run("batch jobs.yaml -q --report github"));
+    assert_eq!(code, Some(1));
+    assert!(
+        annotations.starts_with("::error ") && annotations.contains("file=jobs.yaml,line=7,"),
+        "{annotations}"
+    );
+}
+
+#[test]
+fn a_job_that_cannot_run_is_exit_2_and_names_its_cause_once() {
+    let home = home("");
+    let text = read(&home, "jobs.yaml").replace("/opt", "");
+    std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
+    let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --keep-going"));
+    assert_eq!(code, Some(2), "{stdout}");
+    assert!(stdout.starts_with("built    a: it is new\nFAILED   b: convert: "), "{stdout}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors[0].starts_with("error: b: convert: "), "{stderr}");
+    assert!(errors[1].starts_with("error: 1 job could not run: b (hint: "), "{stderr}");
+    assert_eq!(errors.len(), 2, "{stderr}");
+}
+
+#[test]
+fn mistakes_of_the_file_are_cases_with_their_places() {
+    let home = home("bundel-bytes: 10");
+    for mode in ["", " --check"] {
+        let call = format!("batch jobs.yaml{mode} --report github=summary.md --report json");
+        let (code, stdout, stderr) = told(&home.run(&call));
+        assert_eq!(code, Some(2));
+        let report: Value = serde_json::from_str(&stdout).expect("JSON");
+        let cases = report["cases"].as_array().expect("cases");
+        assert_eq!(cases.len(), 1, "{report:#}");
+        assert_eq!((&cases[0]["status"], &cases[0]["place"]["line"]), (&"error".into(), &7.into()));
+        assert!(stderr.contains("::error file=jobs.yaml,line=7,"), "{stderr}");
+        assert!(stderr.contains("error: jobs.yaml:7:"), "{stderr}");
+    }
+    let (code, stdout, _) = told(&home.run("batch jobs.yaml --only c --report json"));
+    assert_eq!((code, stdout.lines().count()), (Some(2), 1));
+}
+
+#[test]
+fn a_file_without_mistakes_is_one_case_of_a_check() {
+    let home = home("");
+    let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --check --report json"));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(report["cases"][0]["message"], "2 jobs, 2 steps");
+    let (code, _, stderr) = told(&home.run("batch jobs.yaml --json --report junit"));
+    assert_eq!(code, Some(2));
+    assert!(
+        stderr.starts_with("error: --json and --report junit would both be printed on stdout"),
+        "{stderr}"
+    );
+}
