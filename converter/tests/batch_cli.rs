@@ -4,7 +4,7 @@ mod home;
 
 use home::Home;
 use serde_json::Value;
-use std::process::Output;
+use std::process::{Command, Output};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures");
 
@@ -130,4 +130,26 @@ fn a_file_without_mistakes_is_one_case_of_a_check() {
         stderr.starts_with("error: --json and --report junit would both be printed on stdout"),
         "{stderr}"
     );
+}
+
+#[test]
+fn what_was_proved_without_a_runtime_is_proved_anew_with_it() {
+    if dijiang_runtime::OrtRuntime::installed().is_none() && std::env::var_os("DIJIANG_REQUIRE_ORT").is_none()
+    {
+        return;
+    }
+    let home = home("");
+    let text = read(&home, "jobs.yaml").replace("no-verify: true", "seed: 1");
+    std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
+    let mut without = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+    without
+        .current_dir(home.0.path())
+        .args(["batch", "jobs.yaml", "--only", "a"])
+        .env("ORT_DYLIB_PATH", "/nowhere");
+    let (code, _, stderr) = told(&without.output().expect("it runs"));
+    assert_eq!((code, stderr.as_str()), (Some(0), "a: it is new\n"));
+    assert!(told(&without.output().expect("it runs")).1.starts_with("fresh "));
+    let (code, stdout, _) = told(&home.run("batch jobs.yaml --only a"));
+    assert_eq!(code, Some(0));
+    assert!(stdout.starts_with("built    a: ONNX Runtime was missing, and is 1."), "{stdout}");
 }

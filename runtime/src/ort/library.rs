@@ -40,6 +40,12 @@ pub(crate) fn library() -> Result<Library, RuntimeError> {
     Ok(library)
 }
 
+/// The version of the library that this process would load, without loading it for good.
+pub(crate) fn installed() -> Option<String> {
+    let current_dir = std::env::current_dir().unwrap_or_default();
+    find(&|name: &str| std::env::var_os(name), &current_dir).ok().map(|(_, version)| version)
+}
+
 /// The first library that is new enough. One named outright is taken or refused, never passed over.
 fn find(lookup: discover::Lookup<'_>, current_dir: &Path) -> Result<(PathBuf, String), RuntimeError> {
     if let Some(path) = discover::named(lookup) {

@@ -11,7 +11,7 @@ use ort::value::{
 };
 
 use crate::ort::cuda_libraries;
-use crate::ort::library::{Library, library};
+use crate::ort::library::{self, Library, library};
 use crate::ort::unreleased_opsets::permit;
 use crate::session::error::{RuntimeError, one_line};
 use crate::session::tensor::{HostTensor, byte_len};
@@ -34,6 +34,11 @@ impl OrtRuntime {
     /// too old. The library stays loaded for the life of the process; later calls are free.
     pub fn new() -> Result<Self, RuntimeError> {
         Ok(Self { library: library()? })
+    }
+
+    /// The version of the library that [`OrtRuntime::new`] would load, where there is one.
+    pub fn installed() -> Option<String> {
+        library::installed()
     }
 
     /// The library file in use.

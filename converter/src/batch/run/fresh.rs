@@ -5,6 +5,7 @@
 //! last of them left; otherwise the job begins anew.
 
 use super::digests::Digester;
+use super::engine::{self, Engine};
 use super::names::{Names, Read};
 use super::record::{Digests, Record, StepRecord};
 use crate::batch::plan::{Step, StepCommand};
@@ -40,9 +41,14 @@ pub(super) fn writes(command: StepCommand) -> bool {
 }
 
 /// Compares a job with its record.
-pub(super) fn left(names: &Names<'_>, digester: &Digester, old: Option<Record>, force: bool) -> Left {
+pub(super) fn left(
+    names: &Names<'_>,
+    (digester, engine): (&Digester, &Engine),
+    old: Option<Record>,
+    force: bool,
+) -> Left {
     let steps = &names.job.steps;
-    let reads: Vec<Digests> = steps.iter().map(|step| contents(names, step, digester)).collect();
+    let reads: Vec<Digests> = steps.iter().map(|step| contents(names, step, digester, engine)).collect();
     let begun = Record::begin(&names.job.name, names.bundle());
     let anew = |reason: String| Left { record: begun.clone(), reads: reads.clone(), reason: Some(reason) };
     let Some(old) = old else { return anew("it is new".to_owned()) };
@@ -74,8 +80,8 @@ pub(super) fn left(names: &Names<'_>, digester: &Digester, old: Option<Record>, 
     }
 }
 
-/// Digests of all that a step reads besides the bundle.
-fn contents(names: &Names<'_>, step: &Step, digester: &Digester) -> Digests {
+/// Digests of all that a step reads besides the bundle, and the version of what it runs in.
+fn contents(names: &Names<'_>, step: &Step, digester: &Digester, engine: &Engine) -> Digests {
     let mut found = Digests::new();
     for read in names.reads(step) {
         found.extend(digester.files(&read.label, &read.path));
@@ -84,6 +90,9 @@ fn contents(names: &Names<'_>, step: &Step, digester: &Digester) -> Digests {
     let preset = recipes::PRESETS.iter().find(|(name, _)| *name == names.job.recipe);
     if let Some((name, text)) = preset.filter(|_| step.command == StepCommand::Convert) {
         found.insert(format!("recipe {name}"), dijiang_format::digest::digest(text.as_bytes()));
+    }
+    if engine::is_used(step) {
+        found.insert(engine::NAME.to_owned(), engine.version().to_owned());
     }
     found
 }
@@ -120,6 +129,7 @@ fn changed(old: &Digests, new: &Digests) -> Option<String> {
     let shown = |name: &str| name.replacen("source/", "source ", 1);
     let of_new = new.iter().filter_map(|(name, digest)| match old.get(name) {
         Some(same) if same == digest => None,
+        Some(old) if name == engine::NAME => Some(format!("{name} was {old}, and is {digest}")),
         Some(_) if digest.starts_with("cannot") => Some(format!("{} {digest}", shown(name))),
         Some(_) => Some(format!("{} changed", shown(name))),
         None => Some(format!("{} is new", shown(name))),

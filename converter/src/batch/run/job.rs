@@ -2,6 +2,7 @@
 
 use super::RunOptions;
 use super::digests::Digester;
+use super::engine::Engine;
 use super::fresh::{self, Left};
 use super::memory;
 use super::names::Names;
@@ -27,6 +28,7 @@ pub(super) struct Context<'a> {
     pub(super) program: PathBuf,
     pub(super) records: Records,
     pub(super) digester: Digester,
+    pub(super) engine: Engine,
     pub(super) start: Instant,
 }
 
@@ -169,7 +171,7 @@ impl Context<'_> {
         let old = self.records.read(&job.name);
         let is_ours = self.records.names(&names.bundle())
             || old.as_ref().is_some_and(|old| old.bundle == names.bundle());
-        let left = fresh::left(&names, &self.digester, old, self.options.force);
+        let left = fresh::left(&names, (&self.digester, &self.engine), old, self.options.force);
         if left.from() == job.steps.len() {
             return Looked::Over(up_to_date(job, left, baseline));
         }

@@ -3,6 +3,7 @@
 
 pub mod children;
 mod digests;
+mod engine;
 mod fresh;
 mod job;
 mod memory;
@@ -18,6 +19,7 @@ use crate::bundle::room;
 use crate::report::outcome::{Case, CaseStatus, Report};
 use crate::report::progress::Progress;
 use digests::Digester;
+use engine::Engine;
 use job::Context;
 pub use outcome::{JobOutcome, JobState, Limit};
 use record::{DIRECTORY, Records};
@@ -77,6 +79,7 @@ pub fn run(plan: &Plan, options: &RunOptions, progress: &mut dyn Progress) -> Re
         program,
         records: Records::open(plan).map_err(unkept)?,
         digester: Digester::open(&plan.root),
+        engine: Engine::default(),
         start,
     };
     let ends = Schedule::new(&context, budget(options)).run(progress);
