@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub(super) struct Args {
+    /// Directories that `dijiang convert` wrote
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
     /// A bundle to compare the others with, such as one of the recipe `softmax`

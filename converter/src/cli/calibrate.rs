@@ -10,6 +10,7 @@ use std::path::PathBuf;
 /// Fit what the conversion added to the attentions it replaced, before fine-tuning.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     #[command(flatten)]
     common: Common,

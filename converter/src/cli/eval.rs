@@ -9,6 +9,7 @@ use std::path::PathBuf;
 /// Measure bundles on text or on questions.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Directories that `dijiang convert` wrote
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
     /// Text, .jsonl, .u16 or .u32, as training reads them

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 /// `AutoModelForCausalLM.from_pretrained(BUNDLE, trust_remote_code=True)` loads the bundle's weights as they are.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// Print one JSON object
     #[arg(long)]

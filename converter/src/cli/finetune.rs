@@ -12,6 +12,7 @@ use std::path::PathBuf;
 /// Train a bundle on text until it has recovered from the conversion.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     #[command(flatten)]
     common: Common,

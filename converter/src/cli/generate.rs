@@ -13,6 +13,7 @@ use std::path::PathBuf;
 /// Continue a text, or several side by side.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// The text to continue; with --load-state, what comes behind the text before. Given several times, each is
     /// continued as if it were alone

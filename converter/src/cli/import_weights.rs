@@ -13,6 +13,7 @@ use std::path::PathBuf;
 /// the bundle stores. The graphs stay as they are, and serve the new weights.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// A safetensors file, or a directory as `save_pretrained` writes it
     file: PathBuf,

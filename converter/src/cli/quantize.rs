@@ -16,6 +16,7 @@ use std::time::Instant;
 /// touched. The new one is served, but not trained.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// The directory to make
     #[arg(short, long)]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 /// Prove a bundle: every form of the model in every runtime, against every other.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// ort, tract or all
     #[arg(long, default_value = "all")]

@@ -25,6 +25,8 @@ const STATE: &str = "state.";
 /// The metadata that names what wrote the file; the one entry, as entries have no order.
 const WRITER: &str = "dijiang.model";
 
+const UNREADABLE: &str = "this is no saved state, which `dijiang generate --save-state` writes";
+
 /// What a file holds.
 pub(crate) struct SavedState {
     pub(crate) state: DecoderState,
@@ -78,7 +80,7 @@ fn named(
 pub(crate) fn read(path: &Path) -> Result<SavedState, RuntimeError> {
     let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
     let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(format!("{UNREADABLE}: {e}")))?;
     let tensor = |name: &str| -> Result<HostTensor, RuntimeError> {
         let view = file.tensor(name).map_err(|e| failed(e.to_string()))?;
         let dtype = host_dtype(view.dtype())
