@@ -323,7 +323,8 @@ impl<'g> Search<'g> {
             Use::Node { node, .. } => self.graph.node(*node).outputs.as_slice(),
             Use::GraphOutput(_) => &[],
         };
-        let ends = |user: &Use| made(user).is_empty() || made(user).iter().any(|v| self.contents.contains(*v));
+        let ends =
+            |user: &Use| made(user).is_empty() || made(user).iter().any(|v| self.contents.contains(*v));
         let uses = |value: ValueId| self.graph.value(value).uses.iter();
         let starts = self.found.iter().flat_map(|n| self.graph.node(*n).outputs.iter().copied());
         let onwards = |value| uses(value).filter(|user| !ends(user)).flat_map(made).copied().collect();
