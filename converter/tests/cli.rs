@@ -240,7 +240,7 @@ fn nothing_linear_is_refused() {
     let model = bent(&bent(&decoder::text(|layer| layer), "0"), "1");
     decoder::write(&model, home.0.path());
     for verified in ["", " --no-verify"] {
-        let refused = refused(&home, &format!("convert m.onnx -o bundle{verified}"));
+        let refused = refused(&home, &format!("convert m.onnx -o bundle --force{verified}"));
         assert_eq!(refused, format!("error: {NOTHING_LINEAR}"));
     }
     let found = home.dijiang("inspect m.onnx").fine().stdout;
@@ -259,7 +259,7 @@ fn nothing_linear_is_refused() {
     assert_eq!(home.dijiang("convert m.onnx -o bundle --no-verify --recipe released --force").code, 2);
 }
 
-const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads the hidden state, and no linear layer was found that makes the values (hint: --recipe paper converts 2 of 2 attentions, and so do performer, pff, wpff and retnet)";
+const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads what the values are projected from, and they are not the output of one linear layer (hint: --recipe paper converts 2 of 2 attentions, and so do performer, pff, wpff and retnet)";
 
 const COUNTED: &str = "  weight %table: f32[64, 16] = random(3)
   %h.0.ids = Gather(%embed, %input_ids) {axis: 0}
@@ -295,6 +295,34 @@ fn without_caches() -> String {
         model.replace(&format!("%h.{n}.values)"), &format!("%h.{n}.v)"))
     };
     uncached(uncached(model, 0), 1)
+}
+
+/// What no caller could feed or read is refused before anything is written, proof or not.
+#[test]
+fn a_decoder_that_nothing_serves_is_refused() {
+    let home = Home::new();
+    let cases = [
+        (
+            "output \"logits\"",
+            "output \"last_hidden_state\"",
+            "its output `logits`; its outputs are last_hidden_state (hint: export it with its language-model head, as `optimum-cli export onnx --task text-generation` does)",
+        ),
+        (
+            "%input_ids",
+            "%tokens",
+            "its input `input_ids`; its inputs are tokens, attention_mask (hint: export it with that name)",
+        ),
+    ];
+    for (own, other, told) in cases {
+        decoder::write(&without_caches().replace(own, other), home.0.path());
+        let told = format!("m.onnx: the model is served token by token, by {told}");
+        for verified in ["", " --no-verify"] {
+            let refused = refused(&home, &format!("convert m.onnx -o bundle --force{verified}"));
+            assert_eq!(refused, format!("error: {told}"));
+        }
+        assert_eq!(home.dijiang("inspect m.onnx --json").fine().object()["refused"], json!(told));
+        home.dijiang("convert m.onnx -o bundle --no-verify --recipe softmax --force").fine();
+    }
 }
 
 #[test]
@@ -774,7 +802,7 @@ fn the_table_of_checks_says_what_its_numbers_are() {
     let words: Vec<&str> = failed.split_whitespace().collect();
     assert_eq!(words.join(" "), "missing files: decode.onnx 1 FAILED not at most 0");
     let last = ran.stdout.lines().last().expect("a line");
-    assert!(last.contains(" failed: missing files: decode.onnx"), "{last}");
+    assert!(last.contains(" failed (missing files: decode.onnx), "), "{last}");
 }
 
 /// A failure inside a runtime is one line too: neither ONNX Runtime's log nor the panic of tract stands beside it.
@@ -889,6 +917,8 @@ fn a_saved_state_goes_on_with_the_text() {
     assert_eq!(home.dijiang("import-weights other w.safetensors").code, 0);
     insta::assert_snapshot!(refused(&home, "generate other --load-state s --runtime tract"), @"error: state s: the model of bundle `bundle` wrote it, and `other` holds another (hint: `dijiang generate other --prompt TEXT --save-state s` writes one of this model)");
     insta::assert_snapshot!(refused(&home, "generate bundle --load-state none --runtime tract"), @"error: none: there is no such file or directory (hint: `dijiang generate --help` says what --load-state takes)");
+    std::fs::write(home.0.path().join("text"), "This is no state.").expect("a file");
+    insta::assert_snapshot!(refused(&home, "generate bundle --load-state text --runtime tract"), @"error: state text: this is no saved state, which `dijiang generate --save-state` writes: header too large (hint: a state fits the model that wrote it)");
 }
 
 /// As `dijiang inspect model --text | head -1` does it.

@@ -1,28 +1,19 @@
 //! What `generate`, `verify`, `eval` and `bench` decode by, against the bundle's own graph driven by host tensors.
 #![allow(clippy::print_stderr)]
 
+mod served;
+
 use dijiang::serving::open;
 use dijiang_runtime::{Engine, Serving, ServingOptions};
+use served::{SAME, assert_within, convert_to, logits, or_skip};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// Logits of f32 graphs in two orders of summation, relative to the largest.
-const SAME: f32 = 2e-5;
 
 const KINDS: [(&str, &str); 5] =
     [("llama", "softmax"), ("neox", "softmax"), ("opt", "softmax"), ("llama", "adaptive"), ("neox", "paper")];
 
 fn convert(fixture: &str, recipe: &str, into: &Path, more: &[&str]) -> PathBuf {
     let bundle = into.join(format!("{fixture}-{recipe}{}", more.concat()));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
-    command.arg("convert").arg(source).arg("-o").arg(&bundle);
-    let output = command
-        .args(["--recipe", recipe, "--dtype", "f32", "--no-verify"])
-        .args(more)
-        .output()
-        .expect("it starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    convert_to(&bundle, fixture, recipe, more);
     bundle
 }
 
@@ -32,16 +23,7 @@ fn options(segment: usize) -> ServingOptions {
 
 /// By the graph that is made for decoding.
 fn made(bundle: &Path, segment: usize) -> Option<Serving> {
-    match open(bundle, &options(segment)) {
-        Ok(serving) => Some(serving),
-        Err(error) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|value| value == "1") => {
-            panic!("{error}")
-        }
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
+    or_skip(open(bundle, &options(segment)))
 }
 
 /// By the bundle's own graph.
@@ -49,17 +31,9 @@ fn own(bundle: &Path) -> Serving {
     Serving::open(bundle, &options(512)).expect("it opens")
 }
 
-fn logits(serving: &Serving) -> Vec<f32> {
-    serving.logits().expect("logits").to_f32().expect("floats")
-}
-
 #[track_caller]
 fn assert_same(found: &Serving, expected: &Serving) {
-    let (found, expected) = (logits(found), logits(expected));
-    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-    assert!(largest > 0.0 && found.len() == expected.len());
-    let error = found.iter().zip(&expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
-    assert!(error <= SAME * largest, "{error:e} of {largest:e}");
+    assert_within(SAME, &logits(found), &logits(expected));
 }
 
 fn prompt(length: i64) -> Vec<i64> {
@@ -84,13 +58,7 @@ fn rows_of_all_lengths_come_to_the_numbers_of_each_alone() {
                 assert_eq!(next, expected.collect::<Vec<_>>().concat(), "{fixture}, {recipe}, {segment}");
                 for _ in 0..3 {
                     let expected: Vec<f32> = alone.iter().flat_map(logits).collect();
-                    let found = logits(&together);
-                    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-                    let error = found.iter().zip(&expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
-                    assert!(
-                        error <= SAME * largest,
-                        "{fixture}, {recipe}, {segment}: {error:e} of {largest:e}"
-                    );
+                    assert_within(SAME, &logits(&together), &expected);
                     let each = alone.iter_mut().zip(&next);
                     let expected = each.map(|(serving, token)| serving.decode(&[*token]).expect("it runs"));
                     let expected = expected.collect::<Vec<_>>().concat();

@@ -239,7 +239,7 @@ fn verify_fails_by_name_for_every_file_that_is_missing() {
             "{file}: {told}"
         );
         assert!(row.is_some_and(|row| row.ends_with("1  FAILED   not at most 0")), "{file}: {told}");
-        assert!(told.contains(&format!("failed: missing files: {file}")), "{file}: {told}");
+        assert!(told.contains(&format!("failed (missing files: {file}")), "{file}: {told}");
         std::fs::rename(home.path("aside"), home.path("X").join(file)).expect("it is put back");
     }
     expect(0, &home.run("verify X --runtime tract"));
@@ -294,7 +294,7 @@ fn a_wrong_reference_is_found_without_a_runtime() {
     std::fs::write(home.path("wrong.safetensors"), bytes).expect("it is written");
     let told = expect(1, &home.run("verify X --runtime tract --reference wrong.safetensors"));
     assert!(
-        told.contains("1 of ") && told.contains("checks failed: f64 interpreter: softmax = reference"),
+        told.contains("1 of ") && told.contains("checks failed (f64 interpreter: softmax = reference"),
         "{told}"
     );
 }

@@ -1,12 +1,12 @@
 //! The graphs that serve from bound memory against the serving graph, on the CPU, which runs both.
 #![allow(clippy::print_stderr)]
 
+mod served;
+
 use dijiang_runtime::{Engine, ModelIdentity, Serving, ServingOptions};
+use served::{SAME, assert_within, convert_to, logits, or_skip};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-/// Logits of f32 graphs in two orders of summation, relative to the largest.
-const SAME: f32 = 2e-5;
 
 fn convert(fixture: &str, recipe: &str, into: &Path) -> PathBuf {
     convert_with(fixture, recipe, into, &[])
@@ -18,52 +18,19 @@ fn convert_with(fixture: &str, recipe: &str, into: &Path, more: &[&str]) -> Path
     bundle
 }
 
-fn convert_to(bundle: &Path, fixture: &str, recipe: &str, more: &[&str]) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
-    command.arg("convert").arg(source).arg("-o").arg(bundle);
-    let output = command
-        .args(["--recipe", recipe, "--dtype", "f32", "--no-verify"])
-        .args(more)
-        .output()
-        .expect("it starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 fn open(bundle: &Path, engine: Engine, segment: usize) -> Option<Serving> {
     let options =
         ServingOptions { engine, segment: Some(segment), threads: Some(1), ..ServingOptions::default() };
-    match Serving::open(bundle, &options) {
-        Ok(serving) => Some(serving),
-        Err(error) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|value| value == "1") => {
-            panic!("{error}")
-        }
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
+    or_skip(Serving::open(bundle, &options))
 }
 
 fn prompts() -> Vec<Vec<i64>> {
     [9, 1, 4].iter().map(|n| (0..*n).map(|i| (i * 7 + n) % 31).collect()).collect()
 }
 
-fn logits(serving: &mut Serving) -> Vec<f32> {
-    serving.logits().expect("logits").to_f32().expect("floats")
-}
-
 #[track_caller]
 fn assert_same(found: &[f32], expected: &[f32]) {
     assert_within(SAME, found, expected);
-}
-
-#[track_caller]
-fn assert_within(limit: f32, found: &[f32], expected: &[f32]) {
-    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-    assert!(largest > 0.0 && found.len() == expected.len());
-    let error = found.iter().zip(expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
-    assert!(error <= limit * largest, "{error:e} of {largest:e}");
 }
 
 /// Weights that are inputs are read in f32; those of the serving graph meet activations that were rounded to bytes.
@@ -79,11 +46,11 @@ fn bound_memory_serves_weights_of_four_bits() {
             serving.start(3).expect("it starts");
             serving.prefill(&prompts()).expect("it runs");
         }
-        assert_within(BYTES, &logits(&mut bound), &logits(&mut plain));
+        assert_within(BYTES, &logits(&bound), &logits(&plain));
         for serving in [&mut plain, &mut bound] {
             serving.decode(&[3, 4, 5]).expect("it runs");
         }
-        assert_within(BYTES, &logits(&mut bound), &logits(&mut plain));
+        assert_within(BYTES, &logits(&bound), &logits(&plain));
     }
 }
 
@@ -106,12 +73,12 @@ fn bound_memory_serves_the_numbers_of_the_serving_graph() {
             for _ in 0..2 {
                 let expected = plain.prefill(&prompts()).expect("it runs");
                 let mut next = bound.prefill(&prompts()).expect("it runs");
-                assert_same(&logits(&mut bound), &logits(&mut plain));
+                assert_same(&logits(&bound), &logits(&plain));
                 assert_eq!(next, expected);
                 for _ in 0..4 {
                     let expected = plain.decode(&next).expect("it runs");
                     let found = bound.decode(&next).expect("it runs");
-                    assert_same(&logits(&mut bound), &logits(&mut plain));
+                    assert_same(&logits(&bound), &logits(&plain));
                     assert_eq!(found, expected);
                     next = found;
                 }
@@ -132,7 +99,7 @@ fn prompts_of_all_lengths_go_on_from_one_state() {
         let prompt = [(0..length).map(|i| i % 31).collect()];
         let expected = plain.prefill(&prompt).expect("it runs");
         assert_eq!(bound.prefill(&prompt).expect("it runs"), expected);
-        assert_same(&logits(&mut bound), &logits(&mut plain));
+        assert_same(&logits(&bound), &logits(&plain));
     }
     assert_eq!(bound.seen(), 614);
 }
@@ -171,20 +138,20 @@ fn move_states(bundle: &Path, dir: &Path) {
     let next = bound.prefill(&prompts()).expect("it runs");
     bound.save_state(&file).expect("it is saved");
     bound.decode(&next).expect("it runs");
-    let expected = logits(&mut bound);
+    let expected = logits(&bound);
 
     plain.load_state(&file).expect("it loads");
     let back = dir.join("back");
     plain.save_state(&back).expect("it is saved");
     plain.decode(&next).expect("it runs");
-    assert_same(&logits(&mut plain), &expected);
+    assert_same(&logits(&plain), &expected);
 
     for file in [file, back] {
         let mut again = open(bundle, Engine::OrtBound, 4).expect("it opens");
         again.load_state(&file).expect("it loads");
         assert_eq!((again.batch(), again.seen()), (3, 9));
         again.decode(&next).expect("it runs");
-        assert_eq!(logits(&mut again), expected);
+        assert_eq!(logits(&again), expected);
     }
 }
 
@@ -204,7 +171,7 @@ fn bound_memory_reads_the_files_that_a_bundle_links_to() {
         let mut bound = open(&dir.path().join(name), Engine::OrtBound, 4)?;
         bound.start(3).expect("it starts");
         bound.prefill(&prompts()).expect("it runs");
-        Some(logits(&mut bound))
+        Some(logits(&bound))
     };
     assert_eq!(logits_of("linked", &["--link"]), logits_of("whole", &[]));
     assert!(dir.path().join("linked/source-model.safetensors").exists());
@@ -261,7 +228,7 @@ fn features_in_blocks_serve_the_numbers_of_the_serving_graph() {
             let found = bound.decode(&next).expect("it runs");
             next = plain.decode(&next).expect("it runs");
             assert_eq!(found, next);
-            assert_same(&logits(&mut bound), &logits(&mut plain));
+            assert_same(&logits(&bound), &logits(&plain));
         }
         let file = dir.path().join("state");
         bound.save_state(&file).expect("it is saved");
@@ -294,7 +261,7 @@ fn a_state_is_of_its_model_in_every_target() {
             let found = second.decode(&next).expect("it runs");
             next = first.decode(&next).expect("it runs");
             assert_eq!(found, next);
-            assert_same(&logits(&mut second), &logits(&mut first));
+            assert_same(&logits(&second), &logits(&first));
         }
     }
 }
@@ -343,7 +310,7 @@ fn what_version_0_1_0_wrote_opens_as_it_is() {
         assert!((3..=TOKENS.len()).contains(&seen), "{seen}");
         fresh.start(1).expect("a row");
         fresh.prefill(&[TOKENS[..seen].to_vec()]).expect("tokens");
-        assert_same(&logits(&mut resumed), &logits(&mut fresh));
+        assert_same(&logits(&resumed), &logits(&fresh));
         // The greedy text of that version: `abc` goes on with `aa` and then ends.
         fresh.start(1).expect("a row");
         assert_eq!(fresh.prefill(&[TOKENS[..3].to_vec()]).expect("a prompt"), [0]);

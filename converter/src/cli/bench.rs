@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
   dijiang bench linear --against softmax --context 512,2048 --skip prefill
   dijiang bench linear --against softmax --device cuda:0 --batch 1,8 --svg picture")]
 pub(super) struct Args {
+    /// Directories that `dijiang convert` wrote
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
     /// A bundle to compare the others with, such as one of the recipe `softmax`

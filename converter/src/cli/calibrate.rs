@@ -13,6 +13,7 @@ use std::path::PathBuf;
   dijiang calibrate bundle --data text.txt
   dijiang calibrate bundle --data train.u16 --valid valid.u16 --device cuda:0")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     #[command(flatten)]
     common: Common,

@@ -12,6 +12,7 @@ use std::path::PathBuf;
   dijiang eval bundle --perplexity text.txt
   dijiang eval bundle softmax-bundle --task piqa=piqa.jsonl --limit 200 --json")]
 pub(super) struct Args {
+    /// Directories that `dijiang convert` wrote
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
     /// Text, .jsonl, .u16 or .u32, as training reads them

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   dijiang export-torch bundle")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// Print one JSON object
     #[arg(long)]

@@ -16,6 +16,7 @@ use std::path::PathBuf;
   dijiang finetune bundle --data train.u16 --train lora:8 --teacher self
   dijiang finetune bundle --data text.txt --resume")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     #[command(flatten)]
     common: Common,

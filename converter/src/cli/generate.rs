@@ -18,6 +18,7 @@ use std::path::PathBuf;
   dijiang generate bundle --prompt 'A story.' --save-state story.safetensors
   dijiang generate bundle --load-state story.safetensors --prompt ' It went on.'")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// The text to continue; with --load-state, what comes behind the text before. Given several times, each is
     /// continued as if it were alone

@@ -16,6 +16,7 @@ use std::path::PathBuf;
   dijiang import-weights bundle trained/model.safetensors
   dijiang import-weights bundle trained")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// A safetensors file, or a directory as `save_pretrained` writes it
     file: PathBuf,

@@ -19,6 +19,7 @@ use std::time::Instant;
   dijiang quantize bundle -o bundle-int4
   dijiang quantize bundle -o bundle-int4 --checksums --force")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// The directory to make
     #[arg(short, long)]

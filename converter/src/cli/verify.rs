@@ -16,6 +16,7 @@ use std::path::PathBuf;
   dijiang verify bundle --runtime tract
   dijiang verify bundle --digests")]
 pub(super) struct Args {
+    /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// ort, tract or all
     #[arg(long, default_value = "all")]

@@ -26,7 +26,7 @@ use crate::convert::inputs::{Input, InputError};
 use crate::convert::manifest::{COPIED, Origin};
 use crate::convert::quantization::QuantizeError;
 use crate::convert::refusal::{
-    Others, check_added, check_linear, check_sites, check_source, of_pipeline, said,
+    Others, check_added, check_linear, check_names, check_sites, check_source, of_pipeline, said,
 };
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
@@ -40,6 +40,7 @@ use dijiang_format::digest::WeightDigests;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile, SourceKind};
+use dijiang_format::names::{IDS, LOGITS};
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::target::{PORTABLE_OPSET, Target};
@@ -128,6 +129,10 @@ pub enum ConvertError {
     NoSites { path: PathBuf, misses: Vec<NearMiss> },
     #[error("{}: {kept} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)", path.display())]
     KeptWithoutCache { path: PathBuf, kept: WithoutCache },
+    #[error("{}: the model is served token by token, by its output `{LOGITS}`; its outputs are {outputs} (hint: export it with its language-model head, as `optimum-cli export onnx --task text-generation` does)", path.display())]
+    NoLogits { path: PathBuf, outputs: String },
+    #[error("{}: the model is served token by token, by its input `{IDS}`; its inputs are {inputs} (hint: export it with that name)", path.display())]
+    NoIds { path: PathBuf, inputs: String },
     #[error(
         "{}: none of its {} would be linear{} (hint: {})",
         path.display(), counted(*attentions, "attention"), said(kept), others.hint(*attentions)
@@ -335,6 +340,7 @@ fn write_bundle(
     if let Some(kept) = compiled.report.without_cache.clone().filter(|_| options.verify.is_some()) {
         return Err(ConvertError::KeptWithoutCache { path: source.to_owned(), kept });
     }
+    check_names(&compiled.model, source)?;
     let maps = if options.link { maps.as_slice() } else { &[] };
     let writer = ModelWriter {
         dir: bundle.path(),

@@ -1,9 +1,11 @@
 //! What a conversion is refused for, and what would convert the model instead.
 
 use super::{Before, ConvertError};
+use crate::bundle::states::states;
 use crate::checkpoint::ModelMeta;
 use crate::recipes;
 use dijiang_format::manifest::SourceKind;
+use dijiang_format::names::{IDS, LOGITS, PAST, PRESENT};
 use dijiang_format::place::{Place, bundle_of};
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::words::counted;
@@ -18,19 +20,47 @@ use std::path::Path;
 /// Whether `convert` with this recipe would do something to a canonical graph; the error is the one that it would
 /// refuse it with.
 pub fn would_convert(path: &Path, graph: &Graph, recipe: &Recipe) -> Result<(), ConvertError> {
-    let tried = tried(graph, recipe, None).map_err(PassError::from).map_err(PipelineError::from);
+    let mut made = graph.clone();
+    let tried = tried(&mut made, recipe, None).map_err(PassError::from).map_err(PipelineError::from);
     let report = tried.map_err(|error| of_pipeline(path, error))?;
     check_linear(&report, graph, None, path)?;
     match report.without_cache {
         Some(kept) => Err(ConvertError::KeptWithoutCache { path: path.to_owned(), kept }),
-        None => Ok(()),
+        None => check_names(&made, path),
     }
 }
 
+/// The form that the default target serves.
+const SERVED: Form = Form::Operator("com.microsoft");
+
 /// What a recipe makes of the attentions of a canonical graph.
-fn tried(graph: &Graph, recipe: &Recipe, layers: Option<&[usize]>) -> Result<Report, RewriteError> {
-    let options = Options { recipe, form: Form::Parallel, seed: 0, layers, added: None };
-    rewrite(&mut graph.clone(), &options)
+fn tried(graph: &mut Graph, recipe: &Recipe, layers: Option<&[usize]>) -> Result<Report, RewriteError> {
+    rewrite(graph, &Options { recipe, form: SERVED, seed: 0, layers, added: None })
+}
+
+/// A graph with states is fed token by token, by names that every caller knows.
+pub(super) fn check_names(model: &Graph, path: &Path) -> Result<(), ConvertError> {
+    if states(model).is_empty() {
+        return Ok(());
+    }
+    let path = path.to_owned();
+    if model.input(IDS).is_none() {
+        let inputs = model.inputs().iter().map(|v| model.value(*v).name.as_str());
+        return Err(ConvertError::NoIds { path, inputs: named(inputs) });
+    }
+    match model.output(LOGITS) {
+        Some(_) => Ok(()),
+        None => {
+            let outputs = named(model.outputs().iter().map(|(name, _)| name.as_str()));
+            Err(ConvertError::NoLogits { path, outputs })
+        }
+    }
+}
+
+/// Names in a row, without those of states.
+fn named<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let is_of_state = |name: &str| name.starts_with(PAST) || name.starts_with(PRESENT);
+    names.filter(|name| !is_of_state(name)).collect::<Vec<_>>().join(", ")
 }
 
 /// An error of compiling, with the source in front where it is one of the source.
@@ -99,7 +129,7 @@ impl Others {
         let mut best = Self::default();
         for (name, _) in recipes::PRESETS {
             let recipe = recipes::load(name).ok().filter(|recipe| recipe.attention != Attention::Softmax);
-            let report = recipe.and_then(|recipe| tried(graph, &recipe, layers).ok());
+            let report = recipe.and_then(|recipe| tried(&mut graph.clone(), &recipe, layers).ok());
             let report = report.filter(|report| report.without_cache.is_none());
             let linear = report.map_or(0, |r| r.sites.iter().filter(|site| site.why_kept.is_none()).count());
             if linear > best.linear {

@@ -215,6 +215,9 @@ impl Serialize for Check {
     }
 }
 
+/// What is counted are files, weights and states that are not as they were written.
+const DAMAGED: &str = "(hint: the bundle is not as it was written; convert the model again with --force)";
+
 /// The table.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Verification {
@@ -262,11 +265,15 @@ impl Verification {
         let text = match failed.as_slice() {
             [] if number == 1 => format!("{all} held"),
             [] => format!("all {all} held"),
-            failed => format!("{} of {all} failed: {}", failed.len(), failed.join("; ")),
+            failed => format!("{} of {all} failed ({})", failed.len(), failed.join("; ")),
         };
-        match skipped {
+        let text = match skipped {
             0 => text,
             skipped => format!("{text}, {skipped} skipped"),
+        };
+        match of(Status::Failed).any(|check| check.measure == Some(Measure::Count)) {
+            true => format!("{text} {DAMAGED}"),
+            false => text,
         }
     }
 }
@@ -292,7 +299,14 @@ mod tests {
         table.checks.pop();
         assert_eq!(table.summary(), "1 check held");
         table.checks.push(Comparison::new("c = d", "c", "d").within(f64::NAN, 1.0));
-        assert_eq!(table.summary(), "1 of 2 checks failed: c = d");
+        assert_eq!(table.summary(), "1 of 2 checks failed (c = d)");
+        table.checks.push(Check::skipped("e = f", "there is no f"));
+        let missing = Comparison::new("missing files", "the bundle", "dijiang.json").by(Measure::Count);
+        table.checks.push(missing.within(1.0, 0.0).because("decode.onnx"));
+        assert_eq!(
+            table.summary(),
+            "2 of 3 checks failed (c = d; missing files: decode.onnx), 1 skipped (hint: the bundle is not as it was written; convert the model again with --force)"
+        );
     }
 
     #[test]

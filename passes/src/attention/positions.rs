@@ -11,7 +11,7 @@ use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::Patch;
 use crate::ir::shape::Dim;
-use crate::ir::walk::{computed, depth_first_from};
+use crate::ir::walk::{ValueSet, computed, depth_first_from};
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, POSITIONS};
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,7 +55,7 @@ pub(super) fn move_to_input(graph: &mut Graph, cached: bool) -> Moved {
 }
 
 /// Values that depend on what tokens, states or other float inputs hold. Their shapes do not.
-fn read_contents(graph: &Graph) -> BTreeSet<ValueId> {
+fn read_contents(graph: &Graph) -> ValueSet {
     let holds = |v: &&ValueId| {
         let value = graph.value(**v);
         value.name == IDS || value.ty.dtype.is_none_or(DType::is_float)
@@ -64,13 +64,13 @@ fn read_contents(graph: &Graph) -> BTreeSet<ValueId> {
 }
 
 /// Values that depend on what these inputs hold, themselves among them.
-fn what_reads(graph: &Graph, inputs: BTreeSet<ValueId>) -> BTreeSet<ValueId> {
+fn what_reads(graph: &Graph, inputs: ValueSet) -> ValueSet {
     let mut found = inputs;
     for node in graph.order().into_iter().map(|id| graph.node(id)) {
         let reads = |v: &ValueId| {
             // The shape of an inner value would take the whole model to evaluate.
             let only_its_shape = node.op.is("Shape") && matches!(graph.value(*v).def, Def::Input);
-            found.contains(v) && !only_its_shape
+            found.contains(*v) && !only_its_shape
         };
         if node.inputs.iter().flatten().any(reads) {
             found.extend(&node.outputs);
@@ -130,13 +130,13 @@ fn beside_contents(graph: &Graph, own: &str, fixed: Option<u64>) -> BTreeMap<Val
     let given = computed(graph);
     let mut beside: BTreeMap<ValueId, Option<u64>> = BTreeMap::new();
     for node in graph.order().into_iter().map(|id| graph.node(id)).filter(|node| node.origin != own) {
-        if node.op.is("Shape") || !node.inputs.iter().flatten().any(|v| contents.contains(v)) {
+        if node.op.is("Shape") || !node.inputs.iter().flatten().any(|v| contents.contains(*v)) {
             continue;
         }
-        for value in node.inputs.iter().flatten().filter(|v| !contents.contains(v)) {
+        for value in node.inputs.iter().flatten().filter(|v| !contents.contains(**v)) {
             let rows = fixed.filter(|tokens| has_row_for_each(graph, node, *value, *tokens));
             // Constants differ from place to place as they like, unless they have a row for each token.
-            let is_counted = given.contains(value) && graph.producer(*value).is_some();
+            let is_counted = given.contains(*value) && graph.producer(*value).is_some();
             if is_counted || rows.is_some() {
                 let known = beside.entry(*value).or_default();
                 *known = known.or(rows);
@@ -199,7 +199,7 @@ enum Role {
 
 struct Search<'g> {
     graph: &'g Graph,
-    contents: BTreeSet<ValueId>,
+    contents: ValueSet,
     trials: Vec<&'static Trial>,
     roles: BTreeMap<ValueId, Role>,
     /// Consumers of positions, producers first.
@@ -243,7 +243,7 @@ impl<'g> Search<'g> {
             }
             _ => return None,
         };
-        Some(index).filter(|v| !self.contents.contains(v))
+        Some(index).filter(|v| !self.contents.contains(*v))
     }
 
     fn role(&mut self, value: ValueId) -> Role {
@@ -259,7 +259,7 @@ impl<'g> Search<'g> {
         let graph = self.graph;
         let Some((node, _)) = graph.producer(value) else { return Role::Unrelated };
         let node = graph.node(node);
-        if self.contents.contains(&value) || node.op.is("Shape") {
+        if self.contents.contains(value) || node.op.is("Shape") {
             return Role::Unrelated;
         }
         match self.time_axis(value) {
@@ -323,7 +323,8 @@ impl<'g> Search<'g> {
             Use::Node { node, .. } => self.graph.node(*node).outputs.as_slice(),
             Use::GraphOutput(_) => &[],
         };
-        let ends = |user: &Use| made(user).is_empty() || made(user).iter().any(|v| self.contents.contains(v));
+        let ends =
+            |user: &Use| made(user).is_empty() || made(user).iter().any(|v| self.contents.contains(*v));
         let uses = |value: ValueId| self.graph.value(value).uses.iter();
         let starts = self.found.iter().flat_map(|n| self.graph.node(*n).outputs.iter().copied());
         let onwards = |value| uses(value).filter(|user| !ends(user)).flat_map(made).copied().collect();

@@ -251,7 +251,7 @@ pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Opt
     let reads_hidden = recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm;
     if reads_hidden && site.hidden.is_none() {
         return says(
-            "the recipe's gate reads the hidden state, and no linear layer was found that makes the values",
+            "the recipe's gate reads what the values are projected from, and they are not the output of one linear layer",
         );
     }
     None

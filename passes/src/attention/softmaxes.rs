@@ -2,11 +2,10 @@
 //! what comes out weighs a third. The softmax of a classifier or of a router of experts reads a product with a weight.
 
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
-use crate::ir::walk::{computed, nearest_first};
-use std::collections::BTreeSet;
+use crate::ir::walk::{ValueSet, computed, nearest_first};
 
 /// Values that depend on what the graph is given.
-pub(super) struct Computed(BTreeSet<ValueId>);
+pub(super) struct Computed(ValueSet);
 
 impl Computed {
     pub(super) fn of(graph: &Graph) -> Self {
@@ -52,7 +51,7 @@ impl Computed {
             between.flat_map(&onwards).collect()
         };
         let of_computed = |node: &&Node| {
-            let computed = node.inputs.iter().flatten().filter(|v| self.0.contains(v));
+            let computed = node.inputs.iter().flatten().filter(|v| self.0.contains(**v));
             PRODUCTS.contains(&node.op.name()) && computed.count() > 1
         };
         nearest_first(value, MAX_STEPS, next).any(|value| nodes(value).iter().any(of_computed))

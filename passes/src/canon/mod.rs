@@ -3,6 +3,7 @@
 
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
+use crate::pattern::{Match, Pat, matches};
 use std::collections::BTreeMap;
 
 mod bounded_dim;
@@ -130,6 +131,19 @@ pub(crate) fn rewrite_nodes(
     }
     let change = sweep.patch.finish();
     graph.apply(change).map(Some)
+}
+
+/// The same for every node whose first output a pattern matches.
+pub(crate) fn rewrite_matches(
+    graph: &mut Graph,
+    rule: &'static str,
+    pattern: &Pat,
+    mut rewrite: impl FnMut(&mut Sweep<'_>, &Match) -> Option<Vec<ValueId>>,
+) -> Result<Option<Applied>, PatchError> {
+    rewrite_nodes(graph, rule, |w, node| {
+        let found = matches(w.graph, pattern, *node.outputs.first()?)?;
+        rewrite(w, &found)
+    })
 }
 
 /// Rounds over all rules after which a graph must have settled.

@@ -3,10 +3,11 @@
 //! Exact: yes, up to rounding
 //! Declines when: something else reads the sum, or half precision is bf16, for which there is no kernel
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, Sweep, rewrite_matches};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
+use crate::pattern::{Match, Pat, matches};
 use dijiang_format::dtype::DType;
 
 pub(super) struct BiasGelu;
@@ -17,28 +18,32 @@ impl GraphRule for BiasGelu {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match (node.op.domain(), node.op.name()) {
-            ("com.microsoft", "Gelu") => fused(w, node),
-            _ => None,
-        })
+        let gelu = Pat::op_in("com.microsoft", "Gelu", [sum().bind("sum")]);
+        rewrite_matches(graph, self.name(), &gelu, fused)
     }
 }
 
-fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
-    let sum = node.input(0)?;
-    let found = w.graph.value(sum);
-    if found.uses.len() != 1 || !matches!(found.ty.dtype, Some(DType::F32 | DType::F16)) {
+fn fused(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
+    let dtype = w.graph.value(found.get("sum")?).ty.dtype;
+    if !found.is_alone(w.graph) || !matches!(dtype, Some(DType::F32 | DType::F16)) {
         return None;
     }
-    let [x, bias] = biased(w.graph, sum)?;
+    let [x, bias] = with_bias(w.graph, found)?;
     let (x, bias) = (w.current(x), w.current(bias));
     Some(vec![w.patch.node(Op::in_domain("com.microsoft", "BiasGelu"), &[x, bias])])
 }
 
+fn sum() -> Pat {
+    Pat::op("Add", [Pat::var("x"), Pat::var("bias")])
+}
+
 /// A value and the bias that is added to it: a weight as long as its last dim.
-pub(super) fn biased(graph: &Graph, sum: ValueId) -> Option<[ValueId; 2]> {
-    let add = graph.made_by(sum, "Add")?;
-    let [x, bias] = [add.input(0)?, add.input(1)?];
+pub(super) fn biased(graph: &Graph, value: ValueId) -> Option<[ValueId; 2]> {
+    with_bias(graph, &matches(graph, &sum(), value)?)
+}
+
+fn with_bias(graph: &Graph, found: &Match) -> Option<[ValueId; 2]> {
+    let [x, bias] = [found.get("x")?, found.get("bias")?];
     let shape = |value: ValueId| graph.value(value).ty.shape.as_ref();
     let [width] = &shape(bias)?[..] else { return None };
     let fits = graph.value(bias).is_weight && width.known().is_some() && shape(x)?.last() == Some(width);

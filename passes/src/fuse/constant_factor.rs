@@ -6,10 +6,11 @@
 //! For graphs that hold their weights: a runtime scales such a matrix once, when it loads the graph. Where weights
 //! are bound as inputs it would at every call.
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, rewrite_matches};
+use crate::ir::graph::Graph;
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::walk::is_made_of_constants;
+use crate::pattern::Pat;
 
 #[derive(Debug)]
 pub struct ConstantFactor;
@@ -20,21 +21,15 @@ impl GraphRule for ConstantFactor {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("MatMul") {
-            true => moved(w, node),
-            false => None,
+        let scaled = Pat::op("Mul", [Pat::Scalar.bind("factor"), Pat::var("x")]);
+        let product = Pat::op("MatMul", [scaled, Pat::var("matrix")]);
+        rewrite_matches(graph, self.name(), &product, |w, found| {
+            let matrix = found.get("matrix").filter(|matrix| is_made_of_constants(w.graph, *matrix))?;
+            let [x, matrix] = [found.get("x")?, matrix].map(|value| w.current(value));
+            let matrix = w.patch.mul(matrix, found.get("factor")?);
+            Some(vec![w.patch.matmul(x, matrix)])
         })
     }
-}
-
-fn moved(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
-    let scaled = w.graph.made_by(node.input(0)?, "Mul")?;
-    let (x, factor) = (scaled.input(0)?, scaled.input(1)?);
-    w.graph.as_scalar(factor)?;
-    let matrix = node.input(1).filter(|matrix| is_made_of_constants(w.graph, *matrix))?;
-    let (x, matrix) = (w.current(x), w.current(matrix));
-    let matrix = w.patch.mul(matrix, factor);
-    Some(vec![w.patch.matmul(x, matrix)])
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@
 //! Exact: yes
 //! Declines when: the parts differ in size, something else reads the product, or the weight is no weight
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, Sweep, rewrite_matches};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
+use crate::pattern::{LAST_OF_FOUR, Match, Pat};
 use crate::serving_graph::join_weights::rows;
 use dijiang_format::joined::RowRange;
 
@@ -19,48 +20,41 @@ impl GraphRule for HeadParts {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Split") {
-            true => apart(w, node),
-            false => None,
-        })
+        let transposed = Pat::op("Transpose", [Pat::var("weight")]).with_ints("perm", &[1, 0]);
+        let product = Pat::op("MatMul", [Pat::var("x"), transposed]).bind("product");
+        let biased = Pat::op("Add", [product.clone(), Pat::var("bias")]);
+        let joined = Pat::one_of([("biased", biased), ("plain", product)]).bind("joined");
+        let by_head = Pat::op("Reshape", [joined]).bind("by_head");
+        let parts = Pat::op("Split", [by_head]).with_int_of("axis", LAST_OF_FOUR);
+        rewrite_matches(graph, self.name(), &parts, apart)
     }
 }
 
-fn apart(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn apart(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
     let graph = w.graph;
-    let shape = |value: ValueId| graph.value(value).ty.shape.clone();
-    let lone = |value: ValueId| graph.value(value).uses.len() == 1;
-    let by_head = node.input(0)?;
-    let joined = graph.made_by(by_head, "Reshape").filter(|_| lone(by_head))?.input(0)?;
-    let (heads, whole) = (shape(by_head)?, shape(joined)?);
-    let ([_, _, Dim::Known(count), Dim::Known(width)], [_, _, Dim::Known(all)]) = (&heads[..], &whole[..])
-    else {
+    let shape = |value: ValueId| graph.value(value).ty.shape.as_deref();
+    let is_alone = |name: &&str| found.get(name).is_some_and(|value| graph.value(value).uses.len() == 1);
+    let (by_head, joined) = (shape(found.get("by_head")?)?, shape(found.get("joined")?)?);
+    let ([_, _, Dim::Known(count), Dim::Known(width)], [_, _, Dim::Known(all)]) = (by_head, joined) else {
         return None;
     };
-    let parts = node.outputs.iter().map(|part| shape(*part)?.last()?.known());
+    let split = graph.node(*found.nodes.first()?);
+    let parts = split.outputs.iter().map(|part| shape(*part)?.last()?.known());
     let parts: Vec<u64> = parts.collect::<Option<_>>()?;
     let even = parts.iter().all(|part| *part == parts[0]);
-    let over_last = matches!(node.op.int("axis"), Some(-1 | 3));
-    if !over_last || !even || !lone(joined) || count * width != *all {
-        return None;
-    }
-    let (product, bias) = match graph.made_by(joined, "Add") {
-        Some(add) => (add.input(0)?, Some(add.input(1)?)),
-        None => (joined, None),
-    };
-    let product = graph.made_by(product, "MatMul").filter(|_| lone(product))?;
-    let transposed = graph.made_by(product.input(1)?, "Transpose")?;
-    let weight = transposed.input(0)?;
+    let (weight, bias) = (found.get("weight")?, found.get("bias"));
     let is_weight =
         |value: ValueId, rank| graph.value(value).is_weight && graph.value(value).ty.rank() == Some(rank);
-    if transposed.op.ints("perm") != Some(&[1, 0])
-        || !is_weight(weight, 2)
-        || !bias.is_none_or(|b| is_weight(b, 1))
-    {
+    let fits = even
+        && ["by_head", "joined", "product"].iter().all(is_alone)
+        && count * width == *all
+        && is_weight(weight, 2)
+        && bias.is_none_or(|bias| is_weight(bias, 1));
+    if !fits {
         return None;
     }
     let dim = parts[0] as usize;
-    let x = w.input(product, 0)?;
+    let x = w.current(found.get("x")?);
     let part = |i: usize| {
         let taken = RowRange { begin: i * dim, end: (i + 1) * dim, every: *width as usize };
         let own = rows(&mut w.patch, weight, taken);

@@ -4,10 +4,11 @@
 //! Exact: yes
 //! Declines when: the heads are no numbers, or something else reads what lies between
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, Sweep, rewrite_matches};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
+use crate::pattern::{Match, Pat};
 
 pub(super) struct HeadRows;
 
@@ -17,37 +18,29 @@ impl GraphRule for HeadRows {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Reshape") {
-            true => rows(w, node),
-            false => None,
-        })
+        let source = || Pat::var("source");
+        let plain = Pat::op("Transpose", [source()]).with_ints("perm", &[2, 0, 1, 3]);
+        let by_head = Pat::op("Transpose", [source()]).with_ints("perm", &[0, 2, 1, 3]);
+        let rotation = Pat::op_in("com.microsoft", "RotaryEmbedding", [by_head]).bind("rotation");
+        let rotated = Pat::op("Transpose", [rotation]).with_ints("perm", &[1, 0, 2, 3]);
+        let either = Pat::one_of([("plain", plain), ("rotated", rotated)]);
+        rewrite_matches(graph, self.name(), &Pat::op("Reshape", [either]).bind("rows"), rows)
     }
 }
 
-fn rows(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
+fn rows(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
     let graph = w.graph;
-    let [Dim::Known(heads), _, Dim::Known(dim)] = graph.value(node.outputs[0]).ty.shape.as_deref()? else {
-        return None;
-    };
-    let (heads, dim) = (*heads as i64, *dim as i64);
-    let last = lone(graph, node.input(0)?, "Transpose")?;
-    let (source, rotation) = match last.op.ints("perm")? {
-        [2, 0, 1, 3] => (last.input(0)?, None),
-        [1, 0, 2, 3] => {
-            let rotation = lone(graph, last.input(0)?, "RotaryEmbedding")?;
-            let first = lone(graph, rotation.input(0)?, "Transpose")?;
-            let source = first.input(0).filter(|_| first.op.ints("perm") == Some(&[0, 2, 1, 3]))?;
-            (source, (rotation.op.domain() == "com.microsoft").then_some(rotation))
-        }
-        _ => return None,
-    };
-    let is_by_head =
-        |shape: &[Dim]| shape.len() == 4 && shape[2..] == [heads, dim].map(|n| Dim::Known(n as u64));
-    if !graph.value(source).ty.shape.as_deref().is_some_and(is_by_head) {
+    let shape = |name: &str| graph.value(found.get(name)?).ty.shape.as_deref();
+    let [heads, _, dim] = shape("rows")? else { return None };
+    let [_, _, own_heads, own_dim] = shape("source")? else { return None };
+    if !found.is_alone(graph) || [heads, dim] != [own_heads, own_dim] {
         return None;
     }
-    let mut x = w.current(source);
-    if let Some(rotation) = rotation {
+    let (Dim::Known(heads), Dim::Known(dim)) = (heads, dim) else { return None };
+    let (heads, dim) = (*heads as i64, *dim as i64);
+    let mut x = w.current(found.get("source")?);
+    if let Some((rotation, _)) = found.get("rotation").and_then(|rotation| graph.producer(rotation)) {
+        let rotation = graph.node(rotation);
         let packed = w.patch.reshape(x, &[0, 0, heads * dim]);
         let mut inputs = vec![packed];
         for slot in 1..rotation.inputs.len() {
@@ -57,12 +50,6 @@ fn rows(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     }
     let rows = w.patch.reshape(x, &[-1, heads, dim]);
     Some(vec![w.patch.transpose(rows, &[1, 0, 2])])
-}
-
-/// What makes a value that nothing else reads.
-fn lone<'g>(graph: &'g Graph, value: ValueId, op: &str) -> Option<&'g Node> {
-    let node = graph.node(graph.producer(value)?.0);
-    (node.op.name() == op && graph.value(value).uses.len() == 1).then_some(node)
 }
 
 #[cfg(test)]

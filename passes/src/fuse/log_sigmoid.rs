@@ -4,9 +4,10 @@
 //! in f32 the logarithm is −∞, and the exponential 0 as before
 //! Declines when: anything else reads it, such as a sum of log decays, or x is not f32
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, Use, ValueId};
+use crate::canon::{GraphRule, rewrite_matches};
+use crate::ir::graph::{Graph, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use crate::pattern::Pat;
 use dijiang_format::dtype::DType;
 
 pub(super) struct LogSigmoid;
@@ -17,22 +18,18 @@ impl GraphRule for LogSigmoid {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Neg") {
-            true => fused(w, node),
-            false => None,
+        let soft = Pat::op("Softplus", [Pat::op("Neg", [Pat::var("x")])]);
+        let decay = Pat::op("Neg", [soft]).bind("decay");
+        rewrite_matches(graph, self.name(), &decay, |w, found| {
+            let x = found.get("x")?;
+            if w.graph.value(x).ty.dtype != Some(DType::F32) || !is_decay(w.graph, found.get("decay")?) {
+                return None;
+            }
+            let x = w.current(x);
+            let open = w.patch.sigmoid(x);
+            Some(vec![w.patch.log(open)])
         })
     }
-}
-
-fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
-    let soft = w.graph.made_by(node.input(0)?, "Softplus")?;
-    let x = w.graph.made_by(soft.input(0)?, "Neg")?.input(0)?;
-    if w.graph.value(x).ty.dtype != Some(DType::F32) || !is_decay(w.graph, node.outputs[0]) {
-        return None;
-    }
-    let x = w.current(x);
-    let open = w.patch.sigmoid(x);
-    Some(vec![w.patch.log(open)])
 }
 
 fn is_decay(graph: &Graph, value: ValueId) -> bool {

@@ -1,5 +1,8 @@
 //! Plain operators become the fused ones that ONNX Runtime computes in one kernel: the clean-ups of `canon` the other
 //! way round. This is done to serving graphs of ONNX Runtime alone, and last: no other pass knows these operators.
+//!
+//! A fusion of a tree of operators says which by a [pattern](crate::pattern), and checks the rest itself. Those that
+//! follow a value to its users, gather any number of nodes or compare polynomials walk by hand.
 
 use crate::canon::GraphRule;
 use crate::ir::graph::Graph;

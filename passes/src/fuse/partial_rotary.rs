@@ -3,10 +3,10 @@
 //! Exact: yes
 //! Declines when: what follows the rotation is not what was split off x
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
-use crate::ir::op::Op;
+use crate::canon::{GraphRule, Sweep, rewrite_matches};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
+use crate::pattern::{LAST_OF_FOUR, Match, Pat};
 
 pub(super) struct PartialRotary;
 
@@ -16,41 +16,29 @@ impl GraphRule for PartialRotary {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Concat") {
-            true => fused(w, node),
-            false => None,
-        })
+        let part = |output| {
+            let parts = Pat::op("Split", [Pat::var("x")]).with_int_of("axis", LAST_OF_FOUR);
+            parts.exactly(2, 2).output(output)
+        };
+        let rotated = Pat::op_in("com.microsoft", "RotaryEmbedding", [part(0)])
+            .with_int_of("rotary_embedding_dim", &[0])
+            .with_int_of("interleaved", &[0])
+            .bind("rotated");
+        let joined = Pat::op("Concat", [rotated, part(1)]).with_int_of("axis", LAST_OF_FOUR).exactly(2, 1);
+        rewrite_matches(graph, self.name(), &joined, fused)
     }
 }
 
-fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
-    let graph = w.graph;
-    let [Some(rotated), Some(rest)] = node.inputs[..] else { return None };
-    let turn = graph.node(graph.producer(rotated)?.0);
-    let is_whole = turn.op.int("rotary_embedding_dim") == Some(0) && turn.op.int("interleaved") == Some(0);
-    let is_rotary = turn.op.domain() == "com.microsoft" && turn.op.name() == "RotaryEmbedding" && is_whole;
-    let (split, first) = graph.producer(turn.input(0)?)?;
-    let parts = graph.node(split);
-    let shape = |value: ValueId| graph.value(value).ty.shape.clone();
-    let x = parts.input(0)?;
-    let dims = shape(x)?;
-    let over_last = |op: &Op| matches!(op.int("axis"), Some(-1 | 3));
-    let fits = is_rotary
-        && dims.len() == 4
-        && parts.op.is("Split")
-        && parts.outputs.len() == 2
-        && over_last(&parts.op)
-        && over_last(&node.op)
-        && first == 0
-        && graph.producer(rest) == Some((split, 1));
-    if !fits {
-        return None;
-    }
-    let (heads, dim) = (dims[1].known()?, shape(rotated)?[3].known()?);
-    let op = turn.op.clone().with("num_heads", heads as i64).with("rotary_embedding_dim", dim as i64);
+fn fused(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
+    let [x, rotated] = [found.get("x")?, found.get("rotated")?];
+    let shape = |value: ValueId| w.graph.value(value).ty.shape.as_deref();
+    let ([_, heads, _, _], [.., dim]) = (shape(x)?, shape(rotated)?) else { return None };
+    let (heads, dim) = (heads.known()?, dim.known()?);
+    let rotation = w.graph.node(w.graph.producer(rotated)?.0);
+    let op = rotation.op.clone().with("num_heads", heads as i64).with("rotary_embedding_dim", dim as i64);
     let mut inputs = vec![w.current(x)];
-    for slot in 1..turn.inputs.len() {
-        inputs.push(w.input(turn, slot)?);
+    for slot in 1..rotation.inputs.len() {
+        inputs.push(w.input(rotation, slot)?);
     }
     Some(vec![w.patch.node(op, &inputs)])
 }

@@ -3,10 +3,11 @@
 //! Exact: yes, up to rounding: the kernel sums in f32 too
 //! Declines when: the weight is no vector, has another type than x, or ε is not a number
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, Sweep, rewrite_matches};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
+use crate::pattern::{Match, Pat};
 
 pub(super) struct RmsNorm;
 
@@ -16,51 +17,39 @@ impl GraphRule for RmsNorm {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| {
-            if !node.op.is("Mul") {
-                return None;
-            }
-            fused(w, node, [0, 1]).or_else(|| fused(w, node, [1, 0]))
-        })
+        rewrite_matches(graph, self.name(), &scaled_norm(), fused)
     }
 }
 
-fn fused(w: &mut Sweep<'_>, node: &Node, [normal, weight]: [usize; 2]) -> Option<Vec<ValueId>> {
-    let (x, epsilon) = normalised(w.graph, node.input(normal)?)?;
-    let weight = w.input(node, weight)?;
-    let (x_type, weight_type) = (w.graph.value(x).ty.clone(), w.patch.ty(weight).clone());
-    let fits = weight_type.rank() == Some(1)
-        && weight_type.dtype == x_type.dtype
-        && weight_type.shape.as_ref()?.last()?.known()? == x_type.shape.as_ref()?.last()?.known()?;
+fn scaled_norm() -> Pat {
+    let square = Pat::op("Mul", [Pat::var("wide"), Pat::var("wide")]);
+    let mean = Pat::op("ReduceMean", [square]).with_int_of("keepdims", &[1]).bind("mean");
+    let root = Pat::op("Sqrt", [Pat::op("Add", [mean, Pat::Scalar.bind("epsilon")])]);
+    let x = Pat::var("x").maybe_cast().bind("wide");
+    let normal = Pat::op("Div", [x, root]).maybe_cast();
+    Pat::op("Mul", [normal, Pat::var("weight")])
+}
+
+fn fused(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
+    let ty = |name: &str| found.get(name).map(|value| &w.graph.value(value).ty);
+    let (x, weight) = (ty("x")?, ty("weight")?);
+    let last = x.rank()? as i64 - 1;
+    let (mean, _) = w.graph.producer(found.get("mean")?)?;
+    let axes = w.graph.node(mean).op.ints("axes");
+    let fits = matches!(axes, Some([axis]) if *axis == -1 || *axis == last)
+        && weight.rank() == Some(1)
+        && weight.dtype == x.dtype
+        && weight.shape.as_ref()?.last()?.known()? == x.shape.as_ref()?.last()?.known()?;
     if !fits {
         return None;
     }
+    let epsilon = w.graph.as_scalar(found.get("epsilon")?)?;
     let op = Op::new("SimplifiedLayerNormalization")
         .with("axis", -1i64)
         .with("epsilon", epsilon as f32)
         .with("stash_type", 1i64);
-    let x = w.current(x);
-    Some(vec![w.patch.node(op, &[x, weight])])
-}
-
-/// What a value is the norm of, before the cast to f32, and ε.
-fn normalised(graph: &Graph, value: ValueId) -> Option<(ValueId, f64)> {
-    let div = graph.made_by(uncast(graph, value), "Div")?;
-    let wide = div.input(0)?;
-    let sum = graph.made_by(graph.made_by(div.input(1)?, "Sqrt")?.input(0)?, "Add")?;
-    let mean = graph.made_by(sum.input(0)?, "ReduceMean")?;
-    let square = graph.made_by(mean.input(0)?, "Mul")?;
-    let last = graph.value(wide).ty.rank()? as i64 - 1;
-    let over_last = matches!(mean.op.ints("axes"), Some([axis]) if *axis == -1 || *axis == last);
-    let is_square = square.input(0) == Some(wide) && square.input(1) == Some(wide);
-    if !over_last || mean.op.int("keepdims") == Some(0) || !is_square {
-        return None;
-    }
-    Some((uncast(graph, wide), graph.as_scalar(sum.input(1)?)?))
-}
-
-fn uncast(graph: &Graph, value: ValueId) -> ValueId {
-    graph.made_by(value, "Cast").and_then(|cast| cast.input(0)).unwrap_or(value)
+    let inputs = [found.get("x")?, found.get("weight")?].map(|value| w.current(value));
+    Some(vec![w.patch.node(op, &inputs)])
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 //! `[batch, 1, sequence, dim]` made of two equal halves
 //! Becomes: `RotaryEmbedding`, whose tables hold the rows of these very tokens, counted from the first
 //! Exact: yes, up to rounding
-//! Declines when: the halves are not one value twice, or x has another element type than they have
+//! Declines when: x is not cut in the middle, the halves are not one value twice, or x has another element type than they have
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, Sweep, rewrite_matches};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
+use crate::pattern::{LAST_OF_FOUR, Match, Pat};
 use std::collections::BTreeMap;
 
 pub(super) struct Rotary;
@@ -19,18 +20,26 @@ impl GraphRule for Rotary {
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         let mut tables = BTreeMap::new();
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Add") {
-            true => fused(w, node, &mut tables),
-            false => None,
-        })
+        rewrite_matches(graph, self.name(), &rotation(), |w, found| fused(w, found, &mut tables))
     }
+}
+
+fn rotation() -> Pat {
+    let half = |output| {
+        let parts = Pat::op("Split", [Pat::var("x")]).with_int_of("axis", LAST_OF_FOUR);
+        parts.exactly(2, 2).output(output)
+    };
+    let second = Pat::op("Neg", [half(1).bind("second")]);
+    let swapped = Pat::op("Concat", [second, half(0)]).with_int_of("axis", LAST_OF_FOUR).exactly(2, 1);
+    let across = Pat::op("Mul", [swapped, Pat::var("sin")]);
+    Pat::op("Add", [across, Pat::op("Mul", [Pat::var("x"), Pat::var("cos")])])
 }
 
 /// The tables made so far, and the row of each token, by cosines and sines.
 type Tables = BTreeMap<(ValueId, ValueId), [ValueId; 3]>;
 
-fn fused(w: &mut Sweep<'_>, node: &Node, tables: &mut Tables) -> Option<Vec<ValueId>> {
-    let (x, cos, sin) = rotation(w.graph, node)?;
+fn fused(w: &mut Sweep<'_>, found: &Match, tables: &mut Tables) -> Option<Vec<ValueId>> {
+    let [x, cos, sin] = [found.get("x")?, found.get("cos")?, found.get("sin")?];
     let shape = |value: ValueId| w.graph.value(value).ty.shape.clone();
     let (dims, table) = (shape(x)?, shape(cos)?);
     let dim = dims.get(3)?.known().filter(|dim| dim % 2 == 0)?;
@@ -38,6 +47,7 @@ fn fused(w: &mut Sweep<'_>, node: &Node, tables: &mut Tables) -> Option<Vec<Valu
         && table.len() == 4
         && table[1].known() == Some(1)
         && table[3].known() == Some(dim)
+        && shape(found.get("second")?)?[3].known() == Some(dim / 2)
         && shape(sin)? == table
         && (&table[0], &table[2]) == (&dims[0], &dims[2])
         && w.graph.value(x).ty.dtype == w.graph.value(cos).ty.dtype
@@ -67,25 +77,6 @@ fn write_tables(w: &mut Sweep<'_>, tables: [ValueId; 2], dim: i64) -> [ValueId; 
     [cos, sin, p.reshape_to(rows, shape)]
 }
 
-fn rotation(graph: &Graph, sum: &Node) -> Option<(ValueId, ValueId, ValueId)> {
-    let straight = graph.made_by(sum.input(0)?, "Mul")?;
-    let across = graph.made_by(sum.input(1)?, "Mul")?;
-    let x = straight.input(0)?;
-    let halves = graph.made_by(across.input(0)?, "Concat")?;
-    let negated = graph.made_by(halves.input(0)?, "Neg")?.input(0)?;
-    let (split, second) = graph.producer(negated)?;
-    let parts = graph.node(split);
-    let turns = parts.op.is("Split")
-        && parts.input(0) == Some(x)
-        && matches!(parts.op.int("axis"), Some(-1 | 3))
-        && matches!(halves.op.int("axis"), Some(-1 | 3))
-        && parts.outputs.len() == 2
-        && halves.inputs.len() == 2
-        && second == 1
-        && graph.producer(halves.input(1)?) == Some((split, 0));
-    turns.then_some((x, straight.input(1)?, across.input(1)?))
-}
-
 /// Whether the last axis holds one value twice.
 fn is_twice(graph: &Graph, table: ValueId) -> bool {
     let mut value = table;
@@ -103,6 +94,10 @@ mod tests {
     use crate::fuse::tests::after;
 
     fn text(second: &str) -> String {
+        cut(second, "2, 2")
+    }
+
+    fn cut(second: &str, sizes: &str) -> String {
         r#"graph "g" {
   input %x: f32[batch, 3, time, 4]
   input %a: f32[batch, time, 2]
@@ -111,7 +106,7 @@ mod tests {
   %u = Unsqueeze(%t) {axes: [1]}
   %cos = Cos(%u)
   %sin = Sin(%u)
-  const %sizes: i64[2] = [2, 2]
+  const %sizes: i64[2] = [%cut]
   %p, %q = Split(%x, %sizes) {axis: -1}
   %n = Neg(%q)
   %r = Concat(%n, %p) {axis: -1}
@@ -121,6 +116,7 @@ mod tests {
   output "y" %y
 }"#
         .replace("%second", second)
+        .replace("%cut", sizes)
     }
 
     const INPUTS: [(&str, &[usize]); 3] = [("x", &[2, 3, 5, 4]), ("a", &[2, 5, 2]), ("b", &[2, 5, 2])];
@@ -128,6 +124,18 @@ mod tests {
     #[test]
     fn a_rotation_is_one_node() {
         insta::assert_snapshot!(after(&Rotary, &text("%a"), &INPUTS));
+    }
+
+    /// The numbers change places, but not by halves.
+    #[test]
+    fn unequal_parts_stay() {
+        insta::assert_snapshot!(after(&Rotary, &cut("%a", "1, 3"), &INPUTS));
+    }
+
+    #[test]
+    fn a_sum_and_products_the_other_way_round_are_the_same_rotation() {
+        let text = text("%a").replace("Mul(%x, %cos)", "Mul(%cos, %x)").replace("Add(%s, %c)", "Add(%c, %s)");
+        assert_eq!(after(&Rotary, &text, &INPUTS), after(&Rotary, &self::text("%a"), &INPUTS));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! Exact: yes, up to rounding
 //! Declines when: the gate is that of another value
 
-use crate::canon::{GraphRule, Sweep, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::canon::{GraphRule, rewrite_matches};
+use crate::ir::graph::Graph;
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
+use crate::pattern::Pat;
 
 pub(super) struct Silu;
 
@@ -16,22 +17,13 @@ impl GraphRule for Silu {
     }
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
-        rewrite_nodes(graph, self.name(), |w, node| match node.op.is("Mul") {
-            true => fused(w, node),
-            false => None,
+        let gated = Pat::op("Mul", [Pat::op("Sigmoid", [Pat::var("x")]), Pat::var("x")]);
+        rewrite_matches(graph, self.name(), &gated, |w, found| {
+            let x = w.current(found.get("x")?);
+            let op = Op::in_domain("com.microsoft", "QuickGelu").with("alpha", 1.0f32);
+            Some(vec![w.patch.node(op, &[x])])
         })
     }
-}
-
-fn fused(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
-    let [a, b] = [node.input(0)?, node.input(1)?];
-    let is_gated = |x: ValueId, gate: ValueId| {
-        w.graph.made_by(gate, "Sigmoid").is_some_and(|sigmoid| sigmoid.input(0) == Some(x))
-    };
-    let x = [(a, b), (b, a)].into_iter().find_map(|(x, gate)| is_gated(x, gate).then_some(x))?;
-    let x = w.current(x);
-    let op = Op::in_domain("com.microsoft", "QuickGelu").with("alpha", 1.0f32);
-    Some(vec![w.patch.node(op, &[x])])
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::patch::{Patch, PatchError};
-use dijiang_format::joined::{self, RowRange, WeightPart};
+use dijiang_format::joined::{self, MOST_PARTS, RowRange, WeightPart};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Those rows of a weight, with ordinary operators.
@@ -16,9 +16,6 @@ pub(crate) fn rows(p: &mut Patch<'_>, weight: ValueId, rows: RowRange) -> ValueI
     let taken = p.slice(apart, 1, begin as i64, end as i64);
     p.reshape(taken, &[&[blocks * (end - begin) as i64], &rest[..]].concat())
 }
-
-/// More parts are no join that a fusion wrote, and their names would be no name.
-const MOST_PARTS: usize = 64;
 
 /// What a value is made of, where that is weights one after the other and nothing else.
 fn parts(graph: &Graph, value: ValueId) -> Option<Vec<WeightPart>> {

@@ -7,7 +7,7 @@ use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::walk::is_made_of_constants;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::{IDS, LAST, LOGITS, MASK};
+use dijiang_format::names::{LOGITS, MASK};
 
 /// Leaves of the logits those after the last token of each row, `[batch, 1, vocabulary]`, by the mask of the call; rows
 /// are then padded at the right.
@@ -16,21 +16,8 @@ pub fn keep_last(graph: &mut Graph) -> Result<(), PatchError> {
     keep(graph, "keep_last", |p, x| at_last(p, x, mask))
 }
 
-/// Leaves of the logits those after the token of each row that the new input [`LAST`] says, `[batch, 1, vocabulary]`.
-pub fn take_last(graph: &mut Graph) -> Result<(), PatchError> {
-    let batch = graph.input(IDS).and_then(|ids| graph.value(ids).ty.shape.as_ref()?.first().cloned());
-    let Some(batch) = batch else { return Ok(()) };
-    keep(graph, "take_last", |p, x| {
-        let last = p.input(LAST, DType::I64, vec![batch, 1.into()]);
-        let width = p.rank(x) - 1;
-        let width = p.known_dim(x, width) as i64;
-        let flat = p.reshape(x, &[-1, width]);
-        p.gather(flat, last, 0)
-    })
-}
-
 /// Lets `choose` leave one token of each row before the last product, or of the logits where there is none.
-fn keep(
+pub(super) fn keep(
     graph: &mut Graph,
     rule: &'static str,
     choose: impl FnOnce(&mut Patch<'_>, ValueId) -> ValueId,

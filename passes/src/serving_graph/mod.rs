@@ -8,4 +8,5 @@ pub mod keep_last;
 pub mod name_next;
 pub mod one_token;
 pub mod pad_states;
+pub mod take_last;
 pub mod weights_as_inputs;

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::decode::decoder::Decoder;
+use crate::decode::integers::Integers;
+use crate::decode::layout::vocabulary;
 use crate::decode::rows::{ending, positions, segment as segment_of, width};
 use crate::decode::state::{DecoderState, History, fit};
 use crate::decode::weight_file;
 use crate::ort::program::{DeviceTensor, Program};
 use crate::ort::runtime::OrtRuntime;
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call, misfit};
 use crate::session::tensor::HostTensor;
 use crate::session::{DimSpec, Io, LoadOptions};
 use dijiang_format::dtype::DType;
@@ -128,19 +130,10 @@ struct Memory {
     logits: DeviceTensor,
 }
 
-/// An integer input, which is copied to the device only where it is not what is there already.
-#[derive(Debug)]
-struct Integers {
-    /// What the graph calls them.
-    name: &'static str,
-    tensor: DeviceTensor,
-    there: Vec<i64>,
-}
-
 impl BoundDecoder {
     pub(crate) fn open(bundle: &Path, options: &LoadOptions, segment: usize) -> Result<Self, RuntimeError> {
         if segment == 0 {
-            return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
+            return Err(bad_call("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
         let mut shared = SharedGraphs::open(bundle, options)?;
         let run = Run::new(&mut shared, 1)?;
@@ -151,14 +144,14 @@ impl BoundDecoder {
         if rows == self.batch() {
             return Ok(());
         }
-        Err(bad("input_ids", format!("{rows} rows were given, {} were started", self.batch())))
+        Err(bad_call("input_ids", format!("{rows} rows were given, {} were started", self.batch())))
     }
 }
 
 impl Decoder for BoundDecoder {
     fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
         if batch == 0 {
-            return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
+            return Err(bad_call("batch", "0 sequences were asked for, expected at least 1"));
         }
         if batch == self.batch() {
             return self.run.forget();
@@ -211,7 +204,7 @@ impl Decoder for BoundDecoder {
             (Last::Prefill(segment), Some(Prompts { steps, .. })) if steps.contains_key(segment) => {
                 read(&steps[segment])
             }
-            _ => Err(bad("logits", "no token was fed yet")),
+            _ => Err(bad_call("logits", "no token was fed yet")),
         }
     }
 
@@ -226,12 +219,12 @@ impl Decoder for BoundDecoder {
         let history = &state.history;
         let batch = history.seen.len();
         if batch == 0 || history.mask.iter().any(|row| !row.is_empty()) {
-            return Err(bad("state", "it is that of a cache that grows, or of no rows"));
+            return Err(bad_call("state", "it is that of a cache that grows, or of no rows"));
         }
         let mut run = Run::new(&mut self.shared, batch)?;
         let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
         if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
-            return Err(bad("state", "its tensors are not those of this model"));
+            return Err(bad_call("state", "its tensors are not those of this model"));
         }
         for (own, (_, tensor)) in run.states.iter().zip(&state.tensors) {
             own.tensor.write(&fit(tensor, own.tensor.shape())?)?;
@@ -478,9 +471,11 @@ impl Memory {
             let Some(io) = program.inputs().iter().find(|io| io.name == name) else { return Ok(None) };
             // Decoding reads a token where the one before it was found.
             let is_next = (file, name, io.dtype) == (DECODE, IDS, DType::I64);
-            let tensor = if is_next { next.clone() } else { shared.program.allocate(io.dtype, &shape)? };
-            let there = vec![0; shape[0] * shape[1]];
-            Ok::<_, RuntimeError>(Some(Integers { name, tensor, there }))
+            let integers = match is_next {
+                true => Integers::at(name, next.clone()),
+                false => Integers::new(&shared.program, name, io.dtype, shape)?,
+            };
+            Ok::<_, RuntimeError>(Some(integers))
         };
         let ids = integers(IDS)?.ok_or_else(|| misfit(IDS, "the graph has no such input"))?;
         let (mask, positions) = (integers(MASK)?, integers(POSITIONS)?);
@@ -508,45 +503,6 @@ impl Memory {
         program.bind_output(NEXT, &self.next)?;
         program.bind_output(LOGITS, &self.logits)
     }
-}
-
-impl Integers {
-    fn put(&mut self, rows: &[Vec<i64>]) -> Result<(), RuntimeError> {
-        let values = rows.concat();
-        if values == self.there {
-            return Ok(());
-        }
-        let shape = self.tensor.shape();
-        let host = match self.tensor.dtype() {
-            DType::I32 => HostTensor::from_i32(shape, &narrowed(self.name, &values)?)?,
-            _ => HostTensor::from_i64(shape, &values)?,
-        };
-        self.tensor.write(&host)?;
-        self.there = values;
-        Ok(())
-    }
-
-    /// A run wrote `values` to `tensor`, which may be this one.
-    fn found(&mut self, tensor: &DeviceTensor, values: &[i64]) {
-        if self.tensor.is_same(tensor) {
-            self.there = values.to_vec();
-        }
-    }
-
-    fn clear(&mut self) -> Result<(), RuntimeError> {
-        self.there.fill(0);
-        self.tensor.clear()
-    }
-}
-
-/// For a graph that takes 32 bits.
-fn narrowed(name: &'static str, values: &[i64]) -> Result<Vec<i32>, RuntimeError> {
-    let narrow = |value: &i64| {
-        i32::try_from(*value).map_err(|_| {
-            bad(name, format!("{value} was given, and the graph takes 32 bits, {} at most", i32::MAX))
-        })
-    };
-    values.iter().map(narrow).collect()
 }
 
 /// The length of the segments of a prompt, whole chunks or less than one: of the longest and the powers of two below it,
@@ -592,39 +548,14 @@ fn state_shape(io: &Io, batch: usize) -> Result<Vec<usize>, RuntimeError> {
     io.shape.iter().enumerate().map(size).collect()
 }
 
-pub(crate) fn vocabulary(logits: &Io) -> Result<usize, RuntimeError> {
-    match logits.shape.last() {
-        Some(DimSpec::Fixed(size)) => Ok(*size),
-        _ => Err(misfit(LOGITS, "its last dim is no number")),
-    }
-}
-
 fn flat(logits: &HostTensor) -> Result<HostTensor, RuntimeError> {
     let shape = [logits.shape()[0], logits.shape()[2]];
     Ok(HostTensor::from_f32(&shape, &logits.to_f32()?)?)
 }
 
-pub(crate) fn misfit(place: &str, reason: &str) -> RuntimeError {
-    RuntimeError::NotADecoder { place: format!("`{place}`"), reason: reason.to_owned() }
-}
-
-fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::BadCall { place, reason: reason.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_does_not_fit_into_32_bits_is_refused() {
-        assert_eq!(narrowed(IDS, &[0, -1, 1 << 30]).unwrap(), [0, -1, 1 << 30]);
-        let refused = narrowed(IDS, &[7, 1 << 32]).unwrap_err().to_string();
-        assert_eq!(
-            refused,
-            "input_ids: 4294967296 was given, and the graph takes 32 bits, 2147483647 at most"
-        );
-    }
 
     #[test]
     fn segments_are_long_and_seldom_padded() {

@@ -2,14 +2,14 @@
 //! once, and a state that keeps its size is two, which change places. The graph gives the likeliest next token and the
 //! logits of the last token alone.
 
-use crate::decode::bound::{misfit, vocabulary};
 use crate::decode::decoder::Decoder;
-use crate::decode::layout::{DecoderIo, StateIo};
+use crate::decode::integers::Integers;
+use crate::decode::layout::{DecoderIo, StateIo, vocabulary};
 use crate::decode::rows::{ending, joined, positions, rows_segment, segment, width};
 use crate::decode::state::{DecoderState, History, check_state};
 use crate::ort::program::{DeviceTensor, Program};
 use crate::session::Io;
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call, misfit};
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, LAST, LOGITS, MASK, NEXT, POSITIONS};
@@ -114,16 +114,16 @@ impl Buffers {
 /// Where the integers of a call lie.
 #[derive(Debug)]
 struct Inputs {
-    ids: DeviceTensor,
-    positions: Option<DeviceTensor>,
-    last: DeviceTensor,
+    ids: Integers,
+    positions: Option<Integers>,
+    last: Integers,
 }
 
 impl GrowingDecoder {
     /// Takes a loaded graph, with an empty state for one sequence.
     pub(crate) fn new(program: Program, segment: usize) -> Result<Self, RuntimeError> {
         if segment == 0 {
-            return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
+            return Err(bad_call("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
         let layout = DecoderIo::of(program.inputs(), program.outputs())?;
         if !program.outputs().iter().any(|io| io.name == NEXT) {
@@ -184,7 +184,10 @@ impl GrowingDecoder {
     fn feed(&mut self, ids: &[Vec<i64>], mask: Option<&[Vec<i64>]>) -> Result<(), RuntimeError> {
         let (batch, tokens) = (self.batch(), ids.first().map_or(0, Vec::len));
         if ids.len() != batch {
-            return Err(bad("input_ids", format!("{} rows were given, {batch} were started", ids.len())));
+            return Err(bad_call(
+                "input_ids",
+                format!("{} rows were given, {batch} were started", ids.len()),
+            ));
         }
         self.make_room(self.columns() + tokens)?;
         let turn = self.rows.turn;
@@ -216,7 +219,7 @@ impl GrowingDecoder {
 impl Decoder for GrowingDecoder {
     fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
         if batch == 0 {
-            return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
+            return Err(bad_call("batch", "0 sequences were asked for, expected at least 1"));
         }
         self.empty(batch, if self.grows() { EMPTY } else { 0 })
     }
@@ -262,7 +265,7 @@ impl Decoder for GrowingDecoder {
                 let numbers = self.rows.logits.read()?.to_f32()?;
                 Ok(HostTensor::from_f32(&[self.batch(), self.vocabulary], &numbers)?)
             }
-            None => Err(bad("logits", "no token was fed yet")),
+            None => Err(bad_call("logits", "no token was fed yet")),
         }
     }
 
@@ -304,7 +307,7 @@ impl Decoder for GrowingDecoder {
     }
 
     fn reserve(&mut self, columns: usize) -> Result<(), RuntimeError> {
-        if !self.grows() || columns == self.capacity || columns < self.columns() {
+        if !self.grows() || columns <= self.capacity {
             return Ok(());
         }
         if self.columns() == 0 {
@@ -370,24 +373,28 @@ impl Rows {
         mask: Option<&[Vec<i64>]>,
     ) -> Result<(), RuntimeError> {
         let shape = [ids.len(), ids.first().map_or(0, Vec::len)];
-        let inputs = match self.inputs.take().filter(|inputs| inputs.ids.shape() == shape) {
+        let mut inputs = match self.inputs.take().filter(|inputs| inputs.ids.tensor.shape() == shape) {
             Some(inputs) => inputs,
-            None => {
-                let positions = layout.positions.map(|dtype| program.allocate(dtype, &shape)).transpose()?;
-                let last = program.allocate(DType::I64, &[shape[0], 1])?;
-                Inputs { ids: program.allocate(layout.ids, &shape)?, positions, last }
-            }
+            None => Inputs {
+                ids: Integers::new(program, IDS, layout.ids, shape)?,
+                positions: layout
+                    .positions
+                    .map(|dtype| Integers::new(program, POSITIONS, dtype, shape))
+                    .transpose()?,
+                last: Integers::new(program, LAST, DType::I64, [shape[0], 1])?,
+            },
         };
-        inputs.ids.write(&HostTensor::from_i64(&shape, &ids.concat())?)?;
-        program.bind_input(IDS, &inputs.ids)?;
-        if let Some(tensor) = &inputs.positions {
-            let ones = self.fed.ones(shape[1]);
-            let positions = positions(&self.fed.seen, mask.unwrap_or(&ones)).concat();
-            tensor.write(&HostTensor::from_i64(&shape, &positions)?)?;
-            program.bind_input(POSITIONS, tensor)?;
+        inputs.ids.put(ids)?;
+        inputs.last.put(&last_tokens(shape, mask))?;
+        if let Some(integers) = &mut inputs.positions {
+            let marks = mask.map_or_else(|| self.fed.ones(shape[1]), <[_]>::to_vec);
+            integers.put(&positions(&self.fed.seen, &marks))?;
         }
-        inputs.last.write(&HostTensor::from_i64(&[shape[0], 1], &last_tokens(shape, mask))?)?;
-        program.bind_input(LAST, &inputs.last)?;
+        for integers in
+            [Some(&inputs.ids), inputs.positions.as_ref(), Some(&inputs.last)].into_iter().flatten()
+        {
+            program.bind_input(integers.name, &integers.tensor)?;
+        }
         self.inputs = Some(inputs);
         Ok(())
     }
@@ -423,12 +430,12 @@ impl Rows {
 }
 
 /// What the graph takes as [`LAST`]: of a row without a token it is the first place, whose logits nobody reads.
-fn last_tokens([rows, columns]: [usize; 2], mask: Option<&[Vec<i64>]>) -> Vec<i64> {
+fn last_tokens([rows, columns]: [usize; 2], mask: Option<&[Vec<i64>]>) -> Vec<Vec<i64>> {
     let column = |row: usize| match mask {
         Some(mask) => mask[row].iter().rposition(|mark| *mark == 1).unwrap_or(0),
         None => columns.saturating_sub(1),
     };
-    (0..rows).map(|row| (row * columns + column(row)) as i64).collect()
+    (0..rows).map(|row| vec![(row * columns + column(row)) as i64]).collect()
 }
 
 /// A tensor with zeros after its numbers along the axis in which it is shorter.
@@ -439,8 +446,4 @@ fn padded_to(tensor: &HostTensor, shape: &[usize]) -> Result<HostTensor, Runtime
     let mut missing = shape.to_vec();
     missing[axis] -= tensor.shape()[axis];
     Ok(HostTensor::concat(axis, &[tensor, &HostTensor::zeros(tensor.dtype(), &missing)?])?)
-}
-
-fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::BadCall { place, reason: reason.into() }
 }

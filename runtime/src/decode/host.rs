@@ -3,13 +3,13 @@
 
 use crate::decode::decoder::{Decoder, log_probability};
 use crate::decode::greedy::greedy;
+use crate::decode::integers;
 use crate::decode::layout::{DecoderIo, StateIo};
 use crate::decode::rows::{check_rows, cut, joined, positions, rows_segment, segment, width};
 use crate::decode::state::{DecoderState, History, check_state};
 use crate::session::Session;
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
-use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, LOGITS, MASK, POSITIONS};
 
 /// Prompt tokens fed at a time where nothing is said.
@@ -45,7 +45,7 @@ impl HostDecoder {
     /// state itself grows.
     pub fn with_segment(session: Box<dyn Session>, segment: usize) -> Result<Self, RuntimeError> {
         if segment == 0 {
-            return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
+            return Err(bad_call("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
         let layout = DecoderIo::of(session.inputs(), session.outputs())?;
         let batch = layout.fixed_batch.unwrap_or(1);
@@ -65,6 +65,8 @@ impl HostDecoder {
     fn segment_for(&self, columns: usize) -> usize {
         match self.is_grouped && self.grows() && self.batch() > 1 {
             true => rows_segment(self.columns(), columns),
+            // Without a state each sequence is one call.
+            false if self.layout.states.is_empty() => columns.max(1),
             false => self.segment,
         }
     }
@@ -115,7 +117,7 @@ impl HostDecoder {
         segment: usize,
     ) -> Result<HostTensor, RuntimeError> {
         if segment == 0 {
-            return Err(bad("segment", "0 tokens at a time were asked for, expected at least 1"));
+            return Err(bad_call("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
         check_rows(ids, mask)?;
         let total = ids.first().map_or(0, Vec::len);
@@ -130,7 +132,7 @@ impl HostDecoder {
         let rows: Option<Vec<Vec<f32>>> = last.into_iter().collect();
         let rows = rows.filter(|rows| !rows.is_empty());
         let rows =
-            rows.ok_or_else(|| bad("input_ids", "a row holds no token, expected at least one per row"))?;
+            rows.ok_or_else(|| bad_call("input_ids", "a row holds no token, expected at least one per row"))?;
         Ok(HostTensor::from_f32(&[rows.len(), rows[0].len()], &rows.concat())?)
     }
 
@@ -139,20 +141,20 @@ impl HostDecoder {
         check_rows(ids, mask)?;
         if ids.len() != self.batch() {
             let reason = format!("{} rows were given, {} were started", ids.len(), self.batch());
-            return Err(bad("input_ids", reason));
+            return Err(bad_call("input_ids", reason));
         }
         let padded = mask.is_some_and(|mask| mask.iter().flatten().any(|&m| m == 0));
         if padded && self.layout.mask.is_none() {
-            return Err(bad("attention_mask", "the graph has no such input, so rows cannot be padded"));
+            return Err(bad_call("attention_mask", "the graph has no such input, so rows cannot be padded"));
         }
         if self.layout.states.is_empty() && self.history.columns > 0 {
-            return Err(bad(
+            return Err(bad_call(
                 "input_ids",
                 "the graph has no state, so feed each sequence in one call after a start",
             ));
         }
         match ids[0].len() {
-            0 => Err(bad("input_ids", "no tokens were given, expected at least one")),
+            0 => Err(bad_call("input_ids", "no tokens were given, expected at least one")),
             tokens => Ok(tokens),
         }
     }
@@ -164,12 +166,13 @@ impl HostDecoder {
         mask: &[Vec<i64>],
         visible: &[Vec<i64>],
     ) -> Result<HostTensor, RuntimeError> {
-        let mut feeds = vec![(IDS, integers(self.layout.ids, ids)?)];
+        let mut feeds = vec![(IDS, integers::tensor(IDS, self.layout.ids, ids)?)];
         if let Some(dtype) = self.layout.mask {
-            feeds.push((MASK, integers(dtype, visible)?));
+            feeds.push((MASK, integers::tensor(MASK, dtype, visible)?));
         }
         if let Some(dtype) = self.layout.positions {
-            feeds.push((POSITIONS, integers(dtype, &positions(&self.history.seen, mask))?));
+            feeds
+                .push((POSITIONS, integers::tensor(POSITIONS, dtype, &positions(&self.history.seen, mask))?));
         }
         let inputs: Vec<(&str, &HostTensor)> = feeds.iter().map(|(name, tensor)| (*name, tensor)).collect();
         let mut outputs = self.session.run(&inputs)?;
@@ -189,10 +192,10 @@ impl HostDecoder {
 impl Decoder for HostDecoder {
     fn start(&mut self, batch: usize) -> Result<(), RuntimeError> {
         if batch == 0 {
-            return Err(bad("batch", "0 sequences were asked for, expected at least 1"));
+            return Err(bad_call("batch", "0 sequences were asked for, expected at least 1"));
         }
         if let Some(fixed) = self.layout.fixed_batch.filter(|&fixed| fixed != batch) {
-            return Err(bad(
+            return Err(bad_call(
                 "batch",
                 format!("{batch} sequences were asked for, the graph takes exactly {fixed}"),
             ));
@@ -223,7 +226,7 @@ impl Decoder for HostDecoder {
     }
 
     fn logits(&self) -> Result<HostTensor, RuntimeError> {
-        self.last.clone().ok_or_else(|| bad("logits", "no token was fed yet"))
+        self.last.clone().ok_or_else(|| bad_call("logits", "no token was fed yet"))
     }
 
     fn state(&self) -> Result<DecoderState, RuntimeError> {
@@ -308,10 +311,6 @@ impl Decoder for HostDecoder {
     }
 }
 
-fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::BadCall { place, reason: reason.into() }
-}
-
 fn check_logits(logits: &HostTensor, expected: [usize; 2]) -> Result<(), RuntimeError> {
     match logits.shape() {
         [batch, tokens, _] if [*batch, *tokens] == expected => Ok(()),
@@ -323,17 +322,6 @@ fn check_logits(logits: &HostTensor, expected: [usize; 2]) -> Result<(), Runtime
             ),
         }),
     }
-}
-
-fn integers(dtype: DType, rows: &[Vec<i64>]) -> Result<HostTensor, RuntimeError> {
-    let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
-    let flat = rows.concat();
-    if dtype == DType::I32 {
-        let narrow: Result<Vec<i32>, _> = flat.iter().map(|&value| i32::try_from(value)).collect();
-        let narrow = narrow.map_err(|_| bad("input_ids", "an id does not fit the graph's i32"))?;
-        return Ok(HostTensor::from_i32(&shape, &narrow)?);
-    }
-    Ok(HostTensor::from_i64(&shape, &flat)?)
 }
 
 /// Replaces each row's logits by those after its last real token of this segment, where it has one.

@@ -1,6 +1,6 @@
 //! Reads from a graph's declared inputs and outputs how it is driven as a causal language model.
 
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, misfit};
 use crate::session::wiring::Link;
 use crate::session::{DimSpec, Io};
 use dijiang_format::dtype::DType;
@@ -85,10 +85,6 @@ fn states(inputs: &[Io], outputs: &[Io]) -> Result<Vec<StateIo>, RuntimeError> {
     rest.map(|(position, io)| state(position, io, outputs)).collect()
 }
 
-fn misfit(place: &str, reason: &str) -> RuntimeError {
-    RuntimeError::NotADecoder { place: format!("`{place}`"), reason: reason.to_owned() }
-}
-
 fn integers(inputs: &[Io], name: &str) -> Result<Option<DType>, RuntimeError> {
     let Some(io) = inputs.iter().find(|io| io.name == name) else { return Ok(None) };
     if io.shape.len() != 2 {
@@ -112,6 +108,14 @@ fn logits(outputs: &[Io]) -> Result<usize, RuntimeError> {
         return Err(misfit(LOGITS, &found));
     }
     Ok(position)
+}
+
+/// Tokens that logits are of.
+pub(crate) fn vocabulary(logits: &Io) -> Result<usize, RuntimeError> {
+    match logits.shape.last() {
+        Some(DimSpec::Fixed(size)) => Ok(*size),
+        _ => Err(misfit(LOGITS, "its last dim is no number")),
+    }
 }
 
 fn state(position: usize, input: &Io, outputs: &[Io]) -> Result<StateIo, RuntimeError> {

@@ -8,6 +8,7 @@ pub(crate) mod greedy;
 pub(crate) mod growing;
 pub(crate) mod host;
 pub(crate) mod identity;
+pub(crate) mod integers;
 pub(crate) mod layout;
 pub(crate) mod rows;
 pub(crate) mod state;

@@ -1,24 +1,24 @@
 //! Rows of token ids that are fed side by side: their checks, their segments and their positions.
 
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call};
 
 /// An error unless all rows, and those of the mask, are equally long, and the mask holds 0 and 1 alone.
 pub(crate) fn check_rows(ids: &[Vec<i64>], mask: Option<&[Vec<i64>]>) -> Result<(), RuntimeError> {
     let Some(first) = ids.first() else {
-        return Err(bad("input_ids", "no rows were given, expected at least one"));
+        return Err(bad_call("input_ids", "no rows were given, expected at least one"));
     };
     if let Some(row) = ids.iter().find(|row| row.len() != first.len()) {
         let reason =
             format!("rows hold {} and {} tokens, expected equally many; pad them", first.len(), row.len());
-        return Err(bad("input_ids", reason));
+        return Err(bad_call("input_ids", reason));
     }
     let Some(mask) = mask else { return Ok(()) };
     if mask.len() != ids.len() || mask.iter().any(|row| row.len() != first.len()) {
         let reason = format!("it is not {} rows of {}, the shape of input_ids", ids.len(), first.len());
-        return Err(bad("attention_mask", reason));
+        return Err(bad_call("attention_mask", reason));
     }
     match mask.iter().flatten().find(|&&m| m != 0 && m != 1) {
-        Some(other) => Err(bad("attention_mask", format!("it holds {other}, expected 0 or 1"))),
+        Some(other) => Err(bad_call("attention_mask", format!("it holds {other}, expected 0 or 1"))),
         None => Ok(()),
     }
 }
@@ -74,10 +74,6 @@ pub(crate) fn ending(prompts: &[Vec<i64>], start: usize, columns: usize) -> Vec<
 /// Tokens of the longest row.
 pub(crate) fn width(prompts: &[Vec<i64>]) -> usize {
     prompts.iter().map(Vec::len).max().unwrap_or(0)
-}
-
-fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::BadCall { place, reason: reason.into() }
 }
 
 #[cfg(test)]

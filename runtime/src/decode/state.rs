@@ -1,7 +1,7 @@
 //! What a decoder remembers between two calls, and how the state of one graph of a bundle fits another.
 
 use crate::decode::layout::DecoderIo;
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
 use dijiang_format::widths::{STATE_MULTIPLES, padded};
 
@@ -47,23 +47,23 @@ pub(crate) fn check_state(layout: &DecoderIo, state: &DecoderState) -> Result<()
     let history = &state.history;
     let batch = history.seen.len();
     if batch == 0 || history.mask.len() != batch || layout.fixed_batch.is_some_and(|fixed| fixed != batch) {
-        return Err(bad("state", format!("it holds {batch} rows and {} mask rows", history.mask.len())));
+        return Err(bad_call("state", format!("it holds {batch} rows and {} mask rows", history.mask.len())));
     }
     let mask_columns = if layout.grows() { history.columns } else { 0 };
     if history.mask.iter().any(|row| row.len() != mask_columns) {
-        return Err(bad("state", format!("it holds mask rows that are not {mask_columns} long")));
+        return Err(bad_call("state", format!("it holds mask rows that are not {mask_columns} long")));
     }
     if state.tensors.len() != layout.states.len() {
         let reason =
             format!("it holds {} tensors, the graph takes {}", state.tensors.len(), layout.states.len());
-        return Err(bad("state", reason));
+        return Err(bad_call("state", reason));
     }
     for (io, (name, tensor)) in layout.states.iter().zip(&state.tensors) {
         let fits = io.input.dtype == tensor.dtype() && tensor.shape() == io.shape(batch, history.columns);
         if io.input.name != *name || !fits {
             let found = format!("`{name}` {} {:?}", tensor.dtype(), tensor.shape());
             let expected = format!("`{}` {} {}", io.input.name, io.input.dtype, io.input.shape_text());
-            return Err(bad("state", format!("it holds {found} where the graph takes {expected}")));
+            return Err(bad_call("state", format!("it holds {found} where the graph takes {expected}")));
         }
     }
     Ok(())
@@ -93,16 +93,12 @@ pub(crate) fn fit(tensor: &HostTensor, shape: &[usize]) -> Result<HostTensor, Ru
         } else if from > to {
             let rest = found.slice(axis, to, from)?;
             if rest.to_f32()?.iter().any(|value| *value != 0.0) {
-                return Err(bad("state", format!("it is {own:?} where {shape:?} is expected")));
+                return Err(bad_call("state", format!("it is {own:?} where {shape:?} is expected")));
             }
             found = found.slice(axis, 0, to)?;
         }
     }
     Ok(found)
-}
-
-fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::BadCall { place, reason: reason.into() }
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ const WRITER: &str = "dijiang.model";
 /// The metadata: the digest of the file itself, and what wrote it; the one entry, as entries have no order.
 const SEAL: &str = "dijiang.state";
 
+const UNREADABLE: &str = "this is no saved state, which `dijiang generate --save-state` writes";
+
 /// What a file holds.
 pub(crate) struct SavedState {
     pub(crate) state: DecoderState,
@@ -83,7 +85,7 @@ fn named(
 pub(crate) fn read(path: &Path) -> Result<SavedState, RuntimeError> {
     let failed = |reason: String| RuntimeError::State { path: path.to_path_buf(), reason };
     let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| failed(format!("{UNREADABLE}: {e}")))?;
     let tensor = |name: &str| -> Result<HostTensor, RuntimeError> {
         let view = file.tensor(name).map_err(|e| failed(e.to_string()))?;
         let dtype = host_dtype(view.dtype())

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::generate::sample::Sampler;
 use crate::generate::serving::Serving;
 use crate::generate::text::{TextStream, Tokenizer};
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call};
 
 /// What to generate and how.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +83,7 @@ pub fn generate(
     }
     let batch = serving.batch();
     if prompts.len() != batch {
-        return Err(bad("state", format!("it holds {batch} sequences, expected {}", prompts.len())));
+        return Err(bad_call("state", format!("it holds {batch} sequences, expected {}", prompts.len())));
     }
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     serving.reserve(serving.seen() + longest + options.max_new_tokens)?;
@@ -199,8 +199,4 @@ fn pick(
     let logits = serving.logits()?.to_f32()?;
     let each = logits.chunks(logits.len() / rows.len());
     rows.iter_mut().zip(each).map(|(row, logits)| Ok(row.sampler.pick(logits)? as i64)).collect()
-}
-
-fn bad(place: &'static str, reason: String) -> RuntimeError {
-    RuntimeError::BadCall { place, reason }
 }

@@ -11,7 +11,7 @@ use crate::decode::identity::Model;
 use crate::decode::state_file::{self, SavedState};
 use crate::ort::program::Program;
 use crate::ort::runtime::{GraphSource, OrtRuntime};
-use crate::session::error::RuntimeError;
+use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
 use crate::session::{LoadOptions, Runtime};
 use crate::tract::runtime::TractRuntime;
@@ -136,7 +136,7 @@ impl Serving {
     /// Feeds one prompt per row, as long as each may be, after what was fed before. Returns the likeliest next tokens.
     pub fn prefill(&mut self, prompts: &[Vec<i64>]) -> Result<Vec<i64>, RuntimeError> {
         if prompts.iter().any(Vec::is_empty) {
-            return Err(bad("prompt", "it has no tokens, expected at least one"));
+            return Err(bad_call("prompt", "it has no tokens, expected at least one"));
         }
         let next = self.decoder.prefill(prompts)?;
         self.checked(next)
@@ -151,7 +151,7 @@ impl Serving {
     /// Feeds rows and returns the log-probabilities of their tokens; see [`Decoder::score`].
     pub fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f64>>, RuntimeError> {
         if rows.iter().any(Vec::is_empty) {
-            return Err(bad("rows", "one has no tokens, expected at least one"));
+            return Err(bad_call("rows", "one has no tokens, expected at least one"));
         }
         self.decoder.score(rows)
     }
@@ -223,8 +223,4 @@ impl ServingOptions {
             ..LoadOptions::default()
         }
     }
-}
-
-fn bad(place: &'static str, reason: impl Into<String>) -> RuntimeError {
-    RuntimeError::BadCall { place, reason: reason.into() }
 }

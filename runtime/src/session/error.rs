@@ -203,6 +203,16 @@ pub enum RuntimeError {
     },
 }
 
+/// A call that a decoder or a graph cannot take: which of its arguments, and why.
+pub(crate) fn bad_call(place: &'static str, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::BadCall { place, reason: reason.into() }
+}
+
+/// An input or output that a causal language model has otherwise, or not at all.
+pub(crate) fn misfit(name: &str, reason: &str) -> RuntimeError {
+    RuntimeError::NotADecoder { place: format!("`{name}`"), reason: reason.to_owned() }
+}
+
 /// Folds a foreign message into one line.
 pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
     let message = message.to_string();

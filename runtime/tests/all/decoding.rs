@@ -40,6 +40,24 @@ fn any_split_gives_the_logits_of_the_whole() {
     }
 }
 
+/// Longer than a segment, which a graph with a state would be fed in.
+#[test]
+fn what_has_no_state_is_fed_in_one_call() {
+    for runtime in runtimes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = models::decoder(STATELESS).write(dir.path());
+        let session = runtime.load(&path, &LoadOptions::default()).unwrap();
+        let mut decoder = HostDecoder::with_segment(session, 2).unwrap();
+        decoder.prefill(&[PROMPT.to_vec()]).unwrap();
+        let found = decoder.logits().unwrap().to_f32().unwrap();
+        let expected = whole(&mut decoder, &PROMPT);
+        assert_close(&found, &expected[expected.len() - models::VOCABULARY..], 1e-5);
+        decoder.start(1).unwrap();
+        let scores = decoder.score(&[PROMPT.to_vec()]).unwrap();
+        assert_eq!(scores[0].len(), PROMPT.len() - 1);
+    }
+}
+
 #[test]
 fn runtimes_agree() {
     let logits: Vec<Vec<f32>> =

@@ -15,7 +15,7 @@ use super::site::AttentionSite;
 use super::softmaxes::Computed;
 use crate::ir::graph::{Graph, Node, NodeId, ValueId};
 use crate::ir::walk::{depth_first, inputs_of, nearest_first, outputs_after};
-use crate::pattern::{Match, Miss, Pat, Stage, find};
+use crate::pattern::{Match, Miss, Pat, Stage, find, matches};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -121,29 +121,30 @@ pub fn find_sites(graph: &Graph) -> Found {
     let mut found = Found::default();
     let mut taken = BTreeSet::new();
     let mut known = KnownScores::default();
-    let mut failed = Failed::default();
-    let patterns: Vec<_> = PATTERNS.iter().map(|p| (p, p.pattern())).collect();
-    for node in graph.order() {
-        let value = graph.node(node).outputs[0];
-        for (pattern, shape) in &patterns {
-            match find(graph, shape, value) {
-                Ok(matched) => match pattern.site(graph, &matched, &mut known) {
-                    Ok(site) => {
-                        taken.extend(matched.nodes.iter().copied());
-                        found.sites.push(site);
-                    }
-                    Err(mut miss) => {
-                        miss.matched = matched.nodes.len();
-                        failed.add(value, pattern.name(), miss);
-                    }
-                },
-                Err(miss) => failed.add(value, pattern.name(), miss),
+    let tried: Vec<Tried> = PATTERNS.iter().map(|p| Tried { pattern: *p, shape: p.pattern() }).collect();
+    let mut refused: BTreeMap<ValueId, Vec<(&'static str, Miss)>> = BTreeMap::new();
+    let order = graph.order();
+    for node in &order {
+        let value = graph.node(*node).outputs[0];
+        for Tried { pattern, shape } in &tried {
+            let Some(matched) = matches(graph, shape, value) else { continue };
+            match pattern.site(graph, &matched, &mut known) {
+                Ok(site) => {
+                    taken.extend(matched.nodes.iter().copied());
+                    found.sites.push(site);
+                }
+                Err(miss) => {
+                    let miss = Miss { matched: matched.nodes.len(), ..miss };
+                    refused.entry(value).or_default().push((pattern.name(), miss));
+                }
             }
         }
     }
+    let places: BTreeMap<NodeId, usize> = order.iter().copied().zip(0..).collect();
+    let failed = Failed { places: &places, tried, refused };
     let computed = Computed::of(graph);
-    let mut missed = BTreeSet::new();
-    for id in graph.order() {
+    let mut missed = Vec::new();
+    for id in order {
         let node = graph.node(id);
         if node.op.is("Softmax") && !taken.contains(&id) {
             let is_attention = computed.is_attention(graph, id);
@@ -151,10 +152,11 @@ pub fn find_sites(graph: &Graph) -> Found {
             missed.extend(is_attention.then_some(id));
         } else if is_attention_operator(node) {
             found.misses.push(not_taken_apart(graph, node));
-            missed.insert(id);
+            missed.push(id);
         }
     }
-    number(graph, &mut found.sites, &missed);
+    let missed: Vec<usize> = missed.iter().map(|id| places[id]).collect();
+    number(graph, &mut found.sites, &places, &missed);
     tell_apart(&mut found.sites);
     found
 }
@@ -171,13 +173,11 @@ fn not_taken_apart(graph: &Graph, node: &Node) -> NearMiss {
     NearMiss { node: node.name.clone(), pattern: "operator", miss, is_attention: true }
 }
 
-/// Gives every site its place among all attentions, in the order the graph computes them.
-fn number(graph: &Graph, sites: &mut [AttentionSite], missed: &BTreeSet<NodeId>) {
-    let order: BTreeMap<NodeId, usize> = graph.order().into_iter().zip(0..).collect();
-    let missed: BTreeSet<usize> = missed.iter().map(|id| order[id]).collect();
-    let missed: Vec<usize> = missed.into_iter().collect();
+/// Gives every site its place among all attentions, in the order the graph computes them. `missed` has the places of
+/// those that were not recognised, in order.
+fn number(graph: &Graph, sites: &mut [AttentionSite], places: &BTreeMap<NodeId, usize>, missed: &[usize]) {
     for (i, site) in sites.iter_mut().enumerate() {
-        let place = graph.producer(site.out).map_or(0, |(id, _)| order[&id]);
+        let place = graph.producer(site.out).map_or(0, |(id, _)| places[&id]);
         site.layer = i + missed.partition_point(|m| *m < place);
     }
 }
@@ -195,28 +195,38 @@ fn tell_apart(sites: &mut [AttentionSite]) {
     }
 }
 
-/// What the patterns say of the values they do not match at.
-#[derive(Default)]
-struct Failed {
-    misses: Vec<(&'static str, Miss)>,
-    /// Places in `misses`.
-    at: BTreeMap<ValueId, Vec<usize>>,
+/// A pattern and what it looks for.
+struct Tried {
+    pattern: &'static dyn AttentionPattern,
+    shape: Pat,
 }
 
-impl Failed {
-    fn add(&mut self, value: ValueId, pattern: &'static str, miss: Miss) {
-        self.at.entry(value).or_default().push(self.misses.len());
-        self.misses.push((pattern, miss));
-    }
+/// What the patterns say of the values they do not match at, or that are no site where they do.
+struct Failed<'p> {
+    /// Of every node in the order of the graph.
+    places: &'p BTreeMap<NodeId, usize>,
+    tried: Vec<Tried>,
+    refused: BTreeMap<ValueId, Vec<(&'static str, Miss)>>,
+}
 
-    /// Of the patterns tried a few steps after a softmax, the one that got furthest.
+impl Failed<'_> {
+    /// Of the patterns tried a few steps after a softmax, the one that got furthest; of two, the later in the graph.
     fn closest(&self, graph: &Graph, softmax: NodeId) -> Option<NearMiss> {
         let softmax = graph.node(softmax);
         let near = nearest_first(softmax.outputs[0], STEPS_AFTER, |v| outputs_after(graph, v));
-        let tried: BTreeSet<usize> = near.filter_map(|v| self.at.get(&v)).flatten().copied().collect();
-        let misses = tried.into_iter().map(|place| &self.misses[place]);
+        let place =
+            |value| graph.producer(value).filter(|(_, output)| *output == 0).map(|(id, _)| self.places[&id]);
+        let values: BTreeMap<usize, ValueId> = near.filter_map(|v| Some((place(v)?, v))).collect();
+        let misses = values.into_values().flat_map(|value| self.at(graph, value));
         let (pattern, miss) = misses.max_by_key(|(_, miss)| (miss.stage, miss.matched))?;
-        Some(NearMiss { node: softmax.name.clone(), pattern, miss: miss.clone(), is_attention: false })
+        Some(NearMiss { node: softmax.name.clone(), pattern, miss, is_attention: false })
+    }
+
+    fn at(&self, graph: &Graph, value: ValueId) -> Vec<(&'static str, Miss)> {
+        let differs =
+            |Tried { pattern, shape }: &Tried| Some((pattern.name(), find(graph, shape, value).err()?));
+        let refused = self.refused.get(&value).into_iter().flatten().cloned();
+        self.tried.iter().filter_map(differs).chain(refused).collect()
     }
 }
 

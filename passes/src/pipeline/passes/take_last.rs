@@ -5,7 +5,7 @@
 
 use crate::ir::graph::Graph;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
-use crate::serving_graph::keep_last::take_last;
+use crate::serving_graph::take_last::take_last;
 
 #[derive(Debug)]
 pub struct TakeLast;
