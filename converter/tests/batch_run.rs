@@ -229,7 +229,7 @@ fn a_child_that_is_killed_is_an_error_with_its_signal_and_runs_again() {
 fn with_training(home: &Home, steps: &str) -> Plan {
     let mut plan = three(home);
     let ids = home.path("ids.u16");
-    let tokens = (0..4000u16).flat_map(|n| (n * 7 % 200).to_le_bytes()).collect::<Vec<u8>>();
+    let tokens = (0..4000u16).flat_map(|n| (n * 7 % 60).to_le_bytes()).collect::<Vec<u8>>();
     std::fs::write(&ids, tokens).expect("it is written");
     let job = &mut plan.jobs[1];
     let options =
