@@ -101,15 +101,6 @@ impl Sweep<'_> {
     }
 }
 
-/// New nodes are named after the one they stand for, which may be named so itself.
-fn scope(node: &Node) -> &str {
-    if node.origin == "import" {
-        return &node.name;
-    }
-    let stem = node.name.rsplit_once('/').filter(|(_, last)| last.starts_with(node.op.name()));
-    stem.map_or(node.name.as_str(), |(stem, _)| stem)
-}
-
 /// Lets `rewrite` look at every node. What it returns stands for the node's leading outputs; where it
 /// returns `None`, what it wrote is dropped.
 pub(crate) fn rewrite_nodes(
@@ -118,9 +109,9 @@ pub(crate) fn rewrite_nodes(
     mut rewrite: impl FnMut(&mut Sweep<'_>, &Node) -> Option<Vec<ValueId>>,
 ) -> Result<Option<Applied>, PatchError> {
     let mut sweep = Sweep { patch: Patch::new(graph, rule), graph, new: BTreeMap::new() };
-    for id in graph.order() {
-        let node = graph.node(id);
-        sweep.patch.set_scope(scope(node));
+    for id in sweep.graph.order() {
+        let node = sweep.graph.node(id);
+        sweep.patch.name_after(node);
         let Some(outputs) = rewrite(&mut sweep, node) else { continue };
         for (old, new) in node.outputs.iter().zip(outputs).filter(|(old, new)| *old != new) {
             sweep.stand_for(*old, new);

@@ -77,10 +77,32 @@ impl Steps {
 pub struct Patch<'g> {
     base: &'g Graph,
     rule: &'static str,
-    scope: String,
+    scope: Scope<'g>,
     change: Change,
     counts: BTreeMap<String, u32>,
     error: Option<PatchError>,
+}
+
+/// What names of new nodes begin with.
+#[derive(Debug)]
+enum Scope<'g> {
+    Given(String),
+    /// The name of a node, without what an earlier patch added to it.
+    Of(&'g Node),
+}
+
+impl Scope<'_> {
+    fn name(&self) -> &str {
+        let node = match self {
+            Self::Given(name) => return name,
+            Self::Of(node) => *node,
+        };
+        if node.origin == "import" {
+            return &node.name;
+        }
+        let stem = node.name.rsplit_once('/').filter(|(_, last)| last.starts_with(node.op.name()));
+        stem.map_or(node.name.as_str(), |(stem, _)| stem)
+    }
 }
 
 /// A finished patch, free of the graph it was written against.
@@ -116,7 +138,7 @@ impl<'g> Patch<'g> {
     pub fn new(base: &'g Graph, rule: &'static str) -> Self {
         let next = (base.next_node, base.next_value);
         let change = Change { rule, base: next, next, ..Change::default() };
-        Self { base, rule, scope: String::new(), change, counts: BTreeMap::new(), error: None }
+        Self { base, rule, scope: Scope::Given(String::new()), change, counts: BTreeMap::new(), error: None }
     }
 
     pub fn rule(&self) -> &'static str {
@@ -125,7 +147,12 @@ impl<'g> Patch<'g> {
 
     /// Names of nodes added from now on begin with `scope`.
     pub fn set_scope(&mut self, scope: &str) {
-        scope.clone_into(&mut self.scope);
+        self.scope = Scope::Given(scope.to_owned());
+    }
+
+    /// Names of nodes added from now on are made of the name of one that they stand for.
+    pub fn name_after(&mut self, node: &'g Node) {
+        self.scope = Scope::Of(node);
     }
 
     pub fn graph(&self) -> &'g Graph {
@@ -220,7 +247,8 @@ impl<'g> Patch<'g> {
     }
 
     fn fresh_name(&mut self, hint: &str) -> String {
-        let stem = if self.scope.is_empty() { hint.to_owned() } else { format!("{}/{hint}", self.scope) };
+        let scope = self.scope.name();
+        let stem = if scope.is_empty() { hint.to_owned() } else { format!("{scope}/{hint}") };
         let n = self.counts.entry(stem.clone()).or_default();
         loop {
             *n += 1;

@@ -32,6 +32,10 @@ pub fn verify(graph: &Graph) -> Vec<Violation> {
     check.found
 }
 
+fn place_of(node: &Node) -> String {
+    format!("node {:?} ({})", node.name, node.op.qualified_name())
+}
+
 struct Check<'g> {
     graph: &'g Graph,
     found: Vec<Violation>,
@@ -43,13 +47,12 @@ impl Check<'_> {
     }
 
     fn node(&mut self, id: NodeId, node: &Node) {
-        let place = format!("node {:?} ({})", node.name, node.op.qualified_name());
         for reason in node.op.violations(node.inputs.len(), node.outputs.len()) {
-            self.report(place.clone(), reason);
+            self.report(place_of(node), reason);
         }
         for (slot, value) in node.inputs.iter().enumerate() {
             if value.is_some_and(|v| self.graph.get_value(v).is_none()) {
-                self.report(place.clone(), format!("input {slot} does not exist"));
+                self.report(place_of(node), format!("input {slot} does not exist"));
             }
         }
         for (slot, value) in node.outputs.iter().enumerate() {
@@ -57,27 +60,27 @@ impl Check<'_> {
             let is_ours =
                 matches!(def, Some(Def::Output { node, slot: s }) if *node == id && *s as usize == slot);
             if !is_ours {
-                self.report(place.clone(), format!("output {slot} is not defined by this node"));
+                self.report(place_of(node), format!("output {slot} is not defined by this node"));
             }
         }
-        self.types(&place, node);
+        self.types(node);
     }
 
     /// Types are inferred anew and must agree with what the values say.
-    fn types(&mut self, place: &str, node: &Node) {
+    fn types(&mut self, node: &Node) {
         let value = |v: &Option<ValueId>| v.and_then(|v| self.graph.get_value(v));
         let types: Vec<Option<&Type>> = node.inputs.iter().map(|v| value(v).map(|v| &v.ty)).collect();
         let consts: Vec<Option<&Tensor>> =
             node.inputs.iter().map(|v| value(v).and_then(|v| v.as_const())).collect();
         let ctx = InferContext { op: &node.op, inputs: &types, consts: &consts, outputs: node.outputs.len() };
         match infer(&ctx) {
-            Err(reason) => self.report(place.to_owned(), reason),
+            Err(reason) => self.report(place_of(node), reason),
             Ok(types) => {
                 for (slot, (ty, id)) in types.iter().zip(&node.outputs).enumerate() {
                     let Some(value) = self.graph.get_value(*id) else { continue };
                     if !value.ty.agrees(ty) {
                         let reason = format!("output {slot} is declared {}, but it is {ty}", value.ty);
-                        self.report(place.to_owned(), reason);
+                        self.report(place_of(node), reason);
                     }
                 }
             }
@@ -85,17 +88,23 @@ impl Check<'_> {
     }
 
     fn uses(&mut self) {
-        let mut used: BTreeSet<(ValueId, Use)> = BTreeSet::new();
+        let mut used: Vec<(ValueId, Use)> = Vec::new();
         for (id, node) in self.graph.nodes() {
             for (slot, value) in node.inputs.iter().enumerate() {
                 used.extend(value.map(|v| (v, Use::Node { node: id, slot: slot as u32 })));
             }
         }
         for (slot, (_, value)) in self.graph.outputs().iter().enumerate() {
-            used.insert((*value, Use::GraphOutput(slot as u32)));
+            used.push((*value, Use::GraphOutput(slot as u32)));
         }
-        let listed: BTreeSet<(ValueId, Use)> =
+        let mut listed: Vec<(ValueId, Use)> =
             self.graph.values().flat_map(|(id, v)| v.uses.iter().map(move |u| (id, *u))).collect();
+        used.sort_unstable();
+        listed.sort_unstable();
+        if used == listed {
+            return;
+        }
+        let [used, listed] = [used, listed].map(BTreeSet::from_iter);
         for (value, user) in used.symmetric_difference(&listed) {
             let name = self.graph.get_value(*value).map_or("?", |v| v.name.as_str());
             let reason = format!("its use list and {user:?} disagree");
@@ -107,8 +116,7 @@ impl Check<'_> {
         let ordered: BTreeSet<NodeId> = self.graph.order().into_iter().collect();
         for (id, node) in self.graph.nodes() {
             if !ordered.contains(&id) {
-                let place = format!("node {:?} ({})", node.name, node.op.qualified_name());
-                self.report(place, "it lies on a cycle, or is computed from one".to_owned());
+                self.report(place_of(node), "it lies on a cycle, or is computed from one".to_owned());
             }
         }
     }
