@@ -257,6 +257,7 @@ fn batch_of_its_own() {
     std::thread::spawn(move || {
         let signal = signals.forever().next().expect("a signal");
         children::give_up().iter().for_each(|line| eprintln!("{line}"));
+        dijiang_runtime::temporary::give_up();
         std::process::exit(128 + signal);
     });
     home.run_with(
