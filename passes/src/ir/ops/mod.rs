@@ -2,7 +2,7 @@
 //! its f64 evaluation beside it.
 
 use super::op::OpSpec;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
 mod activation;
@@ -44,7 +44,7 @@ pub fn all() -> impl Iterator<Item = &'static OpSpec> {
     .flatten()
 }
 
-static BY_NAME: LazyLock<BTreeMap<(&'static str, &'static str), &'static OpSpec>> =
+static BY_NAME: LazyLock<HashMap<(&'static str, &'static str), &'static OpSpec>> =
     LazyLock::new(|| all().map(|spec| ((spec.domain, spec.name), spec)).collect());
 
 /// The row of an operator. An `ai.onnx` domain spelled out counts as the empty one.
