@@ -589,7 +589,7 @@ fn the_action_runs_a_batch() {
         .map(|shard| runner.act(&[("file", "jobs.yaml"), ("shard", shard)]))
         .into_iter()
         .inspect(|acted| {
-            assert_eq!((acted.status, acted.outputs["exit-status"].as_str()), (0, "0"), "{}", acted.log)
+            assert_eq!((acted.status, acted.outputs["exit-status"].as_str()), (0, "0"), "{}", acted.log);
         })
         .collect();
     let bundles: Vec<&str> = parts.iter().map(|acted| acted.outputs["bundles"].as_str()).collect();

@@ -250,6 +250,7 @@ fn entry(home: &Home) -> Command {
 
 #[test]
 #[ignore = "a batch of its own, which other tests start and kill"]
+#[expect(clippy::print_stderr, reason = "the tests that start it read what it says")]
 fn batch_of_its_own() {
     let home = Home::at(std::env::var("BATCH_HOME").expect("a directory"));
     let signals = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
@@ -393,6 +394,7 @@ fn a_bundle_is_compared_with_that_of_its_baseline() {
 /// The figure of a batch over single runs; `cargo test -- --ignored twelve --nocapture` tells it.
 #[test]
 #[ignore = "it measures time, which is worth something only on a machine that does nothing else"]
+#[expect(clippy::print_stderr, reason = "the figure is what it is run for")]
 fn twelve_jobs_beside_each_other_against_one_by_one() {
     let home = Home::new(&MODELS);
     let recipes = ["adaptive", "paper", "softmax", "retnet"];

@@ -208,7 +208,9 @@ fn reports_that_cannot_be_written_are_refused_before_the_work() {
         "--report json=model",
         "--stop-after 1 --report json",
     ];
-    let told: String = texts.iter().map(|options| format!("{options}\n{}\n", refused(options))).collect();
+    let told: Vec<String> =
+        texts.iter().map(|options| format!("{options}\n{}\n", refused(options))).collect();
+    let told = told.concat();
     insta::assert_snapshot!(told);
 }
 

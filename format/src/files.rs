@@ -4,6 +4,8 @@
 //! refuse external data outside the directory of the graph, so a graph in a subdirectory could not
 //! point at the one weight file. What holds no weights may lie deeper.
 
+use std::path::Path;
+
 /// What was converted, and how.
 pub const MANIFEST: &str = "dijiang.json";
 /// Every weight.
@@ -37,6 +39,11 @@ pub const LINKED: &str = "source-";
 /// Whether a name is that of a weight file that the bundle links to.
 pub fn is_linked(name: &str) -> bool {
     name.starts_with(LINKED) && name.ends_with(".safetensors")
+}
+
+/// Whether a name is that of a graph.
+pub fn is_graph(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|ending| ending == "onnx")
 }
 
 /// What onnxruntime-genai reads.

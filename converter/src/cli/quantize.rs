@@ -18,6 +18,7 @@ use std::time::Instant;
 #[command(after_help = "Examples:
   dijiang quantize bundle -o bundle-int4
   dijiang quantize bundle -o bundle-int4 --checksums --force")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
     bundle: PathBuf,

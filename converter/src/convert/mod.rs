@@ -59,6 +59,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// How to convert.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub struct ConvertOptions {
     pub recipe: Recipe,
     pub target: Target,

@@ -73,7 +73,7 @@ pub fn diff(a: &Path, b: &Path, progress: &mut dyn Progress) -> Result<Differenc
     let is_other = |name: &str| files.iter().any(|file| file.name == name);
     let mut graphs = Vec::new();
     for file in
-        files.iter().filter(|file| file.name.ends_with(".onnx") && file.a.is_some() && file.b.is_some())
+        files.iter().filter(|file| files::is_graph(&file.name) && file.a.is_some() && file.b.is_some())
     {
         progress.stage(&format!("comparing {}", file.name));
         let [a, b] = [a.0, b.0].map(|bundle| open(&bundle.join(&file.name)));
@@ -84,7 +84,7 @@ pub fn diff(a: &Path, b: &Path, progress: &mut dyn Progress) -> Result<Differenc
     let linked = a.1.linked.iter().chain(&b.1.linked).any(|name| is_other(name));
     let weights = if is_other(files::WEIGHTS) || linked { tensors::compare(a, b)? } else { Vec::new() };
     progress.stage("comparing what they compute");
-    let served = files.iter().any(|file| file.name.ends_with(".onnx") || file.name.ends_with(".safetensors"));
+    let served = files.iter().any(|file| files::is_graph(&file.name) || file.name.ends_with(".safetensors"));
     let (numerics, skipped) = match served {
         true => numerics::compare(a, b).map_or_else(|why| (None, Some(why)), |found| (Some(found), None)),
         false => (None, Some("their graphs and weights are the same bytes".to_owned())),

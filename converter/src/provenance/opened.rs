@@ -48,7 +48,7 @@ pub fn check(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWritten> {
 }
 
 fn is_served(name: &str) -> bool {
-    name == files::TOKENIZER || is_weights(name) || name.ends_with(".onnx")
+    name == files::TOKENIZER || is_weights(name) || files::is_graph(name)
 }
 
 fn is_weights(name: &str) -> bool {

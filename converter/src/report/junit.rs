@@ -12,11 +12,11 @@ use std::io;
 pub fn text(report: &Report) -> io::Result<String> {
     let mut out = Writer::new_with_indent(Vec::new(), b' ', 2);
     out.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
-    let counts = Counts::of(report.cases.iter());
+    let counts = Counts::of(&report.cases.iter());
     let name = format!("dijiang {} {}", report.command, report.version);
     let attributes =
         [("name", name), ("time", seconds(report.seconds))].into_iter().chain(counts.attributes());
-    open(&mut out, "testsuites", attributes.collect(), |out| {
+    open(&mut out, "testsuites", &attributes.collect(), |out| {
         report.suites().iter().try_for_each(|(name, cases)| suite(out, name, cases))
     })?;
     let mut bytes = out.into_inner();
@@ -36,7 +36,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn of<'a>(cases: impl Iterator<Item = &'a Case> + Clone) -> Self {
+    fn of<'a>(cases: &(impl Iterator<Item = &'a Case> + Clone)) -> Self {
         let ended = |status| cases.clone().filter(|case| case.status == status).count();
         Self {
             tests: cases.clone().count(),
@@ -57,14 +57,14 @@ impl Counts {
 }
 
 fn suite(out: &mut Out, name: &str, cases: &[&Case]) -> io::Result<()> {
-    let counts = Counts::of(cases.iter().copied());
+    let counts = Counts::of(&cases.iter().copied());
     let mut attributes = vec![
         ("name", name.to_owned()),
         ("time", seconds(cases.iter().map(|case| case.seconds).sum())),
         ("skipped", counts.skipped.to_string()),
     ];
     attributes.extend(counts.attributes());
-    open(out, "testsuite", attributes, |out| {
+    open(out, "testsuite", &attributes, |out| {
         properties(out, cases)?;
         cases.iter().try_for_each(|case| test_case(out, case))
     })
@@ -74,11 +74,11 @@ fn properties(out: &mut Out, cases: &[&Case]) -> io::Result<()> {
     if cases.iter().all(|case| case.numbers.is_empty()) {
         return Ok(());
     }
-    open(out, "properties", Vec::new(), |out| {
+    open(out, "properties", &Vec::new(), |out| {
         for case in cases {
             for (name, number) in &case.numbers {
                 let name = format!("{}: {name}", case.name);
-                empty(out, "property", vec![("name", name), ("value", number.to_string())])?;
+                empty(out, "property", &vec![("name", name), ("value", number.to_string())])?;
             }
         }
         Ok(())
@@ -97,12 +97,12 @@ fn test_case(out: &mut Out, case: &Case) -> io::Result<()> {
         CaseStatus::Failed => told("failure", "check"),
         CaseStatus::Error => told("error", "error"),
         CaseStatus::Skipped => ("skipped", vec![("message", message.to_owned())], String::new()),
-        CaseStatus::Passed if message.is_empty() => return empty(out, "testcase", attributes),
+        CaseStatus::Passed if message.is_empty() => return empty(out, "testcase", &attributes),
         CaseStatus::Passed => ("system-out", Vec::new(), message.to_owned()),
     };
-    open(out, "testcase", attributes, |out| match text.is_empty() {
-        true => empty(out, element, inner),
-        false => with_text(out, element, inner, &text),
+    open(out, "testcase", &attributes, |out| match text.is_empty() {
+        true => empty(out, element, &inner),
+        false => with_text(out, element, &inner, &text),
     })
 }
 
@@ -118,18 +118,18 @@ fn seconds(seconds: f64) -> String {
 fn open(
     out: &mut Out,
     name: &str,
-    attributes: Attributes,
+    attributes: &Attributes,
     inner: impl FnOnce(&mut Out) -> io::Result<()>,
 ) -> io::Result<()> {
-    element(out, name, &attributes, |element| element.write_inner_content(inner).map(drop))
+    element(out, name, attributes, |element| element.write_inner_content(inner).map(drop))
 }
 
-fn empty(out: &mut Out, name: &str, attributes: Attributes) -> io::Result<()> {
-    element(out, name, &attributes, |element| element.write_empty().map(drop))
+fn empty(out: &mut Out, name: &str, attributes: &Attributes) -> io::Result<()> {
+    element(out, name, attributes, |element| element.write_empty().map(drop))
 }
 
-fn with_text(out: &mut Out, name: &str, attributes: Attributes, text: &str) -> io::Result<()> {
-    element(out, name, &attributes, |element| {
+fn with_text(out: &mut Out, name: &str, attributes: &Attributes, text: &str) -> io::Result<()> {
+    element(out, name, attributes, |element| {
         element.write_text_content(BytesText::new(&allowed(text))).map(drop)
     })
 }

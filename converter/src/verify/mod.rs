@@ -211,11 +211,11 @@ impl<'a> Verifier<'a> {
 
     fn finish(mut self) -> Verification {
         self.found.ok = self.found.checks.iter().all(|c| c.ok);
-        let version = |runtime: &Box<dyn Runtime>| RuntimeVersion {
+        let version = |runtime: &dyn Runtime| RuntimeVersion {
             name: runtime.name().to_owned(),
             version: runtime.version(),
         };
-        self.found.runtimes = self.runtimes.iter().map(version).collect();
+        self.found.runtimes = self.runtimes.iter().map(|runtime| version(runtime.as_ref())).collect();
         self.progress.done();
         self.found
     }

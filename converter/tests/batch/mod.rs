@@ -156,7 +156,7 @@ impl Home {
     fn wait(&self, is_so: impl Fn() -> bool) {
         let start = Instant::now();
         while !is_so() {
-            assert!(start.elapsed() < Duration::from_secs(120), "it takes too long: {}", self.root.display());
+            assert!(start.elapsed() < Duration::from_mins(2), "it takes too long: {}", self.root.display());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

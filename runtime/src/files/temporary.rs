@@ -2,7 +2,7 @@
 //!
 //! The directory is called `.NAME.tmp-PID`, and holds a file that says who made it. It is locked while its maker
 //! lives. What a killed run left is removed by the next run of the same user that writes to the same place. What has
-//! such a name but not that file, or is another user's, is never touched.
+//! such a name but not that file, or is another user's, is never touched, unless it is empty and its maker is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 /// The file that says whose the directory is.
 const OWNER: &str = "made-by-dijiang";
@@ -245,7 +246,8 @@ impl Abandoned {
     fn at(path: PathBuf, target: PathBuf) -> Option<Self> {
         let directory = open_directory(&path).ok()?;
         let is_own = directory.metadata().ok()?.uid() == rustix::process::geteuid().as_raw()
-            && owner(&directory).ok()? == OWNER_TEXT.as_bytes();
+            && (owner(&directory).is_ok_and(|text| text == OWNER_TEXT.as_bytes())
+                || is_only_begun(&path, &directory));
         // Let go at once: a child that is just being started may have the file open too, for a moment.
         let is_left = is_own && directory.try_lock().is_ok() && directory.unlock().is_ok();
         is_left.then_some(Self { path, directory, target })
@@ -268,6 +270,38 @@ impl Abandoned {
 /// Whether nothing is there, or a directory with nothing in it.
 pub fn is_vacant(path: &Path) -> bool {
     !path.exists() || std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether a run was killed before it had written whose the directory is: nothing else is in it, and nobody is left to
+/// write that.
+fn is_only_begun(path: &Path, directory: &File) -> bool {
+    let is_begun = match owner(directory) {
+        Ok(text) => OWNER_TEXT.as_bytes().starts_with(&text),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    };
+    is_begun && holds_nothing_else(directory).unwrap_or(false) && !maker_lives(path)
+}
+
+fn holds_nothing_else(directory: &File) -> io::Result<bool> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if ![b".".as_slice(), b"..", OWNER.as_bytes()].contains(&name) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether the process that the name of a directory tells is there. One that cannot be told counts as there.
+fn maker_lives(path: &Path) -> bool {
+    let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    let mark = name.windows(TEMPORARY.len()).rposition(|part| part == TEMPORARY.as_bytes());
+    let pid =
+        mark.map(|mark| &name[mark + TEMPORARY.len()..]).and_then(|rest| rest.split(|b| *b == b'-').next());
+    let pid = pid.and_then(|pid| std::str::from_utf8(pid).ok()?.parse().ok());
+    let Some(pid) = pid.and_then(Pid::from_raw) else { return true };
+    !matches!(test_kill_process(pid), Err(Errno::SRCH))
 }
 
 /// What the owner's file says.
@@ -391,6 +425,7 @@ mod tests {
         let foreign = [".b.tmp-notes", ".b.tmp-12345", ".b.tmp-9999999"].map(|name| home.path().join(name));
         foreign.iter().for_each(|directory| std::fs::create_dir(directory).unwrap());
         std::fs::write(foreign[1].join(OWNER), "me").unwrap();
+        std::fs::write(foreign[2].join("notes"), "mine").unwrap();
         let held = Temporary::beside(&target).unwrap();
         // One of the same name may stand there again.
         assert!(!abandoned.join(NEW).exists() && other.exists());
@@ -405,6 +440,34 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().mode() & 0o777
+    }
+
+    /// A run may be killed between any two calls.
+    #[test]
+    fn what_was_only_begun_goes_with_its_maker() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut child = std::process::Command::new("true").spawn().expect("it starts");
+        let gone = child.id();
+        child.wait().expect("it ends");
+        let make = |suffix: &str, file: Option<(&str, &str)>| {
+            let path = dir.path().join(format!(".b.tmp-{suffix}"));
+            std::fs::create_dir(&path).expect("a directory");
+            file.inspect(|(name, text)| std::fs::write(path.join(name), text).expect("a file"));
+            path
+        };
+        let begun = [
+            make(&format!("{gone}"), None),
+            make(&format!("{gone}-1"), Some((OWNER, ""))),
+            make(&format!("{gone}-2"), Some((OWNER, "dijiang writes"))),
+        ];
+        let others = [
+            make(&format!("{gone}-3"), Some(("notes", "mine"))),
+            make(&format!("{gone}-4"), Some((OWNER, "another text"))),
+            make(&format!("{}", std::process::id()), None),
+        ];
+        remove_abandoned(&dir.path().join("b")).expect("it is removed");
+        assert!(begun.iter().all(|path| !path.exists()));
+        assert!(others.iter().all(|path| path.exists()));
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub fn end_with_parent() {
     }
     let is_there = getppid().is_some_and(|pid| pid.as_raw_nonzero().to_string() == parent);
     // It may have ended before it could be asked to tell.
-    if !is_there && parent.parse::<u32>().is_ok_and(|parent| is_gone(parent)) {
+    if !is_there && parent.parse::<u32>().is_ok_and(is_gone) {
         std::process::exit(128 + Signal::TERM.as_raw());
     }
 }

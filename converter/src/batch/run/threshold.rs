@@ -106,7 +106,7 @@ impl<'a> Evidence<'a> {
 
     /// The largest relative error of all checks that have a limit.
     fn check_error(&self) -> Result<Figure, String> {
-        let checks = self.steps.iter().flat_map(|step| step.result["checks"].as_array()).flatten();
+        let checks = self.steps.iter().filter_map(|step| step.result["checks"].as_array()).flatten();
         let of_logits = checks.filter(|check| {
             let is_error =
                 ["relative_error", "median_relative_error"].map(Some).contains(&check["measure"].as_str());
@@ -159,8 +159,8 @@ impl<'a> Evidence<'a> {
 
     /// The smallest of the last step `bench`, which measures both in turn.
     fn speed_ratio(&self) -> Result<Figure, String> {
-        let benches = self.steps.iter().filter(|step| step.command == StepCommand::Bench.name());
-        let rows = benches.last().and_then(|step| step.result["rows"].as_array()).into_iter().flatten();
+        let mut benches = self.steps.iter().filter(|step| step.command == StepCommand::Bench.name());
+        let rows = benches.next_back().and_then(|step| step.result["rows"].as_array()).into_iter().flatten();
         let rows: Vec<&Value> =
             rows.filter(|row| row["phase"] == "decode" && row["bundle"] == BUNDLE).collect();
         let ratio = |row: &Value| {
@@ -195,7 +195,7 @@ fn measurements<'a>(
     bundle: &str,
 ) -> BTreeMap<&'a str, Measurement<'a>> {
     let evals = steps.iter().filter(|step| step.command == StepCommand::Eval.name());
-    let results = evals.flat_map(|step| step.result["results"].as_array()).flatten();
+    let results = evals.filter_map(|step| step.result["results"].as_array()).flatten();
     let meant = results.filter(|row| row["metric"] == *metric && row["bundle"] == *bundle);
     let read = |row: &'a Value| {
         let each = row["each"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
