@@ -219,6 +219,15 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
     let told = expect(1, &home.run("verify X --digests"));
     assert!(told.starts_with("  notes.txt is not listed in dijiang.json\n"), "{told}");
     std::fs::remove_file(home.path("X/notes.txt")).expect("it was there");
+    // What a killed run left is told, and is no fault of the bundle.
+    let mut run = std::process::Command::new("true").spawn().expect("it starts");
+    run.wait().expect("it ends");
+    let left = home.path("X").join(format!(".dijiang.json.tmp-{}", run.id()));
+    std::fs::create_dir(&left).expect("it is made");
+    let told = expect(0, &home.run("verify X --digests"));
+    assert!(told.contains(" was left by a killed run, and goes with the next one\n"), "{told}");
+    assert!(told.ends_with(", 1 left by a killed run\n"), "{told}");
+    std::fs::remove_dir(&left).expect("it is there");
     // What training runs keep is no part of the model.
     std::fs::create_dir(home.path("X/train")).expect("it is made");
     expect(0, &home.run("verify X --digests"));

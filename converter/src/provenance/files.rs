@@ -6,6 +6,7 @@ use crate::report::message::one_line;
 use crate::report::outcome::{Case, CaseStatus};
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile};
+use dijiang_runtime::temporary;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ pub enum FileStatus {
     Unlisted,
     /// An earlier version wrote the bundle, and recorded no digest of it.
     Unrecorded,
+    /// A killed run wrote there, and the next one that writes to the bundle removes it.
+    Abandoned,
 }
 
 /// A file of a bundle.
@@ -43,6 +46,7 @@ impl FileFound {
             FileStatus::Missing => "is missing",
             FileStatus::Unlisted => "is not listed in dijiang.json",
             FileStatus::Unrecorded => "has no recorded digest",
+            FileStatus::Abandoned => "was left by a killed run, and goes with the next one",
         };
         self.reason.as_ref().map_or_else(|| what.to_owned(), |reason| format!("{what}: {reason}"))
     }
@@ -53,7 +57,7 @@ impl FileFound {
             name: one_line(&self.name),
             status: match self.status {
                 FileStatus::Same => CaseStatus::Passed,
-                FileStatus::Unrecorded => CaseStatus::Skipped,
+                FileStatus::Unrecorded | FileStatus::Abandoned => CaseStatus::Skipped,
                 FileStatus::Differs | FileStatus::Missing | FileStatus::Unlisted => CaseStatus::Failed,
             },
             seconds: 0.0,
@@ -68,7 +72,7 @@ impl FileFound {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FilesFound {
     pub files: Vec<FileFound>,
-    /// Whether every file is there as it was written, and no other.
+    /// Whether every file is there as it was written, and no other but what killed runs left.
     pub ok: bool,
 }
 
@@ -98,6 +102,7 @@ impl FilesFound {
             (FileStatus::Missing, "missing"),
             (FileStatus::Unlisted, "not listed"),
             (FileStatus::Unrecorded, "without a recorded digest"),
+            (FileStatus::Abandoned, "left by a killed run"),
         ];
         let parts = parts.map(|(status, what)| (count(status), what));
         let told: Vec<String> =
@@ -115,19 +120,25 @@ pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     let named: BTreeSet<&str> = found.iter().map(|file| file.name.as_str()).collect();
     let mut others = Vec::new();
     for entry in std::fs::read_dir(bundle).map_err(io)? {
-        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        let entry = entry.map_err(io)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
         let is_known = named.contains(name.as_str()) || OWN.contains(&name.as_str());
         if !is_known {
             // Bundles of earlier versions list nothing.
-            let status =
-                if manifest.files.is_empty() { FileStatus::Unrecorded } else { FileStatus::Unlisted };
+            let status = match manifest.files.is_empty() {
+                _ if temporary::is_abandoned(&entry.path()) => FileStatus::Abandoned,
+                true => FileStatus::Unrecorded,
+                false => FileStatus::Unlisted,
+            };
             others.push(FileFound { name, status, reason: None });
         }
     }
     found.extend(others);
     found.extend(compare_checksums(bundle, &manifest)?);
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    let ok = found.iter().all(|file| matches!(file.status, FileStatus::Same | FileStatus::Unrecorded));
+    let is_fine =
+        |status| matches!(status, FileStatus::Same | FileStatus::Unrecorded | FileStatus::Abandoned);
+    let ok = found.iter().all(|file| is_fine(file.status));
     Ok(FilesFound { files: found, ok })
 }
 

@@ -313,6 +313,12 @@ fn owner(directory: &File) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Whether a killed run left what is at the path, for the next one to remove.
+pub fn is_abandoned(path: &Path) -> bool {
+    let target = path.file_name().and_then(target_of);
+    target.is_some_and(|target| Abandoned::at(path.to_owned(), parent(path).join(target)).is_some())
+}
+
 /// What killed runs left in a directory, of these targets, in the order of the names.
 fn abandoned_in(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> io::Result<Vec<Abandoned>> {
     let mut found = Vec::new();
@@ -465,6 +471,8 @@ mod tests {
             make(&format!("{gone}-4"), Some((OWNER, "another text"))),
             make(&format!("{}", std::process::id()), None),
         ];
+        assert!(begun.iter().all(|path| is_abandoned(path)));
+        assert!(!others.iter().any(|path| is_abandoned(path)));
         remove_abandoned(&dir.path().join("b")).expect("it is removed");
         assert!(begun.iter().all(|path| !path.exists()));
         assert!(others.iter().all(|path| path.exists()));
