@@ -6,6 +6,7 @@ mod home;
 use home::Home;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -223,7 +224,7 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
     let mut run = std::process::Command::new("true").spawn().expect("it starts");
     run.wait().expect("it ends");
     let left = home.path("X").join(format!(".dijiang.json.tmp-{}", run.id()));
-    std::fs::create_dir(&left).expect("it is made");
+    std::fs::DirBuilder::new().mode(0o700).create(&left).expect("it is made");
     let told = expect(0, &home.run("verify X --digests"));
     assert!(told.contains(" was left by a killed run, and goes with the next one\n"), "{told}");
     assert!(told.ends_with(", 1 left by a killed run\n"), "{told}");

@@ -2,7 +2,8 @@
 //!
 //! The directory is called `.NAME.tmp-PID`, and holds a file that says who made it. It is locked while its maker
 //! lives. What a killed run left is removed by the next run of the same user that writes to the same place. What has
-//! such a name but not that file, or is another user's, is never touched, unless it is empty and its maker is gone.
+//! such a name but not that file, or is another user's, is never touched, unless it is private and empty and its maker
+//! is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -27,6 +28,8 @@ const TEMPORARY: &str = ".tmp-";
 const NEW: &str = "new";
 /// What was in its place, where the two cannot be exchanged in one step.
 const OLD: &str = "old";
+/// The mode of the directory: what is written may be meant for fewer eyes than the directory around it.
+const PRIVATE: u32 = 0o700;
 /// Directories of one process for one place, at most.
 const MOST: usize = 1000;
 
@@ -81,8 +84,7 @@ impl Temporary {
             own.push(TEMPORARY);
             own.push(suffix);
             let directory = parent(target).join(own);
-            // What is written may be meant for fewer eyes than the directory around it.
-            match DirBuilder::new().mode(0o700).create(&directory) {
+            match DirBuilder::new().mode(PRIVATE).create(&directory) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
                 Ok(()) => {
@@ -279,7 +281,8 @@ fn is_only_begun(path: &Path, directory: &File) -> bool {
         Ok(text) => OWNER_TEXT.as_bytes().starts_with(&text),
         Err(e) => e.kind() == io::ErrorKind::NotFound,
     };
-    is_begun && holds_nothing_else(directory).unwrap_or(false) && !maker_lives(path)
+    let is_for_its_maker = directory.metadata().is_ok_and(|found| found.mode() & 0o7777 == PRIVATE);
+    is_begun && is_for_its_maker && holds_nothing_else(directory).unwrap_or(false) && !maker_lives(path)
 }
 
 fn holds_nothing_else(directory: &File) -> io::Result<bool> {
@@ -431,7 +434,6 @@ mod tests {
         let foreign = [".b.tmp-notes", ".b.tmp-12345", ".b.tmp-9999999"].map(|name| home.path().join(name));
         foreign.iter().for_each(|directory| std::fs::create_dir(directory).unwrap());
         std::fs::write(foreign[1].join(OWNER), "me").unwrap();
-        std::fs::write(foreign[2].join("notes"), "mine").unwrap();
         let held = Temporary::beside(&target).unwrap();
         // One of the same name may stand there again.
         assert!(!abandoned.join(NEW).exists() && other.exists());
@@ -457,7 +459,7 @@ mod tests {
         child.wait().expect("it ends");
         let make = |suffix: &str, file: Option<(&str, &str)>| {
             let path = dir.path().join(format!(".b.tmp-{suffix}"));
-            std::fs::create_dir(&path).expect("a directory");
+            DirBuilder::new().mode(PRIVATE).create(&path).expect("a directory");
             file.inspect(|(name, text)| std::fs::write(path.join(name), text).expect("a file"));
             path
         };
@@ -466,7 +468,10 @@ mod tests {
             make(&format!("{gone}-1"), Some((OWNER, ""))),
             make(&format!("{gone}-2"), Some((OWNER, "dijiang writes"))),
         ];
+        let public = dir.path().join(format!(".b.tmp-{gone}-5"));
+        DirBuilder::new().mode(0o755).create(&public).expect("a directory");
         let others = [
+            public,
             make(&format!("{gone}-3"), Some(("notes", "mine"))),
             make(&format!("{gone}-4"), Some((OWNER, "another text"))),
             make(&format!("{}", std::process::id()), None),
