@@ -15,6 +15,7 @@ use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
 use dijiang_format::quantization::Quantization;
 use dijiang_passes::feature_map::added::is_added;
+use dijiang_runtime::temporary;
 use std::path::Path;
 
 /// How to make a bundle anew.
@@ -68,6 +69,10 @@ pub fn requantize(
     let is_replaced =
         std::fs::canonicalize(target).is_ok_and(|t| bundle.canonicalize().is_ok_and(|b| b == t));
     let lock = is_replaced.then(|| BundleLock::acquire(bundle)).transpose()?;
+    // Before anything is refused: a run that was killed after its last step leaves a bundle that is refused.
+    if let Err(error) = temporary::remove_abandoned(target) {
+        tracing::debug!("{}: what killed runs left could not be removed: {error}", target.display());
+    }
     let manifest = Manifest::float_weights(bundle)?;
     if manifest.source.kind == SourceKind::Onnx {
         return Err(RequantizeError::FromOnnx { bundle: place(), weights: options.weights.name() });

@@ -2,6 +2,7 @@
 //! leads out of the root, so that the directory may be moved.
 
 use crate::batch::plan::Plan;
+use dijiang_runtime::temporary;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,10 +71,11 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Makes the directory where it is not there.
+    /// Makes the directory where it is not there. What killed runs left in it goes.
     pub(super) fn open(plan: &Plan) -> io::Result<Self> {
         let directory = plan.root.join(DIRECTORY);
         std::fs::create_dir_all(&directory)?;
+        temporary::clean(&directory)?;
         let mut bundles = BTreeSet::new();
         for entry in std::fs::read_dir(&directory)? {
             let path = entry?.path();
@@ -148,6 +150,20 @@ mod tests {
         let long = ["x".repeat(400), "x".repeat(401)].map(|job| file_name(&job));
         assert!(long.iter().all(|name| name.len() == LONGEST) && long[0] != long[1]);
         assert_ne!(file_name("digests"), "digests");
+    }
+
+    #[test]
+    fn what_a_kill_left_of_a_record_goes_with_the_next_run() {
+        let home = tempfile::tempdir().expect("a directory");
+        let plan = Plan { root: home.path().to_owned(), jobs: Vec::new() };
+        let records = Records::open(&plan).expect("it is made");
+        let begun = temporary::Temporary::beside(&records.path("a")).expect("it is begun");
+        let place = begun.path().parent().map(Path::to_owned).expect("it has a directory");
+        Records::open(&plan).expect("it is read");
+        assert!(place.exists(), "its maker lives");
+        begun.leave();
+        Records::open(&plan).expect("it is read");
+        assert!(!place.exists(), "its maker is gone");
     }
 
     #[test]
