@@ -1,5 +1,6 @@
 //! What a bundle is, whether it still is what was written, and how it differs from another: the same input gives the
 //! same bytes, and no byte changes unnoticed.
+#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 mod home;
 
@@ -189,6 +190,56 @@ fn what_was_cut_or_edited_by_a_byte_is_refused_before_anything_is_served() {
         assert!(told.contains("X/model.safetensors: its bytes are not those that were written"), "{told}");
     });
     expect(0, &home.run("quantize X -o Y --no-verify"));
+}
+
+/// What tells of a bundle, measures it, or makes another of it: none of it would say that a byte had changed.
+#[test]
+fn nothing_is_told_or_made_of_what_was_edited() {
+    let home = converted("shakespeare", "--dtype f32");
+    let text = fixture("shakespeare") + "/valid.txt";
+    let train = format!("--data {text} --steps 1 --batch 2 --context 16 --validation-windows 1 --threads 1");
+    std::fs::copy(home.path("X/model.safetensors"), home.path("w.safetensors")).expect("a copy");
+    expect(0, &home.run(&format!("convert {} -o other --no-verify --dtype f32", fixture("shakespeare"))));
+    let mut readers = vec!["info X".to_owned()];
+    let mut makers = vec!["quantize X -o Y --no-verify".to_owned()];
+    let mut trainers = Vec::new();
+    makers.extend(["export-torch X", "import-weights X w.safetensors"].map(str::to_owned));
+    if dijiang_runtime::OrtRuntime::new().is_ok() || std::env::var_os("DIJIANG_REQUIRE_ORT").is_some() {
+        readers.push("bench X --context 8 --runs 1 --steps 1".to_owned());
+        trainers.extend(["finetune X", "calibrate X"].map(|call| format!("{call} {train}")));
+        trainers.push(format!("finetune other {train} --teacher X"));
+    } else {
+        eprintln!("skipped: training and bench, as ONNX Runtime was not found");
+    }
+    let before = files(&home.path("X"));
+    let refused = |name: &str, calls: &[&[String]]| {
+        for call in calls.iter().copied().flatten() {
+            let output = home.run(call);
+            let told = expect(2, &output);
+            let head = format!("error: X/{name}: ");
+            assert!(output.stdout.is_empty() && told.starts_with(&head), "{call}: {told}");
+            assert!(told.lines().count() == 1 && told.contains("those that were written"), "{call}: {told}");
+        }
+    };
+    let last = |bytes: &mut Vec<u8>| *bytes.last_mut().expect("a byte") ^= 1;
+    with_change(&home, "softmax.onnx", last, || refused("softmax.onnx", &[&readers, &makers, &trainers]));
+    for name in ["model.onnx", "tokenizer.json"] {
+        with_change(&home, name, last, || refused(name, &[&readers, &makers]));
+    }
+    with_change(&home, "config.json", last, || refused("config.json", &[&makers, &trainers]));
+    // The other two neither read the elements nor give them new digests.
+    with_change(&home, "model.safetensors", last, || {
+        refused("model.safetensors", &[&makers[..1], &trainers]);
+    });
+    assert_eq!(files(&home.path("X")), before);
+    // A proof says it in a row.
+    for name in ["model.onnx", "tokenizer.json", "config.json"] {
+        with_change(&home, name, last, || {
+            let told = expect(1, &home.run("verify X --runtime tract"));
+            let row = format!("  files that are not those dijiang.json names: {name} ");
+            assert!(told.lines().any(|line| line.starts_with(&row) && line.contains("FAILED")), "{told}");
+        });
+    }
 }
 
 #[test]

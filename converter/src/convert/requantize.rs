@@ -8,6 +8,7 @@ use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
 use crate::convert::source::{self, SourceError};
 use crate::convert::{Before, Conversion, ConvertError, ConvertOptions, Converted, convert_opened};
+use crate::provenance::opened::{self, NotAsWritten};
 use crate::report::progress::Progress;
 use crate::torch;
 use crate::verify::VerifyOptions;
@@ -37,6 +38,8 @@ pub enum RequantizeError {
     Lock(#[from] LockError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
     #[error("{bundle}: it was changed while it was read (hint: quantize it once more)")]
     Changed { bundle: String },
     #[error(transparent)]
@@ -74,6 +77,7 @@ pub fn requantize(
         tracing::debug!("{}: what killed runs left could not be removed: {error}", target.display());
     }
     let manifest = Manifest::float_weights(bundle)?;
+    opened::check_described(bundle, &manifest)?;
     if manifest.source.kind == SourceKind::Onnx {
         return Err(RequantizeError::FromOnnx { bundle: place(), weights: options.weights.name() });
     }

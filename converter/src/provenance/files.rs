@@ -122,7 +122,7 @@ pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     for entry in std::fs::read_dir(bundle).map_err(io)? {
         let entry = entry.map_err(io)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_known = named.contains(name.as_str()) || OWN.contains(&name.as_str());
+        let is_known = named.contains(name.as_str()) || files::is_beside(&name);
         if !is_known {
             // Bundles of earlier versions list nothing.
             let status = match manifest.files.is_empty() {
@@ -142,8 +142,14 @@ pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     Ok(FilesFound { files: found, ok })
 }
 
-/// What no manifest lists: itself, what is made of it, and what training runs keep for themselves.
-const OWN: [&str; 3] = [files::MANIFEST, files::CHECKSUMS, files::RUNS];
+/// The files beside the weights that are there and are not what the manifest says of them; `None` where it says nothing.
+pub(crate) fn differing(bundle: &Path, manifest: &Manifest) -> Option<Vec<String>> {
+    let listed = manifest.files.iter().filter(|file| file.name != files::WEIGHTS);
+    let recorded: Vec<&BundleFile> = listed.filter(|file| file.sha256.is_some()).collect();
+    let compared = recorded.par_iter().map(|file| compare_one(bundle, manifest, file));
+    let differs = |found: FileFound| (found.status == FileStatus::Differs).then_some(found.name);
+    (!recorded.is_empty()).then(|| compared.filter_map(differs).collect())
+}
 
 /// What the manifest lists; at least the weights, of which earlier versions recorded digests too.
 fn listed(manifest: &Manifest) -> Vec<BundleFile> {

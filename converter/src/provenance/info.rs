@@ -1,5 +1,7 @@
-//! What a bundle is, in a screen: by its manifest and the sizes of its files. Nothing is run, and no weights are read.
+//! What a bundle is, in a screen: by its manifest and the sizes of its files. Nothing is run, and no weights are read:
+//! they are looked at as whatever serves them looks.
 
+use super::opened::{self, NotAsWritten};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{
@@ -60,6 +62,8 @@ pub struct Checks {
 pub enum InfoError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -67,6 +71,7 @@ pub enum InfoError {
 /// Reads what a bundle is.
 pub fn info(bundle: &Path) -> Result<Info, InfoError> {
     let manifest = Manifest::read(bundle)?;
+    opened::check(bundle, &manifest)?;
     let bytes = size(bundle).map_err(|source| InfoError::Io { path: bundle.to_owned(), source })?;
     let names = |lowered: bool| {
         let sites = manifest.sites.iter().filter(|site| site.lowered == lowered);
