@@ -208,10 +208,19 @@ impl Request {
     }
 }
 
+/// Appends the summary, or leaves what was there.
 fn append_summary(file: &Path, report: &Report) -> io::Result<()> {
+    let is_new = !file.exists();
     let mut out = OpenOptions::new().create(true).append(true).open(file)?;
-    let there = usize::try_from(out.metadata()?.len()).unwrap_or(usize::MAX);
-    out.write_all(github::summary(report, MOST_SUMMARY.saturating_sub(there)).as_bytes())
+    let before = out.metadata()?;
+    let there = usize::try_from(before.len()).unwrap_or(usize::MAX);
+    let text = github::summary(report, MOST_SUMMARY.saturating_sub(there));
+    let written = out.write_all(text.as_bytes());
+    if written.is_err() && before.is_file() {
+        // What cannot be taken back either is told by the same error.
+        let _ = if is_new { std::fs::remove_file(file) } else { out.set_len(before.len()) };
+    }
+    written
 }
 
 fn failed(file: &Path) -> impl Fn(io::Error) -> ReportError {
