@@ -3,7 +3,7 @@
 //! among them is found by [`super::files`], and by whatever makes other weights of them.
 
 use crate::checkpoint::all_listed;
-use crate::checkpoint::digests::{Compared, Difference, compare};
+use crate::checkpoint::digests::{Compared, Difference, DigestError, compare};
 use dijiang_format::digest::Hasher;
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, SourceFile};
@@ -60,6 +60,8 @@ fn weights_problem(bundle: &Path, manifest: &Manifest) -> Option<String> {
             Some(format!("{OTHER}, of {}", all_listed(&names)))
         }
         Ok(Compared::Differs(Difference::Header | Difference::File)) => Some(OTHER.to_owned()),
+        Err(DigestError::Io { source, .. }) => Some(source.to_string()),
+        Err(DigestError::Read(read)) => Some(read.reason),
         Err(error) => Some(error.to_string()),
     }
 }
