@@ -194,7 +194,6 @@ fn shards_that_are_no_files_beside_the_index_are_refused() {
 fn an_index_that_is_not_of_its_shards_is_refused() {
     let apart = "index and shards do not belong together";
     let unnamed = format!("which the index does not name there; {apart}");
-    type Case<'a> = (&'a str, Change, &'a str);
     let other = |home: &Home| {
         let name = "model.layers.0.self_attn.q_norm.weight".to_owned();
         add(home, &format!("in/{SHARD}"), std::iter::once(name));
@@ -209,7 +208,7 @@ fn an_index_that_is_not_of_its_shards_is_refused() {
     let many = |home: &Home| {
         index(home, |map| (0..100_000).for_each(|i| map[format!("extra.{i}")] = json!(SHARD)));
     };
-    let cases: Vec<Case<'_>> = vec![
+    let cases: Vec<(&str, Change, &str)> = vec![
         ("a tensor of another model", Box::new(other), &unnamed),
         ("a tensor that it forgets", Box::new(forgets), &unnamed),
         ("a name that is there twice", Box::new(twice), "`model.norm.weight` is there twice"),
