@@ -4,6 +4,7 @@
 
 mod home;
 
+use dijiang_format::seal;
 use home::Home;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -267,6 +268,24 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
         assert_eq!(found["ok"], false);
         std::fs::rename(home.path("aside"), home.path("X").join(name)).expect("it is put back");
     }
+    // Another version may have written the same manifest otherwise.
+    let path = home.path("X/dijiang.json");
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    let sums = std::fs::read_to_string(home.path("X/SHA256SUMS")).expect("it is there");
+    let seal = serde_json::from_str::<Value>(&text).expect("JSON")["manifest_sha256"]
+        .as_str()
+        .expect("a seal")
+        .to_owned();
+    let mut other = (text.replace(&seal, seal::UNSEALED) + "\n").into_bytes();
+    seal::seal(&mut other, "manifest_sha256");
+    let other = String::from_utf8(other).expect("text");
+    let digest = |text: &str| dijiang_format::digest::digest(text.as_bytes());
+    std::fs::write(&path, &other).expect("it is written");
+    std::fs::write(home.path("X/SHA256SUMS"), sums.replace(&digest(&text), &digest(&other)))
+        .expect("it is written");
+    expect(0, &home.run("verify X --digests"));
+    std::fs::write(&path, text).expect("it is written");
+    std::fs::write(home.path("X/SHA256SUMS"), sums).expect("it is written");
     std::fs::write(home.path("X/notes.txt"), "mine").expect("it is written");
     let told = expect(1, &home.run("verify X --digests"));
     assert!(told.starts_with("  notes.txt is not listed in dijiang.json\n"), "{told}");
@@ -291,9 +310,14 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
 fn a_bundle_of_an_earlier_version_opens_and_says_that_it_has_no_digests() {
     let home = Home::empty();
     let old = fixture("bundle-0.1.0");
-    let told = expect(0, &home.run(&format!("verify {old} --digests")));
-    assert!(told.contains("  model.safetensors has no recorded digest\n"), "{told}");
-    assert!(!told.contains("differs"), "{told}");
+    // Where nothing could be compared, nothing holds.
+    let refused = home.run(&format!("verify {old} --digests --report json=report.json"));
+    let told = expect(2, &refused);
+    let reason =
+        format!("error: {old}: this bundle records no digests, and nothing could be compared (hint: ");
+    assert!(told.starts_with(&reason), "{told}");
+    let report = std::fs::read_to_string(home.path("report.json")).expect("a report");
+    assert!(report.contains("\"error\""), "{report}");
     let told = expect(0, &home.run(&format!("info {old}")));
     assert!(told.contains("dijiang 0.1.0") && told.contains("1 linear"), "{told}");
     expect(0, &home.run(&format!("diff {old} {old}")));

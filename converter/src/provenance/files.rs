@@ -83,8 +83,11 @@ pub enum FilesError {
     Manifest(#[from] ManifestError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("the manifest: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error(
+        "{}: this bundle records no digests, and nothing could be compared (hint: `dijiang verify {}` proves it by its numbers; converted anew it has digests)",
+        bundle.display(), bundle.display()
+    )]
+    NoDigests { bundle: PathBuf },
 }
 
 impl FilesFound {
@@ -111,12 +114,14 @@ impl FilesFound {
     }
 }
 
-/// Compares all files of a bundle. A manifest that is not what was written is an error: nothing can be said by it.
+/// Compares all files of a bundle. A manifest that is not what was written is an error, and so is one without a digest of
+/// any file that is there: nothing can be said by it.
 pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     let manifest = Manifest::read(bundle)?;
     let io = |source| FilesError::Io { path: bundle.to_owned(), source };
     let mut found: Vec<FileFound> =
         listed(&manifest).par_iter().map(|file| compare_one(bundle, &manifest, file)).collect();
+    let is_compared = found.iter().any(|file| file.status == FileStatus::Same);
     let named: BTreeSet<&str> = found.iter().map(|file| file.name.as_str()).collect();
     let mut others = Vec::new();
     for entry in std::fs::read_dir(bundle).map_err(io)? {
@@ -139,6 +144,9 @@ pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     let is_fine =
         |status| matches!(status, FileStatus::Same | FileStatus::Unrecorded | FileStatus::Abandoned);
     let ok = found.iter().all(|file| is_fine(file.status));
+    if ok && !is_compared {
+        return Err(FilesError::NoDigests { bundle: bundle.to_owned() });
+    }
     Ok(FilesFound { files: found, ok })
 }
 
@@ -209,8 +217,11 @@ fn compare_checksums(bundle: &Path, manifest: &Manifest) -> Result<Option<FileFo
     if !path.exists() {
         return Ok(None);
     }
-    let found = std::fs::read_to_string(&path).map_err(|source| FilesError::Io { path, source })?;
-    let (status, reason) = match found == checksums(manifest, &manifest.to_json()?) {
+    let read =
+        |path: PathBuf| std::fs::read_to_string(&path).map_err(|source| FilesError::Io { path, source });
+    // As it stands there: another version may write the same manifest otherwise.
+    let (found, text) = (read(path)?, read(bundle.join(files::MANIFEST))?);
+    let (status, reason) = match found == checksums(manifest, &text) {
         true => (FileStatus::Same, None),
         false => (FileStatus::Differs, Some(format!("it is not what {} says", files::MANIFEST))),
     };
