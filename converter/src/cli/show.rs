@@ -58,6 +58,11 @@ pub(super) fn line(text: &str) {
     put(&format!("{text}\n"), || ());
 }
 
+/// A whole text of several lines. Where nobody reads on, the work goes on too.
+pub(super) fn text(text: &str) {
+    put(text, || ());
+}
+
 /// Text as it comes, without a line's end. A reader that went away, as `head` does, has all it wants.
 pub(super) fn stream(text: &str) {
     put(text, || std::process::exit(0));
