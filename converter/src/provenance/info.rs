@@ -2,6 +2,7 @@
 //! they are looked at as whatever serves them looks.
 
 use super::opened::{self, NotAsWritten};
+use crate::bundle::model_files;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{
@@ -72,7 +73,8 @@ pub enum InfoError {
 pub fn info(bundle: &Path) -> Result<Info, InfoError> {
     let manifest = Manifest::read(bundle)?;
     opened::check(bundle, &manifest)?;
-    let bytes = size(bundle).map_err(|source| InfoError::Io { path: bundle.to_owned(), source })?;
+    let bytes =
+        model_files::bytes(bundle).map_err(|source| InfoError::Io { path: bundle.to_owned(), source })?;
     let names = |lowered: bool| {
         let sites = manifest.sites.iter().filter(|site| site.lowered == lowered);
         sites.map(|site| site.name.clone()).collect::<Vec<_>>()
@@ -99,16 +101,6 @@ pub fn info(bundle: &Path) -> Result<Info, InfoError> {
         dijiang_version: manifest.dijiang_version,
         runtimes: manifest.runtimes,
     })
-}
-
-/// Bytes of the files at the top, which are the model's; what training runs keep lies deeper.
-fn size(bundle: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(bundle)? {
-        let metadata = std::fs::metadata(entry?.path())?;
-        bytes += if metadata.is_file() { metadata.len() } else { 0 };
-    }
-    Ok(bytes)
 }
 
 fn state_size(state: &[State]) -> StateSize {
