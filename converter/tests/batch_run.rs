@@ -181,7 +181,7 @@ fn what_measures_time_runs_alone_and_is_measured_anew_elsewhere() {
     let stand_in = home.stand_in("echo \"begin $*\" >>log; sleep 0.05; echo \"end $1\" >>log");
     let with_bench = |recipe: &str| {
         let mut job = plan_job(&home, "llama", recipe, &[]);
-        job.steps.push(home.step(StepCommand::Bench, &job, &["--threads", "64"]));
+        job.steps.push(home.step(StepCommand::Bench, &job, &[]));
         job
     };
     let mut plan = home.plan(["a", "b", "c", "d"].map(with_bench).into());
