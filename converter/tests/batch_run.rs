@@ -3,7 +3,7 @@
 #[path = "batch/mod.rs"]
 mod batch;
 
-use batch::{Home, Program, case, message, plan_job, ran, statuses, suites};
+use batch::{Home, Program, case, heard, message, plan_job, ran, statuses, suites};
 use dijiang::batch::plan::{Plan, Quantity, StepCommand};
 use dijiang::batch::run::{RunOptions, children, run};
 use dijiang::report::outcome::{CaseStatus, Report};
@@ -141,7 +141,7 @@ fn what_of_a_source_cannot_be_listed_is_never_up_to_date() {
     let home = Home::new(&["llama"]);
     let stand_in = home.stand_in("");
     let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
-    let why = || message(&home.heard(&plan, &stand_in).0, "llama-adaptive", "convert").to_owned();
+    let why = || message(&heard(&plan, &stand_in).0, "llama-adaptive", "convert").to_owned();
     // What leads back to itself holds nothing new.
     std::os::unix::fs::symlink(".", home.path("llama/loop")).expect("it is made");
     assert_eq!((why().as_str(), why().as_str()), ("it is new", "up to date"));
@@ -159,7 +159,7 @@ fn another_build_of_the_program_does_all_anew() {
     let home = Home::new(&["llama"]);
     let [one, other] = [home.stand_in(""), home.program("other", "echo '{}'; exit # another build")];
     let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
-    let why = |program: &Path| message(&home.heard(&plan, program).0, "llama-adaptive", "convert").to_owned();
+    let why = |program: &Path| message(&heard(&plan, program).0, "llama-adaptive", "convert").to_owned();
     assert_eq!((why(&one).as_str(), why(&one).as_str()), ("it is new", "up to date"));
     assert_eq!(why(&other), format!("another build of version {} made it", env!("CARGO_PKG_VERSION")));
 }
@@ -169,10 +169,10 @@ fn what_steps_warn_of_is_said_and_stands_in_their_cases() {
     let home = Home::new(&["llama"]);
     let stand_in = home.stand_in("echo 'warning: it is odd' >&2");
     let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
-    let (report, heard) = home.heard(&plan, &stand_in);
-    assert_eq!(heard, ["llama-adaptive: it is odd"]);
-    let said = case(&report, "llama-adaptive", "convert").message.as_deref();
-    assert_eq!(said, Some("it is new; warning: it is odd"));
+    let (report, said) = heard(&plan, &stand_in);
+    assert_eq!(said, ["llama-adaptive: it is odd"]);
+    let message = case(&report, "llama-adaptive", "convert").message.as_deref();
+    assert_eq!(message, Some("it is new; warning: it is odd"));
 }
 
 #[test]
@@ -222,10 +222,10 @@ fn what_a_step_wrote_beside_the_bundle_comes_back() {
     bench.writes.push(home.path("speed-latency.svg"));
     job.steps.push(bench);
     let plan = home.plan(vec![job]);
-    assert_eq!(ran(&home.heard(&plan, &stand_in).0), ["llama-adaptive"]);
-    assert_eq!(ran(&home.heard(&plan, &stand_in).0), [""; 0]);
+    assert_eq!(ran(&heard(&plan, &stand_in).0), ["llama-adaptive"]);
+    assert_eq!(ran(&heard(&plan, &stand_in).0), [""; 0]);
     std::fs::remove_file(home.path("speed-latency.svg")).expect("it was written");
-    let (report, _) = home.heard(&plan, &stand_in);
+    let (report, _) = heard(&plan, &stand_in);
     assert_eq!(message(&report, "llama-adaptive", "bench"), "speed-latency.svg is gone");
     assert!(home.path("speed-latency.svg").exists());
 }
@@ -237,13 +237,13 @@ fn what_training_keeps_in_a_bundle_is_no_part_of_it() {
     let mut plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
     plan.jobs[0].thresholds.push(home.threshold(Quantity::BundleBytes, 10.0));
     let kept = plan.jobs[0].bundle.join("train");
-    assert_eq!(ran(&home.heard(&plan, &stand_in).0), ["llama-adaptive"]);
+    assert_eq!(ran(&heard(&plan, &stand_in).0), ["llama-adaptive"]);
     std::fs::create_dir(&kept).expect("it is made");
     std::fs::write(kept.join("state"), "of a training").expect("it is written");
-    let (report, _) = home.heard(&plan, &stand_in);
+    let (report, _) = heard(&plan, &stand_in);
     assert_eq!((report.exit_code(), ran(&report).len()), (0, 0), "{report:?}");
     std::fs::remove_dir_all(&kept).expect("it is removed");
-    assert_eq!(ran(&home.heard(&plan, &stand_in).0), [""; 0]);
+    assert_eq!(ran(&heard(&plan, &stand_in).0), [""; 0]);
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn jobs_that_wait_hold_few_locks() {
 ls -l /proc/$PPID/fd | grep -c \"$PWD/.dijiang-batch/.job-\" >>locks";
     let stand_in = home.stand_in(count);
     let jobs = (0..20).map(|at| plan_job(&home, "llama", &format!("r{at}"), &[]));
-    let (report, _) = home.heard(&home.plan(jobs.collect()), &stand_in);
+    let (report, _) = heard(&home.plan(jobs.collect()), &stand_in);
     assert_eq!((report.exit_code(), ran(&report).len()), (0, 20), "{report:?}");
     let locks = std::fs::read_to_string(home.path("locks")).expect("it is there");
     let most = locks.lines().filter_map(|line| line.parse::<usize>().ok()).max();
@@ -398,7 +398,7 @@ fn two_files_of_jobs_that_replace_each_others_bundles_are_told() {
     for file in ["a.yaml", "b.yaml"] {
         std::fs::write(home.path(file), "").expect("it is written");
     }
-    let warned = |plan: &Plan| home.heard(plan, &stand_in).1;
+    let warned = |plan: &Plan| heard(plan, &stand_in).1;
     assert_eq!(warned(&of_file("a.yaml", "one")), [""; 0]);
     assert_eq!(warned(&of_file("a.yaml", "one")), [""; 0]);
     for name in ["one", "two"] {

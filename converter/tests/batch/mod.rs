@@ -123,19 +123,6 @@ exit",
         self.program("stand-in", &text)
     }
 
-    /// Runs a plan by a program, and tells what was said.
-    pub(crate) fn heard(&self, plan: &Plan, program: &Path) -> (Report, Vec<String>) {
-        let options = RunOptions {
-            program: Some(program.to_owned()),
-            memory: Some(1_200_000_000),
-            threads: Some(2),
-            ..RunOptions::default()
-        };
-        let mut heard = Heard(Vec::new());
-        let report = run(plan, &options, &mut heard).expect("it runs").report;
-        (report, heard.0)
-    }
-
     pub(crate) fn run(&self, plan: &Plan) -> Report {
         self.run_with(plan, &RunOptions::default())
     }
@@ -233,6 +220,19 @@ exit",
         let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         told["results"][0]["value"].as_f64().expect("a number")
     }
+}
+
+/// Runs a plan by a program, and tells what was said.
+pub(crate) fn heard(plan: &Plan, program: &Path) -> (Report, Vec<String>) {
+    let options = RunOptions {
+        program: Some(program.to_owned()),
+        memory: Some(1_200_000_000),
+        threads: Some(2),
+        ..RunOptions::default()
+    };
+    let mut heard = Heard(Vec::new());
+    let report = run(plan, &options, &mut heard).expect("it runs").report;
+    (report, heard.0)
 }
 
 /// Hears warnings.
