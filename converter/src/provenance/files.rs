@@ -6,6 +6,7 @@ use crate::report::message::one_line;
 use crate::report::outcome::{Case, CaseStatus};
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile};
+use dijiang_format::regular;
 use dijiang_runtime::temporary;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -218,7 +219,7 @@ fn compare_checksums(bundle: &Path, manifest: &Manifest) -> Result<Option<FileFo
         return Ok(None);
     }
     let read =
-        |path: PathBuf| std::fs::read_to_string(&path).map_err(|source| FilesError::Io { path, source });
+        |path: PathBuf| regular::read_to_string(&path).map_err(|source| FilesError::Io { path, source });
     // As it stands there: another version may write the same manifest otherwise.
     let (found, text) = (read(path)?, read(bundle.join(files::MANIFEST))?);
     let (status, reason) = match found == checksums(manifest, &text) {

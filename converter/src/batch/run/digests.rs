@@ -6,6 +6,7 @@ use crate::bundle::model_files;
 use crate::onnx::locations::locations;
 use dijiang_format::digest::Hasher;
 use dijiang_format::files::MANIFEST;
+use dijiang_format::regular;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,11 +128,7 @@ impl Digester {
             Err(_) => std::path::absolute(path)?.to_string_lossy().into_owned(),
         };
         let now = SystemTime::now();
-        // Opening others waits for somebody to write, or never ends.
-        if !path.metadata()?.is_file() {
-            return Err(io::Error::other("it is no regular file"));
-        }
-        let mut file = File::open(path)?;
+        let mut file = regular::open(path)?;
         let before = file.metadata()?;
         let known = self.kept().files.get(&name).cloned();
         if let Some(known) = known.filter(|known| Known::of(&before, known.digest.clone()) == *known) {
@@ -298,7 +295,8 @@ mod tests {
         let found = digester.files("source", home.path());
         assert_eq!(found.keys().collect::<Vec<_>>(), ["source/a"]);
         let refused = digester.files("text", &pipe);
-        assert_eq!(refused["text"], Err("cannot be read: it is no regular file".to_owned()));
+        let reason = "cannot be read: it is a pipe, a socket or a device, expected a regular file";
+        assert_eq!(refused["text"], Err(reason.to_owned()));
     }
 
     #[test]
