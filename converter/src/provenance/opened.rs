@@ -1,6 +1,6 @@
-//! What is looked at whenever a bundle is opened to be served: the digests of its graphs and its tokenizer, which are
-//! small, and of its weights the size and the header. The elements of weights are not read for it: a byte that changed
-//! among them is found by [`super::files`], and by whatever makes other weights of them.
+//! What is looked at whenever a bundle is opened: the digests of its graphs and its tokenizer, which are small, and of its
+//! weights the size and the header. What serves the bundle, or makes other weights of it, reads the elements of its
+//! weights too.
 
 use crate::checkpoint::all_listed;
 use crate::checkpoint::digests::{Compared, Difference, DigestError, compare};
@@ -48,6 +48,11 @@ pub fn check_described(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWr
 /// that changed.
 pub fn check_whole(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWritten> {
     check_described(bundle, manifest)?;
+    check_weights(bundle, manifest)
+}
+
+/// Refuses weights of which an element is not what the manifest says.
+pub fn check_weights(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWritten> {
     let path = bundle.join(files::WEIGHTS);
     let problem = path.exists().then(|| weights_problem(bundle, manifest)).flatten();
     problem.map_or(Ok(()), |reason| Err(NotAsWritten::new(bundle, files::WEIGHTS, reason)))

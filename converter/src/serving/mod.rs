@@ -45,8 +45,15 @@ pub enum OpenError {
 
 /// Loads a bundle whose files are as they were written, with an empty state for one sequence.
 pub fn open(bundle: &Path, options: &ServingOptions) -> Result<Serving, OpenError> {
-    opened::check(bundle, &Manifest::read(bundle)?)?;
-    open_any(bundle, options)
+    let manifest = Manifest::read(bundle)?;
+    opened::check(bundle, &manifest)?;
+    // All bytes of the weights are read for it, which takes about as long as the runtime takes to load them.
+    std::thread::scope(|scope| {
+        let weights = scope.spawn(|| opened::check_weights(bundle, &manifest));
+        let serving = open_any(bundle, options);
+        weights.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        serving
+    })
 }
 
 /// Loads a bundle as it is: for verification, which tells what is not as it was written.
