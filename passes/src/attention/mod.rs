@@ -13,4 +13,6 @@ mod softmaxes;
 mod trial;
 
 #[cfg(test)]
+mod layer;
+#[cfg(test)]
 pub(crate) mod tests;

@@ -17,7 +17,7 @@ use crate::ir::walk::{inputs_of, nearest_first};
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{POSITIONS, StatePart};
-use dijiang_format::recipe::{Attention, Decay, Readout, Recipe};
+use dijiang_format::recipe::{Attention, Decay, Readout, Recipe, Rule};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -27,6 +27,9 @@ pub(super) const RULE: &str = "linear_attention";
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
 const HALF_EPSILON: f64 = 5.96e-8;
+
+/// The logit of β at first: most of what a key holds is replaced.
+const BETA: f32 = 2.0;
 
 /// What to do with the sites of a graph.
 #[derive(Debug, Clone)]
@@ -248,7 +251,14 @@ pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Opt
             site.mask.name()
         ));
     }
-    let reads_hidden = recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm;
+    if !site.mask.is_causal() && recipe.rule == Rule::Delta {
+        return Some(format!(
+            "its mask is {}, and the delta rule follows the order of the tokens",
+            site.mask.name()
+        ));
+    }
+    let reads_hidden =
+        recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm || recipe.rule == Rule::Delta;
     if reads_hidden && site.hidden.is_none() {
         return says(
             "the recipe's gate reads what the values are projected from, and they are not the output of one linear layer",
@@ -363,11 +373,11 @@ impl SiteWriter<'_, '_, '_> {
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let (q, mut k) = self.features();
         let causal = self.site.mask.is_causal();
-        if let Some(valid) = valid.filter(|_| !(causal && self.options.form.masks_values())) {
+        if let Some(valid) = valid.filter(|_| !(causal && self.masks_otherwise())) {
             let tokens = self.p.unsqueeze(valid, &[1, 3]);
             k = self.p.mul(k, tokens);
         }
-        let v = match self.options.form.puts_heads_first() {
+        let v = match self.puts_heads_first() {
             true => self.site.v,
             false => self.p.cast(self.site.v, DType::F32),
         };
@@ -380,6 +390,7 @@ impl SiteWriter<'_, '_, '_> {
             false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
         };
         let read = match self.options.recipe.readout {
+            Readout::Sum if !dims.divides => sums.num,
             Readout::Sum => self.read_sum(&sums),
             Readout::GroupNorm => self.read_group_norm(&sums),
         };
@@ -398,8 +409,24 @@ impl SiteWriter<'_, '_, '_> {
             kv_heads: self.site.kv_heads as i64,
             features: self.p.known_dim(q, 3) as i64,
             value_dim: self.site.value_dim as i64,
-            divides: self.options.recipe.readout == Readout::Sum,
+            divides: self.divides(),
         }
+    }
+
+    /// Whether padding is taken out elsewhere than of the keys: of the values, or of β.
+    fn masks_otherwise(&self) -> bool {
+        self.options.form.masks_values() || self.options.recipe.rule == Rule::Delta
+    }
+
+    /// Whether features are `[heads, batch, sequence, m]`.
+    fn puts_heads_first(&self) -> bool {
+        self.options.form.puts_heads_first() && self.options.recipe.rule == Rule::Linear
+    }
+
+    /// Whether what is read is divided by φ(q)·z.
+    fn divides(&self) -> bool {
+        let recipe = self.options.recipe;
+        recipe.readout == Readout::Sum && recipe.rule == Rule::Linear
     }
 
     fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {
@@ -431,8 +458,13 @@ impl SiteWriter<'_, '_, '_> {
             let tokens = self.p.unsqueeze(valid, &[1]);
             log_decay = Some(self.p.mul(log, tokens));
         }
+        let mut beta = self.beta();
+        if let Some((valid, all)) = valid.zip(beta) {
+            let tokens = self.p.unsqueeze(valid, &[1]);
+            beta = Some(self.p.mul(all, tokens));
+        }
         let state = self.past_state(dims);
-        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, state, dims })
+        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, beta, state, dims })
     }
 
     /// φ of queries and keys, each scaled by √scale.
@@ -471,11 +503,20 @@ impl SiteWriter<'_, '_, '_> {
             }
         }
         let x = self.p.cast(x, dtype);
-        if self.options.form.puts_heads_first() {
+        if self.puts_heads_first() {
             return self.features_by_head(map, role, x, &emitted);
         }
         let scaled = self.scaled(x);
-        map.emit(self.p, scaled, &emitted, role)
+        self.emit(map, scaled, &emitted, role)
+    }
+
+    /// φ, of length one where the recipe says so.
+    fn emit(&mut self, map: &dyn FeatureMap, x: ValueId, emitted: &Emitted, role: Role) -> ValueId {
+        let features = map.emit(self.p, x, emitted, role);
+        match self.options.recipe.map.unit {
+            true => feature_map::emit_unit(self.p, features),
+            false => features,
+        }
     }
 
     /// `[batch, heads, sequence, head_dim]` → `[heads, batch, sequence, m]`: weights per head multiply the rows of all.
@@ -491,7 +532,7 @@ impl SiteWriter<'_, '_, '_> {
         let transposed = self.p.transpose(x, &[1, 0, 2, 3]);
         let rows = self.p.reshape(transposed, &[0, -1, self.site.head_dim as i64]);
         let scaled = self.scaled(rows);
-        let features = map.emit(self.p, scaled, emitted, role);
+        let features = self.emit(map, scaled, emitted, role);
         let last = self.p.shape_of(features, 2, 3);
         let shape = self.p.concat(&[heads, batch, time, last], 0);
         self.p.reshape_to(features, shape)
@@ -500,8 +541,8 @@ impl SiteWriter<'_, '_, '_> {
     /// f32, but where a form and the features allow for less, that of the model. Sums must then be free to scale.
     fn feature_type(&mut self, map: &dyn FeatureMap) -> DType {
         let own = self.p.dtype(self.site.q);
-        let scales = map.sums_to_one() && self.options.recipe.readout == Readout::Sum;
-        match self.options.form.puts_heads_first() && scales && own == DType::F16 {
+        let scales = map.sums_to_one() && self.divides();
+        match self.puts_heads_first() && scales && own == DType::F16 {
             true => own,
             false => DType::F32,
         }
@@ -531,23 +572,37 @@ impl SiteWriter<'_, '_, '_> {
     /// log sigmoid(w·x + b), with `w` zero and `b` spread at first so that heads forget over 2⁴ to 2¹⁰ tokens.
     fn learned_decay(&mut self, hidden: ValueId) -> ValueId {
         let heads = self.site.kv_heads;
-        let width = self.p.known_dim(hidden, 2);
         let spread = |h: u64| 4.0 + 6.0 * h as f32 / (heads.max(2) - 1) as f32;
         // sigmoid(b) = 1 - 2^-s
         let biases: Vec<f32> = (0..heads).map(|h| (spread(h).exp2() - 1.0).ln()).collect();
+        let logits = self.gate(hidden, ["gate.weight", "gate.bias"], &biases);
+        let p = &mut *self.p;
+        let flipped = p.neg(logits);
+        let soft = p.softplus(flipped);
+        p.neg(soft)
+    }
+
+    /// w·x + b with one row per key/value head, f32 `[batch, kv_heads, sequence]`; `w` is zero at first.
+    fn gate(&mut self, hidden: ValueId, names: [&str; 2], biases: &[f32]) -> ValueId {
+        let (heads, width) = (self.site.kv_heads, self.p.known_dim(hidden, 2));
         let zeros = vec![0.0; (heads * width) as usize];
-        let weight = self.parameter(None, "gate.weight", Tensor::from_f32(&[heads, width], &zeros));
-        let bias = self.parameter(None, "gate.bias", Tensor::from_f32(&[heads], &biases));
+        let weight = self.parameter(None, names[0], Tensor::from_f32(&[heads, width], &zeros));
+        let bias = self.parameter(None, names[1], Tensor::from_f32(&[heads], biases));
         let dtype = self.gate_type(hidden);
         let p = &mut *self.p;
         let (x, weight) = (p.cast(hidden, dtype), p.cast(weight, dtype));
         let products = p.linear(x, weight, None);
         let products = p.cast(products, DType::F32);
         let logits = p.add(products, bias);
-        let transposed = p.transpose(logits, &[0, 2, 1]);
-        let flipped = p.neg(transposed);
-        let soft = p.softplus(flipped);
-        p.neg(soft)
+        p.transpose(logits, &[0, 2, 1])
+    }
+
+    /// β_t = sigmoid(w·x + b) of the delta rule, with `w` zero at first.
+    fn beta(&mut self) -> Option<ValueId> {
+        let hidden = self.site.hidden.filter(|_| self.options.recipe.rule == Rule::Delta)?;
+        let biases = vec![BETA; self.site.kv_heads as usize];
+        let logits = self.gate(hidden, ["beta.weight", "beta.bias"], &biases);
+        Some(self.p.sigmoid(logits))
     }
 
     /// Of the product w·x: what is served multiplies in the model's own f16, which is as fine as its hidden states.
@@ -595,7 +650,7 @@ impl SiteWriter<'_, '_, '_> {
         };
         let epsilon = if self.p.dtype(den) == DType::F16 { HALF_EPSILON } else { EPSILON };
         let den = self.p.add_scalar(den, epsilon);
-        if !self.options.form.puts_heads_first() {
+        if !self.puts_heads_first() {
             return self.p.div(sums.num, den);
         }
         // A device is twice as fast at it where rows are one axis.

@@ -17,9 +17,11 @@ pub mod quality;
 pub mod recipe_check;
 
 mod dct_softmax;
+mod dct_unit;
 mod pff;
 mod prf;
 mod wdcf;
+mod wdct_unit;
 mod wpff;
 
 /// Whose features: the parameters may differ, and only the keys' scale matters (a factor per query
@@ -106,6 +108,16 @@ pub trait FeatureMap: Sync {
         false
     }
 
+    /// Whether features have length one, as the delta rule wants them.
+    fn is_unit(&self) -> bool {
+        false
+    }
+
+    /// Whether features are positive, so that φ(q)·z does not vanish.
+    fn is_positive(&self) -> bool {
+        true
+    }
+
     /// Its parameters, in the order they are drawn.
     fn parameters(&self) -> &'static [ParameterSpec];
 
@@ -127,8 +139,15 @@ pub trait FeatureMap: Sync {
 }
 
 /// Every map.
-pub static MAPS: &[&dyn FeatureMap] =
-    &[&dct_softmax::DctSoftmax, &pff::Pff, &prf::Prf, &wdcf::Wdcf, &wpff::Wpff];
+pub static MAPS: &[&dyn FeatureMap] = &[
+    &dct_softmax::DctSoftmax,
+    &dct_unit::DctUnit,
+    &pff::Pff,
+    &prf::Prf,
+    &wdcf::Wdcf,
+    &wdct_unit::WdctUnit,
+    &wpff::Wpff,
+];
 
 /// The map of a recipe.
 pub fn find(name: &str) -> Option<&'static dyn FeatureMap> {
@@ -164,6 +183,23 @@ fn eval_exp(exponents: &[f64], role: Role) -> Vec<f64> {
         Role::Key => x.clamp(-MAX_EXPONENT, MAX_EXPONENT),
     });
     bounded.map(f64::exp).collect()
+}
+
+/// Added to the squared length of features.
+const LEAST_SQUARE: f64 = 1e-12;
+
+/// x / √(‖x‖² + ε) along the last axis, f32.
+pub(crate) fn emit_unit(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    let square = emit_norm(p, x, 1.0);
+    let shifted = p.add_scalar(square, LEAST_SQUARE);
+    let root = p.sqrt(shifted);
+    p.div(x, root)
+}
+
+/// The same in f64.
+pub fn eval_unit(x: &[f64]) -> Vec<f64> {
+    let length = (dot(x, x) + LEAST_SQUARE).sqrt();
+    x.iter().map(|x| x / length).collect()
 }
 
 /// Adds a per-head vector `[heads, m]` to `[batch, heads, sequence, m]`.
