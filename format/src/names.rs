@@ -51,6 +51,13 @@ impl StatePart {
         format!("{PAST}{layer}.{}", self.name())
     }
 
+    /// Whether this is the name of such an input, of any layer.
+    pub fn is_past(self, name: &str) -> bool {
+        let layer =
+            name.strip_prefix(PAST).and_then(|rest| rest.strip_suffix(self.name())?.strip_suffix('.'));
+        layer.is_some_and(|layer| layer.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+
     /// The name of the output: `present.{layer}.{part}`.
     pub fn present(self, layer: usize) -> String {
         format!("{PRESENT}{layer}.{}", self.name())
@@ -69,6 +76,9 @@ mod tests {
     #[test]
     fn a_state_is_replaced_by_the_output_of_its_name() {
         assert_eq!(StatePart::Sums.past(3), "past_key_values.3.recurrent_state");
+        assert!(StatePart::Sums.is_past("past_key_values.3.recurrent_state"));
+        assert!(!StatePart::Normalizer.is_past("past_key_values.3.recurrent_state"));
+        assert!(!StatePart::Key.is_past("past_key_values.x.key"));
         assert_eq!(present_of("past_key_values.3.key").as_deref(), Some("present.3.key"));
         assert_eq!(present_of("input_ids"), None);
     }

@@ -19,6 +19,9 @@ pub struct Recipe {
     /// How a token changes the state.
     #[serde(default, skip_serializing_if = "Rule::is_linear")]
     pub rule: Rule,
+    /// Exact softmax over near tokens beside the recurrence; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Local>,
     /// Layers that stay softmax, counted from 0.
     #[serde(default)]
     pub softmax_layers: Vec<usize>,
@@ -142,11 +145,33 @@ pub enum Rule {
     /// S ← a_t S, then S ← S + φ(k_t) ⊗ β_t (v_t - Sᵀφ(k_t)), β_t = sigmoid(w_h·x_t + b_h) per key/value head and φ(k)
     /// a unit vector (Schlag et al. 2021; Yang et al. 2024). Nothing divides what is read.
     Delta,
+    /// There is no state: the window alone.
+    None,
 }
 
 impl Rule {
     fn is_linear(&self) -> bool {
         *self == Self::Linear
+    }
+}
+
+/// Softmax over the last tokens and the first, as it was. By counts: n_i is how many tokens of the row that are no padding
+/// stand up to i, i itself included; j is visible to i where n_i - n_j < `window` or n_j ≤ `sinks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Local {
+    pub window: u32,
+    #[serde(default)]
+    pub sinks: u32,
+}
+
+/// The most tokens of a window, and of sinks.
+pub const MOST_LOCAL: u32 = 1 << 14;
+
+impl Local {
+    /// The tokens that a state holds.
+    pub fn slots(&self) -> u64 {
+        u64::from(self.window) + u64::from(self.sinks)
     }
 }
 

@@ -12,6 +12,7 @@ pub const DEFAULT: &str = "adaptive";
 /// Name and text of every recipe beside this file, in the order they are listed.
 pub const PRESETS: &[(&str, &str)] = &[
     ("adaptive", include_str!("adaptive.yaml")),
+    ("delta", include_str!("delta.yaml")),
     ("paper", include_str!("paper.yaml")),
     ("released", include_str!("released.yaml")),
     ("performer", include_str!("performer.yaml")),

@@ -5,7 +5,7 @@ use crate::feature_map::{self, Numbers, Owner, Role};
 use crate::ir::eval::Array;
 use crate::ir::graph::Graph;
 use crate::testing::{self, HEAD_DIM, HEADS, HIDDEN, KV_HEADS};
-use dijiang_format::recipe::{Decay, Recipe};
+use dijiang_format::recipe::{Decay, Local, Recipe};
 use std::collections::BTreeMap;
 
 /// The module of the layer.
@@ -146,5 +146,61 @@ impl<'a> Layer<'a> {
             state.clone()
         };
         (0..self.time).map(after).collect()
+    }
+
+    /// Counts of tokens up to each, itself included.
+    fn counts(&self, row: usize) -> Vec<usize> {
+        let mut count = 0;
+        let counted = |at| {
+            count += usize::from(self.is_token(row, at));
+            count
+        };
+        (0..self.time).map(counted).collect()
+    }
+
+    /// Softmax over the tokens that are visible to one, and zeros for padding, `[2, time, heads, head_dim]`.
+    pub(super) fn near(&self, local: Local) -> Vec<f64> {
+        let (window, sinks) = (local.window as usize, local.sinks as usize);
+        let mut out = Vec::new();
+        for row in 0..2 {
+            let counts = self.counts(row);
+            for (at, head) in (0..self.time).flat_map(|at| (0..HEADS as usize).map(move |head| (at, head))) {
+                let sees = |j: &usize| {
+                    self.is_token(row, *j) && (counts[at] - counts[*j] < window || counts[*j] <= sinks)
+                };
+                let seen: Vec<usize> = (0..=at).filter(sees).filter(|_| self.is_token(row, at)).collect();
+                out.extend(self.softmax_over(row, [at, head], &seen));
+            }
+        }
+        out
+    }
+
+    fn softmax_over(&self, row: usize, [at, head]: [usize; 2], seen: &[usize]) -> Vec<f64> {
+        let shared = Self::shared(head);
+        let q = self.projected("q_proj", head, self.token(row, at));
+        let weight = |j: &usize| {
+            let k = self.projected("k_proj", shared, self.token(row, *j));
+            (dot(&q, &k) / (HEAD_DIM as f64).sqrt()).exp()
+        };
+        let weights: Vec<f64> = seen.iter().map(weight).collect();
+        let (sum, mut out) = (weights.iter().sum::<f64>(), vec![0.0; HEAD_DIM as usize]);
+        for (weight, j) in weights.iter().zip(seen) {
+            let value = self.value(row, *j, shared);
+            out.iter_mut().zip(value).for_each(|(o, v)| *o += weight / sum * v);
+        }
+        out
+    }
+
+    /// The window and the delta rule, each by its share; zeros for padding.
+    pub(super) fn mixed(&self, local: Local) -> Vec<f64> {
+        let logits = Self::weight(self.graph, &format!("{MODULE}.dijiang.mix"));
+        let share = |head: usize| 1.0 / (1.0 + (-logits[head]).exp());
+        let (near, (linear, _)) = (self.near(local), self.delta());
+        let mixed = near.iter().zip(linear).enumerate().map(|(i, (near, linear))| {
+            let (place, g) = (i / HEAD_DIM as usize, share(i / HEAD_DIM as usize % HEADS as usize));
+            let (row, at) = (place / HEADS as usize / self.time, place / HEADS as usize % self.time);
+            if self.is_token(row, at) { g * near + (1.0 - g) * linear } else { 0.0 }
+        });
+        mixed.collect()
     }
 }

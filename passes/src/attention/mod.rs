@@ -9,6 +9,7 @@ mod positions;
 pub mod rewrite;
 pub mod sampling_graph;
 pub mod site;
+mod site_writer;
 mod softmaxes;
 mod trial;
 

@@ -1,7 +1,8 @@
 //! The graph that fits feature maps without gradients: the scaled queries and keys of each site as outputs.
 
 use super::patterns::find_sites;
-use super::rewrite::{Options, RewriteError, SiteWriter, patch_site, reason_to_keep};
+use super::rewrite::{Options, RewriteError, patch_site, reason_to_keep};
+use super::site_writer::SiteWriter;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 use dijiang_format::dtype::DType;

@@ -12,7 +12,7 @@ use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
-use dijiang_format::recipe::{Decay, Lengths, MapSpec, Radial, Readout, Recipe, Rule};
+use dijiang_format::recipe::{Decay, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule};
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     let map = MapSpec {
@@ -30,6 +30,7 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
         decay,
         readout,
         rule: Rule::Linear,
+        local: None,
         softmax_layers: vec![],
         chunk: 64,
     }
@@ -286,6 +287,92 @@ fn the_delta_rule_computes_its_definition_in_every_form() {
                     }
                 }
             }
+        }
+    }
+}
+
+const LOCAL: Local = Local { window: 3, sinks: 2 };
+
+/// Masks of two rows: no padding, padding in front, behind, between and at every place, and a row of nothing else.
+const MASKS: [[&str; 2]; 5] = [
+    ["111111111111111", "111111111111111"],
+    ["000001111111111", "011111111111111"],
+    ["111111111100000", "111111111111110"],
+    ["010100000110111", "100000000111101"],
+    ["000000000000000", "111101111011110"],
+];
+
+fn with_window(recipe: Recipe, local: Local) -> Recipe {
+    Recipe { local: Some(local), ..recipe }
+}
+
+/// Two rows with these masks, and no tokens before them.
+fn masked(recipe: &Recipe, masks: [&str; 2]) -> Vec<(&'static str, Array)> {
+    let time = masks[0].len();
+    let mut given = inputs(recipe, time, 0);
+    let marks = masks.concat().bytes().map(|mark| i64::from(mark == b'1')).collect();
+    given[1].1 = Array::from_i64(&[2, time], marks).expect("a mask");
+    let slots = recipe.local.expect("a window").slots() as usize;
+    given[3].1 = zeros(&[2, KV_HEADS as usize, slots * 2 * HEAD_DIM as usize + 2]);
+    given
+}
+
+fn near(found: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (at, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() < ROUNDED, "{what} at {at}: {a} {b}");
+    }
+}
+
+#[test]
+fn the_window_computes_its_definition_in_every_form() {
+    let alone = Recipe { rule: Rule::None, ..delta("dct-unit", Decay::None) };
+    for (recipe, local) in [
+        (alone.clone(), LOCAL),
+        (alone.clone(), Local { window: 1, sinks: 0 }),
+        (alone, Local { window: 40, sinks: 1 }),
+        (delta("dct-unit", Decay::Learned), LOCAL),
+        (delta("wdct-unit", Decay::None), Local { window: 4, sinks: 0 }),
+    ] {
+        let recipe = with_window(recipe, local);
+        let added = with_gates(&recipe);
+        for (form, masks) in FORMS.into_iter().flat_map(|form| MASKS.map(|masks| (form, masks))) {
+            let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
+            let given = masked(&recipe, masks);
+            let layer = Layer::new(&recipe, &graph, &given);
+            let want = if recipe.rule == Rule::None { layer.near(local) } else { layer.mixed(local) };
+            let what = format!("{:?} {local:?} {form:?} {masks:?}", recipe.rule);
+            near(&run(&graph, &given)["y"].to_f64(), &want, &what);
+        }
+    }
+}
+
+/// In calls of every length, the state handed on.
+#[test]
+fn a_ring_holds_what_later_calls_see() {
+    let recipe = with_window(delta("dct-unit", Decay::Learned), LOCAL);
+    let added = with_gates(&recipe);
+    let width = (HEADS * HEAD_DIM) as usize;
+    for (form, masks) in FORMS.into_iter().flat_map(|form| MASKS.map(|masks| (form, masks))) {
+        let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
+        let given = masked(&recipe, masks);
+        let want = Layer::new(&recipe, &graph, &given).mixed(LOCAL);
+        let time = masks[0].len();
+        for step in [1, 2, 4, 7] {
+            let (mut states, mut rows) = (given[2..].to_vec(), [Vec::new(), Vec::new()]);
+            for from in (0..time).step_by(step) {
+                let to = (from + step).min(time);
+                let call = [cut(&given[..2], from, to), states.clone()].concat();
+                let found = run(&graph, &call);
+                for ((_, state), name) in
+                    states.iter_mut().zip(["present.0.recurrent_state", "present.0.conv_state"])
+                {
+                    *state = found[name].clone();
+                }
+                let (y, each) = (found["y"].to_f64(), (to - from) * width);
+                rows.iter_mut().enumerate().for_each(|(row, all)| all.extend(&y[row * each..][..each]));
+            }
+            near(&rows.concat(), &want, &format!("{form:?} {masks:?} in steps of {step}"));
         }
     }
 }

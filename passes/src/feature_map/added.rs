@@ -7,12 +7,13 @@ use super::{MAPS, Role};
 const ADDED: &str = ".dijiang.";
 
 /// What is added besides the parameters of feature maps, with whether training changes it.
-const OTHERS: [(&str, bool); 6] = [
+const OTHERS: [(&str, bool); 7] = [
     ("beta.bias", true),
     ("beta.weight", true),
     ("gate.bias", true),
     ("gate.weight", true),
     ("log_decay", false),
+    ("mix", true),
     ("readout.weight", true),
 ];
 

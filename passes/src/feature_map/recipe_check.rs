@@ -1,7 +1,7 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{FeatureMap, MAPS, find};
-use dijiang_format::recipe::{MOST_CHUNK, Readout, Recipe, Rule};
+use dijiang_format::recipe::{MOST_CHUNK, MOST_LOCAL, Readout, Recipe, Rule};
 
 /// A recipe that asks for what there is not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -18,6 +18,14 @@ pub enum RecipeError {
         "recipe `{recipe}`: `readout: sum` divides by a sum of features, and those of `{kind}` have both signs (hint: write `rule: delta`, or `readout: group-norm`)"
     )]
     NotPositive { recipe: String, kind: &'static str },
+    #[error(
+        "recipe `{recipe}`: `rule: none` leaves nothing without `local` (hint: write `local: {{window: 64, sinks: 4}}`)"
+    )]
+    Nothing { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
+    )]
+    Joined { recipe: String },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
     Ignored { recipe: String, field: &'static str, kind: &'static str, known: String },
 }
@@ -45,7 +53,32 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
             known: map.fields().join(", "),
         });
     }
-    check_rule(recipe, map)
+    check_rule(recipe, map)?;
+    check_local(recipe)
+}
+
+/// Whether the window is one, and has what it stands beside.
+fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
+    let name = || recipe.name.clone();
+    let Some(local) = recipe.local else {
+        return match recipe.rule {
+            Rule::None => Err(RecipeError::Nothing { recipe: name() }),
+            _ => Ok(()),
+        };
+    };
+    check_range(recipe, "local.window", u64::from(local.window), u64::from(MOST_LOCAL))?;
+    if local.sinks > MOST_LOCAL {
+        return Err(RecipeError::Range {
+            recipe: name(),
+            field: "local.sinks",
+            found: u64::from(local.sinks),
+            most: u64::from(MOST_LOCAL),
+        });
+    }
+    match recipe.rule {
+        Rule::Linear => Err(RecipeError::Joined { recipe: name() }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the rule can do with the features.
@@ -73,7 +106,7 @@ fn check_range(recipe: &Recipe, field: &'static str, found: u64, most: u64) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_format::recipe::{Attention, Basis, Decay, Lengths, MapSpec, Radial};
+    use dijiang_format::recipe::{Attention, Basis, Decay, Lengths, Local, MapSpec, Radial};
 
     fn recipe(map: MapSpec) -> Recipe {
         Recipe {
@@ -83,6 +116,7 @@ mod tests {
             decay: Decay::None,
             readout: Readout::Sum,
             rule: Rule::Linear,
+            local: None,
             softmax_layers: Vec::new(),
             chunk: 64,
         }
@@ -141,6 +175,25 @@ mod tests {
         assert_eq!(
             refused(&delta(MapSpec::default())),
             "recipe `x`: `rule: delta` wants features of length one, and those of `wdcf` are not (hint: write `unit: true` in `map`, or take the map dct-unit)"
+        );
+        let none = Recipe { rule: Rule::None, ..recipe(plain.clone()) };
+        let local = |window, sinks| Some(Local { window, sinks });
+        assert_eq!(
+            refused(&none),
+            "recipe `x`: `rule: none` leaves nothing without `local` (hint: write `local: {window: 64, sinks: 4}`)"
+        );
+        assert_eq!(check(&Recipe { local: local(1, 0), ..none.clone() }), Ok(()));
+        assert_eq!(
+            refused(&Recipe { local: local(0, 4), ..none.clone() }),
+            "recipe `x`: `local.window` is 0, expected 1 to 16384"
+        );
+        assert_eq!(
+            refused(&Recipe { local: local(1, 16385), ..none }),
+            "recipe `x`: `local.sinks` is 16385, expected 1 to 16384"
+        );
+        assert_eq!(
+            refused(&Recipe { local: local(64, 4), ..recipe(plain.clone()) }),
+            "recipe `x`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
         );
         let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
         assert_eq!(

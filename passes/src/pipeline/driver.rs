@@ -113,6 +113,7 @@ mod tests {
             decay,
             readout,
             rule: Rule::Linear,
+            local: None,
             softmax_layers: vec![],
             chunk: 64,
         }

@@ -23,6 +23,7 @@ mod parallel;
 mod recurrent;
 mod segment;
 pub mod tokens_first;
+pub mod window;
 
 /// What a lowering is given.
 #[derive(Debug, Clone, Copy)]

@@ -1,0 +1,240 @@
+//! Softmax over near tokens and sinks, by counts of real tokens ([`dijiang_format::recipe::Local`]), with a ring of as many
+//! keys and values as its state.
+//!
+//! A ring has a slot for each sink and W more: the token with count n lies in slot n - 1 where n ≤ s, and else in slot
+//! s + (n - s - 1) mod W. Its order means nothing to softmax, and what is in no slot is masked.
+
+use super::{Dims, HeadOrder};
+use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
+use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
+use dijiang_format::recipe::Local;
+
+/// A count that no token reaches: of what is not there.
+const NOWHERE: f64 = (1u64 << 40) as f64;
+
+/// What the window reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Near {
+    /// `[batch, heads, sequence, head_dim]`
+    pub q: ValueId,
+    /// `[batch, kv_heads, sequence, head_dim]`
+    pub k: ValueId,
+    /// `[batch, kv_heads, sequence, value_dim]`
+    pub v: ValueId,
+    pub scale: f64,
+    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`; none where there is no padding
+    pub valid: Option<ValueId>,
+    pub ring: Ring,
+}
+
+/// The last keys and values.
+#[derive(Debug, Clone, Copy)]
+pub struct Ring {
+    /// `[batch, kv_heads, slots, head_dim]`
+    pub keys: ValueId,
+    /// `[batch, kv_heads, slots, value_dim]`
+    pub values: ValueId,
+    /// How many tokens there were, i64 `[batch, 1]`; beyond what fills the ring only where it stands matters.
+    pub count: ValueId,
+}
+
+/// What each query reads, `[batch, heads, sequence, value_dim]`, and the ring afterwards.
+pub(crate) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> (ValueId, HeadOrder, Ring) {
+    let counts = Counts::new(p, near, local);
+    let [keys, values] =
+        [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
+    let read = read(p, near, [keys, values], (&counts, local), dims);
+    let rows = rows_after(p, near, &counts, local, dims);
+    let ring = Ring {
+        keys: taken(p, keys, near.ring.keys, rows),
+        values: taken(p, values, near.ring.values, rows),
+        count: wrapped(p, counts.after, local),
+    };
+    (read, HeadOrder::HeadMajor, ring)
+}
+
+/// Counts of tokens, i64.
+struct Counts {
+    /// Of each token, `[batch, sequence]`; on padding that of the token before.
+    tokens: ValueId,
+    /// The same with [`NOWHERE`] on padding.
+    marked: ValueId,
+    /// What each slot holds before the call, [`NOWHERE`] where it holds nothing, `[batch, slots]`.
+    slots: ValueId,
+    /// After the call, `[batch, 1]`.
+    after: ValueId,
+}
+
+impl Counts {
+    fn new(p: &mut Patch<'_>, near: &Near, local: Local) -> Self {
+        let before = near.ring.count;
+        let time = p.shape_of(near.k, 2, 3);
+        let nowhere = p.constant("nowhere", Tensor::scalar(DType::I64, NOWHERE));
+        let slots = slot_counts(p, before, local);
+        let slots = held(p, slots, before, local);
+        let Some(valid) = near.valid else {
+            let count = p.squeeze(time, &[0]);
+            let place = p.range(count);
+            let place = p.add_scalar(place, 1.0);
+            let tokens = p.add(before, place);
+            return Self { tokens, marked: tokens, slots, after: p.add(before, time) };
+        };
+        let ones = p.cast(valid, DType::I64);
+        let new = p.cumsum(ones, 1, false);
+        let tokens = p.add(before, new);
+        let one = p.scalar_like(ones, 1.0);
+        let is_token = p.equal(ones, one);
+        let total = p.reduce("ReduceSum", ones, &[1], true);
+        Self { tokens, marked: p.select(is_token, tokens, nowhere), slots, after: p.add(before, total) }
+    }
+}
+
+/// x mod w, not negative, of an x that is not far below zero.
+fn modulo(p: &mut Patch<'_>, x: ValueId, w: i64, least: i64) -> ValueId {
+    let lift = (-least).max(0).div_euclid(w) + 1;
+    let lifted = p.add_scalar(x, (lift * w) as f64);
+    let by = p.scalar_like(x, w as f64);
+    let whole = p.div(lifted, by);
+    let whole = p.mul(whole, by);
+    p.sub(lifted, whole)
+}
+
+/// The count that belongs to each slot once `count` tokens have come, `[batch, slots]`: s + 1 or less and below zero where
+/// there is none yet.
+fn slot_counts(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+    let (w, s) = (i64::from(local.window), i64::from(local.sinks));
+    let places: Vec<i64> = (0..w).collect();
+    let places = p.ints(&places);
+    let behind = p.sub(count, places);
+    let behind = p.add_scalar(behind, (-1 - s) as f64);
+    let age = modulo(p, behind, w, -s - w);
+    let near = p.sub(count, age);
+    if s == 0 {
+        return near;
+    }
+    let sinks: Vec<i64> = (1..=s).collect();
+    let sinks = p.constant("sinks", Tensor::from_i64(&[1, s as u64], &sinks));
+    let lead = p.shape_of(count, 0, 1);
+    let width = p.ints(&[s]);
+    let shape = p.concat(&[lead, width], 0);
+    let sinks = p.expand(sinks, shape);
+    p.concat(&[sinks, near], 1)
+}
+
+/// [`slot_counts`] with [`NOWHERE`] where a slot holds nothing.
+fn held(p: &mut Patch<'_>, slots: ValueId, count: ValueId, local: Local) -> ValueId {
+    let (w, s) = (i64::from(local.window), i64::from(local.sinks));
+    let least: Vec<i64> = (0..s + w).map(|slot| if slot < s { slot + 1 } else { s + 1 }).collect();
+    let least = p.ints(&least);
+    let came = p.less_or_equal(slots, count);
+    let is_there = p.less_or_equal(least, slots);
+    let is_held = p.and(came, is_there);
+    let nowhere = p.constant("nowhere", Tensor::scalar(DType::I64, NOWHERE));
+    p.select(is_held, slots, nowhere)
+}
+
+/// The count as it is kept: one as large as it needs to be, that stands at the same place of the ring.
+fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+    let (w, s) = (i64::from(local.window), i64::from(local.sinks));
+    let behind = p.add_scalar(count, -s as f64);
+    let within = modulo(p, behind, w, -s);
+    let within = p.add_scalar(within, (s + w) as f64);
+    p.min(count, within)
+}
+
+/// softmax(scale · q kᵀ) v over what each query sees.
+fn read(
+    p: &mut Patch<'_>,
+    near: &Near,
+    [keys, values]: [ValueId; 2],
+    (counts, local): (&Counts, Local),
+    d: Dims,
+) -> ValueId {
+    let head_dim = p.known_dim(near.q, 3) as i64;
+    let q = p.reshape(near.q, &[0, d.kv_heads, d.group(), -1, head_dim]);
+    let transposed = p.transpose(keys, &[0, 1, 3, 2]);
+    let (transposed, values) = (p.unsqueeze(transposed, &[2]), p.unsqueeze(values, &[2]));
+    let q = p.mul_scalar(q, near.scale);
+    let scores = p.matmul(q, transposed);
+    let seen = seen(p, counts, local);
+    let seen = p.unsqueeze(seen, &[1, 2]);
+    let closed = p.scalar_like(scores, -CLOSED);
+    let scores = p.select(seen, scores, closed);
+    let probabilities = p.softmax(scores, -1);
+    let mixed = p.matmul(probabilities, values);
+    p.reshape(mixed, &[0, d.heads, -1, d.value_dim])
+}
+
+/// In the range of f16; what is masked is then still nothing beside a score that is not.
+const CLOSED: f64 = 6e4;
+
+/// Whether a query sees a key, bool `[batch, sequence, slots + sequence]`.
+fn seen(p: &mut Patch<'_>, counts: &Counts, local: Local) -> ValueId {
+    let keys = p.concat(&[counts.slots, counts.marked], 1);
+    let (query, key) = (p.unsqueeze(counts.tokens, &[2]), p.unsqueeze(keys, &[1]));
+    let earlier = p.less_or_equal(key, query);
+    let age = p.sub(query, key);
+    let window = p.scalar_like(age, f64::from(local.window));
+    let near = p.node(Op::new("Less"), &[age, window]);
+    let sinks = p.scalar_like(key, f64::from(local.sinks));
+    let is_sink = p.less_or_equal(key, sinks);
+    let stays = p.node(Op::new("Or"), &[near, is_sink]);
+    p.and(earlier, stays)
+}
+
+/// Which of `[slots + sequence]` rows each slot holds after the call, i64 `[batch, kv_heads, slots]`, counted over all
+/// rows of the batch and heads.
+fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: Dims) -> ValueId {
+    let slots = local.slots() as i64;
+    let wanted = slot_counts(p, counts.after, local);
+    // What none of the slots held and is a token of the call.
+    let is_new = p.greater(wanted, near.ring.count);
+    let wanted_new = p.less_or_equal(wanted, counts.after);
+    let is_new = p.and(is_new, wanted_new);
+    let place = place_of(p, near, counts, wanted);
+    let place = p.add_scalar(place, slots as f64);
+    let stay: Vec<i64> = (0..slots).collect();
+    let stay = p.ints(&stay);
+    let row = p.select(is_new, place, stay);
+    // Rows of all heads, one after the other.
+    let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
+    let width = p.add_scalar(time, slots as f64);
+    let heads = p.ints(&[d.kv_heads]);
+    let blocks = p.mul(batch, heads);
+    let blocks = p.squeeze(blocks, &[0]);
+    let first = p.range(blocks);
+    let first = p.mul(first, width);
+    let one = p.ints(&[1]);
+    let shape = p.concat(&[batch, heads, one], 0);
+    let first = p.reshape_to(first, shape);
+    let row = p.unsqueeze(row, &[1]);
+    p.add(first, row)
+}
+
+/// Where the token with a count stands in the call, `[batch, slots]`; anything where it is none of its tokens.
+fn place_of(p: &mut Patch<'_>, near: &Near, counts: &Counts, wanted: ValueId) -> ValueId {
+    let Some(valid) = near.valid else {
+        let after = p.sub(wanted, near.ring.count);
+        return p.add_scalar(after, -1.0);
+    };
+    let (wanted, marked) = (p.unsqueeze(wanted, &[2]), p.unsqueeze(counts.marked, &[1]));
+    let same = p.equal(wanted, marked);
+    let same = p.cast(same, DType::I64);
+    let time = p.shape_of(valid, 1, 2);
+    let time = p.squeeze(time, &[0]);
+    let places = p.range(time);
+    let places = p.mul(same, places);
+    p.reduce("ReduceSum", places, &[2], false)
+}
+
+/// Rows of `[batch, kv_heads, slots + sequence, width]`, in the shape of `like`.
+fn taken(p: &mut Patch<'_>, all: ValueId, like: ValueId, rows: ValueId) -> ValueId {
+    let (width, slots) = (p.known_dim(like, 3) as i64, p.known_dim(like, 2) as i64);
+    let heads = p.known_dim(like, 1) as i64;
+    let flat = p.reshape(all, &[-1, width]);
+    let taken = p.gather(flat, rows, 0);
+    p.reshape(taken, &[0, heads, slots, width])
+}
