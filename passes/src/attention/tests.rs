@@ -100,7 +100,7 @@ pub(crate) fn every_recipe() -> Vec<Recipe> {
     let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
     let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));
     let deltas = [Decay::None, Decay::Fixed, Decay::Learned].map(|decay| delta("dct-unit", decay));
-    let others = ["dct-softmax", "wdcf", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
+    let others = ["dct-softmax", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
     maps.chain(decays).chain(readouts).chain(deltas).chain(others).collect()
 }
 

@@ -229,20 +229,26 @@ impl Chain {
     /// Each step after the one that stands `by` chunks before it, where there is one: M₂ [M₁ | N₁] + [0 | N₂].
     fn joined(&self, p: &mut Patch<'_>, steps: ValueId, by: i64) -> ValueId {
         let by = p.ints(&[by]);
-        let missing = p.min(self.count, by);
-        let (lead, tail) = (p.shape_of(steps, 0, 2), p.ints(&[self.m, self.m + self.width]));
-        let shape = p.concat(&[lead, missing, tail], 0);
-        let kept = unchanged(p, self.m, self.width);
-        let first = p.expand(kept, shape);
-        let (start, end) = (p.ints(&[0]), p.sub(self.count, missing));
-        let earlier = p.slice_to(steps, 2, start, end);
-        let earlier = p.concat(&[first, earlier], 2);
-        let like = self.shape(p, self.m + self.width);
-        let earlier = p.reshape_to(earlier, like);
-        let [kept, added] = self.parts(p, steps);
+        let alone = p.min(self.count, by);
+        let (start, end) = (p.ints(&[0]), p.ints(&[i64::MAX]));
+        let before_last = p.sub(self.count, alone);
+        // Named as a size by this: a difference alone might be below zero.
+        let before_last = p.max(before_last, start);
+        let first = p.slice_to(steps, 2, start, alone);
+        let [earlier, later] = [(start, before_last), (alone, end)].map(|(start, end)| {
+            let some = p.slice_to(steps, 2, start, end);
+            // Says that both are as many, which slices do not.
+            let (lead, tail) = (p.ints(&[0, self.kv_heads]), p.ints(&[self.m, self.m + self.width]));
+            let shape = p.concat(&[lead, before_last, tail], 0);
+            p.reshape_to(some, shape)
+        });
+        let [kept, added] = self.parts(p, later);
         let product = p.matmul(kept, earlier);
         let parts = p.split(product, 4, &[self.m, self.width]);
         let sum = p.add(parts[1], added);
-        p.concat(&[parts[0], sum], 4)
+        let later = p.concat(&[parts[0], sum], 4);
+        let all = p.concat(&[first, later], 2);
+        let like = self.shape(p, self.m + self.width);
+        p.reshape_to(all, like)
     }
 }
