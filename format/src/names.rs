@@ -22,6 +22,14 @@ pub const PRESENT: &str = "present.";
 /// What the names of weights begin with that hold rotations for one runtime's operator: no part of the model.
 pub const TABLES: &str = "grouped_attention.";
 
+/// After the name of a site, what the names of values begin with that a conversion writes there.
+pub const MADE: &str = "/dijiang";
+
+/// Whether a conversion made the value of this name: a constant of it is no weight of the model, however large it is.
+pub fn is_made(name: &str) -> bool {
+    name.split_once(MADE).is_some_and(|(_, rest)| rest.starts_with('/'))
+}
+
 /// A state of one layer, by the last part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {
@@ -72,6 +80,12 @@ pub fn present_of(past: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_conversion_makes_is_told_by_its_name() {
+        assert!(is_made("h.0.attn/dijiang/counts_2"));
+        assert!(!is_made("h.0.attn.dijiang.mix") && !is_made("model/dijiang") && !is_made("w"));
+    }
 
     #[test]
     fn a_state_is_replaced_by_the_output_of_its_name() {

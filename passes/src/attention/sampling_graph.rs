@@ -6,6 +6,7 @@ use super::site_writer::SiteWriter;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::MADE;
 
 /// Names of the outputs, with the layer after them.
 pub const SAMPLES: [&str; 3] = ["sample.q.", "sample.k.", "sample.log_decay."];
@@ -34,7 +35,7 @@ pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<Sam
 
 fn output_samples(mut writer: SiteWriter<'_, '_, '_>) {
     let site = writer.site;
-    writer.p.set_scope(&format!("{}/dijiang", site.name));
+    writer.p.set_scope(&format!("{}{MADE}", site.name));
     let [q, k] = [site.q, site.k].map(|x| {
         let wide = writer.p.cast(x, DType::F32);
         writer.scaled(wide)

@@ -12,7 +12,8 @@ use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Local;
 
-/// A count that no token reaches: of what is not there.
+/// A count that no token reaches: of what is not there. Counts are f32, which every runtime computes with, and exact below
+/// 2²⁴ tokens of one call.
 const NOWHERE: f64 = (1u64 << 40) as f64;
 
 /// What the window reads.
@@ -37,7 +38,7 @@ pub struct Ring {
     pub keys: ValueId,
     /// `[batch, kv_heads, slots, value_dim]`
     pub values: ValueId,
-    /// How many tokens there were, i64 `[batch, 1]`; beyond what fills the ring only where it stands matters.
+    /// How many tokens there were, f32 `[batch, 1]`; beyond what fills the ring only where it stands matters.
     pub count: ValueId,
 }
 
@@ -56,7 +57,7 @@ pub(crate) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) ->
     (read, HeadOrder::HeadMajor, ring)
 }
 
-/// Counts of tokens, i64.
+/// Counts of tokens, f32.
 struct Counts {
     /// Of each token, `[batch, sequence]`; on padding that of the token before.
     tokens: ValueId,
@@ -72,53 +73,57 @@ impl Counts {
     fn new(p: &mut Patch<'_>, near: &Near, local: Local) -> Self {
         let before = near.ring.count;
         let time = p.shape_of(near.k, 2, 3);
-        let nowhere = p.constant("nowhere", Tensor::scalar(DType::I64, NOWHERE));
+        let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
         let slots = slot_counts(p, before, local);
         let slots = held(p, slots, before, local);
         let Some(valid) = near.valid else {
             let count = p.squeeze(time, &[0]);
             let place = p.range(count);
+            let place = p.cast(place, DType::F32);
             let place = p.add_scalar(place, 1.0);
             let tokens = p.add(before, place);
+            let time = p.cast(time, DType::F32);
             return Self { tokens, marked: tokens, slots, after: p.add(before, time) };
         };
-        let ones = p.cast(valid, DType::I64);
-        let new = p.cumsum(ones, 1, false);
+        let new = p.cumsum(valid, 1, false);
         let tokens = p.add(before, new);
-        let one = p.scalar_like(ones, 1.0);
-        let is_token = p.equal(ones, one);
-        let total = p.reduce("ReduceSum", ones, &[1], true);
+        let half = p.scalar_like(valid, 0.5);
+        let is_token = p.greater(valid, half);
+        let total = p.reduce("ReduceSum", valid, &[1], true);
         Self { tokens, marked: p.select(is_token, tokens, nowhere), slots, after: p.add(before, total) }
     }
 }
 
-/// x mod w, not negative, of an x that is not far below zero.
-fn modulo(p: &mut Patch<'_>, x: ValueId, w: i64, least: i64) -> ValueId {
-    let lift = (-least).max(0).div_euclid(w) + 1;
-    let lifted = p.add_scalar(x, (lift * w) as f64);
-    let by = p.scalar_like(x, w as f64);
-    let whole = p.div(lifted, by);
-    let whole = p.mul(whole, by);
-    p.sub(lifted, whole)
+/// x mod w, not negative.
+fn modulo(p: &mut Patch<'_>, x: ValueId, w: u32) -> ValueId {
+    let by = p.scalar_like(x, f64::from(w));
+    let times = p.div(x, by);
+    let times = p.node(Op::new("Floor"), &[times]);
+    let whole = p.mul(times, by);
+    p.sub(x, whole)
+}
+
+/// A row of counts, f32 `[n]`.
+fn row(p: &mut Patch<'_>, counts: impl Iterator<Item = u32>) -> ValueId {
+    let counts: Vec<f32> = counts.map(|count| count as f32).collect();
+    p.constant("counts", Tensor::from_f32(&[counts.len() as u64], &counts))
 }
 
 /// The count that belongs to each slot once `count` tokens have come, `[batch, slots]`: s + 1 or less and below zero where
 /// there is none yet.
 fn slot_counts(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
-    let (w, s) = (i64::from(local.window), i64::from(local.sinks));
-    let places: Vec<i64> = (0..w).collect();
-    let places = p.ints(&places);
-    let behind = p.sub(count, places);
-    let behind = p.add_scalar(behind, (-1 - s) as f64);
-    let age = modulo(p, behind, w, -s - w);
+    let Local { window, sinks } = local;
+    // Counts of the first time that each slot is filled.
+    let first = row(p, (sinks + 1..).take(window as usize));
+    let since = p.sub(count, first);
+    let age = modulo(p, since, window);
     let near = p.sub(count, age);
-    if s == 0 {
+    if sinks == 0 {
         return near;
     }
-    let sinks: Vec<i64> = (1..=s).collect();
-    let sinks = p.constant("sinks", Tensor::from_i64(&[1, s as u64], &sinks));
+    let width = p.ints(&[i64::from(sinks)]);
+    let sinks = row(p, 1..=sinks);
     let lead = p.shape_of(count, 0, 1);
-    let width = p.ints(&[s]);
     let shape = p.concat(&[lead, width], 0);
     let sinks = p.expand(sinks, shape);
     p.concat(&[sinks, near], 1)
@@ -126,22 +131,20 @@ fn slot_counts(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
 
 /// [`slot_counts`] with [`NOWHERE`] where a slot holds nothing.
 fn held(p: &mut Patch<'_>, slots: ValueId, count: ValueId, local: Local) -> ValueId {
-    let (w, s) = (i64::from(local.window), i64::from(local.sinks));
-    let least: Vec<i64> = (0..s + w).map(|slot| if slot < s { slot + 1 } else { s + 1 }).collect();
-    let least = p.ints(&least);
+    let Local { window, sinks } = local;
+    let least = row(p, (0..sinks + window).map(|slot| slot.min(sinks) + 1));
     let came = p.less_or_equal(slots, count);
     let is_there = p.less_or_equal(least, slots);
     let is_held = p.and(came, is_there);
-    let nowhere = p.constant("nowhere", Tensor::scalar(DType::I64, NOWHERE));
+    let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
     p.select(is_held, slots, nowhere)
 }
 
 /// The count as it is kept: one as large as it needs to be, that stands at the same place of the ring.
 fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
-    let (w, s) = (i64::from(local.window), i64::from(local.sinks));
-    let behind = p.add_scalar(count, -s as f64);
-    let within = modulo(p, behind, w, -s);
-    let within = p.add_scalar(within, (s + w) as f64);
+    let behind = p.add_scalar(count, -f64::from(local.sinks));
+    let within = modulo(p, behind, local.window);
+    let within = p.add_scalar(within, local.slots() as f64);
     p.min(count, within)
 }
 
@@ -196,9 +199,9 @@ fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: 
     let is_new = p.and(is_new, wanted_new);
     let place = place_of(p, near, counts, wanted);
     let place = p.add_scalar(place, slots as f64);
-    let stay: Vec<i64> = (0..slots).collect();
-    let stay = p.ints(&stay);
+    let stay = row(p, 0..slots as u32);
     let row = p.select(is_new, place, stay);
+    let row = p.cast(row, DType::I64);
     // Rows of all heads, one after the other.
     let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
     let width = p.add_scalar(time, slots as f64);
@@ -222,10 +225,11 @@ fn place_of(p: &mut Patch<'_>, near: &Near, counts: &Counts, wanted: ValueId) ->
     };
     let (wanted, marked) = (p.unsqueeze(wanted, &[2]), p.unsqueeze(counts.marked, &[1]));
     let same = p.equal(wanted, marked);
-    let same = p.cast(same, DType::I64);
+    let same = p.cast(same, DType::F32);
     let time = p.shape_of(valid, 1, 2);
     let time = p.squeeze(time, &[0]);
     let places = p.range(time);
+    let places = p.cast(places, DType::F32);
     let places = p.mul(same, places);
     p.reduce("ReduceSum", places, &[2], false)
 }

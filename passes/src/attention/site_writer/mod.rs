@@ -9,6 +9,7 @@ use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::MADE;
 use dijiang_format::recipe::{Readout, Rule};
 
 mod features;
@@ -41,7 +42,7 @@ pub(super) struct SiteWriter<'p, 'g, 'o> {
 impl SiteWriter<'_, '_, '_> {
     /// What stands for the site's output, and the state after it.
     pub(super) fn attention(&mut self) -> (ValueId, Option<SiteState>) {
-        self.p.set_scope(&format!("{}/dijiang", self.site.name));
+        self.p.set_scope(&format!("{}{MADE}", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let linear = (self.options.recipe.rule != Rule::None).then(|| self.linear(valid));
         let near = self.options.recipe.local.map(|local| self.near(local, valid));

@@ -4,6 +4,7 @@ use super::{SiteState, SiteWriter};
 use crate::attention::lower::window::Ring;
 use crate::attention::lower::{Dims, RecurrentState};
 use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
 use crate::ir::shape::Dim;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::StatePart;
@@ -67,7 +68,7 @@ impl SiteWriter<'_, '_, '_> {
         });
         let one = p.slice(counted, 1, 0, 1);
         let count = p.slice(one, 2, width - COUNT, width);
-        let count = p.cast(count, DType::I64);
+        let count = p.cast(count, DType::F32);
         let parts = p.split(count, 2, &[1, 1]);
         let high = p.mul_scalar(parts[0], BASE);
         let count = p.add(high, parts[1]);
@@ -95,6 +96,7 @@ impl SiteWriter<'_, '_, '_> {
         let dtype = p.dtype(ring.keys);
         let base = p.scalar_like(ring.count, BASE);
         let high = p.div(ring.count, base);
+        let high = p.node(Op::new("Floor"), &[high]);
         let whole = p.mul(high, base);
         let low = p.sub(ring.count, whole);
         let count = p.concat(&[high, low], 1);
