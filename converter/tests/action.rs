@@ -40,7 +40,7 @@ set -euo pipefail
 printf '%s\n' "$*" >>"$HOME/calls"
 if [[ $1 != batch ]]; then exec "$REAL" "$@"; fi
 if [[ $* == *--dry-run* ]]; then
-    printf '{"ok":true,"steps":2,"jobs":[{"name":"a","source":"model","bundle":"bundles/a","recipe":"recipe.yaml","reads":["text.txt"]}]}\n'
+    printf '{"ok":true,"steps":2,"jobs":[{"name":"a","source":"model","bundle":"bundles/a","recipe":"recipe.yaml","reads":["text.txt"],"digests":[]}]}\n'
     exit
 fi
 reports=()
@@ -241,7 +241,7 @@ fn the_action_runs_the_jobs_and_tells_what_came_of_it() {
     let calls = runner.calls();
     let common = "--only=a --only=b* --shard=1/2";
     assert_eq!(calls[0], "--version");
-    assert_eq!(calls[1], format!("batch jobs.yaml --dry-run --json {common}"));
+    assert_eq!(calls[1], format!("batch jobs.yaml --dry-run --json --digests {common}"));
     assert!(
         calls[2].starts_with(&format!("batch jobs.yaml {common} --keep-going --report=json=")),
         "{calls:?}"
@@ -273,14 +273,14 @@ fn a_failed_check_fails_the_action_and_its_outputs_are_there() {
     assert!(runner.read("summary.md").contains("| **failed** |"));
 }
 
-/// Runs the step that digests, alone.
-fn digest_step(runner: &Runner) -> Output {
+/// Runs the step that digests, alone, for a part of the jobs.
+fn digest_step(runner: &Runner, shard: &str) -> Output {
     let at = |name: &str| runner.path(name).display().to_string();
     let variables = [
         ("DIJIANG", at("bin/dijiang")),
         ("FILE", "jobs.yaml".to_owned()),
         ("ONLY", String::new()),
-        ("SHARD", String::new()),
+        ("SHARD", shard.to_owned()),
         ("GITHUB_OUTPUT", at("digested")),
     ];
     runner.write("digested", "");
@@ -289,7 +289,11 @@ fn digest_step(runner: &Runner) -> Output {
 }
 
 fn digested(runner: &Runner, wanted: &str) -> String {
-    let ran = digest_step(runner);
+    digested_of("", runner, wanted)
+}
+
+fn digested_of(shard: &str, runner: &Runner, wanted: &str) -> String {
+    let ran = digest_step(runner, shard);
     assert_eq!(ran.status.code(), Some(0), "{}", String::from_utf8_lossy(&ran.stderr));
     let found = outputs(&runner.read("digested")).into_iter().find(|(name, _)| name == wanted);
     found.expect("the output").1
@@ -297,7 +301,11 @@ fn digested(runner: &Runner, wanted: &str) -> String {
 
 #[test]
 fn the_digest_is_of_contents() {
-    let runner = Runner::new();
+    let runner = Runner::with("#!/usr/bin/env bash\nexec \"$REAL\" \"$@\"\n");
+    runner.write("text.txt", "some text");
+    runner.write("recipe.yaml", "name: mine\nmap: {kind: dct-softmax}\n");
+    let job = "{name: a, model: model, recipe: recipe.yaml, steps: [{eval: {perplexity: text.txt}}]}";
+    runner.write("jobs.yaml", &format!("version: 1\njobs: [{job}]\n"));
     let digest = || digested(&runner, "digest");
     let first = digest();
     assert!(first.len() == 64 && first.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
@@ -317,26 +325,51 @@ fn the_digest_is_of_contents() {
 }
 
 #[test]
-fn what_is_cached_are_the_directories_of_bundles_and_the_records() {
+fn what_is_cached_are_the_bundles_of_the_plan_and_the_records() {
     let runner = Runner::new();
     let cached = |bundles: &[&str]| {
-        let jobs: Vec<Json> = bundles
-            .iter()
-            .map(|bundle| json!({"source": "model", "bundle": bundle, "recipe": "adaptive", "reads": []}))
-            .collect();
+        let jobs: Vec<Json> = bundles.iter().map(|bundle| json!({"bundle": bundle, "digests": []})).collect();
         runner.write_program("bin/dijiang", &format!("#!/bin/sh\necho '{}'\n", json!({"jobs": jobs})));
         digested(&runner, "cached")
     };
-    assert_eq!(cached(&["out/a", "out/b", "more/c"]), "more\nout\n.dijiang-batch");
-    // The directory of the file of jobs has the repository in it.
-    assert_eq!(cached(&["a", "out/b"]), "a\nout\n.dijiang-batch");
+    assert_eq!(cached(&["out/b", "out/a", "more/c"]), "more/c\nout/a\nout/b\n.dijiang-batch");
+    // Parts of the jobs have caches of their own.
+    let selected = |shard: &str| digested_of(shard, &runner, "selection");
+    assert_eq!(selected("1/2"), selected("1/2"));
+    assert_ne!(selected("1/2"), selected("2/2"));
+    let action = yaml("action.yml");
+    let caches = list(&action["runs"], "steps").iter().filter(|step| text(step, "uses").is_some());
+    let keys: Vec<&str> = caches
+        .flat_map(|step| ["key", "restore-keys"].into_iter().filter_map(|key| text(&step["with"], key)))
+        .collect();
+    assert_eq!(keys.len(), 3);
+    assert!(keys.iter().all(|key| key.contains("-${{ steps.digest.outputs.selection }}-")), "{keys:?}");
+}
+
+#[test]
+fn the_cache_has_what_the_plan_has() {
+    let runner = Runner::new();
+    let cache = |how: &str, cached: &str| {
+        let variables = [("CACHED".to_owned(), cached.to_owned())].into();
+        let ran = runner.bash(&format!("\"$GITHUB_ACTION_PATH/ci/cache.sh\" {how}"), &variables);
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    };
+    cache("unpack", "");
+    let make =
+        "mkdir -p out .dijiang-batch && cp -r model out/a && cp -r model out/old && touch .dijiang-batch/x";
+    assert!(runner.bash(make, &BTreeMap::new()).status.success());
+    cache("pack", "out/a\nout/b\n.dijiang-batch");
+    assert!(runner.bash("rm -r out .dijiang-batch", &BTreeMap::new()).status.success());
+    cache("unpack", "");
+    assert!(runner.path("out/a/config.json").exists() && runner.path(".dijiang-batch/x").exists());
+    assert!(!runner.path("out/old").exists(), "what is no part of the plan is not kept");
 }
 
 #[test]
 fn a_file_of_jobs_that_is_wrong_ends_the_action_by_its_own_words() {
     let runner = Runner::new();
     runner.write_program("bin/dijiang", "#!/bin/sh\necho 'error: jobs.yaml:1:1' >&2\nexit 2\n");
-    let refused = digest_step(&runner);
+    let refused = digest_step(&runner, "");
     assert_eq!((refused.status.code(), refused.stderr.as_slice()), (Some(2), &b"error: jobs.yaml:1:1\n"[..]));
 }
 
@@ -424,6 +457,19 @@ fn what_is_published_has_checksums_and_is_the_same_every_time() {
         "error: third/model.tar.gz is there already (hint: publish into an empty directory, under one name each)\n"
     );
     assert_eq!(publish("fourth").status.code(), Some(2));
+    // Nothing of a call that failed is there, and what was there before is no result of it.
+    assert!(!runner.path("third/model.tar.gz").exists());
+    assert_eq!(checked("test -z \"$(ls -A third)\""), Some(0));
+    runner.write("third/notes.txt", "mine");
+    std::fs::create_dir(runner.path("model/train")).expect("a directory");
+    assert!(publish("third model").status.success());
+    assert_eq!(runner.read("third/SHA256SUMS").lines().count(), 1);
+    assert_eq!(
+        runner.read("third/SHA256SUMS").split(' ').next(),
+        runner.read("out/SHA256SUMS").split(' ').next(),
+        "what training keeps is left out"
+    );
+    assert_eq!(publish("third text.txt").status.code(), Some(2), "one call, one list");
 }
 
 #[test]
@@ -532,6 +578,20 @@ fn a_job_array_deals_the_parts_to_its_tasks() {
         }
         assert_eq!(shards(&runner), PARTS);
     }
+    let alone = |shards: &str| {
+        let variables = [
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_ARRAY_TASK_MIN", "3"),
+            ("SLURM_ARRAY_TASK_STEP", "1"),
+            ("SLURM_ARRAY_TASK_COUNT", "1"),
+            ("SHARDS", shards),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        runner.bash("\"$GITHUB_ACTION_PATH/examples/ci/array.sh\" some.yaml", &variables).status.code()
+    };
+    assert_eq!(alone("4"), Some(0));
+    assert_eq!(shards(&runner), ["3/4"]);
+    assert_eq!((alone(""), runner.path("calls").exists()), (Some(2), false), "one task is not all parts");
     let outside = runner.bash("\"$GITHUB_ACTION_PATH/examples/ci/array.sh\"", &BTreeMap::new());
     assert!(!outside.status.success() && !runner.path("calls").exists(), "outside of an array nothing runs");
 }

@@ -73,7 +73,9 @@ fn a_limit_that_fails_is_exit_1_and_is_told_quiet_or_not() {
         stdout.contains("FAILED   b: bundle-bytes: ") && stdout.contains(" expected at most 10\n"),
         "{stdout}"
     );
-    assert!(stderr.starts_with("error: b: bundle-bytes: ") && stderr.lines().count() == 1, "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("error: b: bundle-bytes: "), "{stderr}");
+    assert!(lines[1].starts_with("::error file=jobs.yaml,line=7,"), "annotations are results: {stderr}");
     let junit = read(&home, "junit.xml");
     assert!(junit.contains("<failure") && junit.contains("name=\"bundle-bytes\""), "{junit}");
     assert!(read(&home, "summary.md").contains("bundle-bytes"));
@@ -118,6 +120,47 @@ fn mistakes_of_the_file_are_cases_with_their_places() {
 }
 
 #[test]
+fn a_file_that_is_not_there_is_reported() {
+    let home = Home::empty();
+    let (code, stdout, stderr) = told(&home.run("batch missing.yaml --report junit=junit.xml"));
+    assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+    assert!(stderr.starts_with("error: missing.yaml:1:1: `missing.yaml` cannot be read: "), "{stderr}");
+    assert!(read(&home, "junit.xml").contains("<error"));
+}
+
+#[test]
+fn digests_of_what_lies_elsewhere_are_kept() {
+    let home = Home::empty();
+    std::fs::create_dir(home.path("sub")).expect("it is made");
+    std::os::unix::fs::symlink(format!("{FIXTURES}/llama"), home.path("model")).expect("a link");
+    let text = "version: 1\njobs: [{name: a, model: ../model, steps: [convert: {no-verify: true}]}]";
+    std::fs::write(home.path("sub/jobs.yaml"), text).expect("it is written");
+    let (code, _, stderr) = told(&home.run("batch sub/jobs.yaml"));
+    assert_eq!(code, Some(0), "{stderr}");
+    let kept: Value = serde_json::from_str(&read(&home, "sub/.dijiang-batch/digests.json")).expect("JSON");
+    let there = home.0.path().canonicalize().expect("it is there").join("model/config.json");
+    assert!(kept["files"].get(there.to_str().expect("text")).is_some(), "{kept:#}");
+}
+
+#[test]
+fn what_jobs_read_is_told_with_its_digests() {
+    let home = home("");
+    let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --dry-run --json --digests"));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let plan: Value = serde_json::from_str(&stdout).expect("JSON");
+    let digests = &plan["jobs"][0]["digests"][0];
+    let config = std::fs::read(format!("{FIXTURES}/llama/config.json")).expect("it is there");
+    assert_eq!(
+        digests["source/config.json"],
+        dijiang_format::digest::digest(&config).as_str(),
+        "{digests:#}"
+    );
+    assert!(digests["recipe adaptive"].is_string(), "{digests:#}");
+    assert!(!home.path(".dijiang-batch").exists(), "nothing is written");
+    assert_eq!(told(&home.run("batch jobs.yaml --digests")).0, Some(2));
+}
+
+#[test]
 fn a_file_without_mistakes_is_one_case_of_a_check() {
     let home = home("");
     let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --check --report json"));
@@ -147,7 +190,11 @@ fn what_was_proved_without_a_runtime_is_proved_anew_with_it() {
         .args(["batch", "jobs.yaml", "--only", "a"])
         .env("ORT_DYLIB_PATH", "/nowhere");
     let (code, _, stderr) = told(&without.output().expect("it runs"));
-    assert_eq!((code, stderr.as_str()), (Some(0), "a: it is new\n"));
+    assert_eq!(code, Some(0), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let is_warned =
+        lines[1..].iter().all(|line| line.starts_with("warning: a: ") && line.contains("tokenizer.json"));
+    assert!(lines.len() == 2 && lines[0] == "a: it is new" && is_warned, "{stderr}");
     assert!(told(&without.output().expect("it runs")).1.starts_with("fresh "));
     let (code, stdout, _) = told(&home.run("batch jobs.yaml --only a"));
     assert_eq!(code, Some(0));

@@ -156,7 +156,7 @@ fn mistakes_are_told_all_at_once_and_nothing_else_is() {
     }
     let (code, _, stderr) = ran(&home, "batch nothing.yaml --check");
     assert_eq!(code, 2);
-    assert_snapshot!(stderr, @"error: nothing.yaml: there is no such file or directory (hint: `dijiang batch --help` says what FILE takes)");
+    assert!(stderr.starts_with("error: nothing.yaml:1:1: `nothing.yaml` cannot be read: "), "{stderr}");
 }
 
 /// Every mistake that a person makes, one in each file.
@@ -288,6 +288,65 @@ fn each_mistake_has_its_place() {
         writeln!(all, "# {what}\n{}", told(&home, text)).expect("a line");
     }
     assert_snapshot!("each_mistake", all);
+}
+
+#[test]
+fn what_steps_write_has_a_place_of_its_own() {
+    let home = home();
+    let file = |first: &str, second: &str| {
+        let job = |name: &str, bench: &str| {
+            format!("- {{name: {name}, model: models/llama, steps: [{{bench: {{{bench}}}}}]}}\n")
+        };
+        format!("version: 1\njobs:\n{}{}", job("a", first), job("b", second))
+    };
+    let source = "it is inside the source of job `b`, or the same, expected a place of its own";
+    let wrong = [
+        (
+            file("svg: speed", "svg: speed"),
+            "what a step writes, `speed-latency.svg` stands already at jobs.yaml:3:".to_owned(),
+        ),
+        (
+            file("svg: p", "profile: p-memory.svg"),
+            "what a step writes, `p-memory.svg` stands already".to_owned(),
+        ),
+        (
+            file("svg: models/llama/config.json", ""),
+            format!("./models/llama/config.json-latency.svg: {source}"),
+        ),
+        (file("profile: models/llama", ""), format!("./models/llama: {source}")),
+        (
+            file("profile: jobs.yaml", ""),
+            "./jobs.yaml: it is inside the file of jobs, or the same".to_owned(),
+        ),
+        (file("svg: ../up", ""), "up-latency.svg: it is outside the directory of the file".to_owned()),
+    ];
+    for (text, expected) in wrong {
+        let text = text.replace("{bench: {}}", "bench");
+        let told = read(&home, &text).expect_err("it is refused").to_string();
+        let told = told.replace(&format!("{}/", home.0.path().display()), "");
+        assert!(told.contains(expected.trim_start_matches("./")), "{text}\n{told}\n{expected}");
+    }
+    let plan = planned(&home, &file("svg: a", "svg: b"));
+    let written = |job: &Job| -> Vec<String> {
+        let paths = job.steps.iter().flat_map(|step| &step.writes);
+        paths.map(|path| path.file_name().expect("a name").to_string_lossy().into_owned()).collect()
+    };
+    assert_eq!(written(of(&plan, "a")), ["a-latency.svg", "a-memory.svg"]);
+}
+
+#[test]
+fn every_step_that_measures_is_one_of_the_baseline() {
+    let home = home();
+    let eval = |text: &str| format!("{{eval: {{perplexity: {text}}}}}");
+    let file = |steps: &str| {
+        format!(
+            "version: 1\njobs:\n- {{name: b, model: models/llama, steps: [{}]}}\n- {{name: a, model: models/llama, baseline: b, steps: [{steps}], require: {{perplexity-ratio: 1}}}}\n",
+            eval("valid.txt")
+        )
+    };
+    planned(&home, &file(&[eval("valid.txt"), eval("valid.txt")].join(", ")));
+    let told = told(&home, &file(&[eval("valid.txt"), eval("train.txt")].join(", ")));
+    assert!(told.contains("`perplexity-ratio` of job `a`, whose baseline `b` is not measured so"), "{told}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #[path = "batch/mod.rs"]
 mod batch;
 
-use batch::{Home, Program, case, message, plan_job, ran, statuses, suites};
+use batch::{Home, Program, case, heard, message, plan_job, ran, statuses, suites};
 use dijiang::batch::plan::{Plan, Quantity, StepCommand};
 use dijiang::batch::run::{RunOptions, children, run};
 use dijiang::report::outcome::{CaseStatus, Report};
@@ -110,6 +110,158 @@ fn a_graph_is_read_with_the_data_that_it_names_and_nothing_else() {
 }
 
 #[test]
+fn a_directory_with_a_graph_is_read_with_its_hidden_data() {
+    let home = Home::new(&["llama"]);
+    let first = plan_job(&home, "llama", "adaptive", &["--no-verify"]);
+    assert_eq!(home.run(&home.plan(vec![first.clone()])).exit_code(), 0);
+    std::fs::create_dir(home.path("graph")).expect("it is made");
+    let (name, hidden) = (b"model.safetensors", b".model.safetensor");
+    let mut graph = std::fs::read(first.bundle.join("softmax.onnx")).expect("it is there");
+    for at in 0..graph.len() - name.len() {
+        if graph[at..].starts_with(name) {
+            graph[at..at + name.len()].copy_from_slice(hidden);
+        }
+    }
+    std::fs::write(home.path("graph/m.onnx"), graph).expect("it is written");
+    let data = Path::new("graph/.model.safetensor");
+    std::fs::copy(first.bundle.join("model.safetensors"), home.root().join(data)).expect("it is copied");
+    let plan = home.plan(vec![plan_job(&home, "graph", "adaptive", &["--no-verify"])]);
+    assert_eq!((home.run(&plan).exit_code(), home.run_suites(&plan).len()), (0, 0));
+    home.flip(data);
+    let report = home.run(&plan);
+    assert_eq!(
+        message(&report, "graph-adaptive", "convert"),
+        "source .model.safetensor changed",
+        "{report:?}"
+    );
+}
+
+#[test]
+fn what_of_a_source_cannot_be_listed_is_never_up_to_date() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("");
+    let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
+    let why = || message(&heard(&plan, &stand_in).0, "llama-adaptive", "convert").to_owned();
+    // What leads back to itself holds nothing new.
+    std::os::unix::fs::symlink(".", home.path("llama/loop")).expect("it is made");
+    assert_eq!((why().as_str(), why().as_str()), ("it is new", "up to date"));
+    home.flip(Path::new("llama/model.safetensors"));
+    assert_eq!(why(), "source model.safetensors changed");
+    std::fs::create_dir_all(home.path("llama").join("a/".repeat(17))).expect("it is made");
+    for _ in 0..2 {
+        let why = why();
+        assert!(why.starts_with("source cannot be read: its directories are too deep"), "{why}");
+    }
+}
+
+#[test]
+fn another_build_of_the_program_does_all_anew() {
+    let home = Home::new(&["llama"]);
+    let [one, other] = [home.stand_in(""), home.program("other", "echo '{}'; exit # another build")];
+    let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
+    let why = |program: &Path| message(&heard(&plan, program).0, "llama-adaptive", "convert").to_owned();
+    assert_eq!((why(&one).as_str(), why(&one).as_str()), ("it is new", "up to date"));
+    assert_eq!(why(&other), format!("another build of version {} made it", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn what_steps_warn_of_is_said_and_stands_in_their_cases() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("echo 'warning: it is odd' >&2");
+    let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
+    let (report, said) = heard(&plan, &stand_in);
+    assert_eq!(said, ["llama-adaptive: it is odd"]);
+    let message = case(&report, "llama-adaptive", "convert").message.as_deref();
+    assert_eq!(message, Some("it is new; warning: it is odd"));
+}
+
+#[test]
+fn what_measures_time_runs_alone_and_is_measured_anew_elsewhere() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("echo \"begin $*\" >>log; sleep 0.05; echo \"end $1\" >>log");
+    let with_bench = |recipe: &str| {
+        let mut job = plan_job(&home, "llama", recipe, &[]);
+        job.steps.push(home.step(StepCommand::Bench, &job, &[]));
+        job
+    };
+    let mut plan = home.plan(["a", "b", "c", "d"].map(with_bench).into());
+    let options = RunOptions {
+        program: Some(stand_in),
+        memory: Some(1 << 40),
+        threads: Some(4),
+        ..RunOptions::default()
+    };
+    let again = |plan: &Plan| run(plan, &options, &mut Silent).expect("it runs").report;
+    assert_eq!(again(&plan).exit_code(), 0);
+    let log = std::fs::read_to_string(home.path("log")).expect("it is there");
+    let lines: Vec<&str> = log.lines().collect();
+    let benches: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].starts_with("begin bench")).collect();
+    assert_eq!(benches.len(), 4, "{log}");
+    assert!(benches.iter().all(|at| lines[at + 1] == "end bench"), "{log}");
+    assert!(benches.iter().all(|at| lines[*at].ends_with(" --threads 4")), "{log}");
+    assert_eq!(ran(&again(&plan)), [""; 0]);
+
+    plan.jobs.truncate(1);
+    let record = home.path(".dijiang-batch/job-llama-a.json");
+    let mut noted: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&record).expect("it is there")).expect("JSON");
+    noted["steps"][1]["reads"]["the machine"] = "another".into();
+    std::fs::write(&record, noted.to_string()).expect("it is written");
+    let report = again(&plan);
+    assert_eq!(statuses(&report), [CaseStatus::Skipped, CaseStatus::Passed], "{report:?}");
+    let why = message(&report, "llama-a", "bench");
+    assert!(why.starts_with("the machine was another, and is ") && why.ends_with(", 4 threads"), "{why}");
+}
+
+#[test]
+fn what_a_step_wrote_beside_the_bundle_comes_back() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("if [ $1 = bench ]; then echo >speed-latency.svg; fi");
+    let mut job = plan_job(&home, "llama", "adaptive", &[]);
+    let mut bench = home.step(StepCommand::Bench, &job, &[]);
+    bench.writes.push(home.path("speed-latency.svg"));
+    job.steps.push(bench);
+    let plan = home.plan(vec![job]);
+    assert_eq!(ran(&heard(&plan, &stand_in).0), ["llama-adaptive"]);
+    assert_eq!(ran(&heard(&plan, &stand_in).0), [""; 0]);
+    std::fs::remove_file(home.path("speed-latency.svg")).expect("it was written");
+    let (report, _) = heard(&plan, &stand_in);
+    assert_eq!(message(&report, "llama-adaptive", "bench"), "speed-latency.svg is gone");
+    assert!(home.path("speed-latency.svg").exists());
+}
+
+#[test]
+fn what_training_keeps_in_a_bundle_is_no_part_of_it() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("");
+    let mut plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
+    plan.jobs[0].thresholds.push(home.threshold(Quantity::BundleBytes, 10.0));
+    let kept = plan.jobs[0].bundle.join("train");
+    assert_eq!(ran(&heard(&plan, &stand_in).0), ["llama-adaptive"]);
+    std::fs::create_dir(&kept).expect("it is made");
+    std::fs::write(kept.join("state"), "of a training").expect("it is written");
+    let (report, _) = heard(&plan, &stand_in);
+    assert_eq!((report.exit_code(), ran(&report).len()), (0, 0), "{report:?}");
+    std::fs::remove_dir_all(&kept).expect("it is removed");
+    assert_eq!(ran(&heard(&plan, &stand_in).0), [""; 0]);
+}
+
+#[test]
+fn jobs_that_wait_hold_few_locks() {
+    let home = Home::new(&["llama"]);
+    let count = "[ -e first ] || { touch first; sleep 1; }
+ls -l /proc/$PPID/fd | grep -c \"$PWD/.dijiang-batch/.job-\" >>locks";
+    let stand_in = home.stand_in(count);
+    let jobs = (0..20).map(|at| plan_job(&home, "llama", &format!("r{at}"), &[]));
+    let (report, _) = heard(&home.plan(jobs.collect()), &stand_in);
+    assert_eq!((report.exit_code(), ran(&report).len()), (0, 20), "{report:?}");
+    let locks = std::fs::read_to_string(home.path("locks")).expect("it is there");
+    let most = locks.lines().filter_map(|line| line.parse::<usize>().ok()).max();
+    // Four for each of two threads, the one that is looked at, and the one that runs.
+    assert_eq!(most, Some(10), "{locks}");
+}
+
+#[test]
 fn a_step_that_is_new_is_run_alone() {
     let home = Home::new(&["llama"]);
     let mut plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &["--no-verify"])]);
@@ -208,20 +360,86 @@ fn nothing_is_put_in_place_of_what_no_record_names() {
     assert!(reason.contains("no record of this batch names it (hint: `mv "), "{reason}");
     assert_eq!(std::fs::read_to_string(bundle.join("dijiang.json")).expect("it is there"), "somebody's");
     std::fs::remove_dir_all(bundle).expect("it is removed");
+    // A job that failed made nothing, whatever stands there later.
+    let weights = std::fs::read(home.path("llama/model.safetensors")).expect("it is there");
+    home.cut(Path::new("llama/model.safetensors"));
+    assert_eq!(home.run(&plan).exit_code(), 2);
+    std::fs::create_dir_all(bundle).expect("it is made");
+    std::fs::write(bundle.join("dijiang.json"), "somebody's").expect("it is written");
+    std::fs::write(home.path("llama/model.safetensors"), &weights).expect("it is written");
+    assert_eq!(home.run(&plan).exit_code(), 2);
+    assert_eq!(std::fs::read_to_string(bundle.join("dijiang.json")).expect("it is there"), "somebody's");
+    std::fs::remove_dir_all(bundle).expect("it is removed");
     assert_eq!(home.run(&plan).exit_code(), 0);
+    // What it made before it failed is its own.
+    home.cut(Path::new("llama/model.safetensors"));
+    assert_eq!(home.run(&plan).exit_code(), 2);
+    std::fs::write(home.path("llama/model.safetensors"), &weights).expect("it is written");
+    std::fs::write(home.path("llama/extra.json"), "{}").expect("it is written");
+    assert_eq!(home.run(&plan).exit_code(), 0);
+    // What somebody made of it since is not.
+    let manifest = bundle.join("dijiang.json");
+    std::fs::write(&manifest, "somebody's").expect("it is written");
+    let report = home.run(&plan);
+    assert_eq!(report.exit_code(), 2, "{report:?}");
+    assert_eq!(std::fs::read_to_string(&manifest).expect("it is there"), "somebody's");
+}
+
+#[test]
+fn two_files_of_jobs_that_replace_each_others_bundles_are_told() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("if [ $1 = convert ]; then echo \"$*\" >\"$4/dijiang.json\"; fi");
+    let of_file = |file: &str, name: &str| {
+        let mut job = plan_job(&home, "llama", "adaptive", &["--seed", file]);
+        job.place.file = home.path(file);
+        job.name = name.to_owned();
+        home.plan(vec![job])
+    };
+    for file in ["a.yaml", "b.yaml"] {
+        std::fs::write(home.path(file), "").expect("it is written");
+    }
+    let warned = |plan: &Plan| heard(plan, &stand_in).1;
+    assert_eq!(warned(&of_file("a.yaml", "one")), [""; 0]);
+    assert_eq!(warned(&of_file("a.yaml", "one")), [""; 0]);
+    for name in ["one", "two"] {
+        let said = warned(&of_file("b.yaml", name));
+        assert!(
+            said[0].starts_with(&format!("{name}: a.yaml has a job of this name or output too")),
+            "{said:?}"
+        );
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_eq!(warned(&of_file("a.yaml", "one")).len(), 1);
+    }
+    // A file that was renamed is there no more.
+    std::fs::remove_file(home.path("a.yaml")).expect("it is removed");
+    assert_eq!(
+        warned(&of_file("c.yaml", "three")),
+        [
+            "three: b.yaml has a job of this name or output too, and each replaces what the other made (hint: rename one of them, or give it an `out` of its own)"
+        ]
+    );
+    std::fs::remove_file(home.path("b.yaml")).expect("it is removed");
+    assert_eq!(warned(&of_file("d.yaml", "four")), [""; 0]);
 }
 
 #[test]
 fn a_child_that_is_killed_is_an_error_with_its_signal_and_runs_again() {
     let home = Home::new(&["llama", "opt"]);
-    let kill = home.program("killed", "case \"$*\" in *--estimate*) ;; *llama*) kill -9 $$;; esac");
+    let flag = home.path("kill");
+    std::fs::write(&flag, "").expect("it is written");
+    let kill = format!(
+        "if [ -e '{}' ]; then case \"$*\" in *--estimate*) ;; *llama*) kill -9 $$;; esac; fi",
+        flag.display()
+    );
+    let kill = home.program("killed", &kill);
     let plan =
         home.plan(["llama", "opt"].map(|model| plan_job(&home, model, "adaptive", &["--no-verify"])).into());
     let options = RunOptions { keep_going: true, program: Some(kill), ..RunOptions::default() };
     let report = run(&plan, &options, &mut Silent).expect("it runs").report;
     assert_eq!(report.exit_code(), 2);
     assert!(message(&report, "llama-adaptive", "convert").starts_with("SIGKILL ended it"), "{report:?}");
-    let report = home.run(&plan);
+    std::fs::remove_file(&flag).expect("it was there");
+    let report = run(&plan, &options, &mut Silent).expect("it runs").report;
     assert_eq!((report.exit_code(), ran(&report)), (0, vec!["llama-adaptive".to_owned()]));
 }
 

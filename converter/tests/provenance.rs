@@ -1,8 +1,10 @@
 //! What a bundle is, whether it still is what was written, and how it differs from another: the same input gives the
 //! same bytes, and no byte changes unnoticed.
+#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 mod home;
 
+use dijiang_format::seal;
 use home::Home;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -191,6 +193,56 @@ fn what_was_cut_or_edited_by_a_byte_is_refused_before_anything_is_served() {
     expect(0, &home.run("quantize X -o Y --no-verify"));
 }
 
+/// What tells of a bundle, measures it, or makes another of it: none of it would say that a byte had changed.
+#[test]
+fn nothing_is_told_or_made_of_what_was_edited() {
+    let home = converted("shakespeare", "--dtype f32");
+    let text = fixture("shakespeare") + "/valid.txt";
+    let train = format!("--data {text} --steps 1 --batch 2 --context 16 --validation-windows 1 --threads 1");
+    std::fs::copy(home.path("X/model.safetensors"), home.path("w.safetensors")).expect("a copy");
+    expect(0, &home.run(&format!("convert {} -o other --no-verify --dtype f32", fixture("shakespeare"))));
+    let mut readers = vec!["info X".to_owned()];
+    let mut makers = vec!["quantize X -o Y --no-verify".to_owned()];
+    let mut trainers = Vec::new();
+    makers.extend(["export-torch X", "import-weights X w.safetensors"].map(str::to_owned));
+    if dijiang_runtime::OrtRuntime::new().is_ok() || std::env::var_os("DIJIANG_REQUIRE_ORT").is_some() {
+        readers.push("bench X --context 8 --runs 1 --steps 1".to_owned());
+        trainers.extend(["finetune X", "calibrate X"].map(|call| format!("{call} {train}")));
+        trainers.push(format!("finetune other {train} --teacher X"));
+    } else {
+        eprintln!("skipped: training and bench, as ONNX Runtime was not found");
+    }
+    let before = files(&home.path("X"));
+    let refused = |name: &str, calls: &[&[String]]| {
+        for call in calls.iter().copied().flatten() {
+            let output = home.run(call);
+            let told = expect(2, &output);
+            let head = format!("error: X/{name}: ");
+            assert!(output.stdout.is_empty() && told.starts_with(&head), "{call}: {told}");
+            assert!(told.lines().count() == 1 && told.contains("those that were written"), "{call}: {told}");
+        }
+    };
+    let last = |bytes: &mut Vec<u8>| *bytes.last_mut().expect("a byte") ^= 1;
+    with_change(&home, "softmax.onnx", last, || refused("softmax.onnx", &[&readers, &makers, &trainers]));
+    for name in ["model.onnx", "tokenizer.json"] {
+        with_change(&home, name, last, || refused(name, &[&readers, &makers]));
+    }
+    with_change(&home, "config.json", last, || refused("config.json", &[&makers, &trainers]));
+    // The other two neither read the elements nor give them new digests.
+    with_change(&home, "model.safetensors", last, || {
+        refused("model.safetensors", &[&makers[..1], &trainers]);
+    });
+    assert_eq!(files(&home.path("X")), before);
+    // A proof says it in a row.
+    for name in ["model.onnx", "tokenizer.json", "config.json"] {
+        with_change(&home, name, last, || {
+            let told = expect(1, &home.run("verify X --runtime tract"));
+            let row = format!("  files that are not those dijiang.json names: {name} ");
+            assert!(told.lines().any(|line| line.starts_with(&row) && line.contains("FAILED")), "{told}");
+        });
+    }
+}
+
 #[test]
 fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
     let home = converted("shakespeare", "--checksums");
@@ -216,6 +268,24 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
         assert_eq!(found["ok"], false);
         std::fs::rename(home.path("aside"), home.path("X").join(name)).expect("it is put back");
     }
+    // Another version may have written the same manifest otherwise.
+    let path = home.path("X/dijiang.json");
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    let sums = std::fs::read_to_string(home.path("X/SHA256SUMS")).expect("it is there");
+    let seal = serde_json::from_str::<Value>(&text).expect("JSON")["manifest_sha256"]
+        .as_str()
+        .expect("a seal")
+        .to_owned();
+    let mut other = (text.replace(&seal, seal::UNSEALED) + "\n").into_bytes();
+    seal::seal(&mut other, "manifest_sha256");
+    let other = String::from_utf8(other).expect("text");
+    let digest = |text: &str| dijiang_format::digest::digest(text.as_bytes());
+    std::fs::write(&path, &other).expect("it is written");
+    std::fs::write(home.path("X/SHA256SUMS"), sums.replace(&digest(&text), &digest(&other)))
+        .expect("it is written");
+    expect(0, &home.run("verify X --digests"));
+    std::fs::write(&path, text).expect("it is written");
+    std::fs::write(home.path("X/SHA256SUMS"), sums).expect("it is written");
     std::fs::write(home.path("X/notes.txt"), "mine").expect("it is written");
     let told = expect(1, &home.run("verify X --digests"));
     assert!(told.starts_with("  notes.txt is not listed in dijiang.json\n"), "{told}");
@@ -240,9 +310,14 @@ fn digests_name_every_file_that_differs_is_missing_or_is_not_listed() {
 fn a_bundle_of_an_earlier_version_opens_and_says_that_it_has_no_digests() {
     let home = Home::empty();
     let old = fixture("bundle-0.1.0");
-    let told = expect(0, &home.run(&format!("verify {old} --digests")));
-    assert!(told.contains("  model.safetensors has no recorded digest\n"), "{told}");
-    assert!(!told.contains("differs"), "{told}");
+    // Where nothing could be compared, nothing holds.
+    let refused = home.run(&format!("verify {old} --digests --report json=report.json"));
+    let told = expect(2, &refused);
+    let reason =
+        format!("error: {old}: this bundle records no digests, and nothing could be compared (hint: ");
+    assert!(told.starts_with(&reason), "{told}");
+    let report = std::fs::read_to_string(home.path("report.json")).expect("a report");
+    assert!(report.contains("\"error\""), "{report}");
     let told = expect(0, &home.run(&format!("info {old}")));
     assert!(told.contains("dijiang 0.1.0") && told.contains("1 linear"), "{told}");
     expect(0, &home.run(&format!("diff {old} {old}")));

@@ -8,6 +8,7 @@ use dijiang::bundle::lock::BundleLock;
 use dijiang::convert::requantize::{RequantizeError, RequantizeOptions, requantize};
 use dijiang::report::progress::{Estimate, Progress, Say, Silent};
 use dijiang_format::quantization::Quantization;
+use dijiang_runtime::temporary::Temporary;
 use dijiang_runtime::{Engine, Serving, ServingOptions};
 use home::Home;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -217,4 +218,14 @@ fn a_bundle_that_another_command_writes_is_not_replaced_by_what_it_was() {
     assert!(matches!(error, RequantizeError::Lock(_)), "{error}");
     drop(lock);
     assert!(matches!(quantize("b", &mut Silent), RequantizeError::Manifest(_)));
+}
+
+#[test]
+fn what_a_kill_left_goes_where_the_bundle_is_quantized_already() {
+    let home = Home::with("llama", "--weights int4");
+    Temporary::directory(&home.path("b")).expect("it is begun").leave();
+    let left = || std::fs::read_dir(home.0.path()).expect("it is read").count();
+    assert_eq!(left(), 2);
+    home.refused("quantize b -o b --force");
+    assert_eq!(left(), 1);
 }

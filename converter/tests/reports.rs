@@ -148,6 +148,26 @@ fn a_failed_check_is_a_failed_case_and_exit_1() {
 }
 
 #[test]
+fn a_reader_that_went_away_changes_no_outcome() {
+    let home = Home::with_bundle();
+    home.spoil();
+    for format in ["json", "github"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+        let call = format!("verify bundle --runtime tract --report {format} --report junit={format}.xml");
+        command.current_dir(home.0.path()).args(call.split(' ')).env_remove("GITHUB_STEP_SUMMARY");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        drop(child.stdout.take());
+        assert_eq!(child.wait().expect("it ends").code(), Some(1), "{format}");
+        assert_eq!(check_junit(&home.read(&format!("{format}.xml"))).failures, 1);
+    }
+}
+
+#[test]
 fn what_cannot_run_is_an_error_case_and_exit_2() {
     let home = Home::new();
     let ran = home.run("convert missing -o bundle --report json --report junit=report.xml", &[]);

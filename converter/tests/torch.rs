@@ -242,5 +242,9 @@ fn a_layout_of_other_hands_is_refused() {
     let home = Home::with("llama", "");
     home.write(|_| ());
     std::fs::copy(home.path("new.safetensors"), home.path("bundle/model.safetensors")).expect("a copy");
+    // As an earlier version wrote it, which lists no sizes.
+    let mut manifest = home.json("bundle/dijiang.json");
+    manifest["files"] = json!([]);
+    std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
     insta::assert_snapshot!(home.refused("import-weights bundle new.safetensors"), @"error: bundle/model.safetensors: its layout is not that of this version (hint: convert the model anew)");
 }

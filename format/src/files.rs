@@ -36,6 +36,11 @@ pub const RUNS: &str = "train";
 /// taken for the bundle's own.
 pub const LINKED: &str = "source-";
 
+/// Whether no manifest lists what is called so: itself, what is made of it, and what training runs keep for themselves.
+pub fn is_beside(name: &str) -> bool {
+    [MANIFEST, CHECKSUMS, RUNS].contains(&name)
+}
+
 /// Whether a name is that of a weight file that the bundle links to.
 pub fn is_linked(name: &str) -> bool {
     name.starts_with(LINKED) && name.ends_with(".safetensors")

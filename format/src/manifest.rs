@@ -8,6 +8,7 @@ use crate::files;
 use crate::place::NoBundle;
 use crate::quantization::Quantization;
 use crate::recipe::{MOST_CHUNK, Recipe};
+use crate::regular;
 use crate::seal;
 use crate::target::Target;
 use crate::weight_header::{LENGTH_BYTES, MOST_HEADER};
@@ -346,7 +347,7 @@ impl Manifest {
     pub fn read(bundle: &Path) -> Result<Self, ManifestError> {
         let path = bundle.join(files::MANIFEST);
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+        let text = regular::read_to_string(&path).map_err(|source| match source.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => ManifestError::NoBundle(NoBundle::at(bundle)),
             _ => ManifestError::Io { file: file.clone(), source },
         })?;
@@ -431,7 +432,7 @@ impl SourceFile {
 
     /// The file, and what there is to say before it is read.
     fn open(path: &Path) -> std::io::Result<(File, Self)> {
-        let open = File::open(path)?;
+        let open = regular::open(path)?;
         let bytes = open.metadata()?.len();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok((open, Self { name, bytes, sha256: None, safetensors_header_sha256: None }))

@@ -41,6 +41,8 @@ pub struct Step {
     pub arguments: Vec<String>,
     /// Files and directories that it reads besides the bundle.
     pub reads: Vec<PathBuf>,
+    /// Files and directories that it writes besides the bundle.
+    pub writes: Vec<PathBuf>,
     pub place: Place,
 }
 

@@ -8,6 +8,7 @@ mod weights;
 
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use crate::provenance::opened::NotAsWritten;
 use crate::report::progress::Progress;
 use crate::serving::{self, OpenError};
 use dijiang_format::manifest::ManifestError;
@@ -73,6 +74,8 @@ pub enum BenchError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
+    #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -100,18 +103,15 @@ pub fn bench(
     progress: &mut dyn Progress,
 ) -> Result<Measured, BenchError> {
     let runtime = OrtRuntime::new()?;
+    let weight_bytes = bundles.iter().map(|bundle| weights::read_bytes(bundle, options.device));
+    let weight_bytes = weight_bytes.collect::<Result<Vec<_>, BenchError>>()?;
     progress.stage("measuring a copy");
     let copy_bandwidth = copy::bandwidth(&runtime, options.device)?;
-    let prepared = bundles.iter().map(|bundle| {
-        Ok(Bench {
-            name: bundle.display().to_string(),
-            bundle: bundle.clone(),
-            weight_bytes: weights::read_bytes(bundle, options.device)?,
-            options,
-            copy_bandwidth,
-        })
+    let prepared = bundles.iter().zip(weight_bytes).map(|(bundle, weight_bytes)| {
+        let name = bundle.display().to_string();
+        Bench { name, bundle: bundle.clone(), weight_bytes, options, copy_bandwidth }
     });
-    let prepared = prepared.collect::<Result<Vec<_>, BenchError>>()?;
+    let prepared: Vec<Bench<'_>> = prepared.collect();
     let mut rows = Vec::new();
     for phase in &options.phases {
         for context in &options.contexts {

@@ -1,15 +1,17 @@
-//! The bytes of weights that a step of a bundle reads.
+//! The bytes of weights that a step of a bundle reads, which is as it was written.
 
 use crate::onnx::import::import;
+use crate::provenance::opened;
 use dijiang_format::manifest::Manifest;
 use dijiang_format::names::TABLES;
 use dijiang_format::serving::{Device, Engine};
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use std::path::Path;
 
-/// Of the graph that ONNX Runtime serves a bundle with on a device.
+/// Of the graph that ONNX Runtime serves a bundle with on a device, if it is what was written.
 pub(super) fn read_bytes(bundle: &Path, device: Device) -> Result<u64, super::BenchError> {
     let manifest = Manifest::read(bundle)?;
+    opened::check(bundle, &manifest)?;
     Ok(weight_bytes(&import(&bundle.join(manifest.serving_graph(Engine::Ort, device)))?))
 }
 

@@ -2,6 +2,7 @@
 
 use super::lock::{BundleLock, LockError};
 use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_runtime::temporary::{self, Temporary, goes_if_empty, is_vacant, parent};
 use std::fs::File;
 use std::io;
@@ -14,6 +15,10 @@ pub enum BundleError {
     Exists { path: String },
     #[error("{path}: it is not a bundle (no dijiang.json in it), so it is not replaced")]
     NotABundle { path: String },
+    #[error(
+        "{path}: it is no file of the bundle, which is replaced with all that is in it (hint: move it out of the bundle)"
+    )]
+    Foreign { path: String },
     #[error("{path}: expected the path of a directory to be made")]
     NoName { path: String },
     #[error(transparent)]
@@ -30,6 +35,8 @@ pub struct NewBundle {
     /// In it.
     path: PathBuf,
     force: bool,
+    /// Whether all that is at the target is in it.
+    keeps: bool,
     /// That of the target, let go before its parents.
     _target_lock: BundleLock,
     /// Dropped, and so removed where nothing came into them, after the temporary directory.
@@ -40,10 +47,11 @@ impl NewBundle {
     /// Begins a bundle at `target`. With `force` a bundle that is there will be replaced; anything
     /// else that is there, except an empty directory, is refused.
     pub fn begin(target: &Path, force: bool) -> Result<Self, BundleError> {
-        let target = &followed(target);
         if target.file_name().is_none() {
             return Err(BundleError::NoName { path: show(target) });
         }
+        // Without a slash or a dot at its end, which would be looked for in a directory that is not there yet.
+        let target = &followed(&target.components().collect::<PathBuf>());
         let parents = NewParents::of(parent(target));
         if !parent(target).is_dir() {
             let failed =
@@ -51,7 +59,9 @@ impl NewBundle {
             std::fs::create_dir_all(parent(target)).map_err(failed)?;
         }
         let lock = BundleLock::acquire(target)?;
-        Self::begin_locked(target, force, lock, parents)
+        let new = Self::begin_locked(target, force, lock, parents)?;
+        check_own(&new.target)?;
+        Ok(Self { keeps: false, ..new })
     }
 
     fn begin_locked(
@@ -72,7 +82,7 @@ impl NewBundle {
         temporary::remove_abandoned(target).map_err(failed(parent, "it cannot be read"))?;
         let temporary = Temporary::directory(target).map_err(failed(target, "it cannot be written"))?;
         let (target, path) = (target.to_owned(), temporary.path());
-        Ok(Self { target, temporary, path, force, _target_lock: lock, _parents: parents })
+        Ok(Self { target, temporary, path, force, keeps: true, _target_lock: lock, _parents: parents })
     }
 
     /// Begins another version of the bundle at `target`: with all that is there, except the files to be written anew.
@@ -105,6 +115,9 @@ impl NewBundle {
         };
         sync(&self.path).map_err(failed("its files cannot be made durable"))?;
         check(&self.target, self.force)?;
+        if !self.keeps {
+            check_own(&self.target)?;
+        }
         let is_new = is_vacant(&self.target);
         let replaced = self.temporary.place(|| match is_new {
             true => std::fs::rename(&self.path, &self.target),
@@ -113,7 +126,7 @@ impl NewBundle {
         });
         if let Err(source) = replaced {
             let error = failed("it cannot be renamed into place")(source);
-            if !self.target.exists() {
+            if self.temporary.aside().exists() && !self.target.exists() {
                 // The old bundle stands aside, where the next run finds it.
                 self.temporary.leave();
             }
@@ -162,6 +175,25 @@ fn check(target: &Path, force: bool) -> Result<(), BundleError> {
         return Err(BundleError::NotABundle { path: show(target) });
     }
     if force { Ok(()) } else { Err(BundleError::Exists { path: show(target) }) }
+}
+
+/// Refuses a bundle with something in it that no command wrote there, such as the source itself: it would go with the
+/// bundle. A manifest that cannot be read, or is of an earlier version, does not tell.
+fn check_own(bundle: &Path) -> Result<(), BundleError> {
+    let Some(manifest) = Manifest::read(bundle).ok().filter(|manifest| !manifest.files.is_empty()) else {
+        return Ok(());
+    };
+    let failed = |source| BundleError::Io { path: show(bundle), doing: "it cannot be read", source };
+    for entry in std::fs::read_dir(bundle).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let is_listed =
+            name.to_str().is_some_and(|name| files::is_beside(name) || manifest.file(name).is_some());
+        if !is_listed && !temporary::is_abandoned(&path) {
+            return Err(BundleError::Foreign { path: show(&path) });
+        }
+    }
+    Ok(())
 }
 
 fn show(path: &Path) -> String {

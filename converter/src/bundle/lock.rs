@@ -2,7 +2,7 @@
 //! it is when the bundle is replaced, and in which stands who holds it. The system lets the lock go when its holder
 //! ends, however it ends; a file that a killed command left is taken over by the next.
 
-use dijiang_runtime::temporary::{goes_along, parent};
+use dijiang_runtime::temporary::{self, goes_along, parent};
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -129,10 +129,7 @@ fn beside(bundle: &Path) -> Option<PathBuf> {
         Ok::<_, io::Error>(parent(bundle).canonicalize()?.join(name))
     });
     let real = real.ok()?;
-    let mut name = std::ffi::OsString::from(".");
-    name.push(real.file_name()?);
-    name.push(SUFFIX);
-    Some(real.parent()?.join(name))
+    Some(real.parent()?.join(temporary::beside(real.file_name()?, SUFFIX)))
 }
 
 /// What stands there already is not changed, and a link not followed.

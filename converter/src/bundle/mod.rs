@@ -5,6 +5,7 @@ pub mod checksums;
 pub(crate) mod finite;
 pub mod link;
 pub mod lock;
+pub mod model_files;
 pub mod replace;
 pub mod room;
 pub(crate) mod states;

@@ -26,10 +26,31 @@ pub fn free_space(directory: &Path) -> io::Result<u64> {
     Ok(told.f_bavail.saturating_mul(told.f_frsize))
 }
 
-/// Bytes of memory that processes can still have, where the system tells (Linux). A container's limit is not in it.
+/// Bytes of memory that processes can still have, where the system tells (Linux), and no more than the limit of the group
+/// of processes that this one is in, as a container has one.
 pub fn free_memory() -> Option<u64> {
     let told = std::fs::read_to_string("/proc/meminfo").ok()?;
-    available(&told)
+    let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = limit(&group, Path::new("/sys/fs/cgroup"));
+    Some(available(&told)?.min(limit.unwrap_or(u64::MAX)))
+}
+
+/// The smallest limit of the groups that a process is in, by its `/proc/self/cgroup`. `root` is where groups are told of.
+fn limit(told: &str, root: &Path) -> Option<u64> {
+    let limits = told.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (root, name) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ => (root.join("memory"), "memory.limit_in_bytes"),
+        };
+        let is_memory = controllers.is_empty() || controllers.split(',').any(|one| one == "memory");
+        // A limit of one above holds too. Inside a container the upper ones are not there.
+        let groups = Path::new(group.trim_start_matches('/')).ancestors().map(Path::to_owned);
+        groups.filter(move |_| is_memory).map(move |group| root.join(group).join(name))
+    });
+    // Without a limit there is a word in place of a number, or a number larger than any memory.
+    limits.filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok()).min()
 }
 
 fn available(meminfo: &str) -> Option<u64> {
@@ -77,6 +98,29 @@ mod tests {
         assert_eq!(available(told), Some(22_000_000 * 1024));
         assert_eq!(available("MemFree: 1 kB\n"), None);
         assert_eq!(available("MemAvailable: many kB\n"), None);
+    }
+
+    #[test]
+    fn the_smallest_limit_of_all_groups_counts() {
+        let home = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| {
+            let path = home.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("it is made");
+            std::fs::write(path, text).expect("it is written");
+        };
+        let of = |told: &str| limit(told, home.path());
+        write("a/b/memory.max", "max\n");
+        assert_eq!(of("0::/a/b\n"), None);
+        write("a/memory.max", "4000\n");
+        assert_eq!(of("0::/a/b\n"), Some(4000));
+        write("memory.max", "3000\n");
+        assert_eq!(
+            (of("0::/a/b\n"), of("0::/\n"), of("0::/elsewhere\n")),
+            (Some(3000), Some(3000), Some(3000))
+        );
+        write("memory/job/memory.limit_in_bytes", "2000\n");
+        let older = "5:cpu,cpuacct:/job\n4:memory:/job\n";
+        assert_eq!((of(older), of("5:cpu,cpuacct:/job\n"), of("")), (Some(2000), None, None));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! It is not mapped: where another process shortens a mapped file, the system ends the program that looks there.
 
+use dijiang_format::regular;
 use dijiang_passes::ir::tensor::{ReadError, Storage, Tensor};
 use std::fs::{File, Metadata};
 use std::io;
@@ -21,7 +22,7 @@ pub struct StoredFile {
 
 impl StoredFile {
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::of(File::open(path)?, path)
+        Self::of(regular::open(path)?, path)
     }
 
     /// A file that is open; `path` is what errors name.

@@ -2,6 +2,7 @@
 
 use super::error::CheckpointError;
 use dijiang_format::dtype::DType;
+use dijiang_format::regular;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -74,7 +75,7 @@ impl Config {
     /// Reads a file that must hold one JSON object.
     pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let text =
-            std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+            regular::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
         let values = serde_json::from_slice(&text)
             .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
         Ok(Self { path: path.to_owned(), values, asked: Asked::default() })

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint.
 
+use crate::report::message::{one_line, shown};
 use dijiang_format::words::counted;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::tensor::ReadError;
@@ -19,39 +20,49 @@ pub enum CheckpointError {
     NoSnapshot { dir: PathBuf, reason: String },
     #[error("{}: no weights here; expected model.safetensors or model.safetensors.index.json{hint}", dir.display())]
     NoWeights { dir: PathBuf, hint: String },
-    #[error("{}: not the JSON that was expected: {source}", path.display())]
+    #[error("{}: not the JSON that was expected: {}", path.display(), one_line(&source.to_string()))]
     Json { path: PathBuf, source: serde_json::Error },
 
     #[error("{}: key `{key}` is missing; expected {expected}", path.display())]
     MissingKey { path: PathBuf, key: String, expected: &'static str },
     #[error("{}: key `{key}` is {found}; expected {expected}", path.display())]
     BadKey { path: PathBuf, key: String, found: String, expected: String },
-    #[error("{}: {key} `{found}` is not supported; supported: {supported}", path.display())]
+    #[error("{}: {key} `{}` is not supported; supported: {supported}", path.display(), shown(found))]
     Unsupported { path: PathBuf, key: String, found: String, supported: String },
     #[error("{}: `{key}` is {found} and {other} is {stated} (hint: leave one of them in the file)", path.display())]
     Contradiction { path: PathBuf, key: String, found: String, other: String, stated: String },
     #[error("{}: `{key}` is {found}, which {reader} does not read (hint: remove the key if it means nothing)", path.display())]
     UnreadKey { path: PathBuf, key: String, found: String, reader: String },
 
-    #[error("{}: the safetensors header is broken: {reason}; the file is damaged or is no safetensors file", path.display())]
+    #[error("{}: the safetensors header is broken: {}; the file is damaged or is no safetensors file", path.display(), one_line(reason))]
     Header { path: PathBuf, reason: String },
     #[error(
         "{}: the file has {found} bytes, but its header describes {expected}; it was cut short or damaged, fetch it again",
         path.display()
     )]
     WrongLength { path: PathBuf, found: u64, expected: u64 },
-    #[error("{}: shard `{shard}` is missing; the index names it for {}, fetch it again", index.display(), counted(*tensors, "tensor"))]
+    #[error("{}: shard `{}` is missing; the index names it for {}, fetch it again", index.display(), shown(shard), counted(*tensors, "tensor"))]
     MissingShard { index: PathBuf, shard: String, tensors: usize },
-    #[error("{}: tensor `{tensor}` should be in shard `{shard}`, but is not there; index and shards do not belong together", index.display())]
+    #[error("{}: shard `{}` {problem}; expected the name of a file beside the index", index.display(), shown(shard))]
+    ShardName { index: PathBuf, shard: String, problem: &'static str },
+    #[error(
+        "{}: tensor `{}` should be in shard `{}`, but is not there; index and shards do not belong together",
+        index.display(), shown(tensor), shown(shard)
+    )]
     NotInShard { index: PathBuf, shard: String, tensor: String },
+    #[error(
+        "{}: {} in shard `{}`, which the index does not name there; index and shards do not belong together (hint: fetch them again, or load the model with transformers and `save_pretrained` it)",
+        index.display(), listed(names, *count), shown(shard)
+    )]
+    NotInIndex { index: PathBuf, shard: String, names: Vec<String>, count: usize },
 
     #[error("{}: tensor `{tensor}` is missing; {family} needs it with shape {expected:?}", dir.display())]
     MissingTensor { dir: PathBuf, tensor: String, family: &'static str, expected: Vec<u64> },
-    #[error("{}: tensor `{tensor}` has shape {found:?}; expected {expected:?} from config.json", path.display())]
+    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from config.json", path.display(), shown(tensor))]
     WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
     #[error(
-        "{}: tensor `{tensor}` has element type {found}; expected f32, f16, bf16 or f64 (quantised weights are not read)",
-        path.display()
+        "{}: tensor `{}` has element type {found}; expected f32, f16, bf16 or f64 (quantised weights are not read)",
+        path.display(), shown(tensor)
     )]
     WeightDType { path: PathBuf, tensor: String, found: String },
     #[error(
@@ -72,9 +83,14 @@ pub enum CheckpointError {
 /// How many names a message shows of a long list.
 pub(super) const SHOWN: usize = 3;
 
+/// [`listed`], of all names.
+pub(crate) fn all_listed(names: &[String]) -> String {
+    listed(&names[..names.len().min(SHOWN)], names.len())
+}
+
 /// ``2 tensors (`a`, `b`)``, or ``100 tensors (`a`, `b`, `c` and 97 more)``: `names` are the first of `count`.
 pub(super) fn listed(names: &[String], count: usize) -> String {
-    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{}`", shown(name))).collect();
     let tensors = counted(count, "tensor");
     match count.saturating_sub(names.len()) {
         0 => format!("{tensors} ({})", quoted.join(", ")),

@@ -111,7 +111,8 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
     Ok(kinds.map(told).collect())
 }
 
-fn is_buffer(name: &str, stored: &Stored) -> bool {
+/// Whether it is one that the model's code makes anew.
+pub(super) fn is_buffer(name: &str, stored: &Stored) -> bool {
     let rank = stored.tensor.as_ref().map(|tensor| tensor.dims().len());
     let is_named =
         |end: &str| name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));

@@ -3,6 +3,7 @@
 
 use super::config::{Config, shortened};
 use super::error::{CheckpointError, SHOWN};
+use crate::report::message::shown;
 use serde_json::{Value, json};
 
 /// A key with which other code computes something else, and whether a value leaves the model as it is.
@@ -157,7 +158,7 @@ pub(super) fn check(config: &Config, family: &'static str) -> Result<Option<Stri
     if unknown.is_empty() {
         return Ok(None);
     }
-    let shown: Vec<String> = unknown.iter().take(SHOWN).map(|key| format!("`{key}`")).collect();
+    let named: Vec<String> = unknown.iter().take(SHOWN).map(|key| format!("`{}`", shown(key))).collect();
     let more = match unknown.len().saturating_sub(SHOWN) {
         0 => String::new(),
         more => format!(" and {more} more"),
@@ -165,7 +166,7 @@ pub(super) fn check(config: &Config, family: &'static str) -> Result<Option<Stri
     let path = config.path().display();
     Ok(Some(format!(
         "{path}: {}{more}: {family} reads no such key, and the model is built without",
-        shown.join(", ")
+        named.join(", ")
     )))
 }
 

@@ -24,6 +24,7 @@ mod weights;
 
 pub use config::Config;
 pub use error::CheckpointError;
+pub(crate) use error::all_listed;
 pub(crate) use generation::take_tokens;
 pub use weights::{INDEX, read_header};
 pub(crate) use weights::{Stored, Weights};

@@ -1,17 +1,23 @@
 //! The weight files of a checkpoint: found, opened, and described tensor by tensor.
 //! Nothing of a tensor is read here but its header entry.
 
-use super::error::CheckpointError;
+use super::error::{CheckpointError, SHOWN};
+use super::extra::is_buffer;
 use crate::bundle::link::MappedFile;
 use crate::bundle::stored_file::StoredFile;
+use crate::onnx::external::location_problem;
+use crate::report::message::shown;
 use dijiang_format::dtype::DType;
 use dijiang_format::weight_header::{LENGTH_BYTES, MOST_HEADER};
 use dijiang_passes::ir::tensor::{SharedBytes, Tensor, TensorSizeError};
 use memmap2::MmapOptions;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
-use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,7 +65,39 @@ pub(crate) struct Stored {
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: Named<String>,
+}
+
+/// What an object has under its names, each of which must be there once: of two, either could be meant.
+struct Named<V>(BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Named<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(OnlyOnce(PhantomData))
+    }
+}
+
+struct OnlyOnce<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for OnlyOnce<V> {
+    type Value = Named<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<V>, A::Error> {
+        let mut found = BTreeMap::new();
+        while let Some((name, value)) = map.next_entry::<String, V>()? {
+            match found.entry(name) {
+                Entry::Vacant(place) => _ = place.insert(value),
+                Entry::Occupied(place) => {
+                    return Err(A::Error::custom(format!("`{}` is there twice", shown(place.key()))));
+                }
+            }
+        }
+        Ok(Named(found))
+    }
 }
 
 impl Weights {
@@ -120,28 +158,40 @@ impl Weights {
             std::fs::read(index).map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
         let Index { weight_map } = serde_json::from_slice(&text)
             .map_err(|source| CheckpointError::Json { path: index.to_owned(), source })?;
-        let shards: BTreeSet<&String> = weight_map.values().collect();
-        for shard in shards {
-            let path = self.dir.join(shard);
-            if !path.is_file() {
-                let tensors = weight_map.values().filter(|s| *s == shard).count();
-                return Err(CheckpointError::MissingShard {
-                    index: index.to_owned(),
-                    shard: shard.clone(),
-                    tensors,
-                });
-            }
-            let mut found = self.map(&path)?;
-            for (tensor, _) in weight_map.iter().filter(|(_, s)| *s == shard) {
-                let stored = found.remove(tensor).ok_or_else(|| CheckpointError::NotInShard {
-                    index: index.to_owned(),
-                    shard: shard.clone(),
-                    tensor: tensor.clone(),
-                })?;
-                self.tensors.insert(tensor.clone(), stored);
-            }
+        let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (tensor, shard) in weight_map.0 {
+            shards.entry(shard).or_default().push(tensor);
         }
-        Ok(())
+        shards.into_iter().try_for_each(|shard| self.open_shard(index, shard))
+    }
+
+    /// Opens a shard, which must hold the tensors that the index names, and no other.
+    fn open_shard(
+        &mut self,
+        index: &Path,
+        (shard, tensors): (String, Vec<String>),
+    ) -> Result<(), CheckpointError> {
+        let index = index.to_owned();
+        if let Some(problem) = location_problem(&shard) {
+            return Err(CheckpointError::ShardName { index, shard, problem });
+        }
+        let path = self.dir.join(&shard);
+        if !path.is_file() {
+            return Err(CheckpointError::MissingShard { index, shard, tensors: tensors.len() });
+        }
+        let mut found = self.map(&path)?;
+        for tensor in tensors {
+            let Some(stored) = found.remove(&tensor) else {
+                return Err(CheckpointError::NotInShard { index, shard, tensor });
+            };
+            self.tensors.insert(tensor, stored);
+        }
+        found.retain(|name, stored| !is_buffer(name, stored));
+        if found.is_empty() {
+            return Ok(());
+        }
+        let (count, names) = (found.len(), found.into_keys().take(SHOWN).collect());
+        Err(CheckpointError::NotInIndex { index, shard, names, count })
     }
 
     fn map(&mut self, path: &Path) -> Result<BTreeMap<String, Stored>, CheckpointError> {
@@ -230,8 +280,10 @@ fn metadata(head: &[u8], size: usize) -> Result<Metadata, SafeTensorError> {
         Err(SafeTensorError::MetadataIncompleteBuffer) | Ok(_) => {}
         Err(error) => return Err(error),
     }
-    let metadata: Metadata = serde_json::from_slice(&head[LENGTH_BYTES..])
-        .map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    let header = &head[LENGTH_BYTES..];
+    let parsed =
+        serde_json::from_slice::<Named<IgnoredAny>>(header).and_then(|_| serde_json::from_slice(header));
+    let metadata: Metadata = parsed.map_err(SafeTensorError::InvalidHeaderDeserialization)?;
     match head.len().checked_add(metadata.data_len()) == Some(size) {
         true => Ok(metadata),
         false => Err(SafeTensorError::MetadataIncompleteBuffer),

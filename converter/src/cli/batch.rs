@@ -7,8 +7,8 @@ use crate::batch::document::{Mistake, Mistakes};
 use crate::batch::expand::options::Commands;
 use crate::batch::expand::plan;
 use crate::batch::expand::select::{Shard, only, shard};
-use crate::batch::plan::{Job, Plan, Step};
-use crate::batch::run::{JobOutcome, JobState, Ran, RunOptions, report, run as run_plan};
+use crate::batch::plan::{Job, Plan, Quantity, Step};
+use crate::batch::run::{JobOutcome, JobState, Ran, RunOptions, reads, report, run as run_plan};
 use crate::batch::schema::json_schema;
 use crate::report::message::one_line;
 use crate::report::outcome::{Case, CaseStatus, Place};
@@ -33,7 +33,7 @@ use std::time::Instant;
   dijiang batch --schema > jobs.schema.json")]
 pub(super) struct Args {
     /// The file of jobs
-    #[arg(required_unless_present = "schema")]
+    #[arg(id = "jobs", value_name = "FILE", required_unless_present = "schema")]
     file: Option<PathBuf>,
     /// Say what is wrong with FILE, or how many jobs and steps it has, and run nothing
     #[arg(long)]
@@ -41,8 +41,11 @@ pub(super) struct Args {
     /// Print the jobs and their command lines, and run nothing
     #[arg(long, conflicts_with_all = ["check", "report"])]
     dry_run: bool,
+    /// With --dry-run --json: add the digests of all that the jobs read
+    #[arg(long, requires_all = ["dry_run", "json"])]
+    digests: bool,
     /// Print the JSON schema of FILE
-    #[arg(long, conflicts_with_all = ["file", "check", "dry_run", "only", "shard", "report"])]
+    #[arg(long, conflicts_with_all = ["jobs", "check", "dry_run", "only", "shard", "report"])]
     schema: bool,
     /// Only jobs of this name, and their baselines; `*`, `?` and `[…]` stand for letters. May be repeated
     #[arg(long, value_name = "NAME")]
@@ -106,13 +109,7 @@ fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>)
         cases.push(case(file, "check", CaseStatus::Passed, &counts(&plan)));
         return print(args, &plan);
     }
-    let options = RunOptions {
-        keep_going: args.keep_going,
-        memory: args.memory,
-        threads: args.threads,
-        force: args.force,
-        program: None,
-    };
+    let options = run_options(args);
     let Ran { jobs, report } = run_plan(&plan, &options, &mut Bar::new())?;
     let code = report.exit_code();
     cases.extend(report.cases);
@@ -128,20 +125,41 @@ fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>)
     }
 }
 
-/// Which jobs could not run: the causes were told as they came.
+fn run_options(args: &Args) -> RunOptions {
+    RunOptions {
+        keep_going: args.keep_going,
+        memory: args.memory,
+        threads: args.threads,
+        force: args.force,
+        program: None,
+    }
+}
+
+/// Which jobs could not run, and of which a limit could not be measured: the causes were told as they came.
 fn unable(cases: &[Case]) -> String {
-    let broken = cases.iter().filter(|case| case.status == CaseStatus::Error).map(|case| case.suite.as_str());
-    let broken: BTreeSet<&str> = broken.collect();
-    let names: Vec<&str> = broken.iter().copied().take(MOST_NAMES).collect();
-    let more = match broken.len().saturating_sub(MOST_NAMES) {
+    let broken = || cases.iter().filter(|case| case.status == CaseStatus::Error);
+    let suites = |of_limits: bool| -> BTreeSet<&str> {
+        let cases = broken().filter(move |case| Quantity::named(&case.name).is_some() == of_limits);
+        cases.map(|case| case.suite.as_str()).collect()
+    };
+    let (unrun, mut unmeasured) = (suites(false), suites(true));
+    unmeasured.retain(|job| !unrun.contains(job));
+    let parts = [(unrun, "could not run"), (unmeasured, "could not be measured")];
+    let told: Vec<String> =
+        parts.iter().filter(|(jobs, _)| !jobs.is_empty()).map(|(jobs, what)| of_jobs(jobs, what)).collect();
+    format!(
+        "{} (hint: the line of each names its cause; the same command goes on with them)",
+        told.join("; ")
+    )
+}
+
+fn of_jobs(jobs: &BTreeSet<&str>, what: &str) -> String {
+    let names: Vec<&str> = jobs.iter().copied().take(MOST_NAMES).collect();
+    let more = match jobs.len().saturating_sub(MOST_NAMES) {
         0 => String::new(),
         more => format!(", and {more} more"),
     };
-    format!(
-        "{} could not run: {}{more} (hint: the line of each names its cause; the same command goes on with them)",
-        counted(broken.len(), "job"),
-        names.join(", ")
-    )
+    format!("{} {what}: {}{more}", counted(jobs.len(), "job"), names.join(", "))
 }
 
 /// Names in one line.
@@ -192,7 +210,11 @@ fn print(args: &Args, plan: &Plan) -> Result<Outcome, Failure> {
             true => job_object(job),
             false => Ok(json!({"name": job.name})),
         };
-        let jobs = plan.jobs.iter().map(of_job).collect::<Result<Vec<Value>, Failure>>()?;
+        let mut jobs = plan.jobs.iter().map(of_job).collect::<Result<Vec<Value>, Failure>>()?;
+        if args.digests {
+            let digests = reads(plan, &run_options(args))?;
+            jobs.iter_mut().zip(digests).for_each(|(job, digests)| job["digests"] = json!(digests));
+        }
         show::object(&json!({"ok": true, "steps": steps, "jobs": jobs}));
         return Ok(Outcome::Fine);
     }
@@ -268,4 +290,25 @@ fn print_jobs(jobs: &[JobOutcome], seconds: f64) {
         count(JobState::Failed),
         count(JobState::Skipped)
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_run_is_told_apart_from_what_could_not_be_measured() {
+        let case = |suite: &str, name: &str, status| Case {
+            suite: suite.to_owned(),
+            ..case(Path::new("jobs.yaml"), name, status, "no")
+        };
+        let [unrun, unmeasured] = [("a", "convert"), ("b", "check-error")]
+            .map(|(suite, name)| case(suite, name, CaseStatus::Error));
+        let failed = case("c", "speed-ratio", CaseStatus::Failed);
+        let told = unable(&[unmeasured.clone(), failed]);
+        assert!(told.starts_with("1 job could not be measured: b (hint: "), "{told}");
+        let told = unable(&[unmeasured, unrun.clone(), case("a", "check-error", CaseStatus::Error)]);
+        assert!(told.starts_with("1 job could not run: a; 1 job could not be measured: b (hint: "), "{told}");
+        assert!(unable(&[unrun]).starts_with("1 job could not run: a (hint: "));
+    }
 }

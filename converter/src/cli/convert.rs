@@ -2,7 +2,7 @@
 
 use super::bar::Bar;
 use super::report::ReportArgs;
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::bundle::room;
 use crate::convert::stop_after::convert_first;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert, estimate};
@@ -54,6 +54,9 @@ pub(super) struct Args {
     /// Seed of the new parameters and of the checks' prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Threads that it may take; all cores where not given
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
+    threads: Option<usize>,
     /// Write the training graphs too, for batches of 16 rows of 512 tokens, or as many as the model has positions
     #[arg(long, conflicts_with = "stop_after")]
     train: bool,
@@ -123,6 +126,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 }
 
 fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
+    numbers::take_threads(args.threads);
+    let verify = VerifyOptions { seed: args.seed, threads: args.threads, ..VerifyOptions::default() };
     let options = ConvertOptions {
         recipe: recipes::load(&args.recipe)?,
         target: args.target,
@@ -135,7 +140,7 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
         checksums: args.checksums,
         free_space: room::free_space,
         link: args.link,
-        verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
+        verify: (!args.no_verify).then_some(verify),
     };
     if let Some(patches) = args.stop_after {
         return stop_after(patches, args, &options);

@@ -11,6 +11,7 @@ mod convert;
 mod diff;
 mod eval;
 mod export_torch;
+mod faults;
 mod finetune;
 mod generate;
 mod import_weights;
@@ -134,6 +135,9 @@ pub fn main() -> ExitCode {
     log_to_stderr(&cli);
     if let Err(e) = signals::handle_signals() {
         tracing::warn!("signals end the program without removing what it was writing: {e}");
+    }
+    if let Err(e) = faults::handle_faults() {
+        tracing::warn!("a file that is cut short while it is read may end the program without a word: {e}");
     }
     crate::batch::run::children::end_with_parent();
     run(cli)

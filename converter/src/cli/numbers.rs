@@ -64,6 +64,14 @@ pub(super) fn layers() -> ValueParser {
     whole(1..=MOST_LAYERS)
 }
 
+/// No more threads than these, in this process.
+pub(super) fn take_threads(threads: Option<usize>) {
+    let Some(threads) = threads else { return };
+    if let Err(e) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        tracing::debug!("threads are as they were: {e}");
+    }
+}
+
 /// Memory: a number of bytes, or one with a unit.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let found = text.parse().ok().map(|ByteSize(bytes)| bytes).filter(|bytes| *bytes > 0);

@@ -29,6 +29,7 @@ const PATHS: &[(&str, Use)] = &[
     ("load_state", Use::Reads),
     ("reference", Use::Reads),
     ("metrics", Use::Reads),
+    ("jobs", Use::Opens),
     ("file", Use::Reads),
     ("directory", Use::Writes),
     ("output", Use::Writes),

@@ -1,7 +1,7 @@
 //! `dijiang quantize BUNDLE -o OUT`
 
 use super::bar::Bar;
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::convert::Converted;
 use crate::convert::requantize::{RequantizeOptions, requantize};
 use crate::verify::VerifyOptions;
@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Seed of the checks' prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Threads that it may take; all cores where not given
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
+    threads: Option<usize>,
     /// Replace a bundle that is there
     #[arg(long)]
     force: bool,
@@ -46,11 +49,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
+    numbers::take_threads(args.threads);
+    let verify = VerifyOptions { seed: args.seed, threads: args.threads, ..VerifyOptions::default() };
     let options = RequantizeOptions {
         weights: args.weights,
         force: args.force,
         checksums: args.checksums,
-        verify: (!args.no_verify).then(|| VerifyOptions { seed: args.seed, ..VerifyOptions::default() }),
+        verify: (!args.no_verify).then_some(verify),
     };
     let start = Instant::now();
     let made = requantize(&args.bundle, &args.output, &options, &mut Bar::new())?;

@@ -155,17 +155,29 @@ impl ReportArgs {
         for request in &self.report {
             let Some(file) = &request.file else { continue };
             request.check(file)?;
-            if !files.insert(file) {
+            if !files.insert(real(file)) {
                 return Err(ReportError::SharedFile { file: file.clone() }.into());
             }
         }
         Ok(())
     }
 
-    /// Writes every report that was asked for.
+    /// Writes every report that was asked for. One that cannot be written leaves the others alone; the first of those is
+    /// returned.
     pub(super) fn write(&self, report: &Report) -> Result<(), Failure> {
-        self.report.iter().try_for_each(|request| Ok(request.write(report)?))
+        let written = self.report.iter().map(|request| request.write(report));
+        let mut failures = written.filter_map(Result::err).collect::<Vec<_>>().into_iter();
+        let first = failures.next();
+        failures.for_each(|failure| show::error(&failure.to_string()));
+        first.map_or(Ok(()), |failure| Err(failure.into()))
     }
+}
+
+/// A file by the directory that it is in, whatever that is called here.
+fn real(file: &Path) -> PathBuf {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = || Some(parent.canonicalize().ok()?.join(file.file_name()?));
+    file.canonicalize().ok().or_else(beside).unwrap_or_else(|| file.to_owned())
 }
 
 impl Request {
@@ -188,7 +200,7 @@ impl Request {
             Format::Github => return self.write_github(report),
         };
         match &self.file {
-            None => show::stream(&text),
+            None => show::text(&text),
             Some(file) => write_file(file, text.as_bytes()).map_err(failed(file))?,
         }
         Ok(())
@@ -197,8 +209,9 @@ impl Request {
     fn write_github(&self, report: &Report) -> Result<(), ReportError> {
         let annotations = github::annotations(report);
         match &self.file {
-            None => show::stream(&annotations),
-            Some(_) => annotations.lines().for_each(show::note),
+            None => show::text(&annotations),
+            // They are results, which a quiet call has too.
+            Some(_) => annotations.lines().for_each(show::told),
         }
         let file = self.file.clone().or_else(|| std::env::var_os(SUMMARY).map(PathBuf::from));
         match file.filter(|file| !file.as_os_str().is_empty()) {
@@ -208,10 +221,19 @@ impl Request {
     }
 }
 
+/// Appends the summary, or leaves what was there.
 fn append_summary(file: &Path, report: &Report) -> io::Result<()> {
+    let is_new = !file.exists();
     let mut out = OpenOptions::new().create(true).append(true).open(file)?;
-    let there = usize::try_from(out.metadata()?.len()).unwrap_or(usize::MAX);
-    out.write_all(github::summary(report, MOST_SUMMARY.saturating_sub(there)).as_bytes())
+    let before = out.metadata()?;
+    let there = usize::try_from(before.len()).unwrap_or(usize::MAX);
+    let text = github::summary(report, MOST_SUMMARY.saturating_sub(there));
+    let written = out.write_all(text.as_bytes());
+    if written.is_err() && before.is_file() {
+        // What cannot be taken back either is told by the same error.
+        let _ = if is_new { std::fs::remove_file(file) } else { out.set_len(before.len()) };
+    }
+    written
 }
 
 fn failed(file: &Path) -> impl Fn(io::Error) -> ReportError {
@@ -244,6 +266,19 @@ mod tests {
     }
 
     #[test]
+    fn a_report_that_cannot_be_written_leaves_the_others_alone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let [gone, there] = ["gone/a", "b"].map(|name| home.path().join(name));
+        let requests = [format!("json={}", gone.display()), format!("junit={}", there.display())];
+        let report =
+            Report { command: "batch".to_owned(), version: String::new(), seconds: 0.0, cases: Vec::new() };
+        let [first, second] = &requests;
+        let failure = parsed(&[first, second]).write(&report).expect_err("one of them cannot be written");
+        assert!(failure.to_string().starts_with(&format!("{}: ", gone.display())), "{failure}");
+        assert!(there.exists());
+    }
+
+    #[test]
     fn stdout_and_files_are_written_once() {
         for fine in [&["json", "junit=a", "github=b"][..], &["json=a", "junit=b"], &[]] {
             parsed(fine).check(false).expect("it is fine");
@@ -252,6 +287,9 @@ mod tests {
         insta::assert_snapshot!(refused(&["json"], true));
         insta::assert_snapshot!(refused(&["junit", "github"], false));
         insta::assert_snapshot!(refused(&["junit=a", "github=a"], false));
+        assert!(
+            refused(&["json=a", "junit=./a"], false).starts_with("./a: two reports would be written to it")
+        );
         insta::assert_snapshot!(refused(&["json=missing/a"], false));
         insta::assert_snapshot!(refused(&["json=/"], false));
     }

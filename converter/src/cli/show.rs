@@ -1,5 +1,6 @@
 //! What the commands print.
 
+use crate::report::message;
 use crate::verify::Verification;
 use anstyle::{AnsiColor, Style};
 use dijiang_passes::attention::patterns::NearMiss;
@@ -24,12 +25,14 @@ pub(super) fn is_quiet() -> bool {
 
 /// One line on stderr.
 pub(super) fn error(message: &str) {
-    told(&format!("{ERROR}error:{ERROR:#} {}", message.replace('\n', " ")));
+    write(&format!("{ERROR}error:{ERROR:#} {}", message::told(message)));
 }
 
 /// Something that is likely wrong, on stderr.
 pub(super) fn warning(message: &str) {
-    note(&format!("{WARNING}warning:{WARNING:#} {}", message.replace('\n', " ")));
+    if !is_quiet() {
+        write(&format!("{WARNING}warning:{WARNING:#} {}", message::told(message)));
+    }
 }
 
 /// A remark on stderr.
@@ -39,15 +42,25 @@ pub(super) fn note(message: &str) {
     }
 }
 
-/// What is said whether or not the call is quiet. Colours are left out where stderr is no terminal, or `NO_COLOR` is set.
+/// What is said whether or not the call is quiet.
 pub(super) fn told(message: &str) {
+    write(&message::told(message));
+}
+
+/// Colours are left out where stderr is no terminal, or `NO_COLOR` is set.
+fn write(line: &str) {
     // Where stderr is closed, nobody is there to be told.
-    let _ = writeln!(anstream::stderr(), "{message}");
+    let _ = writeln!(anstream::stderr(), "{line}");
 }
 
 /// A line of the result. Where nobody reads on, the work goes on, and the exit code tells how it ended.
 pub(super) fn line(text: &str) {
     put(&format!("{text}\n"), || ());
+}
+
+/// A whole text of several lines. Where nobody reads on, the work goes on too.
+pub(super) fn text(text: &str) {
+    put(text, || ());
 }
 
 /// Text as it comes, without a line's end. A reader that went away, as `head` does, has all it wants.

@@ -2,7 +2,7 @@
 
 use super::bar::Bar;
 use super::report::ReportArgs;
-use super::{Failure, Outcome, show};
+use super::{Failure, Outcome, numbers, show};
 use crate::provenance::files::{FileStatus, compare_files};
 use crate::report::outcome::Case;
 use crate::verify::{Choice, VerifyOptions, verify};
@@ -27,9 +27,12 @@ pub(super) struct Args {
     /// A safetensors file with input_ids and the source's own logits for them
     #[arg(long)]
     reference: Option<PathBuf>,
+    /// Threads that it may take; all cores where not given
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
+    threads: Option<usize>,
     /// Compare every byte of the bundle with the digests in its dijiang.json, and name what differs, is missing or is not
     /// listed; nothing is run
-    #[arg(long, conflicts_with_all = ["runtime", "seed", "reference"])]
+    #[arg(long, conflicts_with_all = ["runtime", "seed", "reference", "threads"])]
     digests: bool,
     /// Print one JSON object
     #[arg(long)]
@@ -47,8 +50,13 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 }
 
 fn prove(args: &Args, suite: &str, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
-    let options =
-        VerifyOptions { runtimes: args.runtime, seed: args.seed, reference: args.reference.clone() };
+    numbers::take_threads(args.threads);
+    let options = VerifyOptions {
+        runtimes: args.runtime,
+        seed: args.seed,
+        reference: args.reference.clone(),
+        threads: args.threads,
+    };
     let found = verify(&args.bundle, &options, &mut Bar::new())?;
     cases.extend(found.cases(suite));
     if args.report.on_stdout() {

@@ -43,6 +43,7 @@ use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile, 
 use dijiang_format::names::{IDS, LOGITS};
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::{Attention, Recipe};
+use dijiang_format::regular;
 use dijiang_format::target::{PORTABLE_OPSET, Target};
 use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
@@ -633,7 +634,7 @@ impl ModelWriter<'_> {
             if !from.exists() {
                 continue;
             }
-            let text = std::fs::read(&from).map_err(|source| ConvertError::Io { path: from, source })?;
+            let text = regular::read(&from).map_err(|source| ConvertError::Io { path: from, source })?;
             written += self.write(name, &text)?;
         }
         Ok(written)

@@ -8,6 +8,7 @@ use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
 use crate::convert::source::{self, SourceError};
 use crate::convert::{Before, Conversion, ConvertError, ConvertOptions, Converted, convert_opened};
+use crate::provenance::opened::{self, NotAsWritten};
 use crate::report::progress::Progress;
 use crate::torch;
 use crate::verify::VerifyOptions;
@@ -15,6 +16,7 @@ use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceKind};
 use dijiang_format::quantization::Quantization;
 use dijiang_passes::feature_map::added::is_added;
+use dijiang_runtime::temporary;
 use std::path::Path;
 
 /// How to make a bundle anew.
@@ -36,6 +38,8 @@ pub enum RequantizeError {
     Lock(#[from] LockError),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
     #[error("{bundle}: it was changed while it was read (hint: quantize it once more)")]
     Changed { bundle: String },
     #[error(transparent)]
@@ -68,7 +72,12 @@ pub fn requantize(
     let is_replaced =
         std::fs::canonicalize(target).is_ok_and(|t| bundle.canonicalize().is_ok_and(|b| b == t));
     let lock = is_replaced.then(|| BundleLock::acquire(bundle)).transpose()?;
+    // Before anything is refused: a run that was killed after its last step leaves a bundle that is refused.
+    if let Err(error) = temporary::remove_abandoned(target) {
+        tracing::debug!("{}: what killed runs left could not be removed: {error}", target.display());
+    }
     let manifest = Manifest::float_weights(bundle)?;
+    opened::check_described(bundle, &manifest)?;
     if manifest.source.kind == SourceKind::Onnx {
         return Err(RequantizeError::FromOnnx { bundle: place(), weights: options.weights.name() });
     }

@@ -78,7 +78,7 @@ pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
 }
 
 /// The ONNX file that a path means, or none where it means a checkpoint.
-fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
+pub(crate) fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
     if path.extension().is_some_and(|e| e == "onnx") {
         return Ok(Some(path.to_owned()));
     }

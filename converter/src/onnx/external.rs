@@ -11,17 +11,16 @@ use super::{dtype, initializer};
 use crate::bundle::stored_file::StoredFile;
 use crate::report::message::shown;
 use dijiang_format::dtype::DType;
+use dijiang_format::regular;
 use dijiang_passes::ir::tensor::{ReadError, Storage as _, Tensor};
-use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
-use std::io::Read as _;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// Why a location is refused; `None` where it is a path below the model's directory.
-pub(super) fn location_problem(location: &str) -> Option<&'static str> {
+pub(crate) fn location_problem(location: &str) -> Option<&'static str> {
     if location.is_empty() {
         return Some("is empty");
     }
@@ -107,7 +106,8 @@ impl ExternalFiles {
                     .to_owned(),
             );
         }
-        let (file, metadata) = open_regular(&real).map_err(|e| e.to_string())?;
+        let file = regular::open(&real).map_err(|e| e.to_string())?;
+        let metadata = file.metadata().map_err(|e| e.to_string())?;
         let is_model = |model: &Path| model.metadata().is_ok_and(|m| same_file(&m, &metadata));
         if real_model.is_some_and(|model| is_model(&model)) {
             return Err("it is the model file itself".to_owned());
@@ -158,30 +158,4 @@ fn number(proto: &TensorProto, key: &str) -> Result<Option<usize>, String> {
     number
         .map(Some)
         .ok_or_else(|| format!("{key} `{}` of its external data is not a number of bytes", shown(text)))
-}
-
-/// All of a regular file. A model file is read in one piece: what is large lies beside it, or takes 2 GB at most.
-pub(super) fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open_regular(path)?.0.read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// Looks before it opens: opening a pipe waits for its other end, and opening a device may do things.
-fn open_regular(path: &Path) -> std::io::Result<(File, Metadata)> {
-    check_regular(&std::fs::metadata(path)?)?;
-    // Should a pipe have taken the file's place since, it is not waited for.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    let metadata = file.metadata()?;
-    check_regular(&metadata)?;
-    Ok((file, metadata))
-}
-
-fn check_regular(metadata: &Metadata) -> std::io::Result<()> {
-    if metadata.is_file() {
-        return Ok(());
-    }
-    let what = if metadata.is_dir() { "a directory" } else { "a pipe, a socket or a device" };
-    Err(std::io::Error::other(format!("it is {what}, expected a regular file")))
 }

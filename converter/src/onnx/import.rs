@@ -2,7 +2,7 @@
 //!
 //! Nothing large is copied: initialisers are views of the model file as it was read, or of its external data.
 
-use super::external::{self, ExternalFiles};
+use super::external::ExternalFiles;
 use super::functions::Functions;
 use super::notes::Notes;
 use super::proto::ModelProto;
@@ -10,6 +10,7 @@ use super::reader::{Reader, opset};
 use super::wire::decoded_size;
 use crate::report::message::one_line;
 use bytes::Bytes;
+use dijiang_format::regular;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::tensor::ReadError;
@@ -99,7 +100,7 @@ pub fn import(path: &Path) -> Result<Graph, ImportError> {
 
 /// Reads a model file.
 pub fn open(path: &Path) -> Result<Imported, ImportError> {
-    let bytes = external::read(path).map_err(|e| located(path, e.into()))?;
+    let bytes = regular::read(path).map_err(|e| located(path, e.into()))?;
     import_bytes(Bytes::from(bytes), path)
 }
 
@@ -128,7 +129,7 @@ fn check_size(bytes: &[u8]) -> Result<(), ImportProblem> {
 
 /// The messages of a model file.
 pub(super) fn decode_file(path: &Path) -> Result<ModelProto, ImportError> {
-    let bytes = external::read(path).map_err(|e| located(path, e.into()))?;
+    let bytes = regular::read(path).map_err(|e| located(path, e.into()))?;
     decode(Bytes::from(bytes)).map_err(|problem| located(path, problem))
 }
 

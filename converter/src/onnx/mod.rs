@@ -5,7 +5,7 @@ mod attribute;
 mod branches;
 mod dtype;
 pub mod export;
-mod external;
+pub(crate) mod external;
 mod forms;
 mod functions;
 pub mod import;

@@ -6,6 +6,7 @@ use crate::report::message::one_line;
 use crate::report::outcome::{Case, CaseStatus};
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceFile};
+use dijiang_format::regular;
 use dijiang_runtime::temporary;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -83,8 +84,11 @@ pub enum FilesError {
     Manifest(#[from] ManifestError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("the manifest: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error(
+        "{}: this bundle records no digests, and nothing could be compared (hint: `dijiang verify {}` proves it by its numbers; converted anew it has digests)",
+        bundle.display(), bundle.display()
+    )]
+    NoDigests { bundle: PathBuf },
 }
 
 impl FilesFound {
@@ -111,18 +115,20 @@ impl FilesFound {
     }
 }
 
-/// Compares all files of a bundle. A manifest that is not what was written is an error: nothing can be said by it.
+/// Compares all files of a bundle. A manifest that is not what was written is an error, and so is one without a digest of
+/// any file that is there: nothing can be said by it.
 pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     let manifest = Manifest::read(bundle)?;
     let io = |source| FilesError::Io { path: bundle.to_owned(), source };
     let mut found: Vec<FileFound> =
         listed(&manifest).par_iter().map(|file| compare_one(bundle, &manifest, file)).collect();
+    let is_compared = found.iter().any(|file| file.status == FileStatus::Same);
     let named: BTreeSet<&str> = found.iter().map(|file| file.name.as_str()).collect();
     let mut others = Vec::new();
     for entry in std::fs::read_dir(bundle).map_err(io)? {
         let entry = entry.map_err(io)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let is_known = named.contains(name.as_str()) || OWN.contains(&name.as_str());
+        let is_known = named.contains(name.as_str()) || files::is_beside(&name);
         if !is_known {
             // Bundles of earlier versions list nothing.
             let status = match manifest.files.is_empty() {
@@ -139,11 +145,20 @@ pub fn compare_files(bundle: &Path) -> Result<FilesFound, FilesError> {
     let is_fine =
         |status| matches!(status, FileStatus::Same | FileStatus::Unrecorded | FileStatus::Abandoned);
     let ok = found.iter().all(|file| is_fine(file.status));
+    if ok && !is_compared {
+        return Err(FilesError::NoDigests { bundle: bundle.to_owned() });
+    }
     Ok(FilesFound { files: found, ok })
 }
 
-/// What no manifest lists: itself, what is made of it, and what training runs keep for themselves.
-const OWN: [&str; 3] = [files::MANIFEST, files::CHECKSUMS, files::RUNS];
+/// The files beside the weights that are there and are not what the manifest says of them; `None` where it says nothing.
+pub(crate) fn differing(bundle: &Path, manifest: &Manifest) -> Option<Vec<String>> {
+    let listed = manifest.files.iter().filter(|file| file.name != files::WEIGHTS);
+    let recorded: Vec<&BundleFile> = listed.filter(|file| file.sha256.is_some()).collect();
+    let compared = recorded.par_iter().map(|file| compare_one(bundle, manifest, file));
+    let differs = |found: FileFound| (found.status == FileStatus::Differs).then_some(found.name);
+    (!recorded.is_empty()).then(|| compared.filter_map(differs).collect())
+}
 
 /// What the manifest lists; at least the weights, of which earlier versions recorded digests too.
 fn listed(manifest: &Manifest) -> Vec<BundleFile> {
@@ -203,8 +218,11 @@ fn compare_checksums(bundle: &Path, manifest: &Manifest) -> Result<Option<FileFo
     if !path.exists() {
         return Ok(None);
     }
-    let found = std::fs::read_to_string(&path).map_err(|source| FilesError::Io { path, source })?;
-    let (status, reason) = match found == checksums(manifest, &manifest.to_json()?) {
+    let read =
+        |path: PathBuf| regular::read_to_string(&path).map_err(|source| FilesError::Io { path, source });
+    // As it stands there: another version may write the same manifest otherwise.
+    let (found, text) = (read(path)?, read(bundle.join(files::MANIFEST))?);
+    let (status, reason) = match found == checksums(manifest, &text) {
         true => (FileStatus::Same, None),
         false => (FileStatus::Differs, Some(format!("it is not what {} says", files::MANIFEST))),
     };

@@ -1,5 +1,8 @@
-//! What a bundle is, in a screen: by its manifest and the sizes of its files. Nothing is run, and no weights are read.
+//! What a bundle is, in a screen: by its manifest and the sizes of its files. Nothing is run, and no weights are read:
+//! they are looked at as whatever serves them looks.
 
+use super::opened::{self, NotAsWritten};
+use crate::bundle::model_files;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{
@@ -60,6 +63,8 @@ pub struct Checks {
 pub enum InfoError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -67,7 +72,9 @@ pub enum InfoError {
 /// Reads what a bundle is.
 pub fn info(bundle: &Path) -> Result<Info, InfoError> {
     let manifest = Manifest::read(bundle)?;
-    let bytes = size(bundle).map_err(|source| InfoError::Io { path: bundle.to_owned(), source })?;
+    opened::check(bundle, &manifest)?;
+    let bytes =
+        model_files::bytes(bundle).map_err(|source| InfoError::Io { path: bundle.to_owned(), source })?;
     let names = |lowered: bool| {
         let sites = manifest.sites.iter().filter(|site| site.lowered == lowered);
         sites.map(|site| site.name.clone()).collect::<Vec<_>>()
@@ -94,16 +101,6 @@ pub fn info(bundle: &Path) -> Result<Info, InfoError> {
         dijiang_version: manifest.dijiang_version,
         runtimes: manifest.runtimes,
     })
-}
-
-/// Bytes of the files at the top, which are the model's; what training runs keep lies deeper.
-fn size(bundle: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(bundle)? {
-        let metadata = std::fs::metadata(entry?.path())?;
-        bytes += if metadata.is_file() { metadata.len() } else { 0 };
-    }
-    Ok(bytes)
 }
 
 fn state_size(state: &[State]) -> StateSize {

@@ -1,7 +1,9 @@
 //! What is looked at whenever a bundle is opened to be served: the digests of its graphs and its tokenizer, which are
 //! small, and of its weights the size and the header. The elements of weights are not read for it: a byte that changed
-//! among them is found by [`super::files`].
+//! among them is found by [`super::files`], and by whatever makes other weights of them.
 
+use crate::checkpoint::all_listed;
+use crate::checkpoint::digests::{Compared, Difference, DigestError, compare};
 use dijiang_format::digest::Hasher;
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, SourceFile};
@@ -34,7 +36,42 @@ impl NotAsWritten {
 
 /// Refuses a bundle of which a file is not what its manifest says. A file that is missing is told by whoever needs it.
 pub fn check(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWritten> {
-    for file in manifest.files.iter().filter(|file| is_served(&file.name)) {
+    check_files(bundle, manifest, is_served)
+}
+
+/// The same for what reads the model's description too.
+pub fn check_described(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWritten> {
+    check_files(bundle, manifest, |name| is_served(name) || name == files::CONFIG)
+}
+
+/// The same with the elements of the weights: for what makes other weights of them, whose digests would vouch for a byte
+/// that changed.
+pub fn check_whole(bundle: &Path, manifest: &Manifest) -> Result<(), NotAsWritten> {
+    check_described(bundle, manifest)?;
+    let path = bundle.join(files::WEIGHTS);
+    let problem = path.exists().then(|| weights_problem(bundle, manifest)).flatten();
+    problem.map_or(Ok(()), |reason| Err(NotAsWritten::new(bundle, files::WEIGHTS, reason)))
+}
+
+fn weights_problem(bundle: &Path, manifest: &Manifest) -> Option<String> {
+    match compare(bundle, manifest) {
+        Ok(Compared::Matches | Compared::NotRecorded) => None,
+        Ok(Compared::Differs(Difference::Tensors(names))) => {
+            Some(format!("{OTHER}, of {}", all_listed(&names)))
+        }
+        Ok(Compared::Differs(Difference::Header | Difference::File)) => Some(OTHER.to_owned()),
+        Err(DigestError::Io { source, .. }) => Some(source.to_string()),
+        Err(DigestError::Read(read)) => Some(read.reason),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn check_files(
+    bundle: &Path,
+    manifest: &Manifest,
+    is_meant: impl Fn(&str) -> bool,
+) -> Result<(), NotAsWritten> {
+    for file in manifest.files.iter().filter(|file| is_meant(&file.name)) {
         let path = bundle.join(&file.name);
         if !path.exists() {
             continue;

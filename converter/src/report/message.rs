@@ -2,20 +2,26 @@
 
 const MAX_NAME: usize = 120;
 const MAX_LINE: usize = 1000;
+const MAX_TOLD: usize = 20_000;
 
 /// A name as messages show it: control characters escaped, and not longer than a line can hold.
 pub(crate) fn shown(name: &str) -> String {
-    clipped(&escaped(name), MAX_NAME)
+    clipped(&escaped(name, MAX_NAME), MAX_NAME)
 }
 
 /// A message on one line, however the names in it are spelled.
 pub(crate) fn one_line(message: &str) -> String {
-    clipped(&escaped(message), MAX_LINE)
+    clipped(&escaped(message, MAX_LINE), MAX_LINE)
 }
 
-fn escaped(text: &str) -> String {
+/// A line for a terminal, whatever a path or a library put into it: the paths of a file system fit whole.
+pub(crate) fn told(line: &str) -> String {
+    clipped(&escaped(&line.replace('\n', " "), MAX_TOLD), MAX_TOLD)
+}
+
+fn escaped(text: &str, most: usize) -> String {
     let mut line = String::new();
-    for c in text.chars().take(MAX_LINE + 1) {
+    for c in text.chars().take(most + 1) {
         if c.is_control() || c == '\u{2028}' || c == '\u{2029}' {
             line.extend(c.escape_default());
         } else {
@@ -41,5 +47,7 @@ mod tests {
         assert_eq!(shown("a\nb\0"), "a\\nb\\u{0}");
         assert_eq!(shown(&"ä".repeat(500)), format!("{}…", "ä".repeat(MAX_NAME)));
         assert_eq!(one_line("an error"), "an error");
+        assert_eq!(told("a\nb\r\u{1b}[31m\u{2028}"), "a b\\r\\u{1b}[31m\\u{2028}");
+        assert_eq!(told(&"a".repeat(4096)), "a".repeat(4096));
     }
 }

@@ -5,6 +5,7 @@ use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::checksums::checksums;
 use crate::bundle::lock::{BundleLock, LockError};
 use crate::checkpoint::{CheckpointError, Config};
+use crate::provenance::opened::{self, NotAsWritten};
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, ManifestError, SourceKind};
 use serde_json::{Value, json};
@@ -28,6 +29,8 @@ pub enum ExportTorchError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
+    #[error(transparent)]
     Config(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -49,6 +52,7 @@ pub enum ExportTorchError {
 pub fn export_torch(bundle: &Path) -> Result<&'static str, ExportTorchError> {
     let lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    opened::check_described(bundle, &manifest)?;
     let class = class(bundle, &manifest)?;
     let path = bundle.join(files::CONFIG);
     let config = Config::read(&path)?;

@@ -9,6 +9,8 @@ use crate::bundle::lock::{BundleLock, LockError};
 use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile};
 use crate::checkpoint::{CheckpointError, Config, Stored, Weights};
+use crate::provenance::opened::{self, NotAsWritten};
+use crate::report::message::shown;
 use crate::report::progress::Progress;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
@@ -37,6 +39,8 @@ pub enum ImportError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
+    #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
@@ -48,11 +52,11 @@ pub enum ImportError {
     Read(#[from] ReadError),
     #[error("{}: tensor `{tensor}` is missing; the bundle has it with shape {shape:?}", file.display())]
     Missing { file: PathBuf, tensor: String, shape: Vec<u64> },
-    #[error("{}: the bundle has no tensor `{tensor}`{hint}", file.display())]
+    #[error("{}: the bundle has no tensor `{}`{hint}", file.display(), shown(tensor))]
     Unknown { file: PathBuf, tensor: String, hint: String },
     #[error("{}: tensor `{tensor}` has shape {found:?}; the bundle has {expected:?}", file.display())]
     Shape { file: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
-    #[error("{}: tensor `{tensor}` has element type {found}; expected {expected}", file.display())]
+    #[error("{}: tensor `{tensor}` has element type {}; expected {expected}", file.display(), shown(found))]
     Type { file: PathBuf, tensor: String, found: String, expected: &'static str },
     #[error(
         "{}: tensor `{tensor}` is not what `{tied}` is, and the model has one table for both (hint: train with them tied)",
@@ -88,6 +92,7 @@ pub fn import_weights(
     progress.stage("comparing the weights");
     let lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    opened::check_described(bundle, &manifest)?;
     let own = Weights::read(&bundle.join(files::WEIGHTS))?;
     let new = Weights::read(from)?;
     check_origin(bundle, &manifest, &new.dir)?;

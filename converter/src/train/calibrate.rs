@@ -10,6 +10,7 @@ use super::weights::Weights;
 use super::{TrainError, memory};
 use crate::bundle::lock::BundleLock;
 use crate::onnx::import;
+use crate::provenance::opened;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_format::recipe::Recipe;
@@ -62,6 +63,7 @@ pub fn calibrate(
     let started = Instant::now();
     let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    opened::check_whole(bundle, &manifest)?;
     super::clean(bundle)?;
     let size = options.trainer.size;
     memory::check(&manifest, size, options.trainer.device)?;

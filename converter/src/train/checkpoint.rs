@@ -14,8 +14,8 @@ pub const FILE: &str = "checkpoint.safetensors";
 /// A checkpoint cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("{}: {reason} (hint: the checkpoint before it is still there)", path.display())]
-    Write { path: PathBuf, reason: String },
+    #[error("{}: {reason} (hint: {hint})", path.display())]
+    Write { path: PathBuf, reason: String, hint: &'static str },
     #[error("{}: {reason} (hint: leave --resume out to begin anew)", path.display())]
     Read { path: PathBuf, reason: String },
     #[error(
@@ -48,7 +48,11 @@ impl Checkpoint {
     /// Writes the file into `dir`.
     pub fn write(&self, dir: &Path) -> Result<(), CheckpointError> {
         let path = dir.join(FILE);
-        let failed = |reason: String| CheckpointError::Write { path: path.clone(), reason };
+        let hint = match path.exists() {
+            true => "the checkpoint before it is still there",
+            false => "there is none before it: make room, and begin the run again",
+        };
+        let failed = |reason: String| CheckpointError::Write { path: path.clone(), reason, hint };
         let bytes: Vec<(&str, Vec<u8>)> = self
             .vectors
             .iter()

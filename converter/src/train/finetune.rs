@@ -11,8 +11,9 @@ use super::weights::{Weights, WeightsError};
 use super::{TrainError, memory, plot};
 use crate::bundle::checksums::checksums;
 use crate::bundle::lock::BundleLock;
-use crate::bundle::replace::NewFile;
+use crate::bundle::replace::{NewFile, replace_file};
 use crate::onnx::import;
+use crate::provenance::opened;
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest, SourceFile};
 use dijiang_passes::canon::canonicalize;
@@ -127,6 +128,7 @@ pub fn finetune(
     let started = Instant::now();
     let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    opened::check_whole(bundle, &manifest)?;
     super::clean(bundle)?;
     let context = options.trainer.size.sequence;
     memory::check(&manifest, options.trainer.size, options.trainer.device)?;
@@ -159,7 +161,7 @@ pub fn finetune(
         }
     }
     let path = run.dir.join(plot::FILE);
-    std::fs::write(&path, plot::loss_curve(&metrics.lines))
+    replace_file(&path, plot::loss_curve(&metrics.lines).as_bytes())
         .map_err(|source| TrainError::Io { path, source })?;
     let tokens = metrics.lines.last().map_or(0, |l| l.tokens);
     let trained_parameters = trainer.layout.len();

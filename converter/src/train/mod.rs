@@ -4,6 +4,7 @@
 use crate::bundle::lock::LockError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
+use crate::provenance::opened::NotAsWritten;
 use crate::serving::OpenError;
 use dijiang_format::manifest::ManifestError;
 use dijiang_format::words::counted;
@@ -44,6 +45,8 @@ fn clean(bundle: &Path) -> Result<(), TrainError> {
 pub enum TrainError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    #[error(transparent)]
+    NotAsWritten(#[from] NotAsWritten),
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]

@@ -5,6 +5,7 @@ use super::TrainError;
 use super::trainer::{TrainerOptions, dims, element_type, write, write_as};
 use super::weights::Weights;
 use crate::onnx::import;
+use crate::provenance::opened;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::canon::canonicalize;
@@ -112,6 +113,7 @@ impl Teacher {
 /// Refuses a teacher of other tokens, or of too few positions.
 fn fits(bundle: &Path, trained: &Manifest, context: usize) -> Result<(), TrainError> {
     let teacher = Manifest::read(bundle)?;
+    opened::check_whole(bundle, &teacher)?;
     let (found, expected) = (teacher.model.vocab, trained.model.vocab);
     if found != expected {
         return Err(TrainError::TeacherVocabulary { bundle: bundle.to_owned(), found, expected });

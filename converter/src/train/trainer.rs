@@ -5,6 +5,7 @@ use super::data::Windows;
 use super::metrics::Line;
 use super::teacher::Teacher;
 use super::weights::Weights;
+use crate::bundle::replace::replace_file;
 use crate::bundle::stored_file;
 use crate::onnx::export::{ExportOptions, export};
 use dijiang_format::dtype::DType;
@@ -230,7 +231,7 @@ pub(super) fn write(dir: &Path, name: &str, graph: &Graph) -> Result<PathBuf, Tr
     let path = dir.join(name);
     let bytes = export(graph, &ExportOptions { opset: PORTABLE_OPSET.max(18), weights: None })?;
     stored_file::check(graph.consts().map(|(_, _, tensor)| tensor))?;
-    std::fs::write(&path, bytes).map_err(|source| TrainError::Io { path: path.clone(), source })?;
+    replace_file(&path, &bytes).map_err(|source| TrainError::Io { path: path.clone(), source })?;
     Ok(path)
 }
 

@@ -88,7 +88,8 @@ impl Verifier<'_> {
         let vocab = reference.len() / ends.last().copied().unwrap_or(1).max(1);
         // The longest row takes two segments, and the states go to and fro.
         let segment = Some(row.len().div_ceil(2));
-        let options = ServingOptions { engine: fed.engine, segment, ..ServingOptions::default() };
+        let (engine, threads) = (fed.engine, self.threads);
+        let options = ServingOptions { engine, segment, threads, ..ServingOptions::default() };
         let mut serving = serving::open_any(self.bundle, &options)?;
 
         let compared = |how: &str, found: Vec<f32>, expected: Vec<f32>| {

@@ -5,6 +5,7 @@ use super::{Verifier, VerifyError};
 use crate::bundle::states::states;
 use crate::checkpoint::digests::{Compared, Difference, compare};
 use crate::onnx::import::import;
+use crate::provenance::files::differing;
 use dijiang_format::files;
 use dijiang_format::manifest::{Extent, Manifest, State};
 use dijiang_passes::attention::lower::tokens_first;
@@ -45,6 +46,7 @@ impl Verifier<'_> {
         if lacking.as_ref().is_some_and(|file| !GRAPHS.contains(&file.as_str())) {
             return Ok(lacking);
         }
+        self.as_written();
         self.weights()?;
         for file in GRAPHS {
             if !self.is_there(file) {
@@ -61,6 +63,18 @@ impl Verifier<'_> {
 
     pub(super) fn is_there(&self, file: &str) -> bool {
         self.bundle.join(file).exists()
+    }
+
+    /// Whatever else is listed is what was written.
+    fn as_written(&mut self) {
+        let row =
+            Comparison::new("files that are not those dijiang.json names", "the bundle", files::MANIFEST)
+                .by(Measure::Count);
+        self.push(match differing(self.bundle, self.manifest) {
+            None => row.skipped("an earlier version wrote the bundle, and recorded no digests"),
+            Some(names) if names.is_empty() => row.within(0.0, 0.0),
+            Some(names) => row.within(names.len() as f64, 0.0).because(names.join(", ")),
+        });
     }
 
     /// The weights are those that were written.

@@ -30,7 +30,7 @@ use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, RuntimeVersion, SourceKind};
 use dijiang_format::target::Target;
 use dijiang_passes::ir::tensor::ReadError;
-use dijiang_runtime::{OrtRuntime, Runtime, RuntimeError, TractRuntime};
+use dijiang_runtime::{LoadOptions, OrtRuntime, Runtime, RuntimeError, TractRuntime};
 pub(crate) use drift::quantization_drift;
 use plain::Plain;
 use prompts::Prompts;
@@ -96,6 +96,8 @@ pub struct VerifyOptions {
     pub seed: u64,
     /// The source's own logits, see [`reference`].
     pub reference: Option<PathBuf>,
+    /// Threads inside one operator; all cores where not given.
+    pub threads: Option<usize>,
 }
 
 /// Verifies the bundle in a directory.
@@ -127,6 +129,7 @@ struct Verifier<'a> {
     stateless: bool,
     runtimes: Vec<Box<dyn Runtime>>,
     prompts: Prompts,
+    threads: Option<usize>,
     progress: &'a mut dyn Progress,
     found: Verification,
     /// When the last row was there.
@@ -170,6 +173,7 @@ impl<'a> Verifier<'a> {
             stateless: manifest.state.is_empty(),
             runtimes: Vec::new(),
             prompts: Prompts::new(manifest, options.seed),
+            threads: options.threads,
             progress,
             found: Verification::default(),
             since: Instant::now(),
@@ -242,20 +246,21 @@ impl<'a> Verifier<'a> {
 
     fn model(&self, runtime: usize, file: &str) -> Result<Model, VerifyError> {
         let runtime = self.runtimes[runtime].as_ref();
-        Model::load(
-            runtime,
-            &self.bundle.join(file),
-            self.manifest.target.needs_unreleased_opset() && file == files::MODEL,
-            self.served.counts && file == files::MODEL,
-        )
+        let counts = self.served.counts && file == files::MODEL;
+        Model::load(runtime, &self.bundle.join(file), &self.load_options(file), counts)
     }
 
     /// For complete prompts only, whatever the graph calls its caches.
     fn plain(&self, runtime: usize, file: &str) -> Result<Plain, VerifyError> {
         let site = self.manifest.sites.first();
         let head = site.map_or([0; 2], |site| [site.kv_heads, site.head_dim]);
+        let runtime = self.runtimes[runtime].as_ref();
+        Plain::load(runtime, &self.bundle.join(file), &self.load_options(file), head)
+    }
+
+    fn load_options(&self, file: &str) -> LoadOptions {
         let unreleased = self.manifest.target.needs_unreleased_opset() && file == files::MODEL;
-        Plain::load(self.runtimes[runtime].as_ref(), &self.bundle.join(file), unreleased, head)
+        LoadOptions { released_opsets_only: !unreleased, threads: self.threads, ..LoadOptions::default() }
     }
 
     /// What tract has no operator for in a graph that we did not make is left out, once another runtime

@@ -22,11 +22,10 @@ impl Plain {
     pub(super) fn load(
         runtime: &dyn Runtime,
         path: &Path,
-        unreleased: bool,
+        options: &LoadOptions,
         head: [usize; 2],
     ) -> Result<Self, VerifyError> {
-        let options = LoadOptions { released_opsets_only: !unreleased, ..LoadOptions::default() };
-        let session = runtime.load(path, &options)?;
+        let session = runtime.load(path, options)?;
         let file = path.display().to_string();
         let output = result_of(session.outputs()).ok_or_else(|| VerifyError::Model {
             file: file.clone(),

@@ -9,6 +9,7 @@ use super::table::Comparison;
 use super::{EXACT, HALF, Verifier, VerifyError};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::regular;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 
@@ -27,7 +28,7 @@ struct Reference {
 impl Reference {
     fn read(path: &Path) -> Result<Self, VerifyError> {
         let fail = |reason: String| VerifyError::Model { file: path.display().to_string(), reason };
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let bytes = regular::read(path).map_err(|e| fail(e.to_string()))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
         let tensor = |name: &str, dtype: Dtype, rank: usize| {
             let tensor = file.tensor(name).map_err(|e| fail(e.to_string()))?;

@@ -19,11 +19,10 @@ impl Model {
     pub(super) fn load(
         runtime: &dyn Runtime,
         path: &Path,
-        unreleased: bool,
+        options: &LoadOptions,
         counts: bool,
     ) -> Result<Self, VerifyError> {
-        let options = LoadOptions { released_opsets_only: !unreleased, ..LoadOptions::default() };
-        let session = runtime.load(path, &options)?;
+        let session = runtime.load(path, options)?;
         Ok(Self { decoder: HostDecoder::new(session)?, file: path.display().to_string(), counts })
     }
 

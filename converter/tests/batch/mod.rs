@@ -3,7 +3,7 @@
 use dijiang::batch::plan::{Job, Plan, Quantity, Step, StepCommand, Threshold};
 use dijiang::batch::run::{RunOptions, run};
 use dijiang::report::outcome::{Case, CaseStatus, Place, Report};
-use dijiang::report::progress::Silent;
+use dijiang::report::progress::{Estimate, Progress, Say, Silent};
 use dijiang_format::target::Target;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
@@ -78,7 +78,7 @@ impl Home {
         let bundle = job.bundle.to_str().expect("text");
         let words = [&[bundle], options, &["--json"]].concat();
         let arguments = words.into_iter().map(str::to_owned).collect();
-        Step { command, arguments, reads: Vec::new(), place: self.place(2) }
+        Step { command, arguments, reads: Vec::new(), writes: Vec::new(), place: self.place(2) }
     }
 
     pub(crate) fn threshold(&self, quantity: Quantity, limit: f64) -> Threshold {
@@ -105,6 +105,22 @@ impl Home {
         std::fs::write(&path, text).expect("it is written");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it can be run");
         path
+    }
+
+    /// A program that makes bundles without a model in them, runs some shell, and prints an empty object. Each conversion
+    /// is said to take 1 GB.
+    pub(crate) fn stand_in(&self, shell: &str) -> PathBuf {
+        let estimate = r#"{"estimate":{"disk_bytes":1,"memory_bytes":1000000000}}"#;
+        let text = format!(
+            "case \"$*\" in *--estimate*) echo '{estimate}'; exit;; esac
+if [ \"$1\" = convert ]; then mkdir -p \"$4\" && echo '{{}}' >\"$4/dijiang.json\"; fi
+cd '{}'
+{shell}
+echo '{{}}'
+exit",
+            self.root.display()
+        );
+        self.program("stand-in", &text)
     }
 
     pub(crate) fn run(&self, plan: &Plan) -> Report {
@@ -206,6 +222,38 @@ impl Home {
     }
 }
 
+/// Runs a plan by a program, and tells what was said.
+pub(crate) fn heard(plan: &Plan, program: &Path) -> (Report, Vec<String>) {
+    let options = RunOptions {
+        program: Some(program.to_owned()),
+        memory: Some(1_200_000_000),
+        threads: Some(2),
+        ..RunOptions::default()
+    };
+    let mut heard = Heard(Vec::new());
+    let report = run(plan, &options, &mut heard).expect("it runs").report;
+    (report, heard.0)
+}
+
+/// Hears warnings.
+struct Heard(Vec<String>);
+
+impl Progress for Heard {
+    fn estimate(&mut self, _estimate: &Estimate) {}
+
+    fn stage(&mut self, _what: &str) {}
+
+    fn bytes(&mut self, _what: &str, _total: u64) {}
+
+    fn advance(&mut self, _bytes: u64) {}
+
+    fn say(&mut self, what: Say, line: &str) {
+        self.0.extend((what == Say::Warning).then(|| line.to_owned()));
+    }
+
+    fn done(&mut self) {}
+}
+
 /// A job called `MODEL-RECIPE` that converts.
 pub(crate) fn plan_job(home: &Home, model: &str, recipe: &str, options: &[&str]) -> Job {
     let stem = Path::new(recipe).file_stem().expect("a name").to_str().expect("text");
@@ -217,7 +265,8 @@ pub(crate) fn plan_job(home: &Home, model: &str, recipe: &str, options: &[&str])
     arguments.extend(options.iter().chain(&["--json"]).map(|word| (*word).to_owned()));
     let mut reads = vec![source.clone()];
     reads.extend(Path::new(recipe).extension().map(|_| recipe.into()));
-    let step = Step { command: StepCommand::Convert, arguments, reads, place: home.place(2) };
+    let step =
+        Step { command: StepCommand::Convert, arguments, reads, writes: Vec::new(), place: home.place(2) };
     Job {
         name,
         source,
@@ -252,6 +301,8 @@ pub(crate) fn case<'a>(report: &'a Report, job: &str, name: &str) -> &'a Case {
     found.unwrap_or_else(|| panic!("{job}: {name}: {report:?}"))
 }
 
+/// What is said of a case, but for what its step warned of.
 pub(crate) fn message<'a>(report: &'a Report, job: &str, name: &str) -> &'a str {
-    case(report, job, name).message.as_deref().unwrap_or_default()
+    let said = case(report, job, name).message.as_deref().unwrap_or_default();
+    said.split("; warning: ").next().unwrap_or_default()
 }

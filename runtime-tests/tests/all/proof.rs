@@ -6,6 +6,7 @@ use dijiang::report::progress::Silent;
 use dijiang::verify::{Choice, Verification, VerifyOptions, verify};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::manifest::{BundleFile, Manifest};
 use dijiang_format::target::Target;
 use prost::Message as _;
 use std::path::Path;
@@ -32,12 +33,21 @@ fn failing(found: &Verification) -> Vec<&str> {
 fn damage(bundle: &Bundle, file: &str, change: impl FnOnce(&mut ModelProto)) {
     let mut model = ModelProto::decode(bundle.bytes(file).as_slice()).expect("an ONNX file");
     change(&mut model);
-    std::fs::write(bundle.file(file), model.encode_to_vec()).expect("it is written");
+    put(bundle, file, &model.encode_to_vec());
 }
 
 /// Puts one graph file in the place of another.
 fn swap(bundle: &Bundle, file: &str, by: &str) {
-    std::fs::copy(bundle.file(by), bundle.file(file)).expect("it is copied");
+    put(bundle, file, &bundle.bytes(by));
+}
+
+/// Writes a file as if the bundle had been written with it: a digest that is another would tell without a comparison.
+fn put(bundle: &Bundle, file: &str, bytes: &[u8]) {
+    std::fs::write(bundle.file(file), bytes).expect("it is written");
+    let mut manifest = Manifest::read(&bundle.path()).expect("the manifest");
+    manifest.put_file(BundleFile::of(file, bytes));
+    let text = manifest.to_json().expect("JSON");
+    std::fs::write(bundle.file(files::MANIFEST), text).expect("it is written");
 }
 
 fn nodes(model: &mut ModelProto) -> &mut Vec<NodeProto> {

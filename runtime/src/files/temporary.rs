@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use dijiang_format::digest::digest;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -30,6 +31,10 @@ const NEW: &str = "new";
 const OLD: &str = "old";
 /// The mode of the directory: what is written may be meant for fewer eyes than the directory around it.
 const PRIVATE: u32 = 0o700;
+/// Longest name that is part of another: file systems take 255 bytes.
+const LONGEST: usize = 220;
+/// Digits of a digest that stand for the end of a longer one.
+const DIGITS: usize = 16;
 /// Directories of one process for one place, at most.
 const MOST: usize = 1000;
 
@@ -79,11 +84,7 @@ impl Temporary {
         let further = (1..MOST).map(|n| format!("{first}-{n}"));
         let mut open = open();
         for suffix in std::iter::once(first.clone()).chain(further) {
-            let mut own = OsString::from(".");
-            own.push(name);
-            own.push(TEMPORARY);
-            own.push(suffix);
-            let directory = parent(target).join(own);
+            let directory = parent(target).join(beside(name, &format!("{TEMPORARY}{suffix}")));
             match DirBuilder::new().mode(PRIVATE).create(&directory) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
@@ -217,6 +218,26 @@ fn empty(directory: &File, except: Option<&str>) -> io::Result<()> {
     Ok(())
 }
 
+/// The name of a hidden file or directory that is for what is called `name`, and lies beside it.
+pub fn beside(name: &OsStr, ending: &str) -> OsString {
+    let mut own = OsString::from(".");
+    own.push(short(name));
+    own.push(ending);
+    own
+}
+
+/// A name, or where something longer would not fit a file system, its beginning and its digest.
+fn short(name: &OsStr) -> OsString {
+    let bytes = name.as_bytes();
+    if bytes.len() <= LONGEST {
+        return name.to_owned();
+    }
+    let mut own = OsStr::from_bytes(&bytes[..LONGEST - DIGITS - 1]).to_owned();
+    own.push("-");
+    own.push(&digest(bytes)[..DIGITS]);
+    own
+}
+
 /// The directory that a path lies in.
 pub fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -337,7 +358,10 @@ fn abandoned_in(directory: &Path, is_meant: impl Fn(&OsStr) -> bool) -> io::Resu
 
 fn abandoned(target: &Path) -> io::Result<Vec<Abandoned>> {
     let Some(name) = target.file_name() else { return Ok(Vec::new()) };
-    abandoned_in(parent(target), |found| found == name)
+    let name = short(name);
+    let mut all = abandoned_in(parent(target), |found| found == name)?;
+    all.iter_mut().for_each(|one| target.clone_into(&mut one.target));
+    Ok(all)
 }
 
 /// Removes what killed runs left in a directory that is ours, whatever it was for.
@@ -415,6 +439,17 @@ mod tests {
         {
             assert!(!is_own(name), "{name}");
         }
+    }
+
+    #[test]
+    fn the_longest_name_has_one_beside_it() {
+        let home = tempfile::tempdir().unwrap();
+        let [target, other] = ["a", "b"].map(|end| home.path().join("n".repeat(254) + end));
+        let abandoned = left(&target);
+        drop(Temporary::beside(&other).unwrap());
+        assert!(abandoned.join(NEW).exists(), "it is that of another name");
+        drop(Temporary::beside(&target).unwrap());
+        assert!(!abandoned.exists());
     }
 
     /// As a killed run leaves it.

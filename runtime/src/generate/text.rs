@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::generate::pieces::{PIECE, Pieces, TextError};
 use crate::session::error::{RuntimeError, one_line};
+use dijiang_format::regular;
 use tokenizers::Encoding;
 
 /// A tokenizer and the file it came from.
@@ -18,7 +19,7 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`; an error names the file.
     pub fn load(path: &Path) -> Result<Self, RuntimeError> {
         let failed = |reason| RuntimeError::Tokenizer { path: path.to_path_buf(), reason };
-        let bytes = std::fs::read(path).map_err(|e| failed(one_line(e)))?;
+        let bytes = regular::read(path).map_err(|e| failed(one_line(e)))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| failed(one_line(e)))?;
         // A file may carry the limits of someone's training run, which would cut a long prompt without a word.
         inner.with_truncation(None).map_err(|e| failed(one_line(e)))?.with_padding(None);

@@ -82,9 +82,6 @@ fn is_measured(threshold: &Threshold, made: &Made, baseline: Option<&Made>) -> R
             hint,
         ));
     }
-    let first = |made: &'_ Made, option: &str| {
-        made.calls(StepCommand::Eval).find(|step| has(&step.arguments, option)).cloned()
-    };
     let (option, rows) = match threshold.quantity {
         Quantity::CheckError => {
             let proves = |step: &Step| !has(&step.arguments, "no-verify");
@@ -105,14 +102,16 @@ fn is_measured(threshold: &Threshold, made: &Made, baseline: Option<&Made>) -> R
         Quantity::PerplexityRatio => ("perplexity", ["perplexity", "context", "max-tokens"].as_slice()),
         Quantity::AccuracyDifference => ("task", ["task", "context", "limit"].as_slice()),
     };
-    let Some(ours) = first(made, option) else {
+    let ours: Vec<&Step> =
+        made.calls(StepCommand::Eval).filter(|step| has(&step.arguments, option)).collect();
+    if ours.is_empty() {
         return lacks(&format!("step `eval` with `{option}`"), &format!("add `- eval: {{{option}: …}}`"));
-    };
+    }
     let Some(baseline) = baseline else { return Ok(()) };
-    let is_same = |theirs: &Step| {
+    let is_same = |ours: &Step, theirs: &Step| {
         rows.iter().all(|row| values(&ours.arguments, row).eq(values(&theirs.arguments, row)))
     };
-    if baseline.calls(StepCommand::Eval).any(is_same) {
+    if ours.iter().all(|ours| baseline.calls(StepCommand::Eval).any(|theirs| is_same(ours, theirs))) {
         return Ok(());
     }
     let found = format!("`{name}` of job `{job}`, whose baseline `{}` is not measured so", baseline.job.name);

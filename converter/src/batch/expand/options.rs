@@ -42,8 +42,10 @@ pub(super) enum Files {
     ReadsNamed,
     /// It is a path, or `self`.
     ReadsOrSelf,
-    /// It is a path that is written.
+    /// It is the path of a directory that is written into.
     Writes,
+    /// It is a path that names of files begin with, which are written: these follow it.
+    WritesNamed(&'static [&'static str]),
 }
 
 /// What options do with files, whichever command they are of.
@@ -54,7 +56,7 @@ const FILES: [(&str, Files); 8] = [
     ("reference", Files::Reads),
     ("task", Files::ReadsNamed),
     ("teacher", Files::ReadsOrSelf),
-    ("svg", Files::Writes),
+    ("svg", Files::WritesNamed(&["-latency.svg", "-memory.svg"])),
     ("profile", Files::Writes),
 ];
 

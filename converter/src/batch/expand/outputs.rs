@@ -1,4 +1,5 @@
-//! Where bundles go: below the root, each in a place of its own, and none in what is read.
+//! Where bundles and what steps write beside them go: below the root, each in a place of its own, and none in what is
+//! read.
 
 use super::job::Made;
 use crate::batch::document::{Mistakes, Wrong};
@@ -23,9 +24,63 @@ pub(super) fn check(root: &Path, jobs: &[Made], mistakes: &mut Mistakes) {
     let sources: HashMap<PathBuf, &Made> =
         jobs.iter().map(|made| (places.real(&made.job.source), made)).collect();
     check_nesting(&root, &outputs, &sources, mistakes);
+    let mut written = Written { outputs: &outputs, read: read(&mut places, jobs), files: HashMap::new() };
     for made in jobs {
         check_source(&mut places, made, &outputs, mistakes);
-        check_files(&mut places, (&root, made), &outputs, mistakes);
+        check_reads(&mut places, made, &outputs, mistakes);
+        for (path, place) in made.steps.iter().flat_map(|step| &step.writes) {
+            let Some(real) = places.below(&root, path, place, mistakes) else { continue };
+            if let Err(wrong) = written.add(path, real, place) {
+                mistakes.add(wrong.at(place.clone()));
+            }
+        }
+    }
+}
+
+/// What is read, by its real path, and what that is called: files of jobs, sources, recipes, and what steps read.
+fn read(places: &mut Places, jobs: &[Made]) -> HashMap<PathBuf, String> {
+    let mut found = HashMap::new();
+    for made in jobs {
+        let of_steps = made.job.steps.iter().flat_map(|step| &step.reads);
+        let steps = of_steps.map(|path| (path, format!("what job `{}` reads", made.job.name)));
+        let source = (&made.job.source, format!("the source of job `{}`", made.job.name));
+        let file = (&made.job.place.file, "the file of jobs".to_owned());
+        for (path, name) in steps.chain([source, file]) {
+            found.insert(places.real(path), name);
+        }
+    }
+    found
+}
+
+/// What steps write beside bundles.
+struct Written<'a> {
+    outputs: &'a HashMap<PathBuf, &'a Made>,
+    read: HashMap<PathBuf, String>,
+    files: HashMap<PathBuf, Place>,
+}
+
+impl Written<'_> {
+    /// One more, by its real path.
+    fn add(&mut self, path: &Path, real: PathBuf, place: &Place) -> Result<(), Wrong> {
+        let inside = |reason: String, hint: &str| {
+            let (path, hint) = (path.to_owned(), hint.to_owned());
+            Err(Wrong::Path { path, reason, expected: "a place of its own", hint })
+        };
+        if let Some(other) = real.ancestors().find_map(|up| self.outputs.get(up)) {
+            let reason = format!("it is inside the output of job `{}`", other.job.name);
+            return inside(reason, "write it beside the bundle");
+        }
+        if let Some(other) = real.ancestors().find_map(|up| self.read.get(up)) {
+            return inside(format!("it is inside {other}, or the same"), "write it beside that");
+        }
+        let name = path.display().to_string();
+        match self.files.insert(real, place.clone()) {
+            Some(first) => {
+                let hint = "give each job a step of its own, with another name";
+                Err(Wrong::twice("what a step writes,", &name, &first, hint))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -112,22 +167,8 @@ fn check_source(
     mistakes.add(Wrong::Path { path, reason, expected, hint }.at(made.source_place.clone()));
 }
 
-/// What steps read and write besides the bundle.
-fn check_files(
-    places: &mut Places,
-    (root, made): (&Path, &Made),
-    outputs: &HashMap<PathBuf, &Made>,
-    mistakes: &mut Mistakes,
-) {
-    for (path, place) in made.steps.iter().flat_map(|step| &step.writes) {
-        let Some(real) = places.below(root, path, place, mistakes) else { continue };
-        if let Some(other) = real.ancestors().find_map(|up| outputs.get(up)) {
-            let reason = format!("it is inside the output of job `{}`", other.job.name);
-            let (path, hint) = (path.clone(), "write it beside the bundle".to_owned());
-            mistakes
-                .add(Wrong::Path { path, reason, expected: "a place of its own", hint }.at(place.clone()));
-        }
-    }
+/// What steps read besides the bundle.
+fn check_reads(places: &mut Places, made: &Made, outputs: &HashMap<PathBuf, &Made>, mistakes: &mut Mistakes) {
     for (path, place) in made.steps.iter().flat_map(|step| &step.reads) {
         let real = places.real(path);
         let Some(other) = real.ancestors().find_map(|up| outputs.get(up)) else { continue };

@@ -210,6 +210,12 @@ impl Template {
                 self.writes.push((path.clone(), node.place()));
                 Ok(shown(&path))
             }
+            Files::WritesNamed(ends) => {
+                let path = shown(&path(text));
+                let files = ends.iter().map(|end| (PathBuf::from(format!("{path}{end}")), node.place()));
+                self.writes.extend(files);
+                Ok(path)
+            }
         }
     }
 
@@ -247,7 +253,13 @@ impl Template {
             reads.push(call.source.to_owned());
             reads.extend(call.reads_recipe.then(|| call.recipe.into()));
         }
-        Step { command: self.command, arguments: self.arguments(call), reads, place: self.place.clone() }
+        Step {
+            command: self.command,
+            arguments: self.arguments(call),
+            reads,
+            writes: self.writes.iter().map(|(path, _)| path.clone()).collect(),
+            place: self.place.clone(),
+        }
     }
 
     fn has(&self, option: &str) -> bool {

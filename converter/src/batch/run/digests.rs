@@ -2,8 +2,11 @@
 //! what they were.
 
 use super::record::{DIRECTORY, Digests};
+use crate::bundle::model_files;
 use crate::onnx::locations::locations;
 use dijiang_format::digest::Hasher;
+use dijiang_format::files::MANIFEST;
+use dijiang_format::regular;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +27,24 @@ const SLOW_TICK: Duration = Duration::from_secs(2);
 
 /// How deep directories are looked into.
 const DEEPEST: usize = 16;
+
+/// The digests of what was found, by names. What cannot be read has the reason in place of one: whether it is what it was
+/// is not known.
+pub(super) type Found = BTreeMap<String, Result<String, String>>;
+
+/// The digests of what could be read. What is left out is new to whoever compares it later.
+pub(super) fn readable(found: &Found) -> Digests {
+    found.iter().filter_map(|(name, digest)| Some((name.clone(), digest.clone().ok()?))).collect()
+}
+
+/// All digests, or why there are not all.
+pub(super) fn whole(found: Found) -> Result<Digests, String> {
+    let one = |(name, digest): (String, Result<String, String>)| match digest {
+        Ok(digest) => Ok((name, digest)),
+        Err(reason) => Err(format!("{name} {reason}")),
+    };
+    found.into_iter().map(one).collect()
+}
 
 /// A file as it was when it was digested.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +76,7 @@ impl Known {
 /// What is kept from run to run.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Kept {
-    /// By the path from the root; by the whole path where a file lies elsewhere.
+    /// By the path from the root; by the absolute path where a file lies elsewhere.
     files: BTreeMap<String, Known>,
     /// What model files name as the places of their data, by the digest of the file.
     locations: BTreeMap<String, BTreeSet<String>>,
@@ -102,9 +123,12 @@ impl Digester {
 
     /// The digest of a file's contents.
     pub(super) fn file(&self, path: &Path) -> io::Result<String> {
-        let name = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
+        let name = match path.strip_prefix(&self.root) {
+            Ok(below) => below.to_string_lossy().into_owned(),
+            Err(_) => std::path::absolute(path)?.to_string_lossy().into_owned(),
+        };
         let now = SystemTime::now();
-        let mut file = File::open(path)?;
+        let mut file = regular::open(path)?;
         let before = file.metadata()?;
         let known = self.kept().files.get(&name).cloned();
         if let Some(known) = known.filter(|known| Known::of(&before, known.digest.clone()) == *known) {
@@ -118,23 +142,24 @@ impl Digester {
         Ok(digest)
     }
 
-    /// The digests of a file, called `label`, or of the files in a directory, below it. What cannot be read has its
-    /// error in place of a digest, which is that of nothing.
-    pub(super) fn files(&self, label: &str, path: &Path) -> Digests {
-        let unreadable = |e: &io::Error| format!("cannot be read: {e}");
-        let mut found = Vec::new();
-        if path.is_dir() {
-            if let Err(e) = list(path, DEEPEST, &mut found) {
-                return Digests::from([(label.to_owned(), unreadable(&e))]);
-            }
-        } else {
-            found.push(path.to_owned());
-        }
+    /// The digests of a file, called `label`, or of the files in a directory, below it. Of a bundle they are those of
+    /// the model.
+    pub(super) fn files(&self, label: &str, path: &Path) -> Found {
+        let unreadable = |e: io::Error| format!("cannot be read: {e}");
+        let listed = match path.is_dir() {
+            true if path.join(MANIFEST).is_file() => model_files::paths(path),
+            true => Listing::of(path),
+            false => Ok(vec![path.to_owned()]),
+        };
+        let found = match listed {
+            Ok(found) => found,
+            Err(e) => return Found::from([(label.to_owned(), Err(unreadable(e)))]),
+        };
         let of = |file: &PathBuf| {
             let below = file.strip_prefix(path).unwrap_or(Path::new("")).to_string_lossy();
             let name =
                 [label, &below].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("/");
-            (name, self.file(file).unwrap_or_else(|e| unreadable(&e)))
+            (name, self.file(file).map_err(unreadable))
         };
         found.par_iter().map(of).collect()
     }
@@ -153,22 +178,50 @@ fn digest(file: &mut File) -> io::Result<String> {
     }
 }
 
-/// The files below a directory, without hidden ones.
-fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_name().as_encoded_bytes().first() == Some(&b'.') {
-            continue;
+/// The regular files below a directory, without hidden ones and without links that lead nowhere.
+#[derive(Debug, Default)]
+struct Listing {
+    found: Vec<PathBuf>,
+    /// The directories that are open, by device and inode: a link back to one of them holds nothing more.
+    open: Vec<(u64, u64)>,
+}
+
+impl Listing {
+    fn of(directory: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut listing = Self::default();
+        listing.list(directory, &directory.metadata()?)?;
+        Ok(listing.found)
+    }
+
+    fn list(&mut self, directory: &Path, itself: &Metadata) -> io::Result<()> {
+        let identity = (itself.dev(), itself.ino());
+        if self.open.contains(&identity) {
+            return Ok(());
         }
-        let path = entry.path();
+        if self.open.len() > DEEPEST {
+            return Err(io::Error::other("its directories are too deep"));
+        }
+        self.open.push(identity);
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().first() != Some(&b'.') {
+                self.add(entry.path())?;
+            }
+        }
+        self.open.pop();
+        Ok(())
+    }
+
+    fn add(&mut self, path: PathBuf) -> io::Result<()> {
         // Through links, as whoever reads it does.
         match path.metadata() {
-            Ok(there) if there.is_dir() && depth > 0 => list(&path, depth - 1, found)?,
-            Ok(there) if there.is_dir() => return Err(io::Error::other("its directories are too deep")),
-            _ => found.push(path),
+            Ok(there) if there.is_dir() => self.list(&path, &there)?,
+            Ok(there) if !there.is_file() => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Ok(_) | Err(_) => self.found.push(path),
         }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -222,14 +275,35 @@ mod tests {
         assert_eq!(names("", "m"), ["a", "b/c"]);
         assert_eq!(names("text", "m/a"), ["text"]);
         let missing = digester.files("gone", &home.path().join("gone"));
-        assert!(missing["gone"].starts_with("cannot be read: "), "{missing:?}");
+        let reason = missing["gone"].as_ref().expect_err("it is not there");
+        assert!(reason.starts_with("cannot be read: "), "{missing:?}");
+        // What training runs keep in a bundle is no part of it.
+        std::fs::write(home.path().join("m").join(MANIFEST), "{}").expect("it is written");
+        assert_eq!(names("", "m"), ["a", MANIFEST]);
     }
 
     #[test]
-    fn what_links_to_itself_ends() {
+    fn what_is_no_file_is_not_waited_for() {
         let home = tempfile::tempdir().expect("a directory");
+        std::fs::write(home.path().join("a"), "1").expect("it is written");
         std::os::unix::fs::symlink(home.path(), home.path().join("loop")).expect("it is made");
+        std::os::unix::fs::symlink("nowhere", home.path().join("lost")).expect("it is made");
+        let pipe = home.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("it runs");
+        assert!(made.success());
+        let digester = Digester::open(home.path());
+        let found = digester.files("source", home.path());
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["source/a"]);
+        let refused = digester.files("text", &pipe);
+        let reason = "cannot be read: it is a pipe, a socket or a device, expected a regular file";
+        assert_eq!(refused["text"], Err(reason.to_owned()));
+    }
+
+    #[test]
+    fn what_is_too_deep_has_no_digest() {
+        let home = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir_all(home.path().join("a/".repeat(DEEPEST + 1))).expect("it is made");
         let found = Digester::open(home.path()).files("source", home.path());
-        assert_eq!(found["source"], "cannot be read: its directories are too deep");
+        assert_eq!(found["source"], Err("cannot be read: its directories are too deep".to_owned()));
     }
 }

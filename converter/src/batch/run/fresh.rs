@@ -1,18 +1,31 @@
 //! What of a job is done already.
 //!
-//! A step is done where its record has the same options, the same contents of all that it read, and the same version of
-//! this program. The steps before the first one that is not done stay done if the bundle is, byte by byte, what the
+//! A step is done where its record has the same options, the same contents of all that it read, and the same program.
+//! What cannot be read is never the same. The steps before the first one that is not done stay done if the bundle is, byte by byte, what the
 //! last of them left; otherwise the job begins anew.
 
-use super::digests::Digester;
+use super::digests::{Digester, Found};
 use super::engine::{self, Engine};
 use super::names::{Names, Read};
 use super::record::{Digests, Record, StepRecord};
+use super::{machine, step};
 use crate::batch::plan::{Step, StepCommand};
 use crate::convert::manifest::COPIED;
+use crate::convert::source;
 use crate::recipes;
 use crate::verify::reference;
 use std::path::Path;
+
+/// What steps depend on besides their options and files.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) digester: Digester,
+    pub(super) engine: Engine,
+    /// The digest of the program that runs them.
+    pub(super) program: String,
+    /// All threads of the batch.
+    pub(super) threads: usize,
+}
 
 /// What is left to do of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +33,7 @@ pub(super) struct Left {
     /// The steps that are done.
     pub(super) record: Record,
     /// What each step of the plan reads.
-    pub(super) reads: Vec<Digests>,
+    pub(super) reads: Vec<Found>,
     /// Why there is more to do, in one line.
     pub(super) reason: Option<String>,
 }
@@ -41,15 +54,10 @@ pub(super) fn writes(command: StepCommand) -> bool {
 }
 
 /// Compares a job with its record.
-pub(super) fn left(
-    names: &Names<'_>,
-    (digester, engine): (&Digester, &Engine),
-    old: Option<Record>,
-    force: bool,
-) -> Left {
+pub(super) fn left(names: &Names<'_>, surroundings: &Surroundings, old: Option<Record>, force: bool) -> Left {
     let steps = &names.job.steps;
-    let reads: Vec<Digests> = steps.iter().map(|step| contents(names, step, digester, engine)).collect();
-    let begun = Record::begin(&names.job.name, names.bundle());
+    let reads: Vec<Found> = steps.iter().map(|step| contents(names, step, surroundings)).collect();
+    let begun = Record::begin(&names.job.name, names.file(), names.bundle(), &surroundings.program);
     let anew = |reason: String| Left { record: begun.clone(), reads: reads.clone(), reason: Some(reason) };
     let Some(old) = old else { return anew("it is new".to_owned()) };
     if force {
@@ -57,6 +65,9 @@ pub(super) fn left(
     }
     if old.version != begun.version {
         return anew(format!("version {} made it, and this is {}", old.version, begun.version));
+    }
+    if old.program != begun.program {
+        return anew(format!("another build of version {} made it", old.version));
     }
     if old.bundle != begun.bundle {
         return anew(format!("its bundle was {}", old.bundle));
@@ -72,46 +83,54 @@ pub(super) fn left(
     }
     let kept = &old.steps[..done];
     let expected = kept.iter().rev().find_map(|step| step.bundle.as_ref());
-    match expected.map(|expected| change(expected, &names.job.bundle, digester)) {
+    match expected.map(|expected| change(expected, &names.job.bundle, &surroundings.digester)) {
         None => anew(reason.unwrap_or_else(|| "nothing made its bundle".to_owned())),
         // What a later step had made of it is why there is another one now.
         Some(Some(change)) => anew(reason.unwrap_or(change)),
-        Some(None) => Left { record: begun.with(kept.to_vec()), reads, reason },
+        Some(None) => {
+            let record = begun.with(kept.to_vec());
+            Left { record, reads, reason }
+        }
     }
 }
 
-/// Digests of all that a step reads besides the bundle, and the version of what it runs in.
-fn contents(names: &Names<'_>, step: &Step, digester: &Digester, engine: &Engine) -> Digests {
-    let mut found = Digests::new();
+/// Digests of all that a step reads besides the bundle, the version of what it runs in, and the machine where it measures
+/// time.
+pub(super) fn contents(names: &Names<'_>, step: &Step, surroundings: &Surroundings) -> Found {
+    let Surroundings { digester, engine, threads, .. } = surroundings;
+    let mut found = Found::new();
     for read in names.reads(step) {
         found.extend(digester.files(&read.label, &read.path));
         found.extend(beside(&read, digester));
     }
     let preset = recipes::PRESETS.iter().find(|(name, _)| *name == names.job.recipe);
     if let Some((name, text)) = preset.filter(|_| step.command == StepCommand::Convert) {
-        found.insert(format!("recipe {name}"), dijiang_format::digest::digest(text.as_bytes()));
+        found.insert(format!("recipe {name}"), Ok(dijiang_format::digest::digest(text.as_bytes())));
     }
     if engine::is_used(step) {
-        found.insert(engine::NAME.to_owned(), engine.version().to_owned());
+        found.insert(engine::NAME.to_owned(), Ok(engine.version().to_owned()));
+    }
+    if step.command == StepCommand::Bench {
+        let threads = step::threads_given(step).unwrap_or(usize::MAX).min(*threads);
+        found.insert(machine::NAME.to_owned(), Ok(machine::described(threads)));
     }
     found
 }
 
-/// What is read beside an ONNX file: the data that it names, and the texts and logits of its directory.
-fn beside(read: &Read, digester: &Digester) -> Digests {
-    let is_graph = read.path.extension().is_some_and(|ending| ending == "onnx");
-    if !read.is_source || !is_graph || read.path.is_dir() {
-        return Digests::new();
-    }
-    let parent = read.path.parent().unwrap_or(Path::new(""));
-    let data = digester.locations(&read.path);
+/// What is read beside an ONNX file, be it named or the one of a directory: the data that it names, hidden or not, and the
+/// texts and logits of its directory.
+fn beside(read: &Read, digester: &Digester) -> Found {
+    let graph = source::onnx_file(&read.path).ok().flatten().filter(|_| read.is_source);
+    let Some(graph) = graph else { return Found::new() };
+    let parent = graph.parent().unwrap_or(Path::new(""));
+    let data = digester.locations(&graph);
     let texts = COPIED.into_iter().chain([reference::FILE]).filter(|name| parent.join(name).exists());
     let names = data.iter().map(String::as_str).chain(texts);
     names.flat_map(|name| digester.files(&format!("{}/{name}", read.label), &parent.join(name))).collect()
 }
 
 /// Why a step is to be done, in one line.
-fn difference(names: &Names<'_>, step: &Step, reads: &Digests, old: Option<&StepRecord>) -> Option<String> {
+fn difference(names: &Names<'_>, step: &Step, reads: &Found, old: Option<&StepRecord>) -> Option<String> {
     let command = step.command.name();
     let Some(old) = old else { return Some(format!("step {command} is not done")) };
     if old.command != command {
@@ -120,19 +139,23 @@ fn difference(names: &Names<'_>, step: &Step, reads: &Digests, old: Option<&Step
     if let Some(reason) = changed(&old.reads, reads) {
         return Some(reason);
     }
-    let arguments = names.arguments(step);
-    (arguments != old.arguments).then(|| format!("the options of step {command} changed"))
+    if names.arguments(step) != old.arguments {
+        return Some(format!("the options of step {command} changed"));
+    }
+    let gone = step.writes.iter().find(|path| !path.exists());
+    gone.map(|path| format!("{} is gone", names.below_root(path)))
 }
 
 /// The first file that is not what it was, and how many there are besides.
-fn changed(old: &Digests, new: &Digests) -> Option<String> {
+fn changed(old: &Digests, new: &Found) -> Option<String> {
     let shown = |name: &str| name.replacen("source/", "source ", 1);
-    let of_new = new.iter().filter_map(|(name, digest)| match old.get(name) {
-        Some(same) if same == digest => None,
-        Some(old) if name == engine::NAME => Some(format!("{name} was {old}, and is {digest}")),
-        Some(_) if digest.starts_with("cannot") => Some(format!("{} {digest}", shown(name))),
-        Some(_) => Some(format!("{} changed", shown(name))),
-        None => Some(format!("{} is new", shown(name))),
+    let is_said = |name: &str| [engine::NAME, machine::NAME].contains(&name);
+    let of_new = new.iter().filter_map(|(name, found)| match (old.get(name), found) {
+        (_, Err(reason)) => Some(format!("{} {reason}", shown(name)).trim_start().to_owned()),
+        (Some(same), Ok(digest)) if same == digest => None,
+        (Some(old), Ok(digest)) if is_said(name) => Some(format!("{name} was {old}, and is {digest}")),
+        (Some(_), Ok(_)) => Some(format!("{} changed", shown(name))),
+        (None, Ok(_)) => Some(format!("{} is new", shown(name))),
     });
     let gone = old.keys().filter(|name| !new.contains_key(*name));
     let mut all = of_new.chain(gone.map(|name| format!("{} is gone", shown(name))));
@@ -146,7 +169,7 @@ fn changed(old: &Digests, new: &Digests) -> Option<String> {
 /// What of the bundle's files is not what a step left. What came to them is no concern of the job.
 fn change(expected: &Digests, bundle: &Path, digester: &Digester) -> Option<String> {
     let mut found = digester.files("", bundle);
-    found.retain(|name, _| expected.contains_key(name));
+    found.retain(|name, digest| expected.contains_key(name) || digest.is_err());
     Some(format!("its bundle is not as it was left: {}", changed(expected, &found)?))
 }
 
@@ -161,12 +184,22 @@ mod tests {
     #[test]
     fn the_first_difference_is_told_in_one_line() {
         let old = digests(&[("recipe a.yaml", "1"), ("source/config.json", "2"), ("source/x", "3")]);
-        assert_eq!(changed(&old, &old), None);
-        let recipe = digests(&[("recipe a.yaml", "4"), ("source/config.json", "2"), ("source/x", "3")]);
+        let found = |files: &[(&str, &str)]| -> Found {
+            digests(files).into_iter().map(|(name, digest)| (name, Ok(digest))).collect()
+        };
+        let mut same = found(&[("recipe a.yaml", "1"), ("source/config.json", "2"), ("source/x", "3")]);
+        assert_eq!(changed(&old, &same), None);
+        let recipe = found(&[("recipe a.yaml", "4"), ("source/config.json", "2"), ("source/x", "3")]);
         assert_eq!(changed(&old, &recipe).as_deref(), Some("recipe a.yaml changed"));
-        let several = digests(&[("recipe a.yaml", "1"), ("source/config.json", "5"), ("source/y", "3")]);
+        let several = found(&[("recipe a.yaml", "1"), ("source/config.json", "5"), ("source/y", "3")]);
         assert_eq!(changed(&old, &several).as_deref(), Some("source config.json changed, and 2 more"));
-        let gone = digests(&[("recipe a.yaml", "1"), ("source/config.json", "2")]);
+        let gone = found(&[("recipe a.yaml", "1"), ("source/config.json", "2")]);
         assert_eq!(changed(&old, &gone).as_deref(), Some("source x is gone"));
+        // What cannot be read is not what it was, whatever was noted of it.
+        let reason = "cannot be read: Permission denied";
+        same.insert("source/x".to_owned(), Err(reason.to_owned()));
+        assert_eq!(changed(&old, &same), Some(format!("source x {reason}")));
+        let noted = digests(&[("recipe a.yaml", "1"), ("source/config.json", "2"), ("source/x", reason)]);
+        assert_eq!(changed(&noted, &same), Some(format!("source x {reason}")));
     }
 }

@@ -5,6 +5,7 @@
 //! as f32 and packed for their products too: with weights of four bytes they are twice too careful.
 
 use crate::batch::plan::{Job, Step, StepCommand};
+use crate::bundle::model_files;
 use crate::report::progress::Estimate;
 use std::fs::DirEntry;
 use std::path::Path;
@@ -41,7 +42,8 @@ pub(super) fn of_step(job: &Job, step: &Step, told: Option<Estimate>) -> u64 {
     if let Some(told) = told.filter(|_| step.command == StepCommand::Convert) {
         return told.memory;
     }
-    let bundle = told.map_or_else(|| bytes(&job.bundle), |told| told.disk);
+    let there = || model_files::bytes(&job.bundle).unwrap_or(0);
+    let bundle = told.map_or_else(there, |told| told.disk);
     // Where there is no bundle either, its source is about as large.
     let bundle = if bundle == 0 { bytes(&job.source) } else { bundle };
     let times = multiple(step.command, job.recipe == "softmax");
@@ -49,7 +51,7 @@ pub(super) fn of_step(job: &Job, step: &Step, told: Option<Estimate>) -> u64 {
 }
 
 /// Of the files in a directory, or of a file.
-pub(super) fn bytes(path: &Path) -> u64 {
+fn bytes(path: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else {
         return std::fs::metadata(path).map_or(0, |file| file.len());
     };

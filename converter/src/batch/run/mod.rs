@@ -6,6 +6,7 @@ mod digests;
 mod engine;
 mod fresh;
 mod job;
+mod machine;
 mod memory;
 mod names;
 mod outcome;
@@ -14,17 +15,21 @@ mod schedule;
 mod step;
 mod threshold;
 
-use crate::batch::plan::Plan;
+use crate::batch::plan::{Job, Plan};
 use crate::bundle::room;
 use crate::report::outcome::{Case, CaseStatus, Report};
 use crate::report::progress::Progress;
 use digests::Digester;
 use engine::Engine;
+use fresh::Surroundings;
 use job::Context;
+use names::Names;
 pub use outcome::{JobOutcome, JobState, Limit};
 use record::{DIRECTORY, Records};
 use schedule::{Budget, Schedule};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::RwLock;
 use std::time::Instant;
 
 /// How to run a plan.
@@ -69,26 +74,52 @@ const MOST_OF_FREE: f64 = 0.8;
 pub fn run(plan: &Plan, options: &RunOptions, progress: &mut dyn Progress) -> Result<Ran, BatchError> {
     let start = Instant::now();
     let unkept = |source| BatchError::Records { path: plan.root.join(DIRECTORY), source };
-    let program = match &options.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe().map_err(|source| BatchError::Program { source })?,
-    };
+    let program = program(options)?;
+    let budget = budget(options);
     let context = Context {
         plan,
         options,
-        program,
         records: Records::open(plan).map_err(unkept)?,
-        digester: Digester::open(&plan.root),
-        engine: Engine::default(),
+        surroundings: surroundings(plan, &program, budget),
+        program,
+        quiet: RwLock::new(()),
         start,
     };
-    let ends = Schedule::new(&context, budget(options)).run(progress);
-    if let Err(e) = context.digester.save() {
+    let ends = Schedule::new(&context, budget).run(progress);
+    if let Err(e) = context.surroundings.digester.save() {
         tracing::debug!("the digests of files cannot be kept: {e}");
     }
     let jobs = plan.jobs.iter().zip(&ends).map(|(job, end)| JobOutcome::of(job, end)).collect();
     let cases = ends.into_iter().flat_map(|end| end.cases).collect();
     Ok(Ran { jobs, report: report(start.elapsed().as_secs_f64(), cases) })
+}
+
+fn program(options: &RunOptions) -> Result<PathBuf, BatchError> {
+    match &options.program {
+        Some(program) => Ok(program.clone()),
+        None => std::env::current_exe().map_err(|source| BatchError::Program { source }),
+    }
+}
+
+fn surroundings(plan: &Plan, program: &Path, budget: Budget) -> Surroundings {
+    let digester = Digester::open(&plan.root);
+    // One that may be run and not read is told apart by its version.
+    let program = digester.file(program).unwrap_or_default();
+    Surroundings { digester, engine: Engine::default(), program, threads: budget.threads }
+}
+
+/// What each step of each job reads, but for bundles of baselines: digests by names, or why there is none.
+pub fn reads(plan: &Plan, options: &RunOptions) -> Result<Vec<Vec<BTreeMap<String, String>>>, BatchError> {
+    let surroundings = surroundings(plan, &program(options)?, budget(options));
+    let of_job = |job: &Job| {
+        let names = Names { baseline: None, ..Names::of(plan, job) };
+        let contents = job.steps.iter().map(|step| fresh::contents(&names, step, &surroundings));
+        let told = |found: digests::Found| {
+            found.into_iter().map(|(name, digest)| (name, digest.unwrap_or_else(|reason| reason))).collect()
+        };
+        contents.map(told).collect()
+    };
+    Ok(plan.jobs.iter().map(of_job).collect())
 }
 
 /// What is reported of a batch.

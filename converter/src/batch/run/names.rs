@@ -40,7 +40,18 @@ impl<'a> Names<'a> {
         self.below_root(&self.job.bundle)
     }
 
-    fn below_root(&self, path: &Path) -> String {
+    /// The file that the job stands in, from the root; empty where it lies elsewhere.
+    pub(super) fn file(&self) -> String {
+        let file = &self.job.place.file;
+        match file.strip_prefix(self.root) {
+            Ok(below) => below.to_string_lossy().into_owned(),
+            // Beside it, without a directory.
+            Err(_) if file.parent() == Some(Path::new("")) => file.to_string_lossy().into_owned(),
+            Err(_) => String::new(),
+        }
+    }
+
+    pub(super) fn below_root(&self, path: &Path) -> String {
         path.strip_prefix(self.root).unwrap_or(path).to_string_lossy().into_owned()
     }
 

@@ -2,9 +2,11 @@
 //! leads out of the root, so that the directory may be moved.
 
 use crate::batch::plan::Plan;
+use dijiang_format::files::MANIFEST;
+use dijiang_runtime::temporary;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,9 +26,21 @@ pub(super) struct Record {
     format: u64,
     /// Of the program that did them.
     pub(super) version: String,
+    /// The digest of that program: builds of one version differ.
+    #[serde(default)]
+    pub(super) program: String,
     pub(super) job: String,
+    /// The file that the job stands in, from the root; empty where it lies elsewhere.
+    #[serde(default)]
+    file: String,
     /// From the root.
     pub(super) bundle: String,
+    /// The digest of the bundle's manifest as the last step that writes it left it.
+    #[serde(default)]
+    pub(super) manifest: Option<String>,
+    /// Whether a step that writes the bundle has begun, and how it ended is not known.
+    #[serde(default)]
+    pub(super) writing: bool,
     pub(super) steps: Vec<StepRecord>,
 }
 
@@ -48,16 +62,42 @@ pub(super) struct StepRecord {
     pub(super) result: Value,
 }
 
+/// Who made a bundle.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Maker {
+    /// The file that its job stands in, as records have it.
+    pub(super) file: String,
+    /// The digest of the manifest that it left.
+    manifest: Option<String>,
+    writing: bool,
+}
+
+impl Maker {
+    /// Whether the bundle with a manifest of this digest is what it left, or what it was writing as it was killed.
+    pub(super) fn made(&self, manifest: Option<&str>) -> bool {
+        self.writing || (manifest.is_some() && self.manifest.as_deref() == manifest)
+    }
+}
+
 impl Record {
-    /// Nothing is done yet.
-    pub(super) fn begin(job: &str, bundle: String) -> Self {
+    /// Nothing is done yet of a job, of this file, by the program with this digest.
+    pub(super) fn begin(job: &str, file: String, bundle: String, program: &str) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { format: FORMAT, version, job: job.to_owned(), bundle, steps: Vec::new() }
+        let (job, program) = (job.to_owned(), program.to_owned());
+        let (manifest, writing, steps) = (None, false, Vec::new());
+        Self { format: FORMAT, version, program, job, file, bundle, manifest, writing, steps }
     }
 
     /// These steps are.
     pub(super) fn with(self, steps: Vec<StepRecord>) -> Self {
         Self { steps, ..self }
+    }
+
+    pub(super) fn maker(&self) -> Maker {
+        let of_step = |step: &StepRecord| step.bundle.as_ref()?.get(MANIFEST).cloned();
+        // Earlier versions noted it with the steps alone.
+        let manifest = self.manifest.clone().or_else(|| self.steps.iter().rev().find_map(of_step));
+        Maker { file: self.file.clone(), manifest, writing: self.writing }
     }
 }
 
@@ -65,28 +105,31 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct Records {
     directory: PathBuf,
-    /// The bundles that records name, from the root.
-    bundles: BTreeSet<String>,
+    /// Who made the bundles that records name, from the root.
+    bundles: BTreeMap<String, Vec<Maker>>,
 }
 
 impl Records {
-    /// Makes the directory where it is not there.
+    /// Makes the directory where it is not there. What killed runs left in it goes.
     pub(super) fn open(plan: &Plan) -> io::Result<Self> {
         let directory = plan.root.join(DIRECTORY);
         std::fs::create_dir_all(&directory)?;
-        let mut bundles = BTreeSet::new();
+        temporary::clean(&directory)?;
+        let mut bundles: BTreeMap<String, Vec<Maker>> = BTreeMap::new();
         for entry in std::fs::read_dir(&directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|ending| ending == "json") {
-                bundles.extend(read(&path).map(|record| record.bundle));
+                let Some(record) = read(&path) else { continue };
+                let maker = record.maker();
+                bundles.entry(record.bundle).or_default().push(maker);
             }
         }
         Ok(Self { directory, bundles })
     }
 
-    /// Whether a bundle, named from the root, was begun by a batch.
-    pub(super) fn names(&self, bundle: &str) -> bool {
-        self.bundles.contains(bundle)
+    /// Those that a bundle, named from the root, is known of.
+    pub(super) fn makers(&self, bundle: &str) -> &[Maker] {
+        self.bundles.get(bundle).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Without an ending. A lock lies beside it.
@@ -151,15 +194,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_kill_left_of_a_record_goes_with_the_next_run() {
+        let home = tempfile::tempdir().expect("a directory");
+        let plan = Plan { root: home.path().to_owned(), jobs: Vec::new() };
+        let records = Records::open(&plan).expect("it is made");
+        let begun = temporary::Temporary::beside(&records.path("a")).expect("it is begun");
+        let place = begun.path().parent().map(Path::to_owned).expect("it has a directory");
+        Records::open(&plan).expect("it is read");
+        assert!(place.exists(), "its maker lives");
+        begun.leave();
+        Records::open(&plan).expect("it is read");
+        assert!(!place.exists(), "its maker is gone");
+    }
+
+    #[test]
     fn what_is_no_record_is_none() {
         let home = tempfile::tempdir().expect("a directory");
         let plan = Plan { root: home.path().to_owned(), jobs: Vec::new() };
         let records = Records::open(&plan).expect("it is made");
-        let record = Record::begin("a", "out/a".to_owned());
+        let mut record = Record::begin("a", "jobs.yaml".to_owned(), "out/a".to_owned(), "1");
+        record.manifest = Some("2".to_owned());
         records.write(&record).expect("it is written");
         assert_eq!(records.read("a"), Some(record.clone()));
-        assert!(!records.names("out/a"), "it was not there before");
-        assert!(Records::open(&plan).expect("it is read").names("out/a"));
+        assert_eq!(records.makers("out/a"), [], "it was not there before");
+        let records = Records::open(&plan).expect("it is read");
+        let [maker] = records.makers("out/a") else { panic!("{records:?}") };
+        assert!(maker.made(Some("2")) && !maker.made(Some("3")) && !maker.made(None));
         let cut = serde_json::to_string(&record).expect("JSON");
         std::fs::write(records.path("a"), &cut[..cut.len() - 1]).expect("it is written");
         assert_eq!(records.read("a"), None);

@@ -262,7 +262,7 @@ impl<'a> Schedule<'a> {
     /// What is known of files only saves time.
     fn save(&mut self) {
         self.saved = Instant::now();
-        if let Err(e) = self.context.digester.save() {
+        if let Err(e) = self.context.surroundings.digester.save() {
             tracing::debug!("the digests of files cannot be kept: {e}");
         }
     }
@@ -290,6 +290,9 @@ impl<'a> Schedule<'a> {
                 self.states[at] = State::Waiting(Some(Instant::now() + AGAIN));
             }
             Looked::Ready(work) => {
+                if let Some(warning) = &work.warning {
+                    progress.say(Say::Warning, &format!("{name}: {warning}"));
+                }
                 if work.memory > self.budget.memory {
                     let [needed, budget] = [work.memory, self.budget.memory].map(|bytes| bytes as f64 / 1e6);
                     progress.say(
@@ -306,6 +309,9 @@ impl<'a> Schedule<'a> {
 
     fn over(&mut self, at: usize, end: End, progress: &mut dyn Progress) {
         let name = &self.job(at).name;
+        for warning in &end.warnings {
+            progress.say(Say::Warning, &format!("{name}: {warning}"));
+        }
         let bad = end.cases.iter().find(|case| !super::is_good(case.status));
         if let Some(case) = bad {
             let message = case.message.as_deref().unwrap_or("it failed");

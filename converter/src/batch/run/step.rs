@@ -27,30 +27,38 @@ pub(super) struct Ran {
     pub(super) message: Option<String>,
     /// The object that it printed.
     pub(super) result: Value,
+    /// What it warned of.
+    pub(super) warnings: Vec<String>,
     pub(super) peak: u64,
 }
 
-/// The arguments of a call, with the threads that it may take where the command has such an option.
+/// The arguments of a call, with the threads that it may take. Its own number of them holds as far as it is no larger.
 pub(super) fn arguments(step: &Step, threads: usize) -> Vec<String> {
-    let mut arguments = step.arguments.clone();
-    if takes_threads(step.command) && threads_given(step).is_none() {
-        arguments.extend(["--threads".to_owned(), threads.to_string()]);
+    let is_digests = step.arguments.iter().any(|argument| argument == "--digests");
+    let given = threads_given(step);
+    if given.is_some_and(|given| given <= threads) || is_digests {
+        return step.arguments.clone();
     }
+    let mut arguments: Vec<String> = Vec::new();
+    let mut own = step.arguments.iter();
+    while let Some(argument) = own.next() {
+        if argument == THREADS {
+            own.next();
+        } else if !argument.strip_prefix(THREADS).is_some_and(|rest| rest.starts_with('=')) {
+            arguments.push(argument.clone());
+        }
+    }
+    arguments.extend([THREADS.to_owned(), threads.to_string()]);
     arguments
 }
 
-fn takes_threads(command: StepCommand) -> bool {
-    match command {
-        StepCommand::Calibrate | StepCommand::Finetune | StepCommand::Eval | StepCommand::Bench => true,
-        StepCommand::Convert | StepCommand::Quantize | StepCommand::Verify => false,
-    }
-}
+const THREADS: &str = "--threads";
 
 /// The value of `--threads` among a step's arguments.
 pub(super) fn threads_given(step: &Step) -> Option<usize> {
     let arguments = &step.arguments;
-    let apart = arguments.iter().zip(arguments.iter().skip(1)).find(|(name, _)| *name == "--threads");
-    let joined = arguments.iter().find_map(|argument| argument.strip_prefix("--threads="));
+    let apart = arguments.iter().zip(arguments.iter().skip(1)).find(|(name, _)| *name == THREADS);
+    let joined = arguments.iter().find_map(|argument| argument.strip_prefix(THREADS)?.strip_prefix('='));
     apart.map(|(_, value)| value.as_str()).or(joined)?.parse().ok()
 }
 
@@ -67,6 +75,7 @@ pub(super) fn run(
             status: CaseStatus::Error,
             message: Some(format!("{}: it cannot be run: {e}", program.display())),
             result: Value::Null,
+            warnings: Vec::new(),
             peak: 0,
         },
     }
@@ -111,6 +120,7 @@ fn classified(status: ExitStatus, stdout: &[u8], lines: &[String], peak: u64) ->
         status,
         message: message.map(|message| one_line(&message)),
         result,
+        warnings: lines.iter().filter_map(|line| Some(one_line(line.strip_prefix("warning: ")?))).collect(),
         peak,
     };
     let told: Option<Value> = serde_json::from_slice(stdout).ok();
@@ -194,16 +204,19 @@ mod tests {
     fn step(command: StepCommand, arguments: &[&str]) -> Step {
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
         let place = Place { file: PathBuf::from("jobs.yaml"), line: 1, column: 1 };
-        Step { command, arguments, reads: Vec::new(), place }
+        Step { command, arguments, reads: Vec::new(), writes: Vec::new(), place }
     }
 
     #[test]
-    fn threads_are_passed_on_to_commands_that_take_them() {
+    fn threads_are_passed_on_and_no_step_takes_more() {
         let given = |command, arguments: &[&str]| super::arguments(&step(command, arguments), 3).join(" ");
         assert_eq!(given(StepCommand::Eval, &["b"]), "b --threads 3");
         assert_eq!(given(StepCommand::Eval, &["b", "--threads", "2"]), "b --threads 2");
         assert_eq!(given(StepCommand::Bench, &["--threads=2"]), "--threads=2");
-        assert_eq!(given(StepCommand::Convert, &["a"]), "a");
+        assert_eq!(given(StepCommand::Convert, &["a"]), "a --threads 3");
+        assert_eq!(given(StepCommand::Bench, &["--threads=64", "b"]), "b --threads 3");
+        assert_eq!(given(StepCommand::Eval, &["b", "--threads", "64", "--json"]), "b --json --threads 3");
+        assert_eq!(given(StepCommand::Verify, &["b", "--digests"]), "b --digests");
     }
 
     fn ended(raw: i32, stdout: &str, stderr: &[&str]) -> (CaseStatus, String) {
@@ -216,6 +229,8 @@ mod tests {
     fn how_a_child_ended_is_told_in_one_line() {
         assert_eq!(ended(0, "{}", &["warning: x"]), (CaseStatus::Passed, String::new()));
         assert_eq!(ended(0, "{", &[]).0, CaseStatus::Error);
+        let lines = ["warning: x", "note", "warning: y"].map(str::to_owned);
+        assert_eq!(classified(ExitStatus::from_raw(0), b"{}", &lines, 0).warnings, ["x", "y"]);
         let checks = json!({"checks": [
             {"name": "a", "ok": true},
             {"name": "b", "ok": false, "measured": 0.5, "limit": 1e-4, "reason": null},

@@ -1,9 +1,9 @@
 //! Limits that fail a job, judged from what its steps printed and from the bundle's manifest.
 
-use super::memory;
 use super::names::{BASELINE, BUNDLE};
 use super::record::StepRecord;
 use crate::batch::plan::{Job, Quantity, StepCommand, Threshold};
+use crate::bundle::model_files;
 use crate::report::outcome::{Case, CaseStatus};
 use crate::train::evaluate::mean;
 use dijiang_format::manifest::{Extent, Manifest, State};
@@ -84,12 +84,14 @@ impl<'a> Evidence<'a> {
     fn measure(&self, quantity: Quantity) -> Result<Figure, String> {
         match quantity {
             Quantity::CheckError => self.check_error(),
-            Quantity::PerplexityRatio => self.worst("perplexity", ratio, f64::max),
-            Quantity::AccuracyDifference => self.worst("accuracy", difference, f64::min),
+            Quantity::PerplexityRatio => self.worst(quantity, "perplexity", ratio),
+            Quantity::AccuracyDifference => self.worst(quantity, "accuracy", difference),
             Quantity::SpeedRatio => self.speed_ratio(),
             Quantity::StateBytes => state_bytes(&self.manifest()?.state),
             Quantity::BundleBytes => {
-                Ok(Figure::new(memory::bytes(&self.job.bundle) as f64, "bytes of files"))
+                let bytes = model_files::bytes(&self.job.bundle);
+                let bytes = bytes.map_err(|e| format!("{}: {e}", self.job.bundle.display()))?;
+                Ok(Figure::new(bytes as f64, "bytes of files"))
             }
             Quantity::SoftmaxSites => {
                 let Manifest { sites, misses, .. } = self.manifest()?;
@@ -122,18 +124,17 @@ impl<'a> Evidence<'a> {
     /// The figure of all texts or tasks that is the worst, each beside the baseline's.
     fn worst(
         &self,
+        quantity: Quantity,
         metric: &str,
         compare: fn(&Measurement<'_>, &Measurement<'_>) -> Figure,
-        worse: fn(f64, f64) -> f64,
     ) -> Result<Figure, String> {
         let ours = measurements(self.steps, metric, BUNDLE);
         if ours.is_empty() {
             return Err(format!("no step measured {metric} (hint: add a step `eval`)"));
         }
         let theirs = self.of_baseline(metric);
-        let figures = ours.values().map(|ours| {
-            let other = theirs.get(ours.task).filter(|theirs| theirs.n == ours.n);
-            let other = other.ok_or_else(|| {
+        let figures = ours.iter().map(|(of, ours)| {
+            let other = theirs.get(of).ok_or_else(|| {
                 let baseline = self.job.baseline.as_deref().unwrap_or("none");
                 let task = ours.task;
                 format!(
@@ -143,26 +144,22 @@ impl<'a> Evidence<'a> {
             Ok(compare(ours, other))
         });
         let figures: Vec<Figure> = figures.collect::<Result<_, String>>()?;
-        let worst = figures.into_iter().reduce(|a, b| match worse(a.value, b.value) == a.value {
-            true => a,
-            false => b,
-        });
+        let worst =
+            figures.into_iter().reduce(|a, b| if is_worse(quantity, b.value, a.value) { b } else { a });
         worst.ok_or_else(|| format!("no step measured {metric}"))
     }
 
     /// Measured by the job's own steps, or else by those of the baseline.
-    fn of_baseline(&self, metric: &str) -> BTreeMap<&'a str, Measurement<'a>> {
+    fn of_baseline(&self, metric: &str) -> Measurements<'a> {
         let mut found = measurements(self.baseline.unwrap_or_default(), metric, BUNDLE);
         found.extend(measurements(self.steps, metric, BASELINE));
         found
     }
 
-    /// The smallest of the last step `bench`, which measures both in turn.
+    /// The smallest of the last step `bench` that decoded, which measures both in turn.
     fn speed_ratio(&self) -> Result<Figure, String> {
-        let mut benches = self.steps.iter().filter(|step| step.command == StepCommand::Bench.name());
-        let rows = benches.next_back().and_then(|step| step.result["rows"].as_array()).into_iter().flatten();
-        let rows: Vec<&Value> =
-            rows.filter(|row| row["phase"] == "decode" && row["bundle"] == BUNDLE).collect();
+        let benches = self.steps.iter().filter(|step| step.command == StepCommand::Bench.name());
+        let rows = benches.rev().map(decoded).find(|rows| !rows.is_empty()).unwrap_or_default();
         let ratio = |row: &Value| {
             row["ratio"].as_f64().ok_or_else(|| {
                 let failed = row["failed"].as_str().unwrap_or("it was measured without the baseline");
@@ -179,6 +176,26 @@ impl<'a> Evidence<'a> {
     }
 }
 
+/// The rows of a step `bench` that are of decoding the job's bundle.
+fn decoded(step: &StepRecord) -> Vec<&Value> {
+    let rows = step.result["rows"].as_array().into_iter().flatten();
+    rows.filter(|row| row["phase"] == "decode" && row["bundle"] == BUNDLE).collect()
+}
+
+/// Whether a figure is worse than another. None is worse than NaN.
+fn is_worse(quantity: Quantity, a: f64, b: f64) -> bool {
+    match (a.is_nan(), b.is_nan()) {
+        (_, true) => false,
+        (true, false) => true,
+        (false, false) if is_least(quantity) => a < b,
+        (false, false) => a > b,
+    }
+}
+
+/// By the digest of the file that was measured on, or its name where that is not known, and over how many tokens or
+/// questions: names of files are not the same in all jobs.
+type Measurements<'a> = BTreeMap<(&'a str, u64), Measurement<'a>>;
+
 /// What a step `eval` measured.
 #[derive(Debug)]
 struct Measurement<'a> {
@@ -189,22 +206,31 @@ struct Measurement<'a> {
 }
 
 /// The last one of each task.
-fn measurements<'a>(
-    steps: &'a [StepRecord],
-    metric: &str,
-    bundle: &str,
-) -> BTreeMap<&'a str, Measurement<'a>> {
+fn measurements<'a>(steps: &'a [StepRecord], metric: &str, bundle: &str) -> Measurements<'a> {
     let evals = steps.iter().filter(|step| step.command == StepCommand::Eval.name());
-    let results = evals.filter_map(|step| step.result["results"].as_array()).flatten();
-    let meant = results.filter(|row| row["metric"] == *metric && row["bundle"] == *bundle);
-    let read = |row: &'a Value| {
+    let results = evals.flat_map(|step| {
+        let rows = step.result["results"].as_array().into_iter().flatten();
+        rows.map(move |row| (step, row))
+    });
+    let meant = results.filter(|(_, row)| row["metric"] == *metric && row["bundle"] == *bundle);
+    let read = |(step, row): (&'a StepRecord, &'a Value)| {
         let each = row["each"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
         // A number that JSON has none for is written as nothing.
         let value = row["value"].as_f64().unwrap_or(f64::NAN);
         let task = row["task"].as_str()?;
-        Some((task, Measurement { task, value, n: row["n"].as_u64()?, each }))
+        let n = row["n"].as_u64()?;
+        let key = (digest_of(step, task).unwrap_or(task), n);
+        Some((key, Measurement { task, value, n, each }))
     };
     meant.filter_map(read).collect()
+}
+
+/// The digest of the file that a task is of: it stands for the file itself, or for what the option `task` names.
+fn digest_of<'a>(step: &'a StepRecord, task: &str) -> Option<&'a str> {
+    let of_option = |argument: &'a String| argument.strip_prefix(task)?.strip_prefix("={")?.strip_suffix('}');
+    let of_itself = task.strip_prefix('{').and_then(|label| label.strip_suffix('}'));
+    let label = of_itself.or_else(|| step.arguments.iter().find_map(of_option))?;
+    step.reads.get(label).map(String::as_str)
 }
 
 /// Of perplexities. The error is that of the differences between the same windows.
@@ -332,6 +358,52 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_told_apart_by_their_bytes() {
+        let of = |digest: &str, each: &[f64]| {
+            let mut step = perplexity(BUNDLE, each, 9);
+            step.reads.insert("valid.txt".to_owned(), digest.to_owned());
+            step
+        };
+        let ours = [of("1", &[9.0, 9.5]), of("2", &[1.0, 1.5])];
+        let theirs = [of("1", &[1.0, 1.5]), of("2", &[1.0, 1.5])];
+        let told = judged(Quantity::PerplexityRatio, 1.2, &ours, &theirs);
+        assert!(told.starts_with("Failed: 2980.9580 "), "{told}");
+        let told = judged(Quantity::PerplexityRatio, 1.2, &ours[1..], &theirs[..1]);
+        assert!(told.starts_with("Error: the perplexity of baseline `softmax` was not measured"), "{told}");
+    }
+
+    #[test]
+    fn no_figure_is_worse_than_none() {
+        let task = |name: &str, value: Value| json!({"bundle": BUNDLE, "task": name, "metric": "accuracy", "value": value, "n": 4, "each": []});
+        let steps = |values: [Value; 2]| {
+            let [a, b] = values;
+            [done(StepCommand::Eval, json!({"results": [task("a", a), task("b", b)]}))]
+        };
+        let theirs = steps([json!(0.5), json!(0.5)]);
+        for ours in [[Value::Null, json!(0.5)], [json!(0.5), Value::Null]] {
+            let told = judged(Quantity::AccuracyDifference, -1.0, &steps(ours), &theirs);
+            assert!(told.starts_with("Failed: NaN over 4 questions of "), "{told}");
+        }
+        let text = |name: &str, value: Value| json!({"bundle": BUNDLE, "task": name, "metric": "perplexity", "value": value, "n": 4, "each": []});
+        let ours = [done(
+            StepCommand::Eval,
+            json!({"results": [text("{a}", json!(2.0)), text("{b}", Value::Null), text("{c}", json!(9.0))]}),
+        )];
+        let theirs = [done(
+            StepCommand::Eval,
+            json!({"results": [text("{a}", json!(2.0)), text("{b}", json!(2.0)), text("{c}", json!(2.0))]}),
+        )];
+        let told = judged(Quantity::PerplexityRatio, 100.0, &ours, &theirs);
+        assert!(told.starts_with("Failed: NaN over 0 windows of b"), "{told}");
+    }
+
+    #[test]
+    fn a_bundle_that_is_not_there_has_no_size() {
+        let told = judged(Quantity::BundleBytes, 1e9, &[], &[]);
+        assert!(told.starts_with("Error: nowhere/llama: "), "{told}");
+    }
+
+    #[test]
     fn accuracy_is_compared_question_by_question() {
         let task = |each: &[f64]| {
             let value = each.iter().sum::<f64>() / each.len() as f64;
@@ -385,6 +457,10 @@ mod tests {
         let told = judged(Quantity::SpeedRatio, 1.5, &slow, &[]);
         assert_eq!(told, "Passed: 1.5000 times as fast at context 16, batch 1, expected at least 1.5000");
         assert!(judged(Quantity::SpeedRatio, 1.6, &slow, &[]).starts_with("Failed: "));
+        // One that did not decode says nothing of it.
+        let [first] = slow;
+        let prefill = done(StepCommand::Bench, json!({"rows": [row("prefill", BUNDLE, 8, json!(0.1))]}));
+        assert!(judged(Quantity::SpeedRatio, 1.5, &[first, prefill], &[]).starts_with("Passed: 1.5000 "));
         let none = rows(row("decode", BUNDLE, 16, Value::Null));
         assert!(
             judged(Quantity::SpeedRatio, 1.0, &none, &[])
