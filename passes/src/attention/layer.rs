@@ -72,9 +72,9 @@ impl<'a> Layer<'a> {
     }
 
     fn phi(&self, x: &[f64], role: Role, head: usize) -> Vec<f64> {
-        let root = (HEAD_DIM as f64).powf(-0.25);
-        let scaled: Vec<f64> = x.iter().map(|x| x * root).collect();
         let map = feature_map::find(&self.recipe.map.kind).expect("a map");
+        let root = if map.is_unit() { 1.0 } else { (HEAD_DIM as f64).powf(-0.25) };
+        let scaled: Vec<f64> = x.iter().map(|x| x * root).collect();
         let features = map.eval(&scaled, &self.numbers(role, head), role);
         if self.recipe.map.unit { feature_map::eval_unit(&features) } else { features }
     }

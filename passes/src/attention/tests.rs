@@ -377,6 +377,38 @@ fn a_ring_holds_what_later_calls_see() {
     }
 }
 
+/// The graph of one token per row, which is never padding, goes on where another stopped.
+#[test]
+fn a_token_at_a_time_is_the_same() {
+    for local in [LOCAL, Local { window: 1, sinks: 0 }, Local { window: 20, sinks: 3 }] {
+        let recipe = with_window(delta("dct-unit", Decay::Learned), local);
+        let added = with_gates(&recipe);
+        let [many, one] = [Form::Operator("com.microsoft"), Form::OneToken("com.microsoft")]
+            .map(|form| lowered_with(testing::decoder(), &recipe, form, Some(&added)).0);
+        for masks in [["111111111111111"; 2], ["000011111111111", "111111111111111"]] {
+            let given = masked(&recipe, masks);
+            let want = run(&many, &given);
+            let first = [cut(&given[..2], 0, 5), given[2..].to_vec()].concat();
+            let mut found = run(&many, &first);
+            for at in 5..masks[0].len() {
+                let states = [
+                    ("past_key_values.0.recurrent_state", "present.0.recurrent_state"),
+                    ("past_key_values.0.conv_state", "present.0.conv_state"),
+                ];
+                let states = states.map(|(past, present)| (past, found[present].clone()));
+                found = run(&one, &[cut(&given[..2], at, at + 1), states.to_vec()].concat());
+            }
+            for name in ["present.0.recurrent_state", "present.0.conv_state"] {
+                near(&found[name].to_f64(), &want[name].to_f64(), &format!("{local:?} {masks:?} {name}"));
+            }
+            let width = (HEADS * HEAD_DIM) as usize;
+            let (y, last) = (want["y"].to_f64(), masks[0].len());
+            let rows = [0, 1].map(|row| y[((row + 1) * last - 1) * width..][..width].to_vec());
+            near(&found["y"].to_f64(), &rows.concat(), &format!("{local:?} {masks:?}"));
+        }
+    }
+}
+
 #[test]
 fn an_order_is_no_encoders() {
     let (_, report) = lowered_from(testing::encoder(), &delta("dct-unit", Decay::None), Form::Chunked(64));

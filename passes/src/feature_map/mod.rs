@@ -2,7 +2,7 @@
 //!
 //! One map per file, each twice: [`FeatureMap::emit`] writes it into a graph, [`FeatureMap::eval`]
 //! computes it in f64 by other code, as the oracle. Both take x̂ = x·√scale, so that φ stands for
-//! the exponential of the scaled score.
+//! the exponential of the scaled score; unit features, which do not depend on the length of x, take x.
 
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
@@ -108,6 +108,11 @@ pub trait FeatureMap: Sync {
         false
     }
 
+    /// Whether it takes x̂ = x·√scale. What does not depend on the length of x takes x as it is.
+    fn is_scaled(&self) -> bool {
+        !self.is_unit()
+    }
+
     /// Whether features have length one, as the delta rule wants them.
     fn is_unit(&self) -> bool {
         false
@@ -188,12 +193,18 @@ fn eval_exp(exponents: &[f64], role: Role) -> Vec<f64> {
 /// Added to the squared length of features.
 const LEAST_SQUARE: f64 = 1e-12;
 
-/// x / √(‖x‖² + ε) along the last axis, f32.
+/// x / √(‖x‖² + ε) along the last axis, f32: an RMS norm with the weight 1/√m, which runtimes have as one kernel.
 pub(crate) fn emit_unit(p: &mut Patch<'_>, x: ValueId) -> ValueId {
-    let square = emit_norm(p, x, 1.0);
-    let shifted = p.add_scalar(square, LEAST_SQUARE);
+    let last = p.rank(x) - 1;
+    let m = p.known_dim(x, last);
+    let square = p.mul(x, x);
+    let mean = p.reduce("ReduceMean", square, &[-1], true);
+    let shifted = p.add_scalar(mean, LEAST_SQUARE / m as f64);
     let root = p.sqrt(shifted);
-    p.div(x, root)
+    let normal = p.div(x, root);
+    let weight = vec![(m as f32).sqrt().recip(); m as usize];
+    let weight = p.constant("unit", Tensor::from_f32(&[m], &weight));
+    p.mul(normal, weight)
 }
 
 /// The same in f64.

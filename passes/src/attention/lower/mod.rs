@@ -24,6 +24,7 @@ mod recurrent;
 mod segment;
 pub mod tokens_first;
 pub mod window;
+mod window_step;
 
 /// What a lowering is given.
 #[derive(Debug, Clone, Copy)]
@@ -109,17 +110,19 @@ pub enum Form {
     Segment(u32),
     /// A `LinearAttention` operator of this domain.
     Operator(&'static str),
+    /// The same where a call brings one token per row, which is never padding.
+    OneToken(&'static str),
 }
 
 impl Form {
     /// Whether padding is taken out of the values, which are narrower than the features, and not of the keys.
     pub fn masks_values(self) -> bool {
-        matches!(self, Self::Operator(_) | Self::Segment(_))
+        matches!(self, Self::Operator(_) | Self::OneToken(_) | Self::Segment(_))
     }
 
     /// Whether runtimes serve it; the others are there to compare with, and to train.
     pub fn is_served(self) -> bool {
-        matches!(self, Self::Operator(_) | Self::Segment(_))
+        matches!(self, Self::Operator(_) | Self::OneToken(_) | Self::Segment(_))
     }
 
     /// Whether features are `[heads, batch, sequence, m]`.
@@ -129,7 +132,7 @@ impl Form {
 
     pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         match (self, r.beta) {
-            (Self::Operator(domain), _) => recurrent::lower(p, r, domain),
+            (Self::Operator(domain) | Self::OneToken(domain), _) => recurrent::lower(p, r, domain),
             (Self::Parallel, None) => parallel::lower(p, r),
             (Self::Chunked(size), None) => chunked::lower(p, r, size),
             (Self::Segment(size), None) => segment::lower(p, r, size),

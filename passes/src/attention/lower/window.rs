@@ -4,7 +4,7 @@
 //! A ring has a slot for each sink and W more: the token with count n lies in slot n - 1 where n ≤ s, and else in slot
 //! s + (n - s - 1) mod W. Its order means nothing to softmax, and what is in no slot is masked.
 
-use super::{Dims, HeadOrder};
+use super::{Dims, Form, window_step};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
@@ -43,7 +43,15 @@ pub struct Ring {
 }
 
 /// What each query reads, `[batch, heads, sequence, value_dim]`, and the ring afterwards.
-pub(crate) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> (ValueId, HeadOrder, Ring) {
+pub(crate) fn lower(p: &mut Patch<'_>, form: Form, near: &Near, local: Local, dims: Dims) -> (ValueId, Ring) {
+    match form {
+        Form::OneToken(_) => window_step::lower(p, near, local, dims),
+        _ => by_counts(p, near, local, dims),
+    }
+}
+
+/// Every query with every key, masked.
+fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> (ValueId, Ring) {
     let counts = Counts::new(p, near, local);
     let [keys, values] =
         [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
@@ -54,7 +62,7 @@ pub(crate) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) ->
         values: taken(p, values, near.ring.values, rows),
         count: wrapped(p, counts.after, local),
     };
-    (read, HeadOrder::HeadMajor, ring)
+    (read, ring)
 }
 
 /// Counts of tokens, f32.
@@ -95,7 +103,7 @@ impl Counts {
 }
 
 /// x mod w, not negative.
-fn modulo(p: &mut Patch<'_>, x: ValueId, w: u32) -> ValueId {
+pub(super) fn modulo(p: &mut Patch<'_>, x: ValueId, w: u32) -> ValueId {
     let by = p.scalar_like(x, f64::from(w));
     let times = p.div(x, by);
     let times = p.node(Op::new("Floor"), &[times]);
@@ -104,7 +112,7 @@ fn modulo(p: &mut Patch<'_>, x: ValueId, w: u32) -> ValueId {
 }
 
 /// A row of counts, f32 `[n]`.
-fn row(p: &mut Patch<'_>, counts: impl Iterator<Item = u32>) -> ValueId {
+pub(super) fn row(p: &mut Patch<'_>, counts: impl Iterator<Item = u32>) -> ValueId {
     let counts: Vec<f32> = counts.map(|count| count as f32).collect();
     p.constant("counts", Tensor::from_f32(&[counts.len() as u64], &counts))
 }
@@ -141,7 +149,7 @@ fn held(p: &mut Patch<'_>, slots: ValueId, count: ValueId, local: Local) -> Valu
 }
 
 /// The count as it is kept: one as large as it needs to be, that stands at the same place of the ring.
-fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+pub(super) fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
     let behind = p.add_scalar(count, -f64::from(local.sinks));
     let within = modulo(p, behind, local.window);
     let within = p.add_scalar(within, local.slots() as f64);
@@ -172,7 +180,7 @@ fn read(
 }
 
 /// In the range of f16; what is masked is then still nothing beside a score that is not.
-const CLOSED: f64 = 6e4;
+pub(super) const CLOSED: f64 = 6e4;
 
 /// Whether a query sees a key, bool `[batch, sequence, slots + sequence]`.
 fn seen(p: &mut Patch<'_>, counts: &Counts, local: Local) -> ValueId {
@@ -193,6 +201,7 @@ fn seen(p: &mut Patch<'_>, counts: &Counts, local: Local) -> ValueId {
 fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: Dims) -> ValueId {
     let slots = local.slots() as i64;
     let wanted = slot_counts(p, counts.after, local);
+    let wanted = held(p, wanted, counts.after, local);
     // What none of the slots held and is a token of the call.
     let is_new = p.greater(wanted, near.ring.count);
     let wanted_new = p.less_or_equal(wanted, counts.after);

@@ -46,7 +46,7 @@ impl SiteWriter<'_, '_, '_> {
         if self.puts_heads_first() {
             return self.features_by_head(map, role, x, &emitted);
         }
-        let scaled = self.scaled(x);
+        let scaled = if map.is_scaled() { self.scaled(x) } else { x };
         self.emit(map, scaled, &emitted, role)
     }
 
@@ -77,7 +77,7 @@ impl SiteWriter<'_, '_, '_> {
             (self.p.shape_of(x, 0, 1), self.p.shape_of(x, 1, 2), self.p.shape_of(x, 2, 3));
         let transposed = self.p.transpose(x, &[1, 0, 2, 3]);
         let rows = self.p.reshape(transposed, &[0, -1, self.site.head_dim as i64]);
-        let scaled = self.scaled(rows);
+        let scaled = if map.is_scaled() { self.scaled(rows) } else { rows };
         let features = self.emit(map, scaled, emitted, role);
         let last = self.p.shape_of(features, 2, 3);
         let shape = self.p.concat(&[heads, batch, time, last], 0);

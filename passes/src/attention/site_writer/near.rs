@@ -14,7 +14,6 @@ const SHARE: f32 = 3.0;
 /// What the window of a site gives.
 pub(super) struct FromNear {
     pub(super) read: ValueId,
-    pub(super) order: HeadOrder,
     pub(super) ring: Ring,
 }
 
@@ -30,8 +29,8 @@ impl SiteWriter<'_, '_, '_> {
             value_dim: site.value_dim as i64,
             divides: false,
         };
-        let (read, order, ring) = window::lower(self.p, &near, local, dims);
-        FromNear { read, order, ring }
+        let (read, ring) = window::lower(self.p, self.options.form, &near, local, dims);
+        FromNear { read, ring }
     }
 
     /// g · window + (1 - g) · linear, g = sigmoid(mix) per query head; 0 on padding.
@@ -49,7 +48,7 @@ impl SiteWriter<'_, '_, '_> {
             HeadOrder::HeadMajor => self.p.unsqueeze(share, &[1, 2]),
             HeadOrder::TokenMajor => self.p.unsqueeze(share, &[1]),
         };
-        let read = self.in_order(near.read, near.order, linear.order);
+        let read = self.in_order(near.read, HeadOrder::HeadMajor, linear.order);
         let read = self.p.cast(read, DType::F32);
         let apart = self.p.sub(read, linear.read);
         let moved = self.p.mul(apart, share);
