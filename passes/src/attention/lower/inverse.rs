@@ -89,21 +89,20 @@ impl Triangle {
     fn joined(&self, p: &mut Patch<'_>, inverse: ValueId, [size, pairs]: [ValueId; 2]) -> ValueId {
         let m = p.known_dim(self.rows, 4) as i64;
         let two = p.ints(&[2]);
-        let half = |p: &mut Patch<'_>, x: ValueId, tail: Option<i64>, of: i64| {
+        let halves = |p: &mut Patch<'_>, x: ValueId, tail: Option<i64>| {
             let apart = Self::cut(p, x, &[pairs, two, size], tail);
-            let half = p.slice(apart, 3, of, of + 1);
-            p.squeeze(half, &[3])
+            split_in_two(p, apart)
         };
-        let (x, y) = (half(p, self.rows, Some(m), 1), half(p, self.columns, Some(m), 0));
-        let logs = self.log.map(|log| [half(p, log, None, 1), half(p, log, None, 0)]);
+        let ([_, x], [y, _]) = (halves(p, self.rows, Some(m)), halves(p, self.columns, Some(m)));
+        let logs = self.log.map(|log| {
+            let [first, second] = halves(p, log, None);
+            [second, first]
+        });
         let transposed = p.transpose(y, &[0, 1, 2, 4, 3]);
         let products = p.matmul(x, transposed);
         let between = decayed(p, products, logs);
         let apart = Self::cut(p, inverse, &[pairs, two, size, size], None);
-        let [first, second] = [0, 1].map(|of| {
-            let half = p.slice(apart, 3, of, of + 1);
-            p.squeeze(half, &[3])
-        });
+        let [first, second] = split_in_two(p, apart);
         let corner = p.matmul(between, first);
         let corner = p.matmul(second, corner);
         let corner = p.neg(corner);
@@ -112,6 +111,12 @@ impl Triangle {
         let (above, below) = (p.concat(&[first, none], 4), p.concat(&[corner, second], 4));
         p.concat(&[above, below], 3)
     }
+}
+
+/// `[batch, heads, pairs, 2, …]` → both of `[batch, heads, pairs, …]`
+fn split_in_two(p: &mut Patch<'_>, x: ValueId) -> [ValueId; 2] {
+    let parts = p.split(x, 3, &[1, 1]);
+    [parts[0], parts[1]].map(|half| p.squeeze(half, &[3]))
 }
 
 /// Squares on the diagonals of all chunks: `[1]` each.
