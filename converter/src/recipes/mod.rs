@@ -93,7 +93,7 @@ mod tests {
         let cases = [
             (
                 load("adaptve"),
-                "no recipe is called `adaptve`: expected one of adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
+                "no recipe is called `adaptve`: expected one of adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
             ),
             (
                 parse("name: x\nmap: {kind: elu}", "x.yaml"),
