@@ -507,8 +507,8 @@ fn configs_that_do_not_fit_are_refused() {
 #[test]
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");

@@ -115,7 +115,7 @@ fn the_loss_falls_below_half_and_the_trained_bundle_serves() {
     if !can_run() {
         return;
     }
-    for recipe in ["adaptive", "paper", "released"] {
+    for recipe in ["adaptive", "delta", "paper", "released"] {
         let setting = Setting::new(recipe);
         let output = setting.train("finetune", &["--steps", "200", "--lr", "3e-3", "--clip", "1"]);
         assert!(output.status.success(), "{recipe}: {}", said(&output));

@@ -22,6 +22,14 @@ pub const PRESENT: &str = "present.";
 /// What the names of weights begin with that hold rotations for one runtime's operator: no part of the model.
 pub const TABLES: &str = "grouped_attention.";
 
+/// After the name of a site, what the names of values begin with that a conversion writes there.
+pub const MADE: &str = "/dijiang";
+
+/// Whether a conversion made the value of this name: a constant of it is no weight of the model, however large it is.
+pub fn is_made(name: &str) -> bool {
+    name.split_once(MADE).is_some_and(|(_, rest)| rest.starts_with('/'))
+}
+
 /// A state of one layer, by the last part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {
@@ -51,6 +59,13 @@ impl StatePart {
         format!("{PAST}{layer}.{}", self.name())
     }
 
+    /// Whether this is the name of such an input, of any layer.
+    pub fn is_past(self, name: &str) -> bool {
+        let layer =
+            name.strip_prefix(PAST).and_then(|rest| rest.strip_suffix(self.name())?.strip_suffix('.'));
+        layer.is_some_and(|layer| layer.bytes().all(|byte| byte.is_ascii_digit()))
+    }
+
     /// The name of the output: `present.{layer}.{part}`.
     pub fn present(self, layer: usize) -> String {
         format!("{PRESENT}{layer}.{}", self.name())
@@ -67,8 +82,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_conversion_makes_is_told_by_its_name() {
+        assert!(is_made("h.0.attn/dijiang/counts_2"));
+        assert!(!is_made("h.0.attn.dijiang.mix") && !is_made("model/dijiang") && !is_made("w"));
+    }
+
+    #[test]
     fn a_state_is_replaced_by_the_output_of_its_name() {
         assert_eq!(StatePart::Sums.past(3), "past_key_values.3.recurrent_state");
+        assert!(StatePart::Sums.is_past("past_key_values.3.recurrent_state"));
+        assert!(!StatePart::Normalizer.is_past("past_key_values.3.recurrent_state"));
+        assert!(!StatePart::Key.is_past("past_key_values.x.key"));
         assert_eq!(present_of("past_key_values.3.key").as_deref(), Some("present.3.key"));
         assert_eq!(present_of("input_ids"), None);
     }

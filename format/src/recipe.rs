@@ -16,6 +16,12 @@ pub struct Recipe {
     pub decay: Decay,
     #[serde(default)]
     pub readout: Readout,
+    /// How a token changes the state.
+    #[serde(default, skip_serializing_if = "Rule::is_linear")]
+    pub rule: Rule,
+    /// Exact softmax over near tokens beside the recurrence; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Local>,
     /// Layers that stay softmax, counted from 0.
     #[serde(default)]
     pub softmax_layers: Vec<usize>,
@@ -51,6 +57,33 @@ pub struct MapSpec {
     pub signs: bool,
     pub lengths: Lengths,
     pub radial: Radial,
+    /// Features are divided by their Euclidean length.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unit: bool,
+    /// The rows that are learned begin as this basis (`dct-unit`).
+    #[serde(skip_serializing_if = "Basis::is_dct")]
+    pub basis: Basis,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// The basis that learned rows begin as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Basis {
+    /// The orthonormal DCT-II.
+    #[default]
+    Dct,
+    /// The identity matrix.
+    Identity,
+}
+
+impl Basis {
+    fn is_dct(&self) -> bool {
+        *self == Self::Dct
+    }
 }
 
 impl Default for MapSpec {
@@ -61,6 +94,8 @@ impl Default for MapSpec {
             signs: false,
             lengths: Lengths::Quantiles,
             radial: Radial::Normal,
+            unit: false,
+            basis: Basis::Dct,
         }
     }
 }
@@ -100,11 +135,51 @@ pub enum Decay {
     Learned,
 }
 
+/// How a token changes the state S, before φ(q)ᵀ S is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// S ← a_t S + φ(k_t) ⊗ v_t.
+    #[default]
+    Linear,
+    /// S ← a_t S, then S ← S + φ(k_t) ⊗ β_t (v_t - Sᵀφ(k_t)), β_t = sigmoid(w_h·x_t + b_h) per key/value head and φ(k)
+    /// a unit vector (Schlag et al. 2021; Yang et al. 2024). Nothing divides what is read.
+    Delta,
+    /// There is no state: the window alone.
+    None,
+}
+
+impl Rule {
+    fn is_linear(&self) -> bool {
+        *self == Self::Linear
+    }
+}
+
+/// Softmax over the last tokens and the first, as it was. By counts: n_i is how many tokens of the row that are no padding
+/// stand up to i, i itself included; j is visible to i where n_i - n_j < `window` or n_j ≤ `sinks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Local {
+    pub window: u32,
+    #[serde(default)]
+    pub sinks: u32,
+}
+
+/// The most tokens of a window, and of sinks.
+pub const MOST_LOCAL: u32 = 1 << 14;
+
+impl Local {
+    /// The tokens that a state holds.
+    pub fn slots(&self) -> u64 {
+        u64::from(self.window) + u64::from(self.sinks)
+    }
+}
+
 /// What is made of φ(q)ᵀ S.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Readout {
-    /// Divided by φ(q)·z.
+    /// Divided by φ(q)·z; as it is under the delta rule, which needs no z.
     #[default]
     Sum,
     /// Normalised per head and gated by SiLU(W_g x), as in the released code.
@@ -120,6 +195,8 @@ impl MapSpec {
             ("signs", self.signs != default.signs),
             ("lengths", self.lengths != default.lengths),
             ("radial", self.radial != default.radial),
+            ("unit", self.unit != default.unit),
+            ("basis", self.basis != default.basis),
         ];
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }

@@ -29,7 +29,7 @@ use crate::convert::refusal::{
     Others, check_added, check_linear, check_names, check_sites, check_source, of_pipeline, said,
 };
 use crate::convert::source::{Source, SourceError};
-use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export};
+use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export, opset_of};
 use crate::provenance::opened::{self, NotAsWritten};
 use crate::report::progress::{Estimate, Progress};
 use crate::train::TrainError;
@@ -606,7 +606,7 @@ impl ModelWriter<'_> {
         if let Some(bound) = bound {
             let opset = self.options.target.opset();
             graphs.push((files::PREFILL, opset, &bound.prefill));
-            graphs.push((files::DECODE, opset, &bound.decode));
+            graphs.push((files::DECODE, opset_of(&bound.decode, opset), &bound.decode));
         }
         let write = |(name, opset, graph): &(&str, i64, &Graph)| {
             self.write(name, &graph_bytes(*opset, graph, weights)?)

@@ -110,6 +110,12 @@ fn ir_version(opset: i64) -> i64 {
     }
 }
 
+/// The first opset, from `least` on, that has all standard operators of a graph.
+pub fn opset_of(graph: &Graph, least: i64) -> i64 {
+    let standard = graph.nodes().filter(|(_, node)| node.op.domain().is_empty());
+    standard.map(|(_, node)| forms::first_opset(node.op.name())).fold(least, i64::max)
+}
+
 fn opset_imports(graph: &Graph, opset: i64) -> Vec<OperatorSetIdProto> {
     let others: BTreeSet<&str> =
         graph.nodes().map(|(_, n)| n.op.domain()).filter(|d| !d.is_empty()).collect();

@@ -46,6 +46,7 @@ const FIRST_OPSETS: &[(&str, i64)] = &[
     ("RMSNormalization", 23),
     ("RotaryEmbedding", 23),
     ("Swish", 24),
+    ("TensorScatter", 24),
 ];
 
 /// The rows of one operator.

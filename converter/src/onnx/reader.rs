@@ -12,6 +12,7 @@ use super::proto::{
 use super::{attribute, branches, domain, dtype, forms, forms::Form};
 use crate::report::message::shown;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::is_made;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::{Attr, Op};
 use dijiang_passes::ir::patch::{Change, Patch};
@@ -150,7 +151,7 @@ impl<'m> Reader<'m> {
             dtype if dtype.is_float() => MAX_SMALL,
             _ => usize::MAX,
         };
-        let id = if is_weight || tensor.len() > most {
+        let id = if is_weight || (tensor.len() > most && !is_made(name)) {
             self.notes.weight(&label, &tensor);
             self.patch.weight(&label, tensor)
         } else {

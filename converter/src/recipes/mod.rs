@@ -12,6 +12,7 @@ pub const DEFAULT: &str = "adaptive";
 /// Name and text of every recipe beside this file, in the order they are listed.
 pub const PRESETS: &[(&str, &str)] = &[
     ("adaptive", include_str!("adaptive.yaml")),
+    ("delta", include_str!("delta.yaml")),
     ("paper", include_str!("paper.yaml")),
     ("released", include_str!("released.yaml")),
     ("performer", include_str!("performer.yaml")),
@@ -92,7 +93,7 @@ mod tests {
         let cases = [
             (
                 load("adaptve"),
-                "no recipe is called `adaptve`: expected one of adaptive, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
+                "no recipe is called `adaptve`: expected one of adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
             ),
             (
                 parse("name: x\nmap: {kind: elu}", "x.yaml"),

@@ -9,7 +9,8 @@ The recurrence of every linear attention, per key/value head, is
 
     S_t = a_t S_{t-1} + φ(k_t) ⊗ v_t,    z_t = a_t z_{t-1} + φ(k_t),    o_t = φ(q_t)ᵀ S_t / (φ(q_t)·z_t + ε),
 
-computed here in chunks and without a state, as training needs it. `generate` works, but computes the whole text again
+or, under the delta rule, S_t = a_t S_{t-1} + φ(k_t) ⊗ β_t (v_t - a_t S_{t-1}ᵀφ(k_t)) and o_t = φ(q_t)ᵀ S_t, mixed per head
+with softmax over near tokens where the recipe has a window. It is computed here in chunks and without a state, as training needs it. `generate` works, but computes the whole text again
 for each token: the bundle's graphs are what serves. There is no dropout. New parameters are trained from where the
 bundle has them; what a recipe fixes (frequencies, decays) is a buffer. Weights always come from a bundle: a model made
 from a config alone is all zeros where the bundle would have its features.
@@ -29,6 +30,8 @@ from transformers.modeling_outputs import CausalLMOutput
 EPSILON = 1e-30
 # Keys' exponents stay between this and its negative.
 MAX_EXPONENT = 60.0
+# Added to the squared length of unit features.
+LEAST_SQUARE = 1e-12
 
 
 class DijiangConfig(PretrainedConfig):
@@ -104,6 +107,42 @@ class DctSoftmax:
         return (x @ own["w"].transpose(-1, -2) + own["log_d"][:, None]).softmax(-1)
 
 
+class DctUnit:
+    """W x + bias, of length one"""
+
+    is_unit = True
+
+    @staticmethod
+    def per_head(m, d):
+        return {"w": (m, d), "bias": (m,)}
+
+    @staticmethod
+    def shared(m, d):
+        return {}
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return unit(x @ own["w"].transpose(-1, -2) + own["bias"][:, None])
+
+
+class WdctUnit:
+    """D ⊙ C x, of length one"""
+
+    is_unit = True
+
+    @staticmethod
+    def per_head(m, d):
+        return {"log_d": (m,)}
+
+    @staticmethod
+    def shared(m, d):
+        return {"c": (m, d)}
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return unit(F.linear(x, shared["c"]) * own["log_d"].exp()[:, None])
+
+
 class Wdcf:
     """D ⊙ exp(T C x)"""
 
@@ -171,7 +210,19 @@ class Prf:
         return bounded_exp(F.linear(x, omega) - shift, is_query)
 
 
-MAPS = {"dct-softmax": DctSoftmax, "pff": Pff, "prf": Prf, "wdcf": Wdcf, "wpff": Wpff}
+MAPS = {
+    "dct-softmax": DctSoftmax,
+    "dct-unit": DctUnit,
+    "pff": Pff,
+    "prf": Prf,
+    "wdcf": Wdcf,
+    "wdct-unit": WdctUnit,
+    "wpff": Wpff,
+}
+
+
+def unit(x):
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + LEAST_SQUARE)
 
 
 def bounded_exp(exponents, is_query):
@@ -220,6 +271,50 @@ def chunked(q, k, v, log_decay, size):
     return out.flatten(-3, -2)[..., :time, :]
 
 
+def delta(q, k, v, log_decay, beta, size):
+    """S ← a_t S, S ← S + k_t ⊗ β_t (v_t - Sᵀk_t), read as qᵀS, in chunks of `size` tokens by the UT transform. k has length
+    one; `log_decay` may be None."""
+    time = q.shape[-2]
+    missing = -time % size
+    q, k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(-2, (-1, size)) for x in (q, k, v))
+    if log_decay is None:
+        log_decay = torch.zeros_like(beta)
+    beta, log_decay = (F.pad(x, (0, missing)).unflatten(-1, (-1, size)) for x in (beta, log_decay))
+    inside = log_decay.cumsum(-1)
+    # Bounded, as what the triangles close must not overflow before they do.
+    between = (inside[..., :, None] - inside[..., None, :]).clamp(max=0).exp()
+    written = k * beta[..., None]
+    triangle = (written @ k.transpose(-1, -2) * between).tril(-1)
+    eye = torch.eye(size, dtype=q.dtype, device=q.device)
+    both = torch.cat((written * inside.exp()[..., None], v * beta[..., None]), -1)
+    both = torch.linalg.solve_triangular(eye + triangle, both, upper=False, unitriangular=True)
+    removed, added = both.split((k.shape[-1], v.shape[-1]), -1)
+    weights = (q @ k.transpose(-1, -2) * between).tril()
+    read, last = q * inside.exp()[..., None], k * (inside[..., -1:] - inside).exp()[..., None]
+    state = torch.zeros_like(k[..., 0, :1, :].transpose(-1, -2) * v[..., 0, :1, :])
+    out = []
+    for n in range(q.shape[-3]):
+        new = added[..., n, :, :] - removed[..., n, :, :] @ state
+        out.append(read[..., n, :, :] @ state + weights[..., n, :, :] @ new)
+        kept = inside[..., n, -1].exp()[..., None, None]
+        state = state * kept + last[..., n, :, :].transpose(-1, -2) @ new
+    return torch.stack(out, -3).flatten(-3, -2)[..., :time, :]
+
+
+def near(q, k, v, mask, local):
+    """softmax(q kᵀ) v over the last `window` tokens and the first `sinks`, by counts of tokens. q is scaled."""
+    batch, time = q.shape[0], q.shape[-2]
+    if mask is None:
+        mask = torch.ones(batch, time, dtype=torch.bool, device=q.device)
+    counts = mask.cumsum(-1)
+    query, key = counts[:, :, None], counts[:, None, :]
+    seen = (query - key < local["window"]) | (key <= local.get("sinks", 0))
+    order = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
+    seen = (seen & order & mask[:, None, :])[:, None, None]
+    scores = (q @ k.transpose(-1, -2)).masked_fill(~seen, -6e4)
+    return scores.softmax(-1) @ v
+
+
 class LinearAttention(nn.Module):
     """What the conversion put in the place of softmax: the recipe's parameters, and the sums over φ(k) ⊗ v."""
 
@@ -227,10 +322,22 @@ class LinearAttention(nn.Module):
         super().__init__()
         spec = recipe["map"]
         self.map = MAPS[spec["kind"]]
+        self.makes_unit = spec.get("unit", False)
+        self.is_unit = getattr(self.map, "is_unit", False)
+        self.rule, self.local = recipe.get("rule", "linear"), recipe.get("local")
         self.chunk = recipe["chunk"]
-        self.group_norm = recipe["readout"] == "group-norm"
         self.scale = head_dim**-0.5
         features = spec["features"] * head_dim
+        self.decay, self.group_norm = recipe["decay"], recipe["readout"] == "group-norm"
+        if self.rule != "none":
+            self.add_recurrence(hidden, heads, kv_heads, (features, head_dim))
+        if self.rule == "delta":
+            self.beta = nn.Linear(hidden, kv_heads)
+        if self.rule != "none" and self.local:
+            self.mix = nn.Parameter(torch.zeros(heads))
+
+    def add_recurrence(self, hidden, heads, kv_heads, sizes):
+        features, head_dim = sizes
         self.q, self.k = nn.Module(), nn.Module()
         for role, count in ((self.q, heads), (self.k, kv_heads)):
             for name, shape in self.map.per_head(features, head_dim).items():
@@ -238,36 +345,70 @@ class LinearAttention(nn.Module):
         self.shared = list(self.map.shared(features, head_dim))
         for name, shape in self.map.shared(features, head_dim).items():
             self.register_buffer(name, torch.zeros(shape))
-        if recipe["decay"] == "learned":
+        if self.decay == "learned":
             self.gate = nn.Linear(hidden, kv_heads)
-        elif recipe["decay"] == "fixed":
+        elif self.decay == "fixed":
             self.register_buffer("log_decay", torch.zeros(kv_heads, 1))
-        self.decay = recipe["decay"]
         if self.group_norm:
             self.readout = nn.Linear(hidden, heads * head_dim, bias=False)
 
     def forward(self, hidden, q, k, v, mask):
         """q, k, v `[batch, heads, sequence, head_dim]`; mask `[batch, sequence]`, true for tokens, or None."""
         with without_autocast(q):
-            dtype, group = v.dtype, q.shape[1] // k.shape[1]
-            hidden, v = wide(hidden), wide(v)
-            q, k = self.features(q, self.q, True), self.features(k, self.k, False)
-            log_decay = self.log_decays(hidden)
-            if mask is not None:
-                tokens = mask[:, None].to(k.dtype)
-                k = k * tokens[..., None]
-                log_decay = None if log_decay is None else log_decay * tokens
-            # Values of 1 beside the others sum to the normaliser. Query heads stand beside their key/value head.
-            v = F.pad(v, (0, 1), value=1.0)
-            q, k, v = q.unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
-            log_decay = None if log_decay is None else log_decay.unsqueeze(2)
-            out = chunked(q, k, v, log_decay, self.chunk).flatten(1, 2)
-            return self.read(hidden, out[..., :-1], out[..., -1:]).to(dtype)
+            dtype = v.dtype
+            hidden, q, k, v = wide(hidden), wide(q), wide(k), wide(v)
+            if self.rule == "linear":
+                return self.linear(hidden, q, k, v, mask).to(dtype)
+            out = None if self.rule == "none" else self.by_delta(hidden, q, k, v, mask)
+            if self.local:
+                group = q.shape[1] // k.shape[1]
+                grouped = (q * self.scale).unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
+                window = near(*grouped, mask, self.local).flatten(1, 2)
+                out = window if out is None else self.mixed(window, out)
+                out = out if mask is None else out * mask[:, None, :, None].to(out.dtype)
+            return out.to(dtype)
+
+    def mixed(self, window, out):
+        share = wide(self.mix).sigmoid()[:, None, None]
+        return share * window + (1 - share) * out
+
+    def by_delta(self, hidden, q, k, v, mask):
+        group = q.shape[1] // k.shape[1]
+        q, k = self.features(q, self.q, True), self.features(k, self.k, False)
+        log_decay = self.log_decays(hidden)
+        beta = F.linear(hidden, wide(self.beta.weight), wide(self.beta.bias)).sigmoid().transpose(1, 2)
+        if mask is not None:
+            tokens = mask[:, None].to(k.dtype)
+            beta = beta * tokens
+            log_decay = None if log_decay is None else log_decay * tokens
+        q, k, v = q.unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
+        beta = beta.unsqueeze(2)
+        log_decay = None if log_decay is None else log_decay.unsqueeze(2)
+        out = delta(q, k, v, log_decay, beta, self.chunk).flatten(1, 2)
+        return self.read(hidden, out, None) if self.group_norm else out
+
+    def linear(self, hidden, q, k, v, mask):
+        group = q.shape[1] // k.shape[1]
+        q, k = self.features(q, self.q, True), self.features(k, self.k, False)
+        log_decay = self.log_decays(hidden)
+        if mask is not None:
+            tokens = mask[:, None].to(k.dtype)
+            k = k * tokens[..., None]
+            log_decay = None if log_decay is None else log_decay * tokens
+        # Values of 1 beside the others sum to the normaliser. Query heads stand beside their key/value head.
+        v = F.pad(v, (0, 1), value=1.0)
+        q, k, v = q.unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
+        log_decay = None if log_decay is None else log_decay.unsqueeze(2)
+        out = chunked(q, k, v, log_decay, self.chunk).flatten(1, 2)
+        return self.read(hidden, out[..., :-1], out[..., -1:])
 
     def features(self, x, role, is_query):
         own = {name: wide(p) for name, p in role.named_parameters()}
         shared = {name: wide(getattr(self, name)) for name in self.shared}
-        return self.map.phi(wide(x) * math.sqrt(self.scale), own, shared, is_query)
+        # What is unit does not depend on the length of x.
+        x = wide(x) if self.is_unit else wide(x) * math.sqrt(self.scale)
+        features = self.map.phi(x, own, shared, is_query)
+        return unit(features) if self.makes_unit else features
 
     def log_decays(self, hidden):
         """`[batch, kv_heads, sequence]`"""

@@ -9,8 +9,11 @@ mod positions;
 pub mod rewrite;
 pub mod sampling_graph;
 pub mod site;
+mod site_writer;
 mod softmaxes;
 mod trial;
 
+#[cfg(test)]
+mod layer;
 #[cfg(test)]
 pub(crate) mod tests;

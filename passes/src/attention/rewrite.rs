@@ -1,32 +1,26 @@
 //! The pass: every attention site becomes a recurrence over φ(k) ⊗ v, and its growing cache a state
 //! of fixed size.
 
-use super::lower::{Dims, Form, HeadOrder, Lowered, Recurrence, RecurrentState, Sums, bidirectional};
+use super::lower::Form;
 use super::patterns::{NearMiss, find_sites};
 use super::positions;
 use super::site::AttentionSite;
+use super::site_writer::SiteWriter;
 use super::softmaxes::Computed;
-use crate::feature_map::added::{self, is_added};
+use crate::feature_map::added::is_added;
 use crate::feature_map::recipe_check::{self, RecipeError};
-use crate::feature_map::{self, Emitted, FeatureMap, Owner, Role};
 use crate::ir::graph::{Def, Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::ir::walk::{inputs_of, nearest_first};
-use crate::numeric::random::Random;
-use dijiang_format::dtype::DType;
-use dijiang_format::names::{POSITIONS, StatePart};
-use dijiang_format::recipe::{Attention, Decay, Readout, Recipe};
+use dijiang_format::names::POSITIONS;
+use dijiang_format::recipe::{Attention, Decay, Readout, Recipe, Rule};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// What the pass calls itself, in errors and as the origin of its nodes.
 pub(super) const RULE: &str = "linear_attention";
-
-/// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
-const EPSILON: f64 = 1e-30;
-const HALF_EPSILON: f64 = 5.96e-8;
 
 /// What to do with the sites of a graph.
 #[derive(Debug, Clone)]
@@ -248,13 +242,25 @@ pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Opt
             site.mask.name()
         ));
     }
-    let reads_hidden = recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm;
+    if let Some(what) = follows_an_order(recipe).filter(|_| !site.mask.is_causal()) {
+        return Some(format!("its mask is {}, and {what} follows the order of the tokens", site.mask.name()));
+    }
+    let reads_hidden =
+        recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm || recipe.rule == Rule::Delta;
     if reads_hidden && site.hidden.is_none() {
         return says(
             "the recipe's gate reads what the values are projected from, and they are not the output of one linear layer",
         );
     }
     None
+}
+
+/// What of a recipe means nothing where every token sees every other.
+fn follows_an_order(recipe: &Recipe) -> Option<&'static str> {
+    match recipe.rule {
+        Rule::Delta => Some("the delta rule"),
+        _ => recipe.local.map(|_| "a window"),
+    }
 }
 
 /// Applies the patch that `write` writes of one site.
@@ -339,13 +345,6 @@ pub fn added_weights(graph: &Graph) -> AddedWeights {
     new.map(|(_, name, tensor)| (name.to_owned(), tensor.clone())).collect()
 }
 
-/// Writes the patch of one site.
-pub(super) struct SiteWriter<'p, 'g, 'o> {
-    pub(super) p: &'p mut Patch<'g>,
-    pub(super) site: &'o AttentionSite,
-    options: &'o Options<'o>,
-}
-
 /// The linear attention in place of the softmax attention.
 fn replace_site(mut writer: SiteWriter<'_, '_, '_>) {
     let (out, state) = writer.attention();
@@ -354,286 +353,4 @@ fn replace_site(mut writer: SiteWriter<'_, '_, '_>) {
         writer.output_state(state);
     }
     writer.p.replace(writer.site.out, out);
-}
-
-impl SiteWriter<'_, '_, '_> {
-    /// What stands for the site's output, and the state after it.
-    pub(super) fn attention(&mut self) -> (ValueId, Option<RecurrentState>) {
-        self.p.set_scope(&format!("{}/dijiang", self.site.name));
-        let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
-        let (q, mut k) = self.features();
-        let causal = self.site.mask.is_causal();
-        if let Some(valid) = valid.filter(|_| !(causal && self.options.form.masks_values())) {
-            let tokens = self.p.unsqueeze(valid, &[1, 3]);
-            k = self.p.mul(k, tokens);
-        }
-        let v = match self.options.form.puts_heads_first() {
-            true => self.site.v,
-            false => self.p.cast(self.site.v, DType::F32),
-        };
-        let dims = self.dims(q);
-        let (sums, state) = match causal {
-            true => {
-                let lowered = self.recurrence([q, k, v], valid, dims);
-                (lowered.sums, Some(lowered.state))
-            }
-            false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
-        };
-        let read = match self.options.recipe.readout {
-            Readout::Sum => self.read_sum(&sums),
-            Readout::GroupNorm => self.read_group_norm(&sums),
-        };
-        let dtype = self.p.dtype(self.site.out);
-        let narrow = self.p.cast(read, dtype);
-        let out = match sums.order {
-            HeadOrder::HeadMajor => narrow,
-            HeadOrder::TokenMajor => self.p.transpose(narrow, &[0, 2, 1, 3]),
-        };
-        (out, state)
-    }
-
-    fn dims(&mut self, q: ValueId) -> Dims {
-        Dims {
-            heads: self.site.heads as i64,
-            kv_heads: self.site.kv_heads as i64,
-            features: self.p.known_dim(q, 3) as i64,
-            value_dim: self.site.value_dim as i64,
-            divides: self.options.recipe.readout == Readout::Sum,
-        }
-    }
-
-    fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {
-        let name = added::name(&self.site.name, role, name);
-        let is_same = |other: &&Tensor| (other.dtype(), other.dims()) == (tensor.dtype(), tensor.dims());
-        let tensor = self.options.added.and_then(|d| d.get(&name)).filter(is_same).cloned().unwrap_or(tensor);
-        self.p.weight(&name, tensor)
-    }
-
-    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`: the last columns of the padding mask,
-    /// which may or may not cover the past.
-    fn valid_tokens(&mut self, mask: ValueId) -> ValueId {
-        let p = &mut *self.p;
-        let time = p.shape_of(self.site.q, 2, 3);
-        let start = p.node(crate::ir::op::Op::new("Neg"), &[time]);
-        let end = p.ints(&[i64::MAX]);
-        let recent = p.slice_to(mask, 1, start, end);
-        let recent = p.cast(recent, DType::F32);
-        // States the dims again, which a slice from a computed bound does not.
-        let batch = p.shape_of(self.site.q, 0, 1);
-        let shape = p.concat(&[batch, time], 0);
-        p.reshape_to(recent, shape)
-    }
-
-    /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
-    fn recurrence(&mut self, [q, k, v]: [ValueId; 3], valid: Option<ValueId>, dims: Dims) -> Lowered {
-        let mut log_decay = self.log_decay();
-        if let Some((valid, log)) = valid.zip(log_decay) {
-            let tokens = self.p.unsqueeze(valid, &[1]);
-            log_decay = Some(self.p.mul(log, tokens));
-        }
-        let state = self.past_state(dims);
-        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, state, dims })
-    }
-
-    /// φ of queries and keys, each scaled by √scale.
-    fn features(&mut self) -> (ValueId, ValueId) {
-        let spec = &self.options.recipe.map;
-        // `rewrite` has checked the recipe.
-        let Some(map) = feature_map::find(&spec.kind) else {
-            self.p.fail(format!("no feature map is called `{}`", spec.kind));
-            return (self.site.q, self.site.k);
-        };
-        let mut shared = Emitted::new();
-        let q = self.features_of(map, Role::Query, &mut shared);
-        let k = self.features_of(map, Role::Key, &mut shared);
-        (q, k)
-    }
-
-    fn features_of(&mut self, map: &dyn FeatureMap, role: Role, shared: &mut Emitted) -> ValueId {
-        let (x, heads) = match role {
-            Role::Query => (self.site.q, self.site.heads),
-            Role::Key => (self.site.k, self.site.kv_heads),
-        };
-        let spec = &self.options.recipe.map;
-        let mut random = Random::named(self.options.seed, &format!("layer.{}", self.site.layer));
-        let initial = map.initial(spec, heads as usize, self.site.head_dim as usize, &mut random);
-        let dtype = self.feature_type(map);
-        let mut emitted = shared.clone();
-        for (parameter, tensor) in map.parameters().iter().zip(initial) {
-            if emitted.contains_key(parameter.name) {
-                continue;
-            }
-            let value = self.parameter(parameter.role(role), parameter.name, tensor);
-            let value = self.p.cast(value, dtype);
-            emitted.insert(parameter.name, value);
-            if parameter.owner == Owner::Everyone {
-                shared.insert(parameter.name, value);
-            }
-        }
-        let x = self.p.cast(x, dtype);
-        if self.options.form.puts_heads_first() {
-            return self.features_by_head(map, role, x, &emitted);
-        }
-        let scaled = self.scaled(x);
-        map.emit(self.p, scaled, &emitted, role)
-    }
-
-    /// `[batch, heads, sequence, head_dim]` → `[heads, batch, sequence, m]`: weights per head multiply the rows of all.
-    fn features_by_head(
-        &mut self,
-        map: &dyn FeatureMap,
-        role: Role,
-        x: ValueId,
-        emitted: &Emitted,
-    ) -> ValueId {
-        let (batch, heads, time) =
-            (self.p.shape_of(x, 0, 1), self.p.shape_of(x, 1, 2), self.p.shape_of(x, 2, 3));
-        let transposed = self.p.transpose(x, &[1, 0, 2, 3]);
-        let rows = self.p.reshape(transposed, &[0, -1, self.site.head_dim as i64]);
-        let scaled = self.scaled(rows);
-        let features = map.emit(self.p, scaled, emitted, role);
-        let last = self.p.shape_of(features, 2, 3);
-        let shape = self.p.concat(&[heads, batch, time, last], 0);
-        self.p.reshape_to(features, shape)
-    }
-
-    /// f32, but where a form and the features allow for less, that of the model. Sums must then be free to scale.
-    fn feature_type(&mut self, map: &dyn FeatureMap) -> DType {
-        let own = self.p.dtype(self.site.q);
-        let scales = map.sums_to_one() && self.options.recipe.readout == Readout::Sum;
-        match self.options.form.puts_heads_first() && scales && own == DType::F16 {
-            true => own,
-            false => DType::F32,
-        }
-    }
-
-    pub(super) fn scaled(&mut self, x: ValueId) -> ValueId {
-        self.p.mul_scalar(x, self.site.scale.sqrt())
-    }
-
-    /// log a_t, `[batch, kv_heads, sequence]`.
-    pub(super) fn log_decay(&mut self) -> Option<ValueId> {
-        match self.options.recipe.decay {
-            Decay::None => None,
-            Decay::Fixed => Some(self.fixed_decay()),
-            Decay::Learned => self.site.hidden.map(|hidden| self.learned_decay(hidden)),
-        }
-    }
-
-    fn fixed_decay(&mut self) -> ValueId {
-        let heads = self.site.kv_heads;
-        let logs: Vec<f32> = (0..heads).map(|h| (-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect();
-        let logs = self.parameter(None, "log_decay", Tensor::from_f32(&[heads, 1], &logs));
-        let shape = self.p.shape_of(self.site.k, 0, 3);
-        self.p.expand(logs, shape)
-    }
-
-    /// log sigmoid(w·x + b), with `w` zero and `b` spread at first so that heads forget over 2⁴ to 2¹⁰ tokens.
-    fn learned_decay(&mut self, hidden: ValueId) -> ValueId {
-        let heads = self.site.kv_heads;
-        let width = self.p.known_dim(hidden, 2);
-        let spread = |h: u64| 4.0 + 6.0 * h as f32 / (heads.max(2) - 1) as f32;
-        // sigmoid(b) = 1 - 2^-s
-        let biases: Vec<f32> = (0..heads).map(|h| (spread(h).exp2() - 1.0).ln()).collect();
-        let zeros = vec![0.0; (heads * width) as usize];
-        let weight = self.parameter(None, "gate.weight", Tensor::from_f32(&[heads, width], &zeros));
-        let bias = self.parameter(None, "gate.bias", Tensor::from_f32(&[heads], &biases));
-        let dtype = self.gate_type(hidden);
-        let p = &mut *self.p;
-        let (x, weight) = (p.cast(hidden, dtype), p.cast(weight, dtype));
-        let products = p.linear(x, weight, None);
-        let products = p.cast(products, DType::F32);
-        let logits = p.add(products, bias);
-        let transposed = p.transpose(logits, &[0, 2, 1]);
-        let flipped = p.neg(transposed);
-        let soft = p.softplus(flipped);
-        p.neg(soft)
-    }
-
-    /// Of the product w·x: what is served multiplies in the model's own f16, which is as fine as its hidden states.
-    fn gate_type(&mut self, hidden: ValueId) -> DType {
-        let own = self.p.dtype(hidden);
-        match self.options.form.is_served() && own == DType::F16 {
-            true => own,
-            false => DType::F32,
-        }
-    }
-
-    fn past_state(&mut self, dims: Dims) -> RecurrentState {
-        let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
-        RecurrentState {
-            s: self.past(StatePart::Sums, &[heads, features, width]),
-            z: dims.divides.then(|| self.past(StatePart::Normalizer, &[heads, features])),
-        }
-    }
-
-    fn past(&mut self, part: StatePart, rest: &[u64]) -> ValueId {
-        let batch = self.p.dim(self.site.q, 0);
-        let shape: Vec<Dim> = std::iter::once(batch).chain(rest.iter().copied().map(Dim::Known)).collect();
-        self.p.input(&part.past(self.site.layer), DType::F32, shape)
-    }
-
-    fn drop_cache(&mut self) {
-        if let Some(cache) = &self.site.cache {
-            self.p.drop_output(&cache.present_key);
-            self.p.drop_output(&cache.present_value);
-        }
-    }
-
-    pub(super) fn output_state(&mut self, state: RecurrentState) {
-        // onnxruntime-genai wants a state of this name, of three axes.
-        let normalizer = state.z.unwrap_or_else(|| self.past(StatePart::Normalizer, &[1, 1]));
-        for (part, value) in [(StatePart::Sums, state.s), (StatePart::Normalizer, normalizer)] {
-            self.p.output(&part.present(self.site.layer), value);
-        }
-    }
-
-    fn read_sum(&mut self, sums: &Sums) -> ValueId {
-        let Some(den) = sums.den else {
-            self.p.fail("the readout divides by a sum that was not computed".to_owned());
-            return sums.num;
-        };
-        let epsilon = if self.p.dtype(den) == DType::F16 { HALF_EPSILON } else { EPSILON };
-        let den = self.p.add_scalar(den, epsilon);
-        if !self.options.form.puts_heads_first() {
-            return self.p.div(sums.num, den);
-        }
-        // A device is twice as fast at it where rows are one axis.
-        let rows = self.p.reshape(sums.num, &[-1, self.site.value_dim as i64]);
-        let den = self.p.reshape(den, &[-1, 1]);
-        let read = self.p.div(rows, den);
-        let like = self.p.shape_of(sums.num, 0, 4);
-        self.p.reshape_to(read, like)
-    }
-
-    /// GroupNorm over each head, gated by SiLU(W_g x) (RetNet; the released code).
-    fn read_group_norm(&mut self, sums: &Sums) -> ValueId {
-        let site = self.site;
-        let Some(hidden) = site.hidden else {
-            self.p.fail("the readout's gate reads the hidden state, which was not found".to_owned());
-            return sums.num;
-        };
-        let width = self.p.known_dim(hidden, 2);
-        let rows = site.heads * site.value_dim;
-        let mut random = Random::named(self.options.seed, &format!("layer.{}.readout", self.site.layer));
-        let deviation = (width as f64).sqrt().recip();
-        let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
-        let weight = self.parameter(None, "readout.weight", Tensor::from_f32(&[rows, width], &values));
-        let p = &mut *self.p;
-        let ones =
-            p.constant("ones", Tensor::from_f32(&[site.value_dim], &vec![1.0; site.value_dim as usize]));
-        let zeros =
-            p.constant("zeros", Tensor::from_f32(&[site.value_dim], &vec![0.0; site.value_dim as usize]));
-        let normal = p.layer_norm(sums.num, ones, zeros, 1e-5);
-        let wide = p.cast(hidden, DType::F32);
-        let gate = p.linear(wide, weight, None);
-        let open = p.sigmoid(gate);
-        let silu = p.mul(gate, open);
-        let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
-        let heads = match sums.order {
-            HeadOrder::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
-            HeadOrder::TokenMajor => heads,
-        };
-        p.mul(normal, heads)
-    }
 }

@@ -1,10 +1,12 @@
 //! The graph that fits feature maps without gradients: the scaled queries and keys of each site as outputs.
 
 use super::patterns::find_sites;
-use super::rewrite::{Options, RewriteError, SiteWriter, patch_site, reason_to_keep};
+use super::rewrite::{Options, RewriteError, patch_site, reason_to_keep};
+use super::site_writer::SiteWriter;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::MADE;
 
 /// Names of the outputs, with the layer after them.
 pub const SAMPLES: [&str; 3] = ["sample.q.", "sample.k.", "sample.log_decay."];
@@ -33,7 +35,7 @@ pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<Sam
 
 fn output_samples(mut writer: SiteWriter<'_, '_, '_>) {
     let site = writer.site;
-    writer.p.set_scope(&format!("{}/dijiang", site.name));
+    writer.p.set_scope(&format!("{}{MADE}", site.name));
     let [q, k] = [site.q, site.k].map(|x| {
         let wide = writer.p.cast(x, DType::F32);
         writer.scaled(wide)

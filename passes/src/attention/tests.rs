@@ -1,17 +1,18 @@
 //! The pass against the definition: a direct f64 linear attention that shares nothing with the
 //! lowerings but the parameters.
 
+use super::layer::{Layer, dot};
 use super::lower::Form;
-use super::rewrite::{Options, Report, rewrite};
+use super::rewrite::{AddedWeights, Options, Report, added_weights, rewrite};
 use crate::canon::canonicalize;
-use crate::feature_map::{self, Numbers, Owner, Role};
+use crate::feature_map::{self, FeatureMap};
 use crate::ir::eval::Array;
 use crate::ir::graph::Graph;
+use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
-use dijiang_format::recipe::{Decay, Lengths, MapSpec, Radial, Readout, Recipe};
-use std::collections::BTreeMap;
+use dijiang_format::recipe::{Decay, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule};
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     let map = MapSpec {
@@ -20,6 +21,7 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
         signs: kind == "dct-softmax",
         lengths: Lengths::Quantiles,
         radial: Radial::Normal,
+        ..MapSpec::default()
     };
     Recipe {
         name: "test".to_owned(),
@@ -27,18 +29,35 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
         map,
         decay,
         readout,
+        rule: Rule::Linear,
+        local: None,
         softmax_layers: vec![],
         chunk: 64,
     }
+}
+
+fn delta(kind: &str, decay: Decay) -> Recipe {
+    let mut recipe = Recipe { rule: Rule::Delta, ..recipe(kind, decay, Readout::Sum) };
+    recipe.map.unit = !feature_map::find(kind).expect("a map").is_unit();
+    recipe
 }
 
 pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
     lowered_from(testing::decoder(), recipe, form)
 }
 
-fn lowered_from(mut graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
+fn lowered_from(graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
+    lowered_with(graph, recipe, form, None)
+}
+
+fn lowered_with(
+    mut graph: Graph,
+    recipe: &Recipe,
+    form: Form,
+    added: Option<&AddedWeights>,
+) -> (Graph, Report) {
     canonicalize(&mut graph).expect("it settles");
-    let options = Options { recipe, form, seed: 5, layers: None, added: None };
+    let options = Options { recipe, form, seed: 5, layers: None, added };
     let report = rewrite(&mut graph, &options).expect("it rewrites");
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(verify(&graph), []);
@@ -59,9 +78,9 @@ pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static
 
 /// z of no tokens, or where nothing divides by it what is passed on as it is.
 fn normaliser(recipe: &Recipe, features: usize) -> Array {
-    match recipe.readout {
-        Readout::Sum => zeros(&[2, KV_HEADS as usize, features]),
-        Readout::GroupNorm => noise(&[2, 1, 1], 12),
+    match (recipe.readout, recipe.rule) {
+        (Readout::Sum, Rule::Linear) => zeros(&[2, KV_HEADS as usize, features]),
+        _ => noise(&[2, 1, 1], 12),
     }
 }
 
@@ -72,11 +91,17 @@ fn zeros(dims: &[usize]) -> Array {
 const FORMS: [Form; 4] =
     [Form::Parallel, Form::Chunked(4), Form::Chunked(64), Form::Operator("com.microsoft")];
 
+fn positive_maps() -> impl Iterator<Item = &'static dyn FeatureMap> {
+    feature_map::MAPS.iter().copied().filter(|map| map.is_positive())
+}
+
 pub(crate) fn every_recipe() -> Vec<Recipe> {
-    let maps = feature_map::MAPS.iter().map(|m| recipe(m.name(), Decay::None, Readout::Sum));
+    let maps = positive_maps().map(|m| recipe(m.name(), Decay::None, Readout::Sum));
     let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
     let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));
-    maps.chain(decays).chain(readouts).collect()
+    let deltas = [Decay::None, Decay::Fixed, Decay::Learned].map(|decay| delta("dct-unit", decay));
+    let others = ["dct-softmax", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
+    maps.chain(decays).chain(readouts).chain(deltas).chain(others).collect()
 }
 
 #[test]
@@ -173,75 +198,21 @@ fn definition(
     log_a: &[f64],
     causal: bool,
 ) -> Vec<f64> {
-    let source = testing::decoder();
-    let by_name: BTreeMap<&str, &Array> = given.iter().map(|(n, a)| (*n, a)).collect();
-    let heads = |name: &str, count: i64, x: &[f64]| -> Vec<Vec<f64>> {
-        let weight = source
-            .find_value(&format!("h.0.attn.{name}.weight"))
-            .and_then(|v| source.as_const(v))
-            .expect("w");
-        let w = weight.to_f64();
-        (0..count as usize)
-            .map(|h| {
-                (0..HEAD_DIM as usize)
-                    .map(|i| {
-                        x.iter().zip(&w[(h * HEAD_DIM as usize + i) * x.len()..]).map(|(a, b)| a * b).sum()
-                    })
-                    .collect()
-            })
-            .collect()
-    };
-    let map = feature_map::find(&recipe.map.kind).expect("a map");
-    let numbers = |role: Role, head: usize| -> Numbers {
-        map.parameters()
-            .iter()
-            .map(|p| {
-                let name = feature_map::added::name("h.0.attn", p.role(role), p.name);
-                let value = graph.find_value(&name).and_then(|v| graph.as_const(v));
-                let all = value.expect("the parameter").to_f64();
-                let heads = if role == Role::Query { HEADS } else { KV_HEADS } as usize;
-                let each = all.len() / heads;
-                (
-                    p.name,
-                    match p.owner {
-                        Owner::Everyone => all,
-                        Owner::Head => all[head * each..(head + 1) * each].to_vec(),
-                    },
-                )
-            })
-            .collect()
-    };
-    let root = (HEAD_DIM as f64).powf(-0.25);
-    let phi = |x: &[f64], role: Role, head: usize| {
-        let scaled: Vec<f64> = x.iter().map(|x| x * root).collect();
-        map.eval(&scaled, &numbers(role, head), role)
-    };
-    let hidden = by_name["hidden"].to_f64();
-    let mask = by_name["attention_mask"].to_f64();
-    let time = by_name["hidden"].shape()[1];
-    let width = testing::HIDDEN as usize;
+    let layer = Layer::new(recipe, graph, given);
     let mut out = Vec::new();
-    for row in 0..2 {
-        let token = |t: usize| &hidden[(row * time + t) * width..][..width];
-        let keys: Vec<Vec<Vec<f64>>> = (0..time).map(|t| heads("k_proj", KV_HEADS, token(t))).collect();
-        let values: Vec<Vec<Vec<f64>>> = (0..time).map(|t| heads("v_proj", KV_HEADS, token(t))).collect();
-        for i in 0..time {
-            let queries = heads("q_proj", HEADS, token(i));
-            for (h, query) in queries.iter().enumerate() {
-                let shared = h / (HEADS / KV_HEADS) as usize;
-                let q = phi(query, Role::Query, h);
-                let (mut num, mut den) = (vec![0.0; HEAD_DIM as usize], 0.0);
-                let last = if causal { i } else { time - 1 };
-                for j in (0..=last).filter(|j| mask[row * time + j] == 1.0) {
-                    let k = phi(&keys[j][shared], Role::Key, shared);
-                    let steps = (j + 1..=last).filter(|t| mask[row * time + t] == 1.0).count() as f64;
-                    let weight: f64 =
-                        q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() * (steps * log_a[shared]).exp();
-                    den += weight;
-                    num.iter_mut().zip(&values[j][shared]).for_each(|(n, v)| *n += weight * v);
-                }
-                out.extend(num.iter().map(|n| if den == 0.0 { 0.0 } else { n / den }));
+    for (row, i) in (0..2).flat_map(|row| (0..layer.time).map(move |i| (row, i))) {
+        for h in 0..HEADS as usize {
+            let (q, shared) = (layer.query(row, i, h), Layer::shared(h));
+            let (mut num, mut den) = (vec![0.0; HEAD_DIM as usize], 0.0);
+            let last = if causal { i } else { layer.time - 1 };
+            for j in (0..=last).filter(|j| layer.is_token(row, *j)) {
+                let k = layer.key(row, j, shared);
+                let steps = (j + 1..=last).filter(|t| layer.is_token(row, *t)).count() as f64;
+                let weight = dot(&q, &k) * (steps * log_a[shared]).exp();
+                den += weight;
+                num.iter_mut().zip(layer.value(row, j, shared)).for_each(|(n, v)| *n += weight * v);
             }
+            out.extend(num.iter().map(|n| if den == 0.0 { 0.0 } else { n / den }));
         }
     }
     out
@@ -252,7 +223,7 @@ const ROUNDED: f64 = 1e-6;
 
 #[test]
 fn every_map_computes_its_definition() {
-    for map in feature_map::MAPS {
+    for map in positive_maps() {
         let recipe = recipe(map.name(), Decay::None, Readout::Sum);
         let given = inputs(&recipe, 7, 2);
         let (graph, _) = lowered(&recipe, Form::Parallel);
@@ -266,7 +237,7 @@ fn every_map_computes_its_definition() {
 
 #[test]
 fn an_encoder_reads_both_ways_and_keeps_no_state() {
-    for map in feature_map::MAPS {
+    for map in positive_maps() {
         // There is no order that a decay could follow.
         let recipe = recipe(map.name(), Decay::Learned, Readout::Sum);
         let given: Vec<_> = inputs(&recipe, 7, 2).into_iter().take(2).collect();
@@ -280,6 +251,171 @@ fn an_encoder_reads_both_ways_and_keeps_no_state() {
             }
         }
     }
+}
+
+/// Gates that depend on the tokens, which at first they do not.
+fn with_gates(recipe: &Recipe) -> AddedWeights {
+    let (graph, _) = lowered(recipe, Form::Parallel);
+    let gates = added_weights(&graph).into_iter().filter(|(name, _)| name.ends_with(".weight"));
+    let noisy = |(at, (name, tensor)): (usize, (String, Tensor))| {
+        let dims: Vec<usize> = tensor.dims().iter().map(|n| *n as usize).collect();
+        let values: Vec<f32> = noise(&dims, 40 + at as u64).to_f64().iter().map(|x| *x as f32).collect();
+        (name, Tensor::from_f32(tensor.dims(), &values))
+    };
+    gates.enumerate().map(noisy).collect()
+}
+
+#[test]
+fn the_delta_rule_computes_its_definition_in_every_form() {
+    for decay in [Decay::None, Decay::Fixed, Decay::Learned] {
+        for kind in ["dct-unit", "wdct-unit", "dct-softmax"] {
+            let recipe = delta(kind, decay);
+            let added = with_gates(&recipe);
+            for (time, pads) in [(1, 0), (3, 1), (21, 5)] {
+                let given = inputs(&recipe, time, pads);
+                for form in FORMS {
+                    let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
+                    let (out, state) = Layer::new(&recipe, &graph, &given).delta();
+                    let found = run(&graph, &given);
+                    for (name, want) in [("y", out), ("present.0.recurrent_state", state)] {
+                        for (a, b) in found[name].to_f64().iter().zip(&want) {
+                            assert!(
+                                (a - b).abs() < ROUNDED,
+                                "{kind} {decay:?} {form:?} T={time} {name}: {a} {b}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+const LOCAL: Local = Local { window: 3, sinks: 2 };
+
+/// Masks of two rows: no padding, padding in front, behind, between and at every place, and a row of nothing else.
+const MASKS: [[&str; 2]; 5] = [
+    ["111111111111111", "111111111111111"],
+    ["000001111111111", "011111111111111"],
+    ["111111111100000", "111111111111110"],
+    ["010100000110111", "100000000111101"],
+    ["000000000000000", "111101111011110"],
+];
+
+fn with_window(recipe: Recipe, local: Local) -> Recipe {
+    Recipe { local: Some(local), ..recipe }
+}
+
+/// Two rows with these masks, and no tokens before them.
+fn masked(recipe: &Recipe, masks: [&str; 2]) -> Vec<(&'static str, Array)> {
+    let time = masks[0].len();
+    let mut given = inputs(recipe, time, 0);
+    let marks = masks.concat().bytes().map(|mark| i64::from(mark == b'1')).collect();
+    given[1].1 = Array::from_i64(&[2, time], marks).expect("a mask");
+    let slots = recipe.local.expect("a window").slots() as usize;
+    given[3].1 = zeros(&[2, KV_HEADS as usize, slots * 2 * HEAD_DIM as usize + 2]);
+    given
+}
+
+fn near(found: &[f64], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (at, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() < ROUNDED, "{what} at {at}: {a} {b}");
+    }
+}
+
+#[test]
+fn the_window_computes_its_definition_in_every_form() {
+    let alone = Recipe { rule: Rule::None, ..delta("dct-unit", Decay::None) };
+    for (recipe, local) in [
+        (alone.clone(), LOCAL),
+        (alone.clone(), Local { window: 1, sinks: 0 }),
+        (alone, Local { window: 40, sinks: 1 }),
+        (delta("dct-unit", Decay::Learned), LOCAL),
+        (delta("wdct-unit", Decay::None), Local { window: 4, sinks: 0 }),
+    ] {
+        let recipe = with_window(recipe, local);
+        let added = with_gates(&recipe);
+        for (form, masks) in FORMS.into_iter().flat_map(|form| MASKS.map(|masks| (form, masks))) {
+            let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
+            let given = masked(&recipe, masks);
+            let layer = Layer::new(&recipe, &graph, &given);
+            let want = if recipe.rule == Rule::None { layer.near(local) } else { layer.mixed(local) };
+            let what = format!("{:?} {local:?} {form:?} {masks:?}", recipe.rule);
+            near(&run(&graph, &given)["y"].to_f64(), &want, &what);
+        }
+    }
+}
+
+/// In calls of every length, the state handed on.
+#[test]
+fn a_ring_holds_what_later_calls_see() {
+    let recipe = with_window(delta("dct-unit", Decay::Learned), LOCAL);
+    let added = with_gates(&recipe);
+    let width = (HEADS * HEAD_DIM) as usize;
+    for (form, masks) in FORMS.into_iter().flat_map(|form| MASKS.map(|masks| (form, masks))) {
+        let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
+        let given = masked(&recipe, masks);
+        let want = Layer::new(&recipe, &graph, &given).mixed(LOCAL);
+        let time = masks[0].len();
+        for step in [1, 2, 4, 7] {
+            let (mut states, mut rows) = (given[2..].to_vec(), [Vec::new(), Vec::new()]);
+            for from in (0..time).step_by(step) {
+                let to = (from + step).min(time);
+                let call = [cut(&given[..2], from, to), states.clone()].concat();
+                let found = run(&graph, &call);
+                for ((_, state), name) in
+                    states.iter_mut().zip(["present.0.recurrent_state", "present.0.conv_state"])
+                {
+                    *state = found[name].clone();
+                }
+                let (y, each) = (found["y"].to_f64(), (to - from) * width);
+                rows.iter_mut().enumerate().for_each(|(row, all)| all.extend(&y[row * each..][..each]));
+            }
+            near(&rows.concat(), &want, &format!("{form:?} {masks:?} in steps of {step}"));
+        }
+    }
+}
+
+/// The graph of one token per row, which is never padding, goes on where another stopped.
+#[test]
+fn a_token_at_a_time_is_the_same() {
+    for local in [LOCAL, Local { window: 1, sinks: 0 }, Local { window: 20, sinks: 3 }] {
+        let recipe = with_window(delta("dct-unit", Decay::Learned), local);
+        let added = with_gates(&recipe);
+        let [many, one] = [Form::Operator("com.microsoft"), Form::OneToken("com.microsoft")]
+            .map(|form| lowered_with(testing::decoder(), &recipe, form, Some(&added)).0);
+        for masks in [["111111111111111"; 2], ["000011111111111", "111111111111111"]] {
+            let given = masked(&recipe, masks);
+            let want = run(&many, &given);
+            let first = [cut(&given[..2], 0, 5), given[2..].to_vec()].concat();
+            let mut found = run(&many, &first);
+            for at in 5..masks[0].len() {
+                let states = [
+                    ("past_key_values.0.recurrent_state", "present.0.recurrent_state"),
+                    ("past_key_values.0.conv_state", "present.0.conv_state"),
+                ];
+                let states = states.map(|(past, present)| (past, found[present].clone()));
+                found = run(&one, &[cut(&given[..2], at, at + 1), states.to_vec()].concat());
+            }
+            for name in ["present.0.recurrent_state", "present.0.conv_state"] {
+                near(&found[name].to_f64(), &want[name].to_f64(), &format!("{local:?} {masks:?} {name}"));
+            }
+            let width = (HEADS * HEAD_DIM) as usize;
+            let (y, last) = (want["y"].to_f64(), masks[0].len());
+            let rows = [0, 1].map(|row| y[((row + 1) * last - 1) * width..][..width].to_vec());
+            near(&found["y"].to_f64(), &rows.concat(), &format!("{local:?} {masks:?}"));
+        }
+    }
+}
+
+#[test]
+fn an_order_is_no_encoders() {
+    let (_, report) = lowered_from(testing::encoder(), &delta("dct-unit", Decay::None), Form::Chunked(64));
+    assert_eq!(
+        report.sites[0].why_kept.as_deref(),
+        Some("its mask is key padding, and the delta rule follows the order of the tokens")
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub(super) struct CommonSubexpression;
 
 /// Largest constant that is compared by its bytes.
-const MAX_COMPARED: usize = 1024;
+const MAX_COMPARED: usize = 1 << 16;
 
 /// Operators that give something else each time.
 const NOT_PURE: [&str; 5] =

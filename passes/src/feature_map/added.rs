@@ -7,8 +7,15 @@ use super::{MAPS, Role};
 const ADDED: &str = ".dijiang.";
 
 /// What is added besides the parameters of feature maps, with whether training changes it.
-const OTHERS: [(&str, bool); 4] =
-    [("gate.bias", true), ("gate.weight", true), ("log_decay", false), ("readout.weight", true)];
+const OTHERS: [(&str, bool); 7] = [
+    ("beta.bias", true),
+    ("beta.weight", true),
+    ("gate.bias", true),
+    ("gate.weight", true),
+    ("log_decay", false),
+    ("mix", true),
+    ("readout.weight", true),
+];
 
 /// The name of an added weight.
 pub fn name(module: &str, role: Option<Role>, parameter: &str) -> String {

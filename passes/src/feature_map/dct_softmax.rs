@@ -16,7 +16,7 @@ impl FeatureMap for DctSoftmax {
     }
 
     fn fields(&self) -> &'static [&'static str] {
-        &["features", "signs", "lengths", "radial"]
+        &["features", "signs", "lengths", "radial", "unit"]
     }
 
     /// Those of a query: what they change of the sum over features is a factor per query.

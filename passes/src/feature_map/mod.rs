@@ -2,7 +2,7 @@
 //!
 //! One map per file, each twice: [`FeatureMap::emit`] writes it into a graph, [`FeatureMap::eval`]
 //! computes it in f64 by other code, as the oracle. Both take x̂ = x·√scale, so that φ stands for
-//! the exponential of the scaled score.
+//! the exponential of the scaled score; unit features, which do not depend on the length of x, take x.
 
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
@@ -17,9 +17,11 @@ pub mod quality;
 pub mod recipe_check;
 
 mod dct_softmax;
+mod dct_unit;
 mod pff;
 mod prf;
 mod wdcf;
+mod wdct_unit;
 mod wpff;
 
 /// Whose features: the parameters may differ, and only the keys' scale matters (a factor per query
@@ -106,6 +108,21 @@ pub trait FeatureMap: Sync {
         false
     }
 
+    /// Whether it takes x̂ = x·√scale. What does not depend on the length of x takes x as it is.
+    fn is_scaled(&self) -> bool {
+        !self.is_unit()
+    }
+
+    /// Whether features have length one, as the delta rule wants them.
+    fn is_unit(&self) -> bool {
+        false
+    }
+
+    /// Whether features are positive, so that φ(q)·z does not vanish.
+    fn is_positive(&self) -> bool {
+        true
+    }
+
     /// Its parameters, in the order they are drawn.
     fn parameters(&self) -> &'static [ParameterSpec];
 
@@ -127,8 +144,15 @@ pub trait FeatureMap: Sync {
 }
 
 /// Every map.
-pub static MAPS: &[&dyn FeatureMap] =
-    &[&dct_softmax::DctSoftmax, &pff::Pff, &prf::Prf, &wdcf::Wdcf, &wpff::Wpff];
+pub static MAPS: &[&dyn FeatureMap] = &[
+    &dct_softmax::DctSoftmax,
+    &dct_unit::DctUnit,
+    &pff::Pff,
+    &prf::Prf,
+    &wdcf::Wdcf,
+    &wdct_unit::WdctUnit,
+    &wpff::Wpff,
+];
 
 /// The map of a recipe.
 pub fn find(name: &str) -> Option<&'static dyn FeatureMap> {
@@ -164,6 +188,29 @@ fn eval_exp(exponents: &[f64], role: Role) -> Vec<f64> {
         Role::Key => x.clamp(-MAX_EXPONENT, MAX_EXPONENT),
     });
     bounded.map(f64::exp).collect()
+}
+
+/// Added to the squared length of features.
+const LEAST_SQUARE: f64 = 1e-12;
+
+/// x / √(‖x‖² + ε) along the last axis, f32: an RMS norm with the weight 1/√m, which runtimes have as one kernel.
+pub(crate) fn emit_unit(p: &mut Patch<'_>, x: ValueId) -> ValueId {
+    let last = p.rank(x) - 1;
+    let m = p.known_dim(x, last);
+    let square = p.mul(x, x);
+    let mean = p.reduce("ReduceMean", square, &[-1], true);
+    let shifted = p.add_scalar(mean, LEAST_SQUARE / m as f64);
+    let root = p.sqrt(shifted);
+    let normal = p.div(x, root);
+    let weight = vec![(m as f32).sqrt().recip(); m as usize];
+    let weight = p.constant("unit", Tensor::from_f32(&[m], &weight));
+    p.mul(normal, weight)
+}
+
+/// The same in f64.
+pub fn eval_unit(x: &[f64]) -> Vec<f64> {
+    let length = (dot(x, x) + LEAST_SQUARE).sqrt();
+    x.iter().map(|x| x / length).collect()
 }
 
 /// Adds a per-head vector `[heads, m]` to `[batch, heads, sequence, m]`.

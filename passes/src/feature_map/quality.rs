@@ -122,7 +122,8 @@ pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> V
                 let errors: Vec<KernelError> = (0..seeds)
                     .filter_map(|seed| {
                         let kind = kind.to_owned();
-                        let spec = MapSpec { kind, features: *features, signs: false, lengths, radial };
+                        let spec =
+                            MapSpec { kind, features: *features, lengths, radial, ..MapSpec::default() };
                         measure(&Setup { spec, head_dim, length, pairs: 1000, seed })
                     })
                     .collect();
@@ -150,7 +151,8 @@ mod tests {
         let errors: Vec<KernelError> = seeds
             .clone()
             .map(|seed| {
-                let spec = MapSpec { kind: kind.to_owned(), features: 4, signs: false, lengths, radial };
+                let kind = kind.to_owned();
+                let spec = MapSpec { kind, features: 4, lengths, radial, ..MapSpec::default() };
                 measure(&Setup { spec, head_dim: 16, length: 1.0, pairs: 300, seed }).expect("a known map")
             })
             .collect();

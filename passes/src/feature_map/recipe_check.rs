@@ -1,7 +1,7 @@
 //! What a recipe may ask of the feature maps there are.
 
-use super::{MAPS, find};
-use dijiang_format::recipe::{MOST_CHUNK, Recipe};
+use super::{FeatureMap, MAPS, find};
+use dijiang_format::recipe::{MOST_CHUNK, MOST_LOCAL, Readout, Recipe, Rule};
 
 /// A recipe that asks for what there is not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -10,6 +10,22 @@ pub enum RecipeError {
     UnknownMap { recipe: String, kind: String, known: String },
     #[error("recipe `{recipe}`: `{field}` is {found}, expected 1 to {most}")]
     Range { recipe: String, field: &'static str, found: u64, most: u64 },
+    #[error(
+        "recipe `{recipe}`: `rule: delta` wants features of length one, and those of `{kind}` are not (hint: write `unit: true` in `map`, or take the map dct-unit)"
+    )]
+    NotUnit { recipe: String, kind: &'static str },
+    #[error(
+        "recipe `{recipe}`: `readout: sum` divides by a sum of features, and those of `{kind}` have both signs (hint: write `rule: delta`, or `readout: group-norm`)"
+    )]
+    NotPositive { recipe: String, kind: &'static str },
+    #[error(
+        "recipe `{recipe}`: `rule: none` leaves nothing without `local` (hint: write `local: {{window: 64, sinks: 4}}`)"
+    )]
+    Nothing { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
+    )]
+    Joined { recipe: String },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
     Ignored { recipe: String, field: &'static str, kind: &'static str, known: String },
 }
@@ -29,14 +45,54 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     };
     check_range(recipe, "map.features", recipe.map.features as u64, MOST_FEATURES)?;
     check_range(recipe, "chunk", u64::from(recipe.chunk), u64::from(MOST_CHUNK))?;
-    match recipe.map.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
-        None => Ok(()),
-        Some(field) => Err(RecipeError::Ignored {
+    if let Some(field) = recipe.map.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
+        return Err(RecipeError::Ignored {
             recipe: recipe.name.clone(),
             field,
             kind: map.name(),
             known: map.fields().join(", "),
-        }),
+        });
+    }
+    check_rule(recipe, map)?;
+    check_local(recipe)
+}
+
+/// Whether the window is one, and has what it stands beside.
+fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
+    let name = || recipe.name.clone();
+    let Some(local) = recipe.local else {
+        return match recipe.rule {
+            Rule::None => Err(RecipeError::Nothing { recipe: name() }),
+            _ => Ok(()),
+        };
+    };
+    check_range(recipe, "local.window", u64::from(local.window), u64::from(MOST_LOCAL))?;
+    if local.sinks > MOST_LOCAL {
+        return Err(RecipeError::Range {
+            recipe: name(),
+            field: "local.sinks",
+            found: u64::from(local.sinks),
+            most: u64::from(MOST_LOCAL),
+        });
+    }
+    match recipe.rule {
+        Rule::Linear => Err(RecipeError::Joined { recipe: name() }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the rule can do with the features.
+fn check_rule(recipe: &Recipe, map: &dyn FeatureMap) -> Result<(), RecipeError> {
+    let (recipe_name, kind) = (recipe.name.clone(), map.name());
+    let divides = recipe.readout == Readout::Sum;
+    match recipe.rule {
+        Rule::Delta if !map.is_unit() && !recipe.map.unit => {
+            Err(RecipeError::NotUnit { recipe: recipe_name, kind })
+        }
+        Rule::Linear if divides && !map.is_positive() => {
+            Err(RecipeError::NotPositive { recipe: recipe_name, kind })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -50,7 +106,7 @@ fn check_range(recipe: &Recipe, field: &'static str, found: u64, most: u64) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_format::recipe::{Attention, Decay, Lengths, MapSpec, Radial, Readout};
+    use dijiang_format::recipe::{Attention, Basis, Decay, Lengths, Local, MapSpec, Radial};
 
     fn recipe(map: MapSpec) -> Recipe {
         Recipe {
@@ -59,6 +115,8 @@ mod tests {
             map,
             decay: Decay::None,
             readout: Readout::Sum,
+            rule: Rule::Linear,
+            local: None,
             softmax_layers: Vec::new(),
             chunk: 64,
         }
@@ -89,17 +147,54 @@ mod tests {
             ("signs", MapSpec { signs: true, ..plain.clone() }),
             ("lengths", MapSpec { lengths: Lengths::Sampled, ..plain.clone() }),
             ("radial", MapSpec { radial: Radial::Chi, ..plain.clone() }),
+            ("unit", MapSpec { unit: true, ..plain.clone() }),
+            ("basis", MapSpec { basis: Basis::Identity, ..plain.clone() }),
         ];
         let ignored = |kind: &str| -> Vec<&str> {
-            let is_refused =
-                |spec: &MapSpec| check(&recipe(MapSpec { kind: kind.to_owned(), ..spec.clone() })).is_err();
+            let is_refused = |spec: &MapSpec| {
+                let recipe = recipe(MapSpec { kind: kind.to_owned(), ..spec.clone() });
+                matches!(check(&recipe), Err(RecipeError::Ignored { .. }))
+            };
             specs.iter().filter(|(_, spec)| is_refused(spec)).map(|(field, _)| *field).collect()
         };
-        assert_eq!(ignored("prf"), ["signs", "lengths", "radial"]);
-        assert_eq!(ignored("dct-softmax"), [""; 0]);
-        for kind in ["pff", "wpff", "wdcf"] {
-            assert_eq!(ignored(kind), ["signs"], "{kind}");
+        assert_eq!(ignored("prf"), ["signs", "lengths", "radial", "unit", "basis"]);
+        assert_eq!(ignored("dct-softmax"), ["basis"]);
+        for kind in ["pff", "wpff"] {
+            assert_eq!(ignored(kind), ["signs", "unit", "basis"], "{kind}");
         }
+        assert_eq!(ignored("wdcf"), ["signs", "basis"]);
+        assert_eq!(ignored("dct-unit"), ["signs", "lengths", "radial", "unit"]);
+        assert_eq!(ignored("wdct-unit"), ["signs", "lengths", "radial", "unit", "basis"]);
+        let delta = |map| Recipe { rule: Rule::Delta, ..recipe(map) };
+        assert_eq!(check(&delta(MapSpec { unit: true, ..MapSpec::default() })), Ok(()));
+        assert_eq!(check(&delta(MapSpec { kind: "dct-unit".to_owned(), ..MapSpec::default() })), Ok(()));
+        assert_eq!(
+            refused(&recipe(MapSpec { kind: "dct-unit".to_owned(), ..MapSpec::default() })),
+            "recipe `x`: `readout: sum` divides by a sum of features, and those of `dct-unit` have both signs (hint: write `rule: delta`, or `readout: group-norm`)"
+        );
+        assert_eq!(
+            refused(&delta(MapSpec::default())),
+            "recipe `x`: `rule: delta` wants features of length one, and those of `wdcf` are not (hint: write `unit: true` in `map`, or take the map dct-unit)"
+        );
+        let none = Recipe { rule: Rule::None, ..recipe(plain.clone()) };
+        let local = |window, sinks| Some(Local { window, sinks });
+        assert_eq!(
+            refused(&none),
+            "recipe `x`: `rule: none` leaves nothing without `local` (hint: write `local: {window: 64, sinks: 4}`)"
+        );
+        assert_eq!(check(&Recipe { local: local(1, 0), ..none.clone() }), Ok(()));
+        assert_eq!(
+            refused(&Recipe { local: local(0, 4), ..none.clone() }),
+            "recipe `x`: `local.window` is 0, expected 1 to 16384"
+        );
+        assert_eq!(
+            refused(&Recipe { local: local(1, 16385), ..none }),
+            "recipe `x`: `local.sinks` is 16385, expected 1 to 16384"
+        );
+        assert_eq!(
+            refused(&Recipe { local: local(64, 4), ..recipe(plain.clone()) }),
+            "recipe `x`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
+        );
         let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
         assert_eq!(
             refused(&recipe(prf)),

@@ -20,6 +20,10 @@ impl FeatureMap for Wdcf {
         "wdcf"
     }
 
+    fn fields(&self) -> &'static [&'static str] {
+        &["features", "lengths", "radial", "unit"]
+    }
+
     fn log_weights(&self) -> Option<&'static ParameterSpec> {
         self.parameters().iter().find(|spec| spec.name == "log_d")
     }

@@ -70,7 +70,7 @@ pub static PIPELINES: &[Pipeline] = &[
         graph: files::DECODE,
         targets: ORT,
         passes: &[
-            &Linearize(Written::OrtOperator),
+            &Linearize(Written::OneToken),
             &Canonicalize,
             &OneToken,
             &Canonicalize,

@@ -12,7 +12,7 @@ use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::present_of;
+use dijiang_format::names::{StatePart, present_of};
 use dijiang_format::widths::{STATE_MULTIPLES, padded};
 use std::collections::BTreeMap;
 
@@ -56,6 +56,9 @@ impl PaddedState {
         let present = present_of(&value.name)?;
         graph.output(&present)?;
         let [batch, heads @ Dim::Known(_), rest @ ..] = value.ty.shape.as_deref()? else { return None };
+        if rest.len() == 1 && features_of(graph, &value.name).as_ref() != rest.first() {
+            return None;
+        }
         let known = |(dim, block): (&Dim, usize)| match dim {
             Dim::Known(width) => Some((*width, padded(*width as usize, block) as u64)),
             _ => None,
@@ -124,6 +127,13 @@ impl PaddedState {
         p.drop_output(&self.present);
         p.output(&self.present, present);
     }
+}
+
+/// The features of the sums that a normaliser of this name belongs to. A ring of keys and values has the name of one too.
+fn features_of(graph: &Graph, normaliser: &str) -> Option<Dim> {
+    let layer = normaliser.strip_suffix(StatePart::Normalizer.name())?;
+    let sums = graph.input(&format!("{layer}{}", StatePart::Sums.name()))?;
+    graph.value(sums).ty.shape.as_ref()?.get(2).cloned()
 }
 
 /// The operator that alone reads a state and makes the next one; a normaliser is that of values one wide. Its scale must

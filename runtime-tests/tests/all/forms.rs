@@ -288,7 +288,7 @@ macro_rules! matrix {
     };
 }
 
-matrix!(adaptive, paper, released, performer, pff, wpff, retnet);
+matrix!(adaptive, delta, paper, released, performer, pff, wpff, retnet);
 
 #[test]
 fn every_linear_preset_is_tested() {

@@ -17,7 +17,7 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, [q, k, v]: [ValueId; 3], d: D
             let weights = p.matmul(q, transposed);
             (p.matmul(weights, v), d.divides.then(|| p.reduce("ReduceSum", weights, &[-1], true)))
         }
-        Form::Chunked(_) | Form::Segment(_) | Form::Operator(_) => {
+        Form::Chunked(_) | Form::Segment(_) | Form::Operator(_) | Form::OneToken(_) => {
             let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
             let sums = p.matmul(transposed, v);
             let norms = d.divides.then(|| {

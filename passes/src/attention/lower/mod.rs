@@ -1,7 +1,9 @@
 //! Lowerings of one recurrence, equal to rounding:
 //!
 //! S_t = a_t S_{t-1} + φ(k_t) ⊗ v_t,  z_t = a_t z_{t-1} + φ(k_t),
-//! num_t = φ(q_t)ᵀ S_t,  den_t = φ(q_t)·z_t.
+//! num_t = φ(q_t)ᵀ S_t,  den_t = φ(q_t)·z_t,
+//!
+//! or, under the delta rule, S_t = a_t S_{t-1} + φ(k_t) ⊗ β_t (v_t - a_t S_{t-1}ᵀφ(k_t)) without z.
 //!
 //! All take a state and return one. Everything is f32, but for what [`Form::Segment`] computes of features that sum to
 //! one.
@@ -12,12 +14,17 @@ use crate::ir::patch::Patch;
 pub(crate) mod bidirectional;
 pub(super) mod by_token;
 mod chunked;
+mod delta;
+mod grid;
 pub mod grouped;
+mod inverse;
 mod ones;
 mod parallel;
 mod recurrent;
 mod segment;
 pub mod tokens_first;
+pub mod window;
+mod window_step;
 
 /// What a lowering is given.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +40,8 @@ pub struct Recurrence {
     pub valid: Option<ValueId>,
     /// log a_t, zero on padding, `[batch, kv_heads, sequence]`; none where a_t = 1
     pub log_decay: Option<ValueId>,
+    /// β_t, zero on padding, f32 `[batch, kv_heads, sequence]`, where the rule is delta
+    pub beta: Option<ValueId>,
     pub state: RecurrentState,
     pub dims: Dims,
 }
@@ -101,17 +110,19 @@ pub enum Form {
     Segment(u32),
     /// A `LinearAttention` operator of this domain.
     Operator(&'static str),
+    /// The same where a call brings one token per row, which is never padding.
+    OneToken(&'static str),
 }
 
 impl Form {
     /// Whether padding is taken out of the values, which are narrower than the features, and not of the keys.
     pub fn masks_values(self) -> bool {
-        matches!(self, Self::Operator(_) | Self::Segment(_))
+        matches!(self, Self::Operator(_) | Self::OneToken(_) | Self::Segment(_))
     }
 
     /// Whether runtimes serve it; the others are there to compare with, and to train.
     pub fn is_served(self) -> bool {
-        matches!(self, Self::Operator(_) | Self::Segment(_))
+        matches!(self, Self::Operator(_) | Self::OneToken(_) | Self::Segment(_))
     }
 
     /// Whether features are `[heads, batch, sequence, m]`.
@@ -120,11 +131,15 @@ impl Form {
     }
 
     pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
-        match self {
-            Self::Parallel => parallel::lower(p, r),
-            Self::Chunked(size) => chunked::lower(p, r, size),
-            Self::Segment(size) => segment::lower(p, r, size),
-            Self::Operator(domain) => recurrent::lower(p, r, domain),
+        match (self, r.beta) {
+            (Self::Operator(domain) | Self::OneToken(domain), _) => recurrent::lower(p, r, domain),
+            (Self::Parallel, None) => parallel::lower(p, r),
+            (Self::Chunked(size), None) => chunked::lower(p, r, size),
+            (Self::Segment(size), None) => segment::lower(p, r, size),
+            (Self::Parallel, Some(beta)) => delta::lower(p, r, beta, delta::Chunks::One),
+            (Self::Chunked(size) | Self::Segment(size), Some(beta)) => {
+                delta::lower(p, r, beta, delta::Chunks::Of(size))
+            }
         }
     }
 }

@@ -16,14 +16,18 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
     let tokens = r.valid.map(|valid| p.unsqueeze(valid, &[2]));
     let v = tokens.map_or(v, |tokens| p.mul(v, tokens));
     let decay = r.log_decay.map(|log| p.transpose(log, &[0, 2, 1]));
+    let beta = r.beta.map(|beta| p.transpose(beta, &[0, 2, 1]));
     let op = Op::in_domain(domain, "LinearAttention")
         .with("q_num_heads", d.heads)
         .with("kv_num_heads", d.kv_heads)
-        .with("update_rule", if decay.is_some() { "gated" } else { "linear" })
+        .with("update_rule", update_rule(r))
         .with("scale", 1.0f32);
     let run = |p: &mut Patch<'_>, values: ValueId, state: ValueId| {
         let mut inputs = vec![Some(q), Some(k), Some(values), Some(state)];
-        inputs.extend(decay.map(Some));
+        if decay.is_some() || beta.is_some() {
+            inputs.push(decay);
+        }
+        inputs.extend(beta.map(Some));
         p.node_outputs(op.clone(), &inputs, 2)
     };
     let s = run(p, v, r.state.s);
@@ -42,6 +46,16 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, domain: &'static str) -> 
             order: HeadOrder::TokenMajor,
         },
         state: RecurrentState { s: s[1], z: z.map(|z| p.squeeze(z[1], &[3])) },
+    }
+}
+
+/// As the operator calls it.
+fn update_rule(r: &Recurrence) -> &'static str {
+    match (r.log_decay.is_some(), r.beta.is_some()) {
+        (false, false) => "linear",
+        (true, false) => "gated",
+        (false, true) => "delta",
+        (true, true) => "gated_delta",
     }
 }
 

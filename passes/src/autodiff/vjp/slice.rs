@@ -5,6 +5,7 @@ use crate::autodiff::number::Number;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::shape::{Dim, Shape};
+use dijiang_format::dtype::DType;
 
 pub(super) const RULES: &[Rule] = &[Rule { op: "Pad", vjp: pad }, Rule { op: "Slice", vjp: slice }];
 
@@ -60,9 +61,20 @@ fn slice(ctx: &mut VjpContext<'_, '_>) -> Grads {
         pads[rank + cut.axis] = ctx.minus(after, len);
     }
     let pads = ctx.vector(&pads);
-    let zero = ctx.patch.scalar_like(g, 0.0);
-    let grad = ctx.patch.node(Op::new("Pad"), &[g, pads, zero]);
+    let grad = padded(ctx, g, pads);
     ctx.only(0, grad)
+}
+
+/// Zeros around `x`. ONNX Runtime pads no bf16.
+fn padded(ctx: &mut VjpContext<'_, '_>, x: ValueId, pads: ValueId) -> ValueId {
+    let dtype = ctx.patch.dtype(x);
+    let x = match dtype {
+        DType::BF16 => ctx.patch.cast(x, DType::F32),
+        _ => x,
+    };
+    let zero = ctx.patch.scalar_like(x, 0.0);
+    let padded = ctx.patch.node(Op::new("Pad"), &[x, pads, zero]);
+    ctx.patch.cast(padded, dtype)
 }
 
 fn within(ctx: &mut VjpContext<'_, '_>, start: Number, dim: Number) -> Number {
@@ -76,8 +88,8 @@ fn dilate(ctx: &mut VjpContext<'_, '_>, g: ValueId, shape: &mut Shape, cut: &Cut
     let apart = ctx.patch.unsqueeze(g, &[axis as i64 + 1]);
     let mut pads = vec![0; 2 * (rank + 1)];
     pads[rank + 1 + axis + 1] = cut.step - 1;
-    let (pads, zero) = (ctx.patch.ints(&pads), ctx.patch.scalar_like(g, 0.0));
-    let padded = ctx.patch.node(Op::new("Pad"), &[apart, pads, zero]);
+    let pads = ctx.patch.ints(&pads);
+    let padded = padded(ctx, apart, pads);
     let y = ctx.output();
     let target: Vec<Number> = (0..rank)
         .map(|i| match &shape[i] {
@@ -131,7 +143,27 @@ fn is_zero(ctx: &VjpContext<'_, '_>, pads: ValueId, index: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::autodiff::gradcheck::{gradcheck, gradient_error};
+    use crate::autodiff::gradcheck::{differentiate, gradcheck, gradient_error, with_loss};
+    use crate::ir::text::parse;
+    use dijiang_format::dtype::DType;
+
+    /// No kernel of ONNX Runtime pads bf16.
+    #[test]
+    fn gradients_in_bf16_are_padded_in_f32() {
+        let text = r#"graph "g" {
+  input %x: bf16[4]
+  const %start: i64[1] = [1]
+  const %end: i64[1] = [3]
+  %y = Slice(%x, %start, %end)
+  output "y" %y
+}"#;
+        let mut graph = parse(text).expect("a graph");
+        with_loss(&mut graph);
+        let loss = graph.output("loss").expect("the loss");
+        differentiate(&mut graph, loss).expect("it has a gradient");
+        let padded = graph.nodes().find(|(_, node)| node.op.is("Pad")).expect("it is padded").1;
+        assert_eq!(graph.value(padded.outputs[0]).ty.dtype, Some(DType::F32));
+    }
 
     #[test]
     fn constant_bounds() {

@@ -1,5 +1,6 @@
 //! `LinearAttention`, of `com.microsoft` and of `ai.onnx` (opset 27): the recurrence
-//! S_t = exp(g_t) S_{t-1} + k_t ⊗ v_t, o_t = scale · q_tᵀ S_t, update rules `linear` and `gated`.
+//! S_t = exp(g_t) S_{t-1} + k_t ⊗ w_t, o_t = scale · q_tᵀ S_t, with w_t = v_t under the update rules `linear` and `gated`,
+//! and w_t = β_t (v_t - exp(g_t) S_{t-1}ᵀ k_t) under `delta` and `gated_delta`.
 
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
@@ -66,9 +67,11 @@ fn unpack(x: &ArrayD<f64>, heads: usize) -> Result<Array4<f64>, String> {
 fn eval(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let (q_heads, kv_heads) = heads(ctx.op)?;
     let rule = ctx.op.str("update_rule").unwrap_or_default();
-    let gated = match rule {
-        "linear" => false,
-        "gated" => true,
+    let (gated, delta) = match rule {
+        "linear" => (false, false),
+        "gated" => (true, false),
+        "delta" => (false, true),
+        "gated_delta" => (true, true),
         _ => return Err(format!("update rule `{rule}` is not known")),
     };
     let (q, k, v) = (unpack(ctx.f(0)?, q_heads)?, unpack(ctx.f(1)?, kv_heads)?, unpack(ctx.f(2)?, kv_heads)?);
@@ -79,6 +82,7 @@ fn eval(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         _ => (d_k as f64).sqrt().recip(),
     };
     let decay = if gated { Some(unpack(ctx.f(4)?, kv_heads)?) } else { None };
+    let beta = if delta { Some(unpack(ctx.f(5)?, kv_heads)?) } else { None };
     let mut state = match ctx.has(3) {
         true => ctx.f(3)?.clone().into_dimensionality().map_err(|e| e.to_string())?,
         false => Array4::zeros((batch, kv_heads, d_k, d_v)),
@@ -87,11 +91,15 @@ fn eval(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     for b in 0..batch {
         for t in 0..time {
             for h in 0..kv_heads {
-                for i in 0..d_k {
-                    let keep = decay.as_ref().map_or(1.0, |g| g[[b, t, h, i.min(g.dim().3 - 1)]].exp());
-                    for j in 0..d_v {
-                        state[[b, h, i, j]] = keep * state[[b, h, i, j]] + k[[b, t, h, i]] * v[[b, t, h, j]];
-                    }
+                let keep =
+                    |i: usize| decay.as_ref().map_or(1.0, |g| g[[b, t, h, i.min(g.dim().3 - 1)]].exp());
+                for j in 0..d_v {
+                    (0..d_k).for_each(|i| state[[b, h, i, j]] *= keep(i));
+                    let written = beta.as_ref().map_or(v[[b, t, h, j]], |beta| {
+                        let kept: f64 = (0..d_k).map(|i| state[[b, h, i, j]] * k[[b, t, h, i]]).sum();
+                        beta[[b, t, h, 0]] * (v[[b, t, h, j]] - kept)
+                    });
+                    (0..d_k).for_each(|i| state[[b, h, i, j]] += k[[b, t, h, i]] * written);
                 }
             }
             for h in 0..q_heads {

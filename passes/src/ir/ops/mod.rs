@@ -19,6 +19,7 @@ mod normalize;
 mod quantized;
 mod reduce;
 mod rotary;
+mod tensor_scatter;
 mod window;
 
 /// Every row, file by file.
@@ -38,6 +39,7 @@ pub fn all() -> impl Iterator<Item = &'static OpSpec> {
         quantized::OPS,
         reduce::OPS,
         rotary::OPS,
+        tensor_scatter::OPS,
         window::OPS,
     ]
     .into_iter()

@@ -15,6 +15,8 @@ use dijiang_format::widths::PREFILL_CHUNK;
 pub enum Written {
     /// ONNX Runtime's own operator.
     OrtOperator,
+    /// The same for calls of one token per row, which is never padding.
+    OneToken,
     /// The standard operator of opset 27.
     Operator,
     /// Plain operators, in chunks as long as the recipe says.
@@ -29,6 +31,7 @@ impl Written {
     fn form(self, recipe: &Recipe) -> Form {
         match self {
             Self::OrtOperator => Form::Operator("com.microsoft"),
+            Self::OneToken => Form::OneToken("com.microsoft"),
             Self::Operator => Form::Operator(""),
             Self::Chunked => Form::Chunked(recipe.chunk),
             Self::Parallel => Form::Parallel,

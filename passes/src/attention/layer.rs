@@ -1,0 +1,206 @@
+//! The attention of [`testing::decoder`] by its definition, token by token in f64: what the lowerings are compared with. It
+//! shares nothing with them but the parameters.
+
+use crate::feature_map::{self, Numbers, Owner, Role};
+use crate::ir::eval::Array;
+use crate::ir::graph::Graph;
+use crate::testing::{self, HEAD_DIM, HEADS, HIDDEN, KV_HEADS};
+use dijiang_format::recipe::{Decay, Local, Recipe};
+use std::collections::BTreeMap;
+
+/// The module of the layer.
+const MODULE: &str = "h.0.attn";
+
+/// A recipe, the parameters it added to a graph, and tokens.
+pub(super) struct Layer<'a> {
+    recipe: &'a Recipe,
+    graph: &'a Graph,
+    hidden: Vec<f64>,
+    mask: Vec<f64>,
+    pub(super) time: usize,
+}
+
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+impl<'a> Layer<'a> {
+    pub(super) fn new(recipe: &'a Recipe, graph: &'a Graph, given: &[(&'static str, Array)]) -> Self {
+        let by_name: BTreeMap<&str, &Array> = given.iter().map(|(name, array)| (*name, array)).collect();
+        let time = by_name["hidden"].shape()[1];
+        let (hidden, mask) = (by_name["hidden"].to_f64(), by_name["attention_mask"].to_f64());
+        Self { recipe, graph, hidden, mask, time }
+    }
+
+    /// The key/value head of a query head.
+    pub(super) fn shared(head: usize) -> usize {
+        head / (HEADS / KV_HEADS) as usize
+    }
+
+    pub(super) fn is_token(&self, row: usize, at: usize) -> bool {
+        self.mask[row * self.time + at] == 1.0
+    }
+
+    fn token(&self, row: usize, at: usize) -> &[f64] {
+        let width = HIDDEN as usize;
+        &self.hidden[(row * self.time + at) * width..][..width]
+    }
+
+    fn weight(graph: &Graph, name: &str) -> Vec<f64> {
+        let value = graph.find_value(name).and_then(|value| graph.as_const(value));
+        value.unwrap_or_else(|| panic!("a weight {name}")).to_f64()
+    }
+
+    fn projected(&self, name: &str, head: usize, x: &[f64]) -> Vec<f64> {
+        let weight = Self::weight(&testing::decoder(), &format!("{MODULE}.{name}.weight"));
+        let rows = weight.chunks(x.len()).skip(head * HEAD_DIM as usize).take(HEAD_DIM as usize);
+        rows.map(|row| dot(row, x)).collect()
+    }
+
+    fn numbers(&self, role: Role, head: usize) -> Numbers {
+        let map = feature_map::find(&self.recipe.map.kind).expect("a map");
+        let heads = if role == Role::Query { HEADS } else { KV_HEADS } as usize;
+        let parameters = map.parameters().iter().map(|spec| {
+            let all = Self::weight(self.graph, &feature_map::added::name(MODULE, spec.role(role), spec.name));
+            let each = all.len() / heads;
+            match spec.owner {
+                Owner::Everyone => (spec.name, all),
+                Owner::Head => (spec.name, all[head * each..(head + 1) * each].to_vec()),
+            }
+        });
+        parameters.collect()
+    }
+
+    fn phi(&self, x: &[f64], role: Role, head: usize) -> Vec<f64> {
+        let map = feature_map::find(&self.recipe.map.kind).expect("a map");
+        let root = if map.is_unit() { 1.0 } else { (HEAD_DIM as f64).powf(-0.25) };
+        let scaled: Vec<f64> = x.iter().map(|x| x * root).collect();
+        let features = map.eval(&scaled, &self.numbers(role, head), role);
+        if self.recipe.map.unit { feature_map::eval_unit(&features) } else { features }
+    }
+
+    /// φ(q).
+    pub(super) fn query(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
+        self.phi(&self.projected("q_proj", head, self.token(row, at)), Role::Query, head)
+    }
+
+    /// φ(k).
+    pub(super) fn key(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
+        self.phi(&self.projected("k_proj", head, self.token(row, at)), Role::Key, head)
+    }
+
+    pub(super) fn value(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
+        self.projected("v_proj", head, self.token(row, at))
+    }
+
+    /// sigmoid(w·x + b) of a gate.
+    fn gate(&self, name: &str, x: &[f64], head: usize) -> f64 {
+        let part = |part: &str| Self::weight(self.graph, &format!("{MODULE}.dijiang.{name}.{part}"));
+        let logit = dot(&part("weight")[head * x.len()..][..x.len()], x) + part("bias")[head];
+        1.0 / (1.0 + (-logit).exp())
+    }
+
+    /// a_t.
+    fn decay(&self, row: usize, at: usize, head: usize) -> f64 {
+        match self.recipe.decay {
+            Decay::None => 1.0,
+            Decay::Fixed => 1.0 - (-5.0 - head as f64).exp2(),
+            Decay::Learned => self.gate("gate", self.token(row, at), head),
+        }
+    }
+
+    /// Under the delta rule: what each head reads of each token, `[2, time, heads, head_dim]`, and the states after the
+    /// last, `[2, kv_heads, m, head_dim]`.
+    pub(super) fn delta(&self) -> (Vec<f64>, Vec<f64>) {
+        let mut out = Vec::new();
+        let mut states = Vec::new();
+        for row in 0..2 {
+            let heads: Vec<_> = (0..KV_HEADS as usize).map(|head| self.delta_states(row, head)).collect();
+            for at in 0..self.time {
+                for head in 0..HEADS as usize {
+                    let (q, state) = (self.query(row, at, head), &heads[Self::shared(head)][at]);
+                    out.extend((0..HEAD_DIM as usize).map(|j| dot(&q, &state[j])));
+                }
+            }
+            for state in heads.iter().filter_map(|states| states.last()) {
+                states.extend((0..state[0].len()).flat_map(|i| state.iter().map(move |column| column[i])));
+            }
+        }
+        (out, states)
+    }
+
+    /// The columns of S after each token.
+    fn delta_states(&self, row: usize, head: usize) -> Vec<Vec<Vec<f64>>> {
+        let m = self.key(row, 0, head).len();
+        let mut state = vec![vec![0.0; m]; HEAD_DIM as usize];
+        let after = |at: usize| {
+            if self.is_token(row, at) {
+                let (k, v) = (self.key(row, at, head), self.value(row, at, head));
+                let (a, beta) = (self.decay(row, at, head), self.gate("beta", self.token(row, at), head));
+                for (column, v) in state.iter_mut().zip(v) {
+                    column.iter_mut().for_each(|s| *s *= a);
+                    let written = beta * (v - dot(column, &k));
+                    column.iter_mut().zip(&k).for_each(|(s, k)| *s += k * written);
+                }
+            }
+            state.clone()
+        };
+        (0..self.time).map(after).collect()
+    }
+
+    /// Counts of tokens up to each, itself included.
+    fn counts(&self, row: usize) -> Vec<usize> {
+        let mut count = 0;
+        let counted = |at| {
+            count += usize::from(self.is_token(row, at));
+            count
+        };
+        (0..self.time).map(counted).collect()
+    }
+
+    /// Softmax over the tokens that are visible to one, and zeros for padding, `[2, time, heads, head_dim]`.
+    pub(super) fn near(&self, local: Local) -> Vec<f64> {
+        let (window, sinks) = (local.window as usize, local.sinks as usize);
+        let mut out = Vec::new();
+        for row in 0..2 {
+            let counts = self.counts(row);
+            for (at, head) in (0..self.time).flat_map(|at| (0..HEADS as usize).map(move |head| (at, head))) {
+                let sees = |j: &usize| {
+                    self.is_token(row, *j) && (counts[at] - counts[*j] < window || counts[*j] <= sinks)
+                };
+                let seen: Vec<usize> = (0..=at).filter(sees).filter(|_| self.is_token(row, at)).collect();
+                out.extend(self.softmax_over(row, [at, head], &seen));
+            }
+        }
+        out
+    }
+
+    fn softmax_over(&self, row: usize, [at, head]: [usize; 2], seen: &[usize]) -> Vec<f64> {
+        let shared = Self::shared(head);
+        let q = self.projected("q_proj", head, self.token(row, at));
+        let weight = |j: &usize| {
+            let k = self.projected("k_proj", shared, self.token(row, *j));
+            (dot(&q, &k) / (HEAD_DIM as f64).sqrt()).exp()
+        };
+        let weights: Vec<f64> = seen.iter().map(weight).collect();
+        let (sum, mut out) = (weights.iter().sum::<f64>(), vec![0.0; HEAD_DIM as usize]);
+        for (weight, j) in weights.iter().zip(seen) {
+            let value = self.value(row, *j, shared);
+            out.iter_mut().zip(value).for_each(|(o, v)| *o += weight / sum * v);
+        }
+        out
+    }
+
+    /// The window and the delta rule, each by its share; zeros for padding.
+    pub(super) fn mixed(&self, local: Local) -> Vec<f64> {
+        let logits = Self::weight(self.graph, &format!("{MODULE}.dijiang.mix"));
+        let share = |head: usize| 1.0 / (1.0 + (-logits[head]).exp());
+        let (near, (linear, _)) = (self.near(local), self.delta());
+        let mixed = near.iter().zip(linear).enumerate().map(|(i, (near, linear))| {
+            let (place, g) = (i / HEAD_DIM as usize, share(i / HEAD_DIM as usize % HEADS as usize));
+            let (row, at) = (place / HEADS as usize / self.time, place / HEADS as usize % self.time);
+            if self.is_token(row, at) { g * near + (1.0 - g) * linear } else { 0.0 }
+        });
+        mixed.collect()
+    }
+}

@@ -1,0 +1,144 @@
+//! (I + A)⁻¹ of a strictly lower triangle A = tril(x yᵀ ⊙ D, -1) of each chunk, D_ij = exp(L_i - L_j).
+//!
+//! Powers of A explode for keys that are alike, though the inverse stays small: of 64 tokens of one kind they reach 10⁵
+//! in f32. So only small blocks on the diagonal are inverted by a product of powers,
+//! (I + B)⁻¹ = (I - B)(I + B²)(I + B⁴)…, and joined two by two:
+//! [P 0; Q R]⁻¹ = [P⁻¹ 0; -R⁻¹ Q P⁻¹ R⁻¹].
+
+use super::{decay_of, lower_triangle};
+use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
+use dijiang_format::dtype::DType;
+
+/// How often the powers of a block are squared: a block of 2^(SQUARINGS + 1) tokens is inverted at most.
+const SQUARINGS: u32 = 4;
+
+/// What A is made of, f32.
+pub(super) struct Triangle {
+    /// x and y, `[batch, heads, chunks, chunk, m]`
+    pub(super) rows: ValueId,
+    pub(super) columns: ValueId,
+    /// L, `[batch, heads, chunks, chunk]`; none where it is 0
+    pub(super) log: Option<ValueId>,
+    /// How many chunks there are, `[1]`
+    pub(super) count: ValueId,
+    /// `[1]`, a multiple of 2^halvings
+    pub(super) chunk: ValueId,
+}
+
+impl Triangle {
+    /// `[batch, heads, chunks, chunk, chunk]`; blocks of chunk / 2^halvings tokens are inverted by powers.
+    pub(super) fn inverse(&self, p: &mut Patch<'_>, halvings: u32) -> ValueId {
+        let mut blocks = self.blocks(p, halvings);
+        let mut inverse = self.of_blocks(p, blocks);
+        for left in (0..halvings).rev() {
+            let pairs = self.blocks(p, left);
+            inverse = self.joined(p, inverse, [blocks.size, pairs.count]);
+            blocks = pairs;
+        }
+        let lead = p.ints(&[0, 0]);
+        let shape = p.concat(&[lead, self.count, self.chunk, self.chunk], 0);
+        p.reshape_to(inverse, shape)
+    }
+
+    /// Chunks halved so many times.
+    fn blocks(&self, p: &mut Patch<'_>, halvings: u32) -> Blocks {
+        if halvings == 0 {
+            return Blocks { count: self.count, size: self.chunk };
+        }
+        let parts = p.ints(&[1 << halvings]);
+        Blocks { count: p.mul(self.count, parts), size: p.div(self.chunk, parts) }
+    }
+
+    /// `[batch, heads, chunks, chunk, tail…]` → `[batch, heads, sizes…, tail…]`
+    fn cut(p: &mut Patch<'_>, x: ValueId, sizes: &[ValueId], tail: Option<i64>) -> ValueId {
+        let lead = p.ints(&[0, 0]);
+        let tail = tail.map(|tail| p.ints(&[tail]));
+        let shape: Vec<ValueId> = [lead].into_iter().chain(sizes.iter().copied()).chain(tail).collect();
+        let shape = p.concat(&shape, 0);
+        p.reshape_to(x, shape)
+    }
+
+    /// The inverses of the blocks on the diagonal, `[batch, heads, blocks, size, size]`.
+    fn of_blocks(&self, p: &mut Patch<'_>, blocks: Blocks) -> ValueId {
+        let m = p.known_dim(self.rows, 4) as i64;
+        // A longer block would need more squarings: a call of so many tokens fails here and gives no wrong numbers.
+        let most = p.ints(&[2 << SQUARINGS]);
+        let size = p.min(blocks.size, most);
+        let sizes = [blocks.count, size];
+        let [x, y] = [self.rows, self.columns].map(|x| Self::cut(p, x, &sizes, Some(m)));
+        let log = self.log.map(|log| Self::cut(p, log, &sizes, None));
+        let transposed = p.transpose(y, &[0, 1, 2, 4, 3]);
+        let products = p.matmul(x, transposed);
+        let products = decayed(p, products, log.map(|log| [log, log]));
+        let count = p.squeeze(size, &[0]);
+        let below = lower_triangle(p, count, true);
+        let triangle = p.mul(products, below);
+        let identity = identity(p, count);
+        let mut power = triangle;
+        let mut inverse = p.sub(identity, triangle);
+        for _ in 0..SQUARINGS {
+            power = p.matmul(power, power);
+            let more = p.matmul(inverse, power);
+            inverse = p.add(inverse, more);
+        }
+        inverse
+    }
+
+    /// The inverses of blocks of twice the size.
+    fn joined(&self, p: &mut Patch<'_>, inverse: ValueId, [size, pairs]: [ValueId; 2]) -> ValueId {
+        let m = p.known_dim(self.rows, 4) as i64;
+        let two = p.ints(&[2]);
+        let halves = |p: &mut Patch<'_>, x: ValueId, tail: Option<i64>| {
+            let apart = Self::cut(p, x, &[pairs, two, size], tail);
+            split_in_two(p, apart)
+        };
+        let ([_, x], [y, _]) = (halves(p, self.rows, Some(m)), halves(p, self.columns, Some(m)));
+        let logs = self.log.map(|log| {
+            let [first, second] = halves(p, log, None);
+            [second, first]
+        });
+        let transposed = p.transpose(y, &[0, 1, 2, 4, 3]);
+        let products = p.matmul(x, transposed);
+        let between = decayed(p, products, logs);
+        let apart = Self::cut(p, inverse, &[pairs, two, size, size], None);
+        let [first, second] = split_in_two(p, apart);
+        let corner = p.matmul(between, first);
+        let corner = p.matmul(second, corner);
+        let corner = p.neg(corner);
+        let zero = p.scalar_like(corner, 0.0);
+        let none = p.mul(corner, zero);
+        let (above, below) = (p.concat(&[first, none], 4), p.concat(&[corner, second], 4));
+        p.concat(&[above, below], 3)
+    }
+}
+
+/// `[batch, heads, pairs, 2, …]` → both of `[batch, heads, pairs, …]`
+fn split_in_two(p: &mut Patch<'_>, x: ValueId) -> [ValueId; 2] {
+    let parts = p.split(x, 3, &[1, 1]);
+    [parts[0], parts[1]].map(|half| p.squeeze(half, &[3]))
+}
+
+/// Squares on the diagonals of all chunks: `[1]` each.
+#[derive(Clone, Copy)]
+struct Blocks {
+    count: ValueId,
+    size: ValueId,
+}
+
+/// `[…, rows, columns]` times exp(L_row - L_column).
+fn decayed(p: &mut Patch<'_>, products: ValueId, logs: Option<[ValueId; 2]>) -> ValueId {
+    let Some([rows, columns]) = logs else { return products };
+    let (row, column) = (p.unsqueeze(rows, &[4]), p.unsqueeze(columns, &[3]));
+    let between = p.sub(row, column);
+    let decay = decay_of(p, between);
+    p.mul(products, decay)
+}
+
+/// `[size, size]`, f32.
+fn identity(p: &mut Patch<'_>, size: ValueId) -> ValueId {
+    let index = p.range(size);
+    let (column, row) = (p.unsqueeze(index, &[0]), p.unsqueeze(index, &[1]));
+    let same = p.equal(row, column);
+    p.cast(same, DType::F32)
+}

@@ -1,0 +1,253 @@
+//! Softmax over near tokens and sinks, by counts of real tokens ([`dijiang_format::recipe::Local`]), with a ring of as many
+//! keys and values as its state.
+//!
+//! A ring has a slot for each sink and W more: the token with count n lies in slot n - 1 where n ≤ s, and else in slot
+//! s + (n - s - 1) mod W. Its order means nothing to softmax, and what is in no slot is masked.
+
+use super::{Dims, Form, window_step};
+use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
+use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
+use dijiang_format::recipe::Local;
+
+/// A count that no token reaches: of what is not there. Counts are f32, which every runtime computes with, and exact below
+/// 2²⁴ tokens of one call.
+const NOWHERE: f64 = (1u64 << 40) as f64;
+
+/// What the window reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Near {
+    /// `[batch, heads, sequence, head_dim]`
+    pub q: ValueId,
+    /// `[batch, kv_heads, sequence, head_dim]`
+    pub k: ValueId,
+    /// `[batch, kv_heads, sequence, value_dim]`
+    pub v: ValueId,
+    pub scale: f64,
+    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`; none where there is no padding
+    pub valid: Option<ValueId>,
+    pub ring: Ring,
+}
+
+/// The last keys and values.
+#[derive(Debug, Clone, Copy)]
+pub struct Ring {
+    /// `[batch, kv_heads, slots, head_dim]`
+    pub keys: ValueId,
+    /// `[batch, kv_heads, slots, value_dim]`
+    pub values: ValueId,
+    /// How many tokens there were, f32 `[batch, 1]`; beyond what fills the ring only where it stands matters.
+    pub count: ValueId,
+}
+
+/// What each query reads, `[batch, heads, sequence, value_dim]`, and the ring afterwards.
+pub(crate) fn lower(p: &mut Patch<'_>, form: Form, near: &Near, local: Local, dims: Dims) -> (ValueId, Ring) {
+    match form {
+        Form::OneToken(_) => window_step::lower(p, near, local, dims),
+        _ => by_counts(p, near, local, dims),
+    }
+}
+
+/// Every query with every key, masked.
+fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> (ValueId, Ring) {
+    let counts = Counts::new(p, near, local);
+    let [keys, values] =
+        [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
+    let read = read(p, near, [keys, values], (&counts, local), dims);
+    let rows = rows_after(p, near, &counts, local, dims);
+    let ring = Ring {
+        keys: taken(p, keys, near.ring.keys, rows),
+        values: taken(p, values, near.ring.values, rows),
+        count: wrapped(p, counts.after, local),
+    };
+    (read, ring)
+}
+
+/// Counts of tokens, f32.
+struct Counts {
+    /// Of each token, `[batch, sequence]`; on padding that of the token before.
+    tokens: ValueId,
+    /// The same with [`NOWHERE`] on padding.
+    marked: ValueId,
+    /// What each slot holds before the call, [`NOWHERE`] where it holds nothing, `[batch, slots]`.
+    slots: ValueId,
+    /// After the call, `[batch, 1]`.
+    after: ValueId,
+}
+
+impl Counts {
+    fn new(p: &mut Patch<'_>, near: &Near, local: Local) -> Self {
+        let before = near.ring.count;
+        let time = p.shape_of(near.k, 2, 3);
+        let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
+        let slots = slot_counts(p, before, local);
+        let slots = held(p, slots, before, local);
+        let Some(valid) = near.valid else {
+            let count = p.squeeze(time, &[0]);
+            let place = p.range(count);
+            let place = p.cast(place, DType::F32);
+            let place = p.add_scalar(place, 1.0);
+            let tokens = p.add(before, place);
+            let time = p.cast(time, DType::F32);
+            return Self { tokens, marked: tokens, slots, after: p.add(before, time) };
+        };
+        let new = p.cumsum(valid, 1, false);
+        let tokens = p.add(before, new);
+        let half = p.scalar_like(valid, 0.5);
+        let is_token = p.greater(valid, half);
+        let total = p.reduce("ReduceSum", valid, &[1], true);
+        Self { tokens, marked: p.select(is_token, tokens, nowhere), slots, after: p.add(before, total) }
+    }
+}
+
+/// x mod w, not negative.
+pub(super) fn modulo(p: &mut Patch<'_>, x: ValueId, w: u32) -> ValueId {
+    let by = p.scalar_like(x, f64::from(w));
+    let times = p.div(x, by);
+    let times = p.node(Op::new("Floor"), &[times]);
+    let whole = p.mul(times, by);
+    p.sub(x, whole)
+}
+
+/// A row of counts, f32 `[n]`.
+pub(super) fn row(p: &mut Patch<'_>, counts: impl Iterator<Item = u32>) -> ValueId {
+    let counts: Vec<f32> = counts.map(|count| count as f32).collect();
+    p.constant("counts", Tensor::from_f32(&[counts.len() as u64], &counts))
+}
+
+/// The count that belongs to each slot once `count` tokens have come, `[batch, slots]`: s + 1 or less and below zero where
+/// there is none yet.
+fn slot_counts(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+    let Local { window, sinks } = local;
+    // Counts of the first time that each slot is filled.
+    let first = row(p, (sinks + 1..).take(window as usize));
+    let since = p.sub(count, first);
+    let age = modulo(p, since, window);
+    let near = p.sub(count, age);
+    if sinks == 0 {
+        return near;
+    }
+    let width = p.ints(&[i64::from(sinks)]);
+    let sinks = row(p, 1..=sinks);
+    let lead = p.shape_of(count, 0, 1);
+    let shape = p.concat(&[lead, width], 0);
+    let sinks = p.expand(sinks, shape);
+    p.concat(&[sinks, near], 1)
+}
+
+/// [`slot_counts`] with [`NOWHERE`] where a slot holds nothing.
+fn held(p: &mut Patch<'_>, slots: ValueId, count: ValueId, local: Local) -> ValueId {
+    let Local { window, sinks } = local;
+    let least = row(p, (0..sinks + window).map(|slot| slot.min(sinks) + 1));
+    let came = p.less_or_equal(slots, count);
+    let is_there = p.less_or_equal(least, slots);
+    let is_held = p.and(came, is_there);
+    let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
+    p.select(is_held, slots, nowhere)
+}
+
+/// The count as it is kept: one as large as it needs to be, that stands at the same place of the ring.
+pub(super) fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+    let behind = p.add_scalar(count, -f64::from(local.sinks));
+    let within = modulo(p, behind, local.window);
+    let within = p.add_scalar(within, local.slots() as f64);
+    p.min(count, within)
+}
+
+/// softmax(scale · q kᵀ) v over what each query sees.
+fn read(
+    p: &mut Patch<'_>,
+    near: &Near,
+    [keys, values]: [ValueId; 2],
+    (counts, local): (&Counts, Local),
+    d: Dims,
+) -> ValueId {
+    let head_dim = p.known_dim(near.q, 3) as i64;
+    let q = p.reshape(near.q, &[0, d.kv_heads, d.group(), -1, head_dim]);
+    let transposed = p.transpose(keys, &[0, 1, 3, 2]);
+    let (transposed, values) = (p.unsqueeze(transposed, &[2]), p.unsqueeze(values, &[2]));
+    let q = p.mul_scalar(q, near.scale);
+    let scores = p.matmul(q, transposed);
+    let seen = seen(p, counts, local);
+    let seen = p.unsqueeze(seen, &[1, 2]);
+    let closed = p.scalar_like(scores, -CLOSED);
+    let scores = p.select(seen, scores, closed);
+    let probabilities = p.softmax(scores, -1);
+    let mixed = p.matmul(probabilities, values);
+    p.reshape(mixed, &[0, d.heads, -1, d.value_dim])
+}
+
+/// In the range of f16; what is masked is then still nothing beside a score that is not.
+pub(super) const CLOSED: f64 = 6e4;
+
+/// Whether a query sees a key, bool `[batch, sequence, slots + sequence]`.
+fn seen(p: &mut Patch<'_>, counts: &Counts, local: Local) -> ValueId {
+    let keys = p.concat(&[counts.slots, counts.marked], 1);
+    let (query, key) = (p.unsqueeze(counts.tokens, &[2]), p.unsqueeze(keys, &[1]));
+    let earlier = p.less_or_equal(key, query);
+    let age = p.sub(query, key);
+    let window = p.scalar_like(age, f64::from(local.window));
+    let near = p.node(Op::new("Less"), &[age, window]);
+    let sinks = p.scalar_like(key, f64::from(local.sinks));
+    let is_sink = p.less_or_equal(key, sinks);
+    let stays = p.node(Op::new("Or"), &[near, is_sink]);
+    p.and(earlier, stays)
+}
+
+/// Which of `[slots + sequence]` rows each slot holds after the call, i64 `[batch, kv_heads, slots]`, counted over all
+/// rows of the batch and heads.
+fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: Dims) -> ValueId {
+    let slots = local.slots() as i64;
+    let wanted = slot_counts(p, counts.after, local);
+    let wanted = held(p, wanted, counts.after, local);
+    // What none of the slots held and is a token of the call.
+    let is_new = p.greater(wanted, near.ring.count);
+    let wanted_new = p.less_or_equal(wanted, counts.after);
+    let is_new = p.and(is_new, wanted_new);
+    let place = place_of(p, near, counts, wanted);
+    let place = p.add_scalar(place, slots as f64);
+    let stay = row(p, 0..slots as u32);
+    let row = p.select(is_new, place, stay);
+    let row = p.cast(row, DType::I64);
+    // Rows of all heads, one after the other.
+    let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
+    let width = p.add_scalar(time, slots as f64);
+    let heads = p.ints(&[d.kv_heads]);
+    let blocks = p.mul(batch, heads);
+    let blocks = p.squeeze(blocks, &[0]);
+    let first = p.range(blocks);
+    let first = p.mul(first, width);
+    let one = p.ints(&[1]);
+    let shape = p.concat(&[batch, heads, one], 0);
+    let first = p.reshape_to(first, shape);
+    let row = p.unsqueeze(row, &[1]);
+    p.add(first, row)
+}
+
+/// Where the token with a count stands in the call, `[batch, slots]`; anything where it is none of its tokens.
+fn place_of(p: &mut Patch<'_>, near: &Near, counts: &Counts, wanted: ValueId) -> ValueId {
+    let Some(valid) = near.valid else {
+        let after = p.sub(wanted, near.ring.count);
+        return p.add_scalar(after, -1.0);
+    };
+    let (wanted, marked) = (p.unsqueeze(wanted, &[2]), p.unsqueeze(counts.marked, &[1]));
+    let same = p.equal(wanted, marked);
+    let same = p.cast(same, DType::F32);
+    let time = p.shape_of(valid, 1, 2);
+    let time = p.squeeze(time, &[0]);
+    let places = p.range(time);
+    let places = p.cast(places, DType::F32);
+    let places = p.mul(same, places);
+    p.reduce("ReduceSum", places, &[2], false)
+}
+
+/// Rows of `[batch, kv_heads, slots + sequence, width]`, in the shape of `like`.
+fn taken(p: &mut Patch<'_>, all: ValueId, like: ValueId, rows: ValueId) -> ValueId {
+    let (width, slots) = (p.known_dim(like, 3) as i64, p.known_dim(like, 2) as i64);
+    let heads = p.known_dim(like, 1) as i64;
+    let flat = p.reshape(all, &[-1, width]);
+    let taken = p.gather(flat, rows, 0);
+    p.reshape(taken, &[0, heads, slots, width])
+}

@@ -1,0 +1,53 @@
+//! The window of one token per row, which is never padding: it is written into its slot, and read with all that the ring
+//! then holds.
+
+use super::Dims;
+use super::window::{CLOSED, Near, Ring, modulo, row, wrapped};
+use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
+use crate::ir::patch::Patch;
+use dijiang_format::dtype::DType;
+use dijiang_format::recipe::Local;
+
+pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> (ValueId, Ring) {
+    let slot = slot(p, near.ring.count, local);
+    let [keys, values] = [(near.ring.keys, near.k), (near.ring.values, near.v)]
+        .map(|(ring, new)| p.node(Op::new("TensorScatter"), &[ring, new, slot]));
+    let count = p.add_scalar(near.ring.count, 1.0);
+    let head_dim = p.known_dim(near.q, 3) as i64;
+    let q = p.reshape(near.q, &[0, d.kv_heads, d.group(), head_dim]);
+    let q = p.mul_scalar(q, near.scale);
+    let transposed = p.transpose(keys, &[0, 1, 3, 2]);
+    let scores = p.matmul(q, transposed);
+    let dtype = p.dtype(scores);
+    let closed = closed(p, count, local, dtype);
+    let scores = p.add(scores, closed);
+    let probabilities = p.softmax(scores, -1);
+    let mixed = p.matmul(probabilities, values);
+    let read = p.reshape(mixed, &[0, d.heads, 1, d.value_dim]);
+    (read, Ring { keys, values, count: wrapped(p, count, local) })
+}
+
+/// Where the next token goes, i64 `[batch]`.
+fn slot(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+    let sinks = f64::from(local.sinks);
+    let since = p.add_scalar(count, -sinks);
+    let within = modulo(p, since, local.window);
+    let within = p.add_scalar(within, sinks);
+    let first = p.scalar_like(count, sinks);
+    let is_sink = p.node(Op::new("Less"), &[count, first]);
+    let slot = p.select(is_sink, count, within);
+    let slot = p.squeeze(slot, &[1]);
+    p.cast(slot, DType::I64)
+}
+
+/// What is added to the score of each slot, `[batch, 1, 1, slots]`: nothing where it is filled. A slot is filled first by
+/// the token whose count is its place.
+fn closed(p: &mut Patch<'_>, count: ValueId, local: Local, dtype: DType) -> ValueId {
+    let first = row(p, 1..=local.slots() as u32);
+    let is_held = p.less_or_equal(first, count);
+    let (open, closed) = (p.scalar_like(count, 0.0), p.scalar_like(count, -CLOSED));
+    let added = p.select(is_held, open, closed);
+    let added = p.cast(added, dtype);
+    p.unsqueeze(added, &[1, 2])
+}

@@ -1,0 +1,167 @@
+//! Writes the attention of a recipe for one site.
+
+use super::lower::window::Ring;
+use super::lower::{Dims, HeadOrder, Lowered, Recurrence, RecurrentState, bidirectional};
+use super::rewrite::Options;
+use super::site::AttentionSite;
+use crate::feature_map::{Role, added};
+use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
+use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
+use dijiang_format::names::MADE;
+use dijiang_format::recipe::{Readout, Rule};
+
+mod features;
+mod gates;
+mod near;
+mod readout;
+mod state;
+
+/// What the recurrence of a site gives.
+struct Linear {
+    read: ValueId,
+    order: HeadOrder,
+    /// None where there is no order.
+    state: Option<RecurrentState>,
+}
+
+/// What a site carries from call to call.
+pub(super) struct SiteState {
+    recurrent: Option<RecurrentState>,
+    ring: Option<Ring>,
+}
+
+/// Writes the patch of one site.
+pub(super) struct SiteWriter<'p, 'g, 'o> {
+    pub(super) p: &'p mut Patch<'g>,
+    pub(super) site: &'o AttentionSite,
+    pub(super) options: &'o Options<'o>,
+}
+
+impl SiteWriter<'_, '_, '_> {
+    /// What stands for the site's output, and the state after it.
+    pub(super) fn attention(&mut self) -> (ValueId, Option<SiteState>) {
+        self.p.set_scope(&format!("{}{MADE}", self.site.name));
+        let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
+        let linear = (self.options.recipe.rule != Rule::None).then(|| self.linear(valid));
+        let near = self.options.recipe.local.map(|local| self.near(local, valid));
+        let recurrent = linear.as_ref().and_then(|linear| linear.state);
+        let ring = near.as_ref().map(|near| near.ring);
+        let (read, order) = match (linear, near) {
+            (Some(linear), None) => (linear.read, linear.order),
+            (Some(linear), Some(near)) => self.mixed(&linear, &near, valid),
+            (None, Some(near)) => self.without_padding((near.read, HeadOrder::HeadMajor), valid),
+            (None, None) => {
+                self.p.fail("the recipe has neither a rule nor a window".to_owned());
+                (self.site.q, HeadOrder::HeadMajor)
+            }
+        };
+        let dtype = self.p.dtype(self.site.out);
+        let narrow = self.p.cast(read, dtype);
+        let out = self.in_order(narrow, order, HeadOrder::HeadMajor);
+        let is_stateless = recurrent.is_none() && ring.is_none();
+        (out, (!is_stateless).then_some(SiteState { recurrent, ring }))
+    }
+
+    /// What the recurrence gives.
+    fn linear(&mut self, valid: Option<ValueId>) -> Linear {
+        let (q, mut k) = self.features();
+        let causal = self.site.mask.is_causal();
+        if let Some(valid) = valid.filter(|_| !(causal && self.masks_otherwise())) {
+            let tokens = self.p.unsqueeze(valid, &[1, 3]);
+            k = self.p.mul(k, tokens);
+        }
+        let v = match self.puts_heads_first() {
+            true => self.site.v,
+            false => self.p.cast(self.site.v, DType::F32),
+        };
+        let dims = self.dims(q);
+        let (sums, state) = match causal {
+            true => {
+                let lowered = self.recurrence([q, k, v], valid, dims);
+                (lowered.sums, Some(lowered.state))
+            }
+            false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
+        };
+        let read = match self.options.recipe.readout {
+            Readout::Sum if !dims.divides => sums.num,
+            Readout::Sum => self.read_sum(&sums),
+            Readout::GroupNorm => self.read_group_norm(&sums),
+        };
+        Linear { read, order: sums.order, state }
+    }
+
+    /// `[batch, heads, sequence, ·]` or `[batch, sequence, heads, ·]` in the other order, if it is not that already.
+    fn in_order(&mut self, x: ValueId, from: HeadOrder, to: HeadOrder) -> ValueId {
+        if from == to { x } else { self.p.transpose(x, &[0, 2, 1, 3]) }
+    }
+
+    fn dims(&mut self, q: ValueId) -> Dims {
+        Dims {
+            heads: self.site.heads as i64,
+            kv_heads: self.site.kv_heads as i64,
+            features: self.p.known_dim(q, 3) as i64,
+            value_dim: self.site.value_dim as i64,
+            divides: self.divides(),
+        }
+    }
+
+    /// Whether padding is taken out elsewhere than of the keys: of the values, or of β.
+    fn masks_otherwise(&self) -> bool {
+        self.options.form.masks_values() || self.options.recipe.rule == Rule::Delta
+    }
+
+    /// Whether features are `[heads, batch, sequence, m]`.
+    fn puts_heads_first(&self) -> bool {
+        self.options.form.puts_heads_first() && self.options.recipe.rule == Rule::Linear
+    }
+
+    /// Whether what is read is divided by φ(q)·z.
+    fn divides(&self) -> bool {
+        let recipe = self.options.recipe;
+        recipe.readout == Readout::Sum && recipe.rule == Rule::Linear
+    }
+
+    fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {
+        let name = added::name(&self.site.name, role, name);
+        let is_same = |other: &&Tensor| (other.dtype(), other.dims()) == (tensor.dtype(), tensor.dims());
+        let tensor = self.options.added.and_then(|d| d.get(&name)).filter(is_same).cloned().unwrap_or(tensor);
+        self.p.weight(&name, tensor)
+    }
+
+    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`: the last columns of the padding mask,
+    /// which may or may not cover the past.
+    fn valid_tokens(&mut self, mask: ValueId) -> ValueId {
+        let p = &mut *self.p;
+        let time = p.shape_of(self.site.q, 2, 3);
+        let start = p.node(crate::ir::op::Op::new("Neg"), &[time]);
+        let end = p.ints(&[i64::MAX]);
+        let recent = p.slice_to(mask, 1, start, end);
+        let recent = p.cast(recent, DType::F32);
+        // States the dims again, which a slice from a computed bound does not.
+        let batch = p.shape_of(self.site.q, 0, 1);
+        let shape = p.concat(&[batch, time], 0);
+        p.reshape_to(recent, shape)
+    }
+
+    /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
+    fn recurrence(&mut self, [q, k, v]: [ValueId; 3], valid: Option<ValueId>, dims: Dims) -> Lowered {
+        let mut log_decay = self.log_decay();
+        if let Some((valid, log)) = valid.zip(log_decay) {
+            let tokens = self.p.unsqueeze(valid, &[1]);
+            log_decay = Some(self.p.mul(log, tokens));
+        }
+        let mut beta = self.beta();
+        if let Some((valid, all)) = valid.zip(beta) {
+            let tokens = self.p.unsqueeze(valid, &[1]);
+            beta = Some(self.p.mul(all, tokens));
+        }
+        let state = self.past_state(dims);
+        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, beta, state, dims })
+    }
+
+    pub(super) fn scaled(&mut self, x: ValueId) -> ValueId {
+        self.p.mul_scalar(x, self.site.scale.sqrt())
+    }
+}

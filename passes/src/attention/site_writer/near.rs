@@ -1,0 +1,74 @@
+//! The window beside the recurrence.
+
+use super::{Linear, SiteWriter};
+use crate::attention::lower::window::{self, Near, Ring};
+use crate::attention::lower::{Dims, HeadOrder};
+use crate::ir::graph::ValueId;
+use crate::ir::tensor::Tensor;
+use dijiang_format::dtype::DType;
+use dijiang_format::recipe::Local;
+
+/// The logit of a head's share of the window at first.
+const SHARE: f32 = 3.0;
+
+/// What the window of a site gives.
+pub(super) struct FromNear {
+    pub(super) read: ValueId,
+    pub(super) ring: Ring,
+}
+
+impl SiteWriter<'_, '_, '_> {
+    pub(super) fn near(&mut self, local: Local, valid: Option<ValueId>) -> FromNear {
+        let ring = self.past_ring(local);
+        let site = self.site;
+        let near = Near { q: site.q, k: site.k, v: site.v, scale: site.scale, valid, ring };
+        let dims = Dims {
+            heads: site.heads as i64,
+            kv_heads: site.kv_heads as i64,
+            features: site.head_dim as i64,
+            value_dim: site.value_dim as i64,
+            divides: false,
+        };
+        let (read, ring) = window::lower(self.p, self.options.form, &near, local, dims);
+        FromNear { read, ring }
+    }
+
+    /// g · window + (1 - g) · linear, g = sigmoid(mix) per query head; 0 on padding.
+    pub(super) fn mixed(
+        &mut self,
+        linear: &Linear,
+        near: &FromNear,
+        valid: Option<ValueId>,
+    ) -> (ValueId, HeadOrder) {
+        let heads = self.site.heads;
+        let logits = Tensor::from_f32(&[heads], &vec![SHARE; heads as usize]);
+        let logits = self.parameter(None, "mix", logits);
+        let share = self.p.sigmoid(logits);
+        let share = match linear.order {
+            HeadOrder::HeadMajor => self.p.unsqueeze(share, &[1, 2]),
+            HeadOrder::TokenMajor => self.p.unsqueeze(share, &[1]),
+        };
+        let read = self.in_order(near.read, HeadOrder::HeadMajor, linear.order);
+        let read = self.p.cast(read, DType::F32);
+        let apart = self.p.sub(read, linear.read);
+        let moved = self.p.mul(apart, share);
+        let mixed = self.p.add(linear.read, moved);
+        self.without_padding((mixed, linear.order), valid)
+    }
+
+    pub(super) fn without_padding(
+        &mut self,
+        (read, order): (ValueId, HeadOrder),
+        valid: Option<ValueId>,
+    ) -> (ValueId, HeadOrder) {
+        let Some(valid) = valid else { return (read, order) };
+        let axes: [i64; 2] = match order {
+            HeadOrder::HeadMajor => [1, 3],
+            HeadOrder::TokenMajor => [2, 3],
+        };
+        let tokens = self.p.unsqueeze(valid, &axes);
+        let dtype = self.p.dtype(read);
+        let tokens = self.p.cast(tokens, dtype);
+        (self.p.mul(read, tokens), order)
+    }
+}
