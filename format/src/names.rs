@@ -30,6 +30,14 @@ pub fn is_made(name: &str) -> bool {
     name.split_once(MADE).is_some_and(|(_, rest)| rest.starts_with('/'))
 }
 
+/// In the names of values that are computed in f32 whatever the precision of a training run, as roundings grow there.
+pub const EXACT: &str = "exact";
+
+/// Whether a value of this name is one of them.
+pub fn is_exact(name: &str) -> bool {
+    is_made(name) && name.split('/').any(|part| part == EXACT)
+}
+
 /// A state of one layer, by the last part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {
@@ -84,6 +92,7 @@ mod tests {
     #[test]
     fn what_a_conversion_makes_is_told_by_its_name() {
         assert!(is_made("h.0.attn/dijiang/counts_2"));
+        assert!(is_exact("h.0.attn/dijiang/exact/MatMul_2") && !is_exact("exact/MatMul"));
         assert!(!is_made("h.0.attn.dijiang.mix") && !is_made("model/dijiang") && !is_made("w"));
     }
 

@@ -97,11 +97,11 @@ mod tests {
             ),
             (
                 parse("name: x\nmap: {kind: elu}", "x.yaml"),
-                "recipe `x`: no feature map is called `elu` (there are: dct-softmax, pff, prf, wdcf, wpff)",
+                "recipe `x`: no feature map is called `elu` (there are: dct-softmax, dct-unit, pff, prf, wdcf, wdct-unit, wpff)",
             ),
             (
                 parse("name: x\nmpa: {}", "x.yaml"),
-                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `softmax_layers`, `chunk` at line 2 column 1",
+                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `softmax_layers`, `chunk` at line 2 column 1",
             ),
         ];
         for (result, want) in cases {

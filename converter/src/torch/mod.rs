@@ -62,7 +62,9 @@ mod tests {
     fn the_maps_of_the_python_model_are_those_of_the_compiler() {
         let table = between(CODE, "\nMAPS = {", "}").expect("a table");
         let rows: Vec<(&str, &str)> = table
-            .split(", ")
+            .split(',')
+            .map(str::trim)
+            .filter(|row| !row.is_empty())
             .map(|row| row.split_once(": ").expect("a row"))
             .map(|(name, class)| (name.trim_matches('"'), class))
             .collect();

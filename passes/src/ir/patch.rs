@@ -150,6 +150,15 @@ impl<'g> Patch<'g> {
         self.scope = Scope::Given(scope.to_owned());
     }
 
+    /// Names of nodes that `write` adds have `part` after their scope.
+    pub fn within<T>(&mut self, part: &str, write: impl FnOnce(&mut Self) -> T) -> T {
+        let inner = format!("{}/{part}", self.scope.name());
+        let outer = std::mem::replace(&mut self.scope, Scope::Given(inner));
+        let written = write(self);
+        self.scope = outer;
+        written
+    }
+
     /// Names of nodes added from now on are made of the name of one that they stand for.
     pub fn name_after(&mut self, node: &'g Node) {
         self.scope = Scope::Of(node);

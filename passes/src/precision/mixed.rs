@@ -1,12 +1,13 @@
 //! Mixed precision: matrix products in bf16, and what lies between them too where it only moves, adds or
 //! multiplies; sums over many terms, norms, exponentials and the residual stream stay f32. Weights that sum to
-//! one are rounded to bf16, and so is what is multiplied with bf16, such as decays.
+//! one are rounded to bf16, and so is what is multiplied with bf16, such as decays. What is named exact stays f32.
 
 use crate::canon::{CanonError, canonicalize};
 use crate::ir::graph::{Def, Graph, Node, ValueId};
 use crate::ir::patch::Patch;
 use crate::ir::rebuild::{Rebuild, copy_input, copy_node, rebuild};
 use dijiang_format::dtype::DType;
+use dijiang_format::names::is_exact;
 
 /// Take the element type of what they are given, if that is one type.
 const FREE: [&str; 15] = [
@@ -53,6 +54,7 @@ impl Rebuild for Mix {
         let to = match node.op.name() {
             // Decides its own type: of parameters, and of masks.
             "Cast" => return cast_node(p, graph, node, inputs),
+            _ if is_exact(&node.name) => Some(DType::F32),
             "MatMul" => Some(DType::BF16),
             "Mul" if computes_in(p, inputs, DType::BF16) => Some(DType::BF16),
             "Softmax" => return rounded(p, graph, node, inputs),

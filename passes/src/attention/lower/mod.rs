@@ -136,12 +136,18 @@ impl Form {
             (Self::Parallel, None) => parallel::lower(p, r),
             (Self::Chunked(size), None) => chunked::lower(p, r, size),
             (Self::Segment(size), None) => segment::lower(p, r, size),
-            (Self::Parallel, Some(beta)) => delta::lower(p, r, beta, delta::Chunks::One),
+            (Self::Parallel, Some(beta)) => exactly(p, |p| delta::lower(p, r, beta, delta::Chunks::One)),
             (Self::Chunked(size) | Self::Segment(size), Some(beta)) => {
-                delta::lower(p, r, beta, delta::Chunks::Of(size))
+                exactly(p, |p| delta::lower(p, r, beta, delta::Chunks::Of(size)))
             }
         }
     }
+}
+
+/// What is written stays f32 in training too: a token writes the difference of its value and what was there, which may be
+/// far smaller than both.
+fn exactly(p: &mut Patch<'_>, write: impl FnOnce(&mut Patch<'_>) -> Lowered) -> Lowered {
+    p.within(dijiang_format::names::EXACT, write)
 }
 
 /// `[rows, columns]`, f32: 1 on and below the diagonal (below it only, if `strict`).

@@ -6,6 +6,7 @@ use crate::attention::lower::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::EXACT;
 use dijiang_format::recipe::Local;
 
 /// The logit of a head's share of the window at first.
@@ -50,9 +51,12 @@ impl SiteWriter<'_, '_, '_> {
         };
         let read = self.in_order(near.read, HeadOrder::HeadMajor, linear.order);
         let read = self.p.cast(read, DType::F32);
-        let apart = self.p.sub(read, linear.read);
-        let moved = self.p.mul(apart, share);
-        let mixed = self.p.add(linear.read, moved);
+        // In f32 in training too, as the two may be much alike.
+        let mixed = self.p.within(EXACT, |p| {
+            let apart = p.sub(read, linear.read);
+            let moved = p.mul(apart, share);
+            p.add(linear.read, moved)
+        });
         self.without_padding((mixed, linear.order), valid)
     }
 
