@@ -100,6 +100,7 @@ mod tests {
     use super::*;
     use dijiang_format::dtype::DType;
     use std::sync::Arc;
+    use std::time::Duration;
 
     #[test]
     fn a_file_that_became_shorter_is_named() {
@@ -132,5 +133,23 @@ mod tests {
         assert_eq!(x.bytes().as_ref(), [7; 40], "what was opened is what is read");
         let named = check([&x].into_iter()).expect_err("it is another").to_string();
         assert!(named.contains("another file took its place since it was opened (hint: "), "{named}");
+    }
+
+    /// A file of as many bytes is another by the time it was written; some file systems give the same file another number.
+    #[test]
+    fn a_file_of_the_same_size_is_told_by_its_time() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("w");
+        std::fs::write(&path, [7; 40]).expect("it is written");
+        let file = Arc::new(StoredFile::open(&path).expect("it opens"));
+        let written = file.metadata().and_then(|own| own.modified()).expect("a time");
+        let x = Tensor::view(DType::U8, vec![40], file, 0, 40).expect("a view");
+        for (later, is_named) in [(0, false), (1, true), (1_000_000_000, true)] {
+            let new = File::create(home.path().join("new")).expect("it is made");
+            new.write_all_at(&[8; 40], 0).expect("it is written");
+            new.set_modified(written + Duration::from_nanos(later)).expect("it has a time");
+            std::fs::rename(home.path().join("new"), &path).expect("it is replaced");
+            assert_eq!(check([&x].into_iter()).is_err(), is_named, "{later} ns later");
+        }
     }
 }
