@@ -17,7 +17,7 @@ pub struct Recipe {
     #[serde(default)]
     pub readout: Readout,
     /// How a token changes the state.
-    #[serde(default, skip_serializing_if = "Rule::is_linear")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub rule: Rule,
     /// Exact softmax over near tokens beside the recurrence; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,15 +58,16 @@ pub struct MapSpec {
     pub lengths: Lengths,
     pub radial: Radial,
     /// Features are divided by their Euclidean length.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "is_default")]
     pub unit: bool,
     /// The rows that are learned begin as this basis (`dct-unit`).
-    #[serde(skip_serializing_if = "Basis::is_dct")]
+    #[serde(skip_serializing_if = "is_default")]
     pub basis: Basis,
 }
 
-fn is_false(value: &bool) -> bool {
-    !value
+/// Of fields that recipes from before they were there lack.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// The basis that learned rows begin as.
@@ -78,12 +79,6 @@ pub enum Basis {
     Dct,
     /// The identity matrix.
     Identity,
-}
-
-impl Basis {
-    fn is_dct(&self) -> bool {
-        *self == Self::Dct
-    }
 }
 
 impl Default for MapSpec {
@@ -147,12 +142,6 @@ pub enum Rule {
     Delta,
     /// There is no state: the window alone.
     None,
-}
-
-impl Rule {
-    fn is_linear(&self) -> bool {
-        *self == Self::Linear
-    }
 }
 
 /// Softmax over the last tokens and the first, as it was. By counts: n_i is how many tokens of the row that are no padding

@@ -1,11 +1,12 @@
 //! Matches: operators that give what they are given: `Identity`, `Dropout` outside training, `Cast` to
-//! the same type, `Transpose` that moves nothing, `Concat` of one part, `Slice` of everything, `Pad` by nothing,
+//! the same type, `Transpose` that moves nothing, `Concat` of one part and empty ones, `Slice` of everything, `Pad` by nothing,
 //! `Expand` to the same shape, `Mul` and `Div` by 1 or by ones, `And` with true
 //! Becomes: their input
 //! Exact: yes
 
 use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::infer::resolve_axis;
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -39,7 +40,7 @@ fn passed_through(graph: &Graph, node: &Node) -> Option<ValueId> {
         "Dropout" => is_inference(graph, node),
         "Cast" => graph.value(x).ty.dtype.is_some_and(|d| node.op.str("to") == Some(d.name())),
         "Transpose" => node.op.ints("perm").is_some_and(|p| (0..).zip(p).all(|(i, axis)| i == *axis)),
-        "Concat" => node.inputs.len() == 1,
+        "Concat" => return only_part(graph, node),
         "Slice" => is_whole(graph, node),
         "Pad" => node.input(1).is_some_and(|v| all_zero(graph, v)),
         "Expand" => same_shape(graph, x, node.outputs[0]),
@@ -56,11 +57,37 @@ fn is_inference(graph: &Graph, node: &Node) -> bool {
     off && node.outputs.get(1).is_none_or(|v| graph.value(*v).uses.is_empty())
 }
 
+/// The one input of a `Concat` that is not known to be empty.
+fn only_part(graph: &Graph, node: &Node) -> Option<ValueId> {
+    let is_empty = |value: ValueId| {
+        let shape = graph.value(value).ty.shape.as_deref()?;
+        let axis = resolve_axis(node.op.int("axis")?, shape.len()).ok()?;
+        Some(shape[axis] == Dim::Known(0))
+    };
+    let mut parts = node.inputs.iter().flatten().filter(|part| is_empty(**part) != Some(true));
+    let part = parts.next()?;
+    parts.next().is_none().then_some(*part)
+}
+
 fn is_whole(graph: &Graph, node: &Node) -> bool {
     let ints = |slot: usize| node.input(slot).and_then(|v| graph.as_const(v)?.to_i64());
     let (Some(starts), Some(ends)) = (ints(1), ints(2)) else { return false };
     let one_by_one = node.input(4).is_none() || ints(4).is_some_and(|s| s.iter().all(|s| *s == 1));
-    one_by_one && starts.iter().all(|s| *s == 0) && ends.iter().all(|e| *e == i64::MAX)
+    let axes = match node.input(3) {
+        Some(_) => ints(3).unwrap_or_default(),
+        None => (0..starts.len() as i64).collect(),
+    };
+    let reaches = |(axis, end): (&i64, &i64)| *end == i64::MAX || length(graph, node, *axis) == Some(*end);
+    one_by_one
+        && starts.iter().all(|s| *s == 0)
+        && axes.len() == ends.len()
+        && axes.iter().zip(&ends).all(reaches)
+}
+
+/// The length of an axis of the first input, where it is known.
+fn length(graph: &Graph, node: &Node, axis: i64) -> Option<i64> {
+    let shape = graph.value(node.input(0)?).ty.shape.as_deref()?;
+    shape[resolve_axis(axis, shape.len()).ok()?].known().map(|length| length as i64)
 }
 
 fn all_zero(graph: &Graph, ints: ValueId) -> bool {
@@ -100,6 +127,41 @@ fn is_one(graph: &Graph, value: ValueId) -> bool {
 #[cfg(test)]
 mod tests {
     use crate::canon::tests::after;
+
+    /// The graph after canonicalisation has `x` itself in the place of what joined it with nothing.
+    #[test]
+    fn empty_parts_and_slices_to_the_known_end_go() {
+        insta::assert_snapshot!(after(
+            r#"graph "g" {
+  input %x: f32[a, 3]
+  const %from: i64[1] = [0]
+  const %three: i64[1] = [3]
+  const %two: i64[1] = [2]
+  const %last: i64[1] = [1]
+  %whole = Slice(%x, %from, %three, %last)
+  %none = Slice(%x, %three, %three, %last)
+  %y = Concat(%none, %whole) {axis: 1}
+  output "gone" %y
+  %some = Slice(%x, %from, %two, %last)
+  %z = Concat(%some, %none, %x) {axis: 1}
+  output "two parts" %z
+}"#
+        ), @r#"
+        graph "g" {
+          input %x: f32[a, 3]
+          const %from: i64[1] = [0]
+          const %two: i64[1] = [2]
+          const %last: i64[1] = [1]
+          %some = Slice(%x, %from, %two, %last) "some": f32[a, 2]
+          const %three: i64[1] = [3]
+          const %none/ints: i64[1] = [9223372036854775807]
+          %none/Slice:0 = Slice(%x, %three, %none/ints, %last) "none/Slice": f32[a, 0]
+          %z = Concat(%some, %none/Slice:0, %x) {axis: 1} "z": f32[a, 5]
+          output "gone" %x
+          output "two parts" %z
+        }
+        "#);
+    }
 
     #[test]
     fn what_changes_nothing_goes_and_what_changes_something_stays() {
