@@ -27,6 +27,7 @@ struct Linear {
 }
 
 /// What a site carries from call to call.
+#[derive(Clone, Copy)]
 pub(super) struct SiteState {
     recurrent: Option<RecurrentState>,
     ring: Option<Ring>,
