@@ -51,7 +51,7 @@ impl<'a> Layer<'a> {
         value.unwrap_or_else(|| panic!("a weight {name}")).to_f64()
     }
 
-    fn projected(&self, name: &str, head: usize, x: &[f64]) -> Vec<f64> {
+    fn projected(name: &str, head: usize, x: &[f64]) -> Vec<f64> {
         let weight = Self::weight(&testing::decoder(), &format!("{MODULE}.{name}.weight"));
         let rows = weight.chunks(x.len()).skip(head * HEAD_DIM as usize).take(HEAD_DIM as usize);
         rows.map(|row| dot(row, x)).collect()
@@ -81,16 +81,16 @@ impl<'a> Layer<'a> {
 
     /// φ(q).
     pub(super) fn query(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.phi(&self.projected("q_proj", head, self.token(row, at)), Role::Query, head)
+        self.phi(&Self::projected("q_proj", head, self.token(row, at)), Role::Query, head)
     }
 
     /// φ(k).
     pub(super) fn key(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.phi(&self.projected("k_proj", head, self.token(row, at)), Role::Key, head)
+        self.phi(&Self::projected("k_proj", head, self.token(row, at)), Role::Key, head)
     }
 
     pub(super) fn value(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.projected("v_proj", head, self.token(row, at))
+        Self::projected("v_proj", head, self.token(row, at))
     }
 
     /// sigmoid(w·x + b) of a gate.
@@ -116,11 +116,9 @@ impl<'a> Layer<'a> {
         let mut states = Vec::new();
         for row in 0..2 {
             let heads: Vec<_> = (0..KV_HEADS as usize).map(|head| self.delta_states(row, head)).collect();
-            for at in 0..self.time {
-                for head in 0..HEADS as usize {
-                    let (q, state) = (self.query(row, at, head), &heads[Self::shared(head)][at]);
-                    out.extend((0..HEAD_DIM as usize).map(|j| dot(&q, &state[j])));
-                }
+            for (at, head) in (0..self.time).flat_map(|at| (0..HEADS as usize).map(move |head| (at, head))) {
+                let (q, state) = (self.query(row, at, head), &heads[Self::shared(head)][at]);
+                out.extend((0..HEAD_DIM as usize).map(|j| dot(&q, &state[j])));
             }
             for state in heads.iter().filter_map(|states| states.last()) {
                 states.extend((0..state[0].len()).flat_map(|i| state.iter().map(move |column| column[i])));
@@ -177,9 +175,9 @@ impl<'a> Layer<'a> {
 
     fn softmax_over(&self, row: usize, [at, head]: [usize; 2], seen: &[usize]) -> Vec<f64> {
         let shared = Self::shared(head);
-        let q = self.projected("q_proj", head, self.token(row, at));
+        let q = Self::projected("q_proj", head, self.token(row, at));
         let weight = |j: &usize| {
-            let k = self.projected("k_proj", shared, self.token(row, *j));
+            let k = Self::projected("k_proj", shared, self.token(row, *j));
             (dot(&q, &k) / (HEAD_DIM as f64).sqrt()).exp()
         };
         let weights: Vec<f64> = seen.iter().map(weight).collect();
