@@ -348,6 +348,21 @@ fn what_depends_on_a_baseline_that_failed_is_skipped_with_its_name() {
 }
 
 #[test]
+fn a_bundle_that_was_changed_since_is_told_as_that() {
+    let home = Home::new(&["llama"]);
+    let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &["--no-verify", "--force"])]);
+    assert_eq!(home.run(&plan).exit_code(), 0);
+    std::fs::write(plan.jobs[0].bundle.join("dijiang.json"), "changed").expect("it is written");
+    let report = home.run(&plan);
+    let reason = message(&report, "llama-adaptive", "convert");
+    assert!(reason.contains("its dijiang.json was changed since this batch made it (hint: `mv "), "{reason}");
+    std::fs::remove_dir_all(&plan.jobs[0].bundle).expect("it is removed");
+    let report = home.run(&plan);
+    let why = message(&report, "llama-adaptive", "convert");
+    assert_eq!((report.exit_code(), why), (0, "its bundle is gone"));
+}
+
+#[test]
 fn nothing_is_put_in_place_of_what_no_record_names() {
     let home = Home::new(&["llama"]);
     let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &["--no-verify", "--force"])]);

@@ -23,7 +23,7 @@ pub mod table;
 
 use crate::checkpoint::digests::DigestError;
 use crate::onnx::import::ImportError;
-use crate::report::progress::Progress;
+use crate::report::progress::{Progress, Say};
 use crate::serving::OpenError;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
@@ -190,6 +190,7 @@ impl<'a> Verifier<'a> {
             (_, Ok(runtime)) => self.runtimes.push(Box::new(runtime)),
             (Choice::Ort, Err(e)) => return Err(e.into()),
             (Choice::All, Err(e)) => {
+                self.progress.say(Say::Warning, &format!("{e}; {ort} is skipped"));
                 let row = Check::skipped(ort, e.to_string());
                 self.push(row.recorded_as(without_paths(&e)));
             }

@@ -168,6 +168,9 @@ fn changed(old: &Digests, new: &Found) -> Option<String> {
 
 /// What of the bundle's files is not what a step left. What came to them is no concern of the job.
 fn change(expected: &Digests, bundle: &Path, digester: &Digester) -> Option<String> {
+    if !bundle.exists() {
+        return Some("its bundle is gone".to_owned());
+    }
     let mut found = digester.files("", bundle);
     found.retain(|name, digest| expected.contains_key(name) || digest.is_err());
     Some(format!("its bundle is not as it was left: {}", changed(expected, &found)?))

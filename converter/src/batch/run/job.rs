@@ -194,8 +194,12 @@ impl Context<'_> {
             left.record.manifest = manifest;
         } else {
             let bundle = job.bundle.display();
+            let what = match makers.iter().any(Maker::has_made) {
+                true => "its dijiang.json was changed since this batch made it",
+                false => "it is there already, and no record of this batch names it",
+            };
             let reason = format!(
-                "{bundle}: it is there already, and no record of this batch names it (hint: `mv {bundle} {bundle}.old`, or give the job another output)"
+                "{bundle}: {what} (hint: `mv {bundle} {bundle}.old`, or give the job another output)"
             );
             return Looked::Over(End::refused(job, &reason));
         }

@@ -73,6 +73,11 @@ pub(super) struct Maker {
 }
 
 impl Maker {
+    /// Whether it left a bundle.
+    pub(super) fn has_made(&self) -> bool {
+        self.manifest.is_some()
+    }
+
     /// Whether the bundle with a manifest of this digest is what it left, or what it was writing as it was killed.
     pub(super) fn made(&self, manifest: Option<&str>) -> bool {
         self.writing || (manifest.is_some() && self.manifest.as_deref() == manifest)
