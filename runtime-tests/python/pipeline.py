@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = "fixtures/shakespeare"
 BUNDLE = "target/shakespeare"
 DATA = f"--data {TEXT}/train.txt --valid {TEXT}/valid.txt --context 256"
-# Perplexity per byte that the README's training must reach; it says 3.44.
+# Validation perplexity per byte that the README's training must reach; it says 3.44. `eval` reads all of the text, on which
+# it is higher.
 MOST = 3.6
 
 
@@ -58,7 +59,7 @@ def readme(pipeline):
     converted = pipeline.dijiang("convert", f"convert {TEXT} -o {BUNDLE} --force")
     before = pipeline.perplexity("eval converted")
     pipeline.dijiang("calibrate", f"calibrate {BUNDLE} {DATA} --batch 8 --steps 60")
-    pipeline.dijiang("finetune", f"finetune {BUNDLE} {DATA} --steps 120 --lr 1e-3 --new-lr 3")
+    trained = pipeline.dijiang("finetune", f"finetune {BUNDLE} {DATA} --steps 120 --lr 1e-3 --new-lr 3")
     verified = pipeline.dijiang("verify", f"verify {BUNDLE}")
     after = pipeline.perplexity("eval trained")
     generated = pipeline.dijiang("generate", f"generate {BUNDLE} --prompt ROMEO: -n 100")
@@ -67,6 +68,7 @@ def readme(pipeline):
         "checks": sum(check["status"] == "held" for check in verified["checks"]),
         "perplexity_converted": before,
         "perplexity_trained": after,
+        "validation_trained": trained["valid_perplexity"],
         "text": generated["text"],
     }
 
@@ -87,8 +89,8 @@ def main():
         pipeline.times.append(("clone", time.monotonic() - start))
         found = readme(pipeline)
     report(arguments, pipeline.times, found)
-    if not (found["perplexity_trained"] <= MOST and found["text"].strip()):
-        sys.exit(f"training brought perplexity to {found['perplexity_trained']:.2f}, expected {MOST} or less, and a text")
+    if not (found["validation_trained"] <= MOST and found["text"].strip()):
+        sys.exit(f"training brought the validation perplexity to {found['validation_trained']:.2f}, expected {MOST} or less, and a text")
 
 
 def report(arguments, times, found):
@@ -99,6 +101,7 @@ def report(arguments, times, found):
         print(f"{name:<16} {seconds:7.1f} s")
     print(f"{found['linear']} attentions are linear, {found['checks']} checks held")
     print(f"perplexity: converted {found['perplexity_converted']:.2f}, trained {found['perplexity_trained']:.2f}")
+    print(f"validation perplexity: trained {found['validation_trained']:.2f}")
     print(found["text"])
 
 
