@@ -8,6 +8,7 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
+use dijiang_format::recipe::{Attention, Decay, MapSpec, Readout, Recipe, Rule};
 use std::collections::BTreeMap;
 
 /// The names of the Rust files of a directory of this crate, without `mod` and `tests`, sorted: what a table beside
@@ -20,6 +21,21 @@ pub(crate) fn file_stems(dir: &str) -> Vec<String> {
     let mut stems: Vec<String> = stems.filter(|stem| stem != "mod" && stem != "tests").collect();
     stems.sort();
     stems
+}
+
+/// A recipe that asks for nothing of its own.
+pub(crate) fn recipe() -> Recipe {
+    Recipe {
+        name: "test".to_owned(),
+        attention: Attention::Linear,
+        map: MapSpec::default(),
+        decay: Decay::None,
+        readout: Readout::Sum,
+        rule: Rule::Linear,
+        local: None,
+        softmax_layers: Vec::new(),
+        chunk: 64,
+    }
 }
 
 pub(crate) const HEADS: i64 = 4;

@@ -12,6 +12,7 @@ use std::path::Path;
 pub(super) fn read_bytes(bundle: &Path, device: Device) -> Result<u64, super::BenchError> {
     let manifest = Manifest::read(bundle)?;
     opened::check(bundle, &manifest)?;
+    opened::check_weights(bundle, &manifest)?;
     Ok(weight_bytes(&import(&bundle.join(manifest.serving_graph(Engine::Ort, device)))?))
 }
 

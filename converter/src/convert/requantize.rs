@@ -73,9 +73,7 @@ pub fn requantize(
         std::fs::canonicalize(target).is_ok_and(|t| bundle.canonicalize().is_ok_and(|b| b == t));
     let lock = is_replaced.then(|| BundleLock::acquire(bundle)).transpose()?;
     // Before anything is refused: a run that was killed after its last step leaves a bundle that is refused.
-    if let Err(error) = temporary::remove_abandoned(target) {
-        tracing::debug!("{}: what killed runs left could not be removed: {error}", target.display());
-    }
+    temporary::tidy(target);
     let manifest = Manifest::float_weights(bundle)?;
     opened::check_described(bundle, &manifest)?;
     if manifest.source.kind == SourceKind::Onnx {

@@ -47,7 +47,7 @@ pub enum OpenError {
 pub fn open(bundle: &Path, options: &ServingOptions) -> Result<Serving, OpenError> {
     let manifest = Manifest::read(bundle)?;
     opened::check(bundle, &manifest)?;
-    // All bytes of the weights are read for it, which takes about as long as the runtime takes to load them.
+    // All bytes of the weights are read for it, while the runtime loads them.
     std::thread::scope(|scope| {
         let weights = scope.spawn(|| opened::check_weights(bundle, &manifest));
         let serving = open_any(bundle, options);

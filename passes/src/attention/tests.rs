@@ -23,17 +23,7 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
         radial: Radial::Normal,
         ..MapSpec::default()
     };
-    Recipe {
-        name: "test".to_owned(),
-        attention: dijiang_format::recipe::Attention::Linear,
-        map,
-        decay,
-        readout,
-        rule: Rule::Linear,
-        local: None,
-        softmax_layers: vec![],
-        chunk: 64,
-    }
+    Recipe { map, decay, readout, ..testing::recipe() }
 }
 
 fn delta(kind: &str, decay: Decay) -> Recipe {

@@ -2,14 +2,15 @@
 
 use super::{FeatureMap, MAPS, find};
 use dijiang_format::recipe::{MOST_CHUNK, MOST_LOCAL, Readout, Recipe, Rule};
+use std::ops::RangeInclusive;
 
 /// A recipe that asks for what there is not.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RecipeError {
     #[error("recipe `{recipe}`: no feature map is called `{kind}` (there are: {known})")]
     UnknownMap { recipe: String, kind: String, known: String },
-    #[error("recipe `{recipe}`: `{field}` is {found}, expected 1 to {most}")]
-    Range { recipe: String, field: &'static str, found: u64, most: u64 },
+    #[error("recipe `{recipe}`: `{field}` is {found}, expected {least} to {most}")]
+    Range { recipe: String, field: &'static str, found: u64, least: u64, most: u64 },
     #[error(
         "recipe `{recipe}`: `rule: delta` wants features of length one, and those of `{kind}` are not (hint: write `unit: true` in `map`, or take the map dct-unit)"
     )]
@@ -43,8 +44,8 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
             known: known.join(", "),
         });
     };
-    check_range(recipe, "map.features", recipe.map.features as u64, MOST_FEATURES)?;
-    check_range(recipe, "chunk", u64::from(recipe.chunk), u64::from(MOST_CHUNK))?;
+    check_range(recipe, "map.features", recipe.map.features as u64, 1..=MOST_FEATURES)?;
+    check_range(recipe, "chunk", u64::from(recipe.chunk), 1..=u64::from(MOST_CHUNK))?;
     if let Some(field) = recipe.map.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
         return Err(RecipeError::Ignored {
             recipe: recipe.name.clone(),
@@ -66,15 +67,8 @@ fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
             _ => Ok(()),
         };
     };
-    check_range(recipe, "local.window", u64::from(local.window), u64::from(MOST_LOCAL))?;
-    if local.sinks > MOST_LOCAL {
-        return Err(RecipeError::Range {
-            recipe: name(),
-            field: "local.sinks",
-            found: u64::from(local.sinks),
-            most: u64::from(MOST_LOCAL),
-        });
-    }
+    check_range(recipe, "local.window", u64::from(local.window), 1..=u64::from(MOST_LOCAL))?;
+    check_range(recipe, "local.sinks", u64::from(local.sinks), 0..=u64::from(MOST_LOCAL))?;
     match recipe.rule {
         Rule::Linear => Err(RecipeError::Joined { recipe: name() }),
         _ => Ok(()),
@@ -96,30 +90,27 @@ fn check_rule(recipe: &Recipe, map: &dyn FeatureMap) -> Result<(), RecipeError> 
     }
 }
 
-fn check_range(recipe: &Recipe, field: &'static str, found: u64, most: u64) -> Result<(), RecipeError> {
-    if (1..=most).contains(&found) {
+fn check_range(
+    recipe: &Recipe,
+    field: &'static str,
+    found: u64,
+    expected: RangeInclusive<u64>,
+) -> Result<(), RecipeError> {
+    if expected.contains(&found) {
         return Ok(());
     }
-    Err(RecipeError::Range { recipe: recipe.name.clone(), field, found, most })
+    let (least, most) = expected.into_inner();
+    Err(RecipeError::Range { recipe: recipe.name.clone(), field, found, least, most })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_format::recipe::{Attention, Basis, Decay, Lengths, Local, MapSpec, Radial};
+    use crate::testing;
+    use dijiang_format::recipe::{Basis, Lengths, Local, MapSpec, Radial};
 
     fn recipe(map: MapSpec) -> Recipe {
-        Recipe {
-            name: "x".to_owned(),
-            attention: Attention::Linear,
-            map,
-            decay: Decay::None,
-            readout: Readout::Sum,
-            rule: Rule::Linear,
-            local: None,
-            softmax_layers: Vec::new(),
-            chunk: 64,
-        }
+        Recipe { name: "x".to_owned(), map, ..testing::recipe() }
     }
 
     fn refused(recipe: &Recipe) -> String {
@@ -189,7 +180,7 @@ mod tests {
         );
         assert_eq!(
             refused(&Recipe { local: local(1, 16385), ..none }),
-            "recipe `x`: `local.sinks` is 16385, expected 1 to 16384"
+            "recipe `x`: `local.sinks` is 16385, expected 0 to 16384"
         );
         assert_eq!(
             refused(&Recipe { local: local(64, 4), ..recipe(plain.clone()) }),

@@ -84,7 +84,7 @@ mod tests {
     use crate::canon::canonicalize;
     use crate::testing::{decoder, half_decoder};
     use dijiang_format::files;
-    use dijiang_format::recipe::{Attention, Recipe, Rule};
+    use dijiang_format::recipe::{Attention, Recipe};
 
     #[test]
     fn every_target_has_what_is_served_and_what_it_is_compared_with() {
@@ -104,19 +104,7 @@ mod tests {
     }
 
     fn recipe(attention: Attention) -> Recipe {
-        let map = dijiang_format::recipe::MapSpec::default();
-        let (decay, readout) = Default::default();
-        Recipe {
-            name: "test".to_owned(),
-            attention,
-            map,
-            decay,
-            readout,
-            rule: Rule::Linear,
-            local: None,
-            softmax_layers: vec![],
-            chunk: 64,
-        }
+        Recipe { attention, ..crate::testing::recipe() }
     }
 
     /// What is said to be canonical is: a further clean-up makes no patch.

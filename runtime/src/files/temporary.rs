@@ -72,9 +72,7 @@ fn open() -> MutexGuard<'static, Open> {
 impl Temporary {
     /// Makes one for what is to be at `target`, in the same directory. What killed runs left there goes, as far as it can.
     pub fn beside(target: &Path) -> io::Result<Self> {
-        if let Err(e) = remove_abandoned(target) {
-            tracing::debug!("{}: what killed runs left could not be removed: {e}", target.display());
-        }
+        tidy(target);
         Self::begin(target, Some(target.to_owned()))
     }
 
@@ -367,6 +365,13 @@ fn abandoned(target: &Path) -> io::Result<Vec<Abandoned>> {
 /// Removes what killed runs left in a directory that is ours, whatever it was for.
 pub fn clean(directory: &Path) -> io::Result<()> {
     abandoned_in(directory, |_| true)?.iter().try_for_each(Abandoned::remove)
+}
+
+/// The same of one target, as far as it can be.
+pub fn tidy(target: &Path) {
+    if let Err(e) = remove_abandoned(target) {
+        tracing::debug!("{}: what killed runs left could not be removed: {e}", target.display());
+    }
 }
 
 /// Removes what killed runs left of the same target. What was set aside stays while nothing is at the target.

@@ -1,8 +1,8 @@
 //! What of a job is done already.
 //!
 //! A step is done where its record has the same options, the same contents of all that it read, and the same program.
-//! What cannot be read is never the same. The steps before the first one that is not done stay done if the bundle is, byte by byte, what the
-//! last of them left; otherwise the job begins anew.
+//! What cannot be read is never the same. The steps before the first one that is not done stay done if the bundle is, byte
+//! by byte, what the last of them left; otherwise the job begins anew.
 
 use super::digests::{Digester, Found};
 use super::engine::{self, Engine};

@@ -27,12 +27,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, size: u32) -> Lowered {
     let new = p.matmul(inside, v);
     let old = p.matmul(q, carried.before);
     let last = p.ints(&[width(d)]);
-    let [new, mut old] = [new, old].map(|sum| grid.by_head(p, sum, d, last));
-    if let Some(log) = &log {
-        let decay = p.exp(log.inside);
-        let decay = p.unsqueeze(decay, &[3, 5]);
-        old = p.mul(old, decay);
-    }
+    let [new, old] = [new, old].map(|sum| grid.by_head(p, sum, d, last));
+    let old = log.as_ref().map_or(old, |log| log.since_start(p, old));
     let sums = p.add(new, old);
     let (num, den) = apart(p, sums, d);
     let den = den.map(|den| p.reduce("ReduceMean", den, &[-1], true));
@@ -63,16 +59,7 @@ struct Carried {
 }
 
 fn carry(p: &mut Patch<'_>, r: &Recurrence, k: ValueId, v: ValueId, log: Option<&Logs>) -> Carried {
-    let at_end = match log {
-        Some(log) => {
-            let end = p.unsqueeze(log.whole, &[3]);
-            let left = p.sub(end, log.inside);
-            let decay = p.exp(left);
-            let decay = p.unsqueeze(decay, &[4]);
-            p.mul(v, decay)
-        }
-        None => v,
-    };
+    let at_end = log.map_or(v, |log| log.at_end(p, v));
     let transposed = p.transpose(k, &[0, 1, 2, 4, 3]);
     let added = p.matmul(transposed, at_end);
     let start = joined(p, r.state);

@@ -91,12 +91,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, beta: ValueId, chunks: Ch
     let new = p.matmul(inside, u);
     let old = p.matmul(q, states.before);
     let last = p.ints(&[d.value_dim]);
-    let [new, mut old] = [new, old].map(|sum| grid.by_head(p, sum, d, last));
-    if let Some(log) = &log {
-        let decay = p.exp(log.inside);
-        let decay = p.unsqueeze(decay, &[3, 5]);
-        old = p.mul(old, decay);
-    }
+    let [new, old] = [new, old].map(|sum| grid.by_head(p, sum, d, last));
+    let old = log.as_ref().map_or(old, |log| log.since_start(p, old));
     let sums = p.add(new, old);
     Lowered {
         sums: Sums { num: grid.join(p, sums, d.heads, d.value_dim), den: None, order: HeadOrder::TokenMajor },
@@ -148,16 +144,7 @@ impl Written {
 
 /// [M | N] = [e^{L_C} I - Kᵀ W | Kᵀ U].
 fn step(p: &mut Patch<'_>, k: ValueId, both: ValueId, log: Option<&Logs>, [m, width]: [i64; 2]) -> ValueId {
-    let at_end = match log {
-        Some(log) => {
-            let end = p.unsqueeze(log.whole, &[3]);
-            let left = p.sub(end, log.inside);
-            let decay = p.exp(left);
-            let decay = p.unsqueeze(decay, &[4]);
-            p.mul(k, decay)
-        }
-        None => k,
-    };
+    let at_end = log.map_or(k, |log| log.at_end(p, k));
     let transposed = p.transpose(at_end, &[0, 1, 2, 4, 3]);
     let added = p.matmul(transposed, both);
     let signs: Vec<f32> = (0..m + width).map(|column| if column < m { -1.0 } else { 1.0 }).collect();

@@ -112,6 +112,22 @@ impl Logs {
         let whole = p.reduce("ReduceSum", cut, &[3], false);
         Self { inside, whole }
     }
+
+    /// What is left of each token at the end of its chunk, `[batch, kv_heads, chunks, chunk, ·]`.
+    pub(super) fn at_end(&self, p: &mut Patch<'_>, x: ValueId) -> ValueId {
+        let end = p.unsqueeze(self.whole, &[3]);
+        let left = p.sub(end, self.inside);
+        let decay = p.exp(left);
+        let decay = p.unsqueeze(decay, &[4]);
+        p.mul(x, decay)
+    }
+
+    /// What is left at each token of what the chunk began with, `[batch, kv_heads, chunks, group, chunk, ·]`.
+    pub(super) fn since_start(&self, p: &mut Patch<'_>, x: ValueId) -> ValueId {
+        let decay = p.exp(self.inside);
+        let decay = p.unsqueeze(decay, &[3, 5]);
+        p.mul(x, decay)
+    }
 }
 
 /// φ(q_i)·φ(k_j) exp(L_i - L_j) for j ≤ i in the same chunk, `[batch, kv_heads, chunks, group · chunk, chunk]`.

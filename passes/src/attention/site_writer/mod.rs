@@ -61,8 +61,8 @@ impl SiteWriter<'_, '_, '_> {
         let dtype = self.p.dtype(self.site.out);
         let narrow = self.p.cast(read, dtype);
         let out = self.in_order(narrow, order, HeadOrder::HeadMajor);
-        let is_stateless = recurrent.is_none() && ring.is_none();
-        (out, (!is_stateless).then_some(SiteState { recurrent, ring }))
+        let has_state = recurrent.is_some() || ring.is_some();
+        (out, has_state.then_some(SiteState { recurrent, ring }))
     }
 
     /// What the recurrence gives.
@@ -136,7 +136,7 @@ impl SiteWriter<'_, '_, '_> {
     fn valid_tokens(&mut self, mask: ValueId) -> ValueId {
         let p = &mut *self.p;
         let time = p.shape_of(self.site.q, 2, 3);
-        let start = p.node(crate::ir::op::Op::new("Neg"), &[time]);
+        let start = p.neg(time);
         let end = p.ints(&[i64::MAX]);
         let recent = p.slice_to(mask, 1, start, end);
         let recent = p.cast(recent, DType::F32);

@@ -1,8 +1,8 @@
 //! The window beside the recurrence.
 
 use super::{Linear, SiteWriter};
+use crate::attention::lower::HeadOrder;
 use crate::attention::lower::window::{self, Near, Ring};
-use crate::attention::lower::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
@@ -23,13 +23,7 @@ impl SiteWriter<'_, '_, '_> {
         let ring = self.past_ring(local);
         let site = self.site;
         let near = Near { q: site.q, k: site.k, v: site.v, scale: site.scale, valid, ring };
-        let dims = Dims {
-            heads: site.heads as i64,
-            kv_heads: site.kv_heads as i64,
-            features: site.head_dim as i64,
-            value_dim: site.value_dim as i64,
-            divides: false,
-        };
+        let dims = self.dims(site.q);
         let (read, ring) = window::lower(self.p, self.options.form, &near, local, dims);
         FromNear { read, ring }
     }
