@@ -1,10 +1,13 @@
 //! `dijiang batch` as it is typed: what it prints, what it reports, and how it ends.
 
 mod home;
+#[path = "home/without_runtime.rs"]
+mod without_runtime;
 
 use home::Home;
 use serde_json::Value;
 use std::process::{Command, Output};
+use without_runtime::without_runtime;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures");
 
@@ -185,16 +188,14 @@ fn what_was_proved_without_a_runtime_is_proved_anew_with_it() {
     let text = read(&home, "jobs.yaml").replace("no-verify: true", "seed: 1");
     std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
     let mut without = Command::new(env!("CARGO_BIN_EXE_dijiang"));
-    without
-        .current_dir(home.0.path())
-        .args(["batch", "jobs.yaml", "--only", "a"])
-        .env("ORT_DYLIB_PATH", "/nowhere");
+    without_runtime(&mut without).current_dir(home.0.path()).args(["batch", "jobs.yaml", "--only", "a"]);
     let (code, _, stderr) = told(&without.output().expect("it runs"));
     assert_eq!(code, Some(0), "{stderr}");
     let lines: Vec<&str> = stderr.lines().collect();
-    let is_warned =
-        lines[1..].iter().all(|line| line.starts_with("warning: a: ") && line.contains("tokenizer.json"));
-    assert!(lines.len() == 2 && lines[0] == "a: it is new" && is_warned, "{stderr}");
+    let is_told = |line: &str, of: &str| line.starts_with("warning: a: ") && line.contains(of);
+    assert!(lines.len() == 3 && lines[0] == "a: it is new", "{stderr}");
+    assert!(is_told(lines[1], "everything in ONNX Runtime is skipped"), "{stderr}");
+    assert!(is_told(lines[2], "tokenizer.json"), "{stderr}");
     assert!(told(&without.output().expect("it runs")).1.starts_with("fresh "));
     let (code, stdout, _) = told(&home.run("batch jobs.yaml --only a"));
     assert_eq!(code, Some(0));

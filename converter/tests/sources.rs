@@ -3,6 +3,8 @@
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 mod home;
+#[path = "home/without_runtime.rs"]
+mod without_runtime;
 
 use home::Home;
 use safetensors::SafeTensors;
@@ -10,6 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use without_runtime::without_runtime;
 
 impl Home {
     /// With a copy of a checkpoint, called `model`.
@@ -202,8 +205,7 @@ fn the_estimate_of_the_disk_is_near_what_is_written() {
 fn a_bf16_checkpoint_proves_itself_without_a_runtime() {
     let home = Home::with(&fixture("llama"));
     let mut convert = home.command("convert model -o bundle --recipe softmax --json");
-    let nowhere = home.path("no-such-library.so");
-    let output = convert.env_clear().env("ORT_DYLIB_PATH", nowhere).output().expect("it runs");
+    let output = without_runtime(&mut convert).output().expect("it runs");
     let made: Value = serde_json::from_slice(&output.stdout).expect("one object");
     assert_eq!(made["dtype"], "bf16");
     let checks = made["checks"].as_array().expect("checks");
@@ -214,6 +216,18 @@ fn a_bf16_checkpoint_proves_itself_without_a_runtime() {
     };
     assert!(skips("everything in ONNX Runtime") && skips("everything in tract"), "{made}");
     assert_eq!(checks.iter().filter(exact).count(), 1, "{made}");
+}
+
+/// A library that was named is wanted: without it nothing is proved in silence, and nothing is written.
+#[test]
+fn a_named_runtime_that_does_not_load_is_refused() {
+    let home = Home::with(&fixture("llama"));
+    let output =
+        home.command("convert model -o bundle").env("ORT_DYLIB_PATH", "no.so").output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("no.so is not a usable ONNX Runtime library: there is no such file"), "{stderr}");
+    assert!(!home.path("bundle").exists());
 }
 
 #[test]

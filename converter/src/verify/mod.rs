@@ -189,6 +189,7 @@ impl<'a> Verifier<'a> {
             (Choice::Tract, _) => self.skip(ort, "only tract was asked for"),
             (_, Ok(runtime)) => self.runtimes.push(Box::new(runtime)),
             (Choice::Ort, Err(e)) => return Err(e.into()),
+            (Choice::All, Err(e)) if OrtRuntime::is_named() => return Err(e.into()),
             (Choice::All, Err(e)) => {
                 self.progress.say(Say::Warning, &format!("{e}; {ort} is skipped"));
                 let row = Check::skipped(ort, e.to_string());

@@ -46,6 +46,11 @@ pub(crate) fn installed() -> Option<String> {
     find(&|name: &str| std::env::var_os(name), &current_dir).ok().map(|(_, version)| version)
 }
 
+/// Whether `ORT_DYLIB_PATH` names the library.
+pub(crate) fn is_named() -> bool {
+    discover::named(&|name: &str| std::env::var_os(name)).is_some()
+}
+
 /// The first library that is new enough. One named outright is taken or refused, never passed over.
 fn find(lookup: discover::Lookup<'_>, current_dir: &Path) -> Result<(PathBuf, String), RuntimeError> {
     if let Some(path) = discover::named(lookup) {

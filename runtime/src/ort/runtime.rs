@@ -41,6 +41,12 @@ impl OrtRuntime {
         library::installed()
     }
 
+    /// Whether `ORT_DYLIB_PATH` names the library: one that was named and does not load is a mistake of the caller's,
+    /// not the lack of a runtime.
+    pub fn is_named() -> bool {
+        library::is_named()
+    }
+
     /// The library file in use.
     pub fn library_path(&self) -> &Path {
         &self.library.path
