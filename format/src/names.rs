@@ -38,6 +38,15 @@ pub fn is_exact(name: &str) -> bool {
     is_made(name) && name.split('/').any(|part| part == EXACT)
 }
 
+/// In the names of values that are rows in another order, in which the tokens of a row stand before its padding: without
+/// padding they are as they were.
+pub const TOGETHER: &str = "together";
+
+/// Whether a value of this name is one of them.
+pub fn is_together(name: &str) -> bool {
+    is_made(name) && name.split('/').any(|part| part == TOGETHER)
+}
+
 /// A state of one layer, by the last part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {

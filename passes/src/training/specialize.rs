@@ -240,7 +240,8 @@ impl Rebuild for Specialize<'_> {
             return concat(p, graph, node, inputs);
         }
         let outputs = copy_node(p, graph, node, inputs);
-        if let Some(same) = self.neutral(p, node, inputs, outputs[0]) {
+        let unmoved = unmoved(p, node, inputs[0], outputs[0]);
+        if let Some(same) = unmoved.or_else(|| self.neutral(p, node, inputs, outputs[0])) {
             return vec![same];
         }
         self.carry_along(p, node, inputs, &outputs);
@@ -250,6 +251,16 @@ impl Rebuild for Specialize<'_> {
     fn keeps_output(&self, name: &str) -> bool {
         (self.keeps)(name)
     }
+}
+
+/// Rows that are brought together, which they are already, as a batch of training has no padding.
+fn unmoved(p: &mut Patch<'_>, node: &Node, x: Option<ValueId>, out: ValueId) -> Option<ValueId> {
+    if !node.op.is("Gather") || !names::is_together(&node.name) {
+        return None;
+    }
+    let dims: Option<Vec<i64>> =
+        p.ty(out).shape.as_ref()?.iter().map(|dim| dim.known().map(|n| n as i64)).collect();
+    Some(p.reshape(x?, &dims?))
 }
 
 /// A join without the parts that are empty, such as a past of no tokens.

@@ -40,6 +40,11 @@ impl Grid {
     /// `[batch, heads, sequence, tail…]` → `[batch, lead…, chunks, chunk, tail…]`
     pub(super) fn cut(&self, p: &mut Patch<'_>, x: ValueId, lead: &[i64], tail: &[i64]) -> ValueId {
         let padded = self.pad(p, x, tail.len());
+        self.blocks(p, padded, lead, tail)
+    }
+
+    /// The same of what is padded.
+    pub(super) fn blocks(&self, p: &mut Patch<'_>, padded: ValueId, lead: &[i64], tail: &[i64]) -> ValueId {
         let mut shape = vec![p.ints(&[&[0], lead].concat()), self.count, self.chunk];
         if !tail.is_empty() {
             shape.push(p.ints(tail));
@@ -80,7 +85,8 @@ impl Grid {
             pads.push(p.ints(&vec![0; tail]));
         }
         let pads = p.concat(&pads, 0);
-        let zero = p.constant("zero", Tensor::scalar(DType::F32, 0.0));
+        let dtype = p.dtype(x);
+        let zero = p.constant("zero", Tensor::scalar(dtype, 0.0));
         p.node(Op::new("Pad"), &[x, pads, zero])
     }
 

@@ -24,6 +24,7 @@ mod recurrent;
 mod segment;
 pub mod tokens_first;
 pub mod window;
+mod window_band;
 mod window_step;
 
 /// What a lowering is given.

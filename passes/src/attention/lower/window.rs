@@ -4,7 +4,7 @@
 //! A ring has a slot for each sink and W more: the token with count n lies in slot n - 1 where n ≤ s, and else in slot
 //! s + (n - s - 1) mod W. Its order means nothing to softmax, and what is in no slot is masked.
 
-use super::{Dims, Form, window_step};
+use super::{Dims, Form, HeadOrder, window_band, window_step};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
@@ -14,7 +14,7 @@ use dijiang_format::recipe::Local;
 
 /// A count that no token reaches: of what is not there. Counts are f32, which every runtime computes with, and exact below
 /// 2²⁴ tokens of one call.
-const NOWHERE: f64 = (1u64 << 40) as f64;
+pub(super) const NOWHERE: f64 = (1u64 << 40) as f64;
 
 /// What the window reads.
 #[derive(Debug, Clone, Copy)]
@@ -42,64 +42,100 @@ pub struct Ring {
     pub count: ValueId,
 }
 
-/// What each query reads, `[batch, heads, sequence, value_dim]`, and the ring afterwards.
-pub(crate) fn lower(p: &mut Patch<'_>, form: Form, near: &Near, local: Local, dims: Dims) -> (ValueId, Ring) {
+/// What each query reads, and the ring afterwards.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen {
+    pub read: ValueId,
+    pub order: HeadOrder,
+    pub ring: Ring,
+}
+
+pub(crate) fn lower(p: &mut Patch<'_>, form: Form, near: &Near, local: Local, dims: Dims) -> Seen {
     match form {
         Form::OneToken(_) => window_step::lower(p, near, local, dims),
-        _ => by_counts(p, near, local, dims),
+        Form::Parallel => by_counts(p, near, local, dims),
+        Form::Chunked(_) | Form::Segment(_) | Form::Operator(_) => window_band::lower(p, near, local, dims),
     }
 }
 
-/// Every query with every key, masked.
-fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> (ValueId, Ring) {
+/// Every query with every key, masked: the plainest, and quadratic.
+fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> Seen {
     let counts = Counts::new(p, near, local);
     let [keys, values] =
         [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
     let read = read(p, near, [keys, values], (&counts, local), dims);
-    let rows = rows_after(p, near, &counts, local, dims);
-    let ring = Ring {
+    let ring = ring_after(p, near, [keys, values], (&counts, local), dims);
+    Seen { read, order: HeadOrder::HeadMajor, ring }
+}
+
+/// The ring that a call leaves of what it found and brought, `[batch, kv_heads, slots + sequence, ·]`.
+pub(super) fn ring_after(
+    p: &mut Patch<'_>,
+    near: &Near,
+    [keys, values]: [ValueId; 2],
+    (counts, local): (&Counts, Local),
+    dims: Dims,
+) -> Ring {
+    let rows = rows_after(p, near, counts, local, dims);
+    Ring {
         keys: taken(p, keys, near.ring.keys, rows),
         values: taken(p, values, near.ring.values, rows),
         count: wrapped(p, counts.after, local),
-    };
-    (read, ring)
+    }
 }
 
 /// Counts of tokens, f32.
-struct Counts {
-    /// Of each token, `[batch, sequence]`; on padding that of the token before.
-    tokens: ValueId,
+pub(super) struct Counts {
+    /// Of each token, `[batch, sequence]`; on padding that of the token before, or one that no token has.
+    pub(super) tokens: ValueId,
     /// The same with [`NOWHERE`] on padding.
-    marked: ValueId,
+    pub(super) marked: ValueId,
     /// What each slot holds before the call, [`NOWHERE`] where it holds nothing, `[batch, slots]`.
-    slots: ValueId,
+    pub(super) slots: ValueId,
     /// After the call, `[batch, 1]`.
-    after: ValueId,
+    pub(super) after: ValueId,
 }
 
 impl Counts {
+    /// With padding wherever it stands.
     fn new(p: &mut Patch<'_>, near: &Near, local: Local) -> Self {
-        let before = near.ring.count;
-        let time = p.shape_of(near.k, 2, 3);
-        let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
-        let slots = slot_counts(p, before, local);
-        let slots = held(p, slots, before, local);
-        let Some(valid) = near.valid else {
-            let count = p.squeeze(time, &[0]);
-            let place = p.range(count);
-            let place = p.cast(place, DType::F32);
-            let place = p.add_scalar(place, 1.0);
-            let tokens = p.add(before, place);
-            let time = p.cast(time, DType::F32);
-            return Self { tokens, marked: tokens, slots, after: p.add(before, time) };
-        };
+        let Some(valid) = near.valid else { return Self::in_order(p, near, None, local) };
+        let (before, slots) = (near.ring.count, Self::of_slots(p, near, local));
         let new = p.cumsum(valid, 1, false);
         let tokens = p.add(before, new);
         let half = p.scalar_like(valid, 0.5);
         let is_token = p.greater(valid, half);
         let total = p.reduce("ReduceSum", valid, &[1], true);
-        Self { tokens, marked: p.select(is_token, tokens, nowhere), slots, after: p.add(before, total) }
+        Self { tokens, marked: nowhere_unless(p, is_token, tokens), slots, after: p.add(before, total) }
     }
+
+    /// Of tokens that stand one after the other, and before all padding: so many, `[batch, 1]`, or all.
+    pub(super) fn in_order(p: &mut Patch<'_>, near: &Near, total: Option<ValueId>, local: Local) -> Self {
+        let (before, slots) = (near.ring.count, Self::of_slots(p, near, local));
+        let time = p.shape_of(near.k, 2, 3);
+        let count = p.squeeze(time, &[0]);
+        let place = p.range(count);
+        let place = p.cast(place, DType::F32);
+        let place = p.add_scalar(place, 1.0);
+        let tokens = p.add(before, place);
+        let Some(total) = total else {
+            let time = p.cast(time, DType::F32);
+            return Self { tokens, marked: tokens, slots, after: p.add(before, time) };
+        };
+        let after = p.add(before, total);
+        let is_token = p.less_or_equal(tokens, after);
+        Self { tokens, marked: nowhere_unless(p, is_token, tokens), slots, after }
+    }
+
+    fn of_slots(p: &mut Patch<'_>, near: &Near, local: Local) -> ValueId {
+        let slots = slot_counts(p, near.ring.count, local);
+        held(p, slots, near.ring.count, local)
+    }
+}
+
+fn nowhere_unless(p: &mut Patch<'_>, is_there: ValueId, counts: ValueId) -> ValueId {
+    let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
+    p.select(is_there, counts, nowhere)
 }
 
 /// x mod w, not negative.
@@ -144,8 +180,7 @@ fn held(p: &mut Patch<'_>, slots: ValueId, count: ValueId, local: Local) -> Valu
     let came = p.less_or_equal(slots, count);
     let is_there = p.less_or_equal(least, slots);
     let is_held = p.and(came, is_there);
-    let nowhere = p.constant("nowhere", Tensor::scalar(DType::F32, NOWHERE));
-    p.select(is_held, slots, nowhere)
+    nowhere_unless(p, is_held, slots)
 }
 
 /// The count as it is kept: one as large as it needs to be, that stands at the same place of the ring.
@@ -211,10 +246,19 @@ fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: 
     let stay = row(p, 0..slots as u32);
     let row = p.select(is_new, place, stay);
     let row = p.cast(row, DType::I64);
-    // Rows of all heads, one after the other.
     let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
     let width = p.add_scalar(time, slots as f64);
-    let heads = p.ints(&[d.kv_heads]);
+    rows_of_heads(p, row, (batch, d.kv_heads), width)
+}
+
+/// Rows `[batch, n]` of each of `heads` blocks of `width` rows, counted over all: i64 `[batch, heads, n]`.
+pub(super) fn rows_of_heads(
+    p: &mut Patch<'_>,
+    rows: ValueId,
+    (batch, heads): (ValueId, i64),
+    width: ValueId,
+) -> ValueId {
+    let heads = p.ints(&[heads]);
     let blocks = p.mul(batch, heads);
     let blocks = p.squeeze(blocks, &[0]);
     let first = p.range(blocks);
@@ -222,8 +266,8 @@ fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: 
     let one = p.ints(&[1]);
     let shape = p.concat(&[batch, heads, one], 0);
     let first = p.reshape_to(first, shape);
-    let row = p.unsqueeze(row, &[1]);
-    p.add(first, row)
+    let rows = p.unsqueeze(rows, &[1]);
+    p.add(first, rows)
 }
 
 /// Where the token with a count stands in the call, `[batch, slots]`; anything where it is none of its tokens.

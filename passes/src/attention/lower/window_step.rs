@@ -1,15 +1,15 @@
 //! The window of one token per row, which is never padding: it is written into its slot, and read with all that the ring
 //! then holds.
 
-use super::Dims;
-use super::window::{CLOSED, Near, Ring, modulo, row, wrapped};
+use super::window::{CLOSED, Near, Ring, Seen, modulo, row, wrapped};
+use super::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Local;
 
-pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> (ValueId, Ring) {
+pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Seen {
     let slot = slot(p, near.ring.count, local);
     let [keys, values] = [(near.ring.keys, near.k), (near.ring.values, near.v)]
         .map(|(ring, new)| p.node(Op::new("TensorScatter"), &[ring, new, slot]));
@@ -25,7 +25,8 @@ pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> (V
     let probabilities = p.softmax(scores, -1);
     let mixed = p.matmul(probabilities, values);
     let read = p.reshape(mixed, &[0, d.heads, 1, d.value_dim]);
-    (read, Ring { keys, values, count: wrapped(p, count, local) })
+    let ring = Ring { keys, values, count: wrapped(p, count, local) };
+    Seen { read, order: HeadOrder::HeadMajor, ring }
 }
 
 /// Where the next token goes, i64 `[batch]`.

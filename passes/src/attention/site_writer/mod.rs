@@ -52,7 +52,7 @@ impl SiteWriter<'_, '_, '_> {
         let (read, order) = match (linear, near) {
             (Some(linear), None) => (linear.read, linear.order),
             (Some(linear), Some(near)) => self.mixed(&linear, &near, valid),
-            (None, Some(near)) => self.without_padding((near.read, HeadOrder::HeadMajor), valid),
+            (None, Some(near)) => self.without_padding((near.read, near.order), valid),
             (None, None) => {
                 self.p.fail("the recipe has neither a rule nor a window".to_owned());
                 (self.site.q, HeadOrder::HeadMajor)

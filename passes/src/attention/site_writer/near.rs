@@ -2,7 +2,7 @@
 
 use super::{Linear, SiteWriter};
 use crate::attention::lower::HeadOrder;
-use crate::attention::lower::window::{self, Near, Ring};
+use crate::attention::lower::window::{self, Near, Seen};
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
@@ -12,27 +12,20 @@ use dijiang_format::recipe::Local;
 /// The logit of a head's share of the window at first.
 const SHARE: f32 = 3.0;
 
-/// What the window of a site gives.
-pub(super) struct FromNear {
-    pub(super) read: ValueId,
-    pub(super) ring: Ring,
-}
-
 impl SiteWriter<'_, '_, '_> {
-    pub(super) fn near(&mut self, local: Local, valid: Option<ValueId>) -> FromNear {
+    pub(super) fn near(&mut self, local: Local, valid: Option<ValueId>) -> Seen {
         let ring = self.past_ring(local);
         let site = self.site;
         let near = Near { q: site.q, k: site.k, v: site.v, scale: site.scale, valid, ring };
         let dims = self.dims(site.q);
-        let (read, ring) = window::lower(self.p, self.options.form, &near, local, dims);
-        FromNear { read, ring }
+        window::lower(self.p, self.options.form, &near, local, dims)
     }
 
     /// g · window + (1 - g) · linear, g = sigmoid(mix) per query head; 0 on padding.
     pub(super) fn mixed(
         &mut self,
         linear: &Linear,
-        near: &FromNear,
+        near: &Seen,
         valid: Option<ValueId>,
     ) -> (ValueId, HeadOrder) {
         let heads = self.site.heads;
@@ -43,7 +36,7 @@ impl SiteWriter<'_, '_, '_> {
             HeadOrder::HeadMajor => self.p.unsqueeze(share, &[1, 2]),
             HeadOrder::TokenMajor => self.p.unsqueeze(share, &[1]),
         };
-        let read = self.in_order(near.read, HeadOrder::HeadMajor, linear.order);
+        let read = self.in_order(near.read, near.order, linear.order);
         let read = self.p.cast(read, DType::F32);
         // In f32 in training too, as the two may be much alike.
         let mixed = self.p.within(EXACT, |p| {
