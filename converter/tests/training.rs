@@ -191,6 +191,23 @@ fn a_teacher_is_followed() {
     }
 }
 
+/// What the model came with is gone after a run of all weights, and not after one of what the conversion added.
+#[test]
+fn a_model_that_was_trained_before_is_no_teacher_of_itself() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let own = |scope| ["--steps", "1", "--train", scope, "--teacher", "self"];
+    assert!(setting.train("finetune", &own("dijiang")).status.success());
+    assert!(setting.train("finetune", &own("all")).status.success());
+    let before = setting.weights();
+    let refused = setting.refused(&setting.train("finetune", &own("all")));
+    assert!(refused.contains("--teacher self: an earlier run trained"), "{refused}");
+    assert!(refused.contains("`dijiang convert SRC -o TEACHER --recipe softmax`"), "{refused}");
+    assert_eq!(setting.weights(), before);
+}
+
 #[test]
 fn a_teacher_of_other_tokens_is_refused() {
     if !can_run() {

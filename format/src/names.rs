@@ -58,6 +58,10 @@ pub enum StatePart {
     Key,
     /// Values of softmax, `[batch, kv_heads, past, head_dim]`.
     Value,
+    /// The last keys, `[batch, kv_heads, slots, head_dim]` ([`crate::ring`]).
+    RingKeys,
+    /// The last values, `[batch, kv_heads, slots, value_dim]`.
+    RingValues,
 }
 
 impl StatePart {
@@ -68,6 +72,8 @@ impl StatePart {
             Self::Normalizer => "conv_state",
             Self::Key => "key",
             Self::Value => "value",
+            Self::RingKeys => "ring_key",
+            Self::RingValues => "ring_value",
         }
     }
 

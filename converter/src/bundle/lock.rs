@@ -229,6 +229,14 @@ mod tests {
         assert_eq!(names(dir.path()), ["link"]);
     }
 
+    /// It could be read and locked, and is no lock all the same.
+    #[test]
+    fn a_directory_in_its_place_is_no_lock() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let error = open(dir.path()).expect_err("a directory").kind();
+        assert_eq!(error, io::ErrorKind::IsADirectory);
+    }
+
     #[test]
     fn what_a_killed_command_left_does_not_block_and_goes() {
         let dir = tempfile::tempdir().expect("a directory");

@@ -9,7 +9,7 @@ use crate::convert::{ConvertError, ConvertOptions, Converted, convert, estimate}
 use crate::recipes;
 use crate::report::outcome::Case;
 use crate::report::progress::Estimate;
-use crate::verify::VerifyOptions;
+use crate::verify::{TEXT_CONVERTED, TEXT_SOFTMAX, Verification, VerifyOptions};
 use dijiang_format::dtype::DType;
 use dijiang_format::quantization::Quantization;
 use dijiang_format::recipe::Attention;
@@ -234,6 +234,25 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
     }));
 }
 
+/// A loss of less than this share is none that training would win back.
+const LOST: f64 = 1.02;
+
+/// What the conversion lost, and what wins it back.
+fn verdict(args: &Args, verification: &Verification) {
+    let perplexity = |name: &str| verification.checks.iter().find(|c| c.name == name).map(|c| c.measured);
+    let Some((came, converted)) = perplexity(TEXT_SOFTMAX).zip(perplexity(TEXT_CONVERTED)) else { return };
+    let bundle = args.output.display();
+    let remedy = match converted > LOST * came {
+        true => format!(
+            " (hint: `dijiang calibrate {bundle} --data TEXT` and then `dijiang finetune {bundle} --data TEXT` win back most of it)"
+        ),
+        false => String::new(),
+    };
+    show::line(&format!(
+        "a short text has perplexity {converted:.1}, and {came:.1} as the model came{remedy}"
+    ));
+}
+
 fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     let lowered = converted.sites.iter().filter(|s| s.why_kept.is_none()).count();
     let all = converted.sites.len() + converted.misses.len();
@@ -267,6 +286,7 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     }
     if let Some(verification) = &converted.verification {
         show::verification(verification);
+        verdict(args, verification);
     }
     let megabytes = converted.bytes_written as f64 / 1e6;
     show::line(&format!("{megabytes:.1} MB in {seconds:.1} s"));

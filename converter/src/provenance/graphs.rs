@@ -94,3 +94,17 @@ fn lines(a: &str, b: &str) -> Vec<String> {
         .collect();
     if told.len() > MOST_LINES { Vec::new() } else { told }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_lines_as_are_read_are_told_and_no_more() {
+        let text = |count: usize| (0..count).map(|line| format!("{line}\n")).collect::<String>();
+        let told = lines("", &text(MOST_LINES));
+        assert_eq!((told.len(), told[0].as_str()), (MOST_LINES, "+0"));
+        assert_eq!(lines("", &text(MOST_LINES + 1)), Vec::<String>::new());
+        assert_eq!(lines(&text(3), &text(3)), Vec::<String>::new());
+    }
+}

@@ -66,3 +66,43 @@ fn difference(runtime: &'static str, a: &[Vec<f32>], b: &[Vec<f32>]) -> NumericD
         agreement: same as f64 / a.len().max(1) as f64,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipes;
+    use dijiang_format::dtype::DType;
+    use dijiang_format::manifest::{Model, Source, SourceKind, State};
+    use dijiang_format::target::Target;
+
+    fn manifest(vocab: u64, states: usize) -> Manifest {
+        let model = Model { family: "llama".to_owned(), vocab, positions: None, eos: Vec::new() };
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
+        let mut manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
+        let state =
+            |layer| State { name: format!("past_key_values.{layer}"), shape: Vec::new(), dtype: DType::F32 };
+        manifest.state = (0..states).map(state).collect();
+        manifest
+    }
+
+    /// Without opening either.
+    #[test]
+    fn what_has_no_common_numbers_is_said() {
+        let nowhere = Path::new("no-such-bundle");
+        let said = |a: &Manifest, b: &Manifest| compare((nowhere, a), (nowhere, b)).expect_err("a reason");
+        let (decoder, encoder) = (manifest(8, 1), manifest(8, 0));
+        for (a, b) in [(&decoder, &encoder), (&encoder, &decoder), (&encoder, &encoder)] {
+            assert_eq!(said(a, b), "one of them has no state, and so no next token");
+        }
+        assert_eq!(said(&decoder, &manifest(9, 1)), "they know other tokens, or as many of them");
+    }
+
+    #[test]
+    fn the_difference_is_that_of_all_logits() {
+        let [a, b] = [[3.0, 4.0], [3.0, 1.0]].map(|row| vec![row.to_vec(), vec![0.0, 1.0]]);
+        let found = difference("x", &a, &b);
+        assert!((found.relative_error - 3.0 / 26f64.sqrt()).abs() < 1e-12, "{found:?}");
+        assert!((found.largest - 3.0).abs() < 1e-12 && (found.agreement - 0.5).abs() < 1e-12, "{found:?}");
+    }
+}

@@ -146,4 +146,12 @@ mod tests {
         assert!(svg.contains("points=\"50.0,350.0 360.0,200.0 670.0,50.0\""), "{svg}");
         assert!(svg.contains(">10.00</text>"), "{svg}");
     }
+
+    #[test]
+    fn what_does_not_change_lies_in_the_middle() {
+        let line = Line { name: String::new(), colour: "#000", points: vec![(0.0, 2.0), (2.0, 2.0)] };
+        let svg = draw(&Panel { x: "step", y: "loss", doubling: false, log: false, lines: vec![line] });
+        assert!(svg.contains("points=\"50.0,200.0 670.0,200.0\""), "{svg}");
+        assert!(svg.contains(">1.00</text>") && svg.contains(">3.00</text>"), "{svg}");
+    }
 }

@@ -93,6 +93,12 @@ pub enum TrainError {
     Memory { size: Size, needed: u64, free: u64 },
     #[error("--train lora:{rank}: the linear layers of this model have a rank of {most} at most")]
     Rank { rank: u64, most: u64 },
+    /// The bundle's own softmax model is not the one that was converted any more.
+    #[error(
+        "--teacher self: an earlier run trained {} of the softmax model in {}, `{tensor}` the first, so that it is no longer the model that came; expected weights as they were converted (hint: `dijiang convert SRC -o TEACHER --recipe softmax`, then `--teacher TEACHER`)",
+        counted(*count, "tensor"), bundle.display()
+    )]
+    TeacherTrained { bundle: PathBuf, tensor: String, count: usize },
     #[error(
         "{}: it has {}, expected the {expected} of the bundle it is to teach (hint: a bundle of the same model)",
         bundle.display(), counted(*found, "token")

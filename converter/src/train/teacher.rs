@@ -74,6 +74,9 @@ impl Teacher {
         let mut model = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut model)?;
         let layout = ParameterLayout::of(&model, &Selection::Everything)?;
+        if *source == Source::Itself {
+            as_it_came(trained, manifest, &layout)?;
+        }
         let weights = Weights::open(bundle, &layout)?;
         let graph = step::teacher(&model, &layout, options.size, options.precision)?;
         let path = write(dir, FILE, &graph)?;
@@ -107,6 +110,20 @@ impl Teacher {
 
     pub fn run(&mut self) -> Result<(), TrainError> {
         Ok(self.program.run()?)
+    }
+}
+
+/// Refuses a model that an earlier run trained: it is no longer the one that was converted, and what it lost is lost.
+fn as_it_came(bundle: &Path, manifest: &Manifest, layout: &ParameterLayout) -> Result<(), TrainError> {
+    let Some(training) = &manifest.training else { return Ok(()) };
+    let mut trained = layout.parameters().filter(|parameter| training.tensors.contains(&parameter.name));
+    match trained.next() {
+        Some(first) => Err(TrainError::TeacherTrained {
+            bundle: bundle.to_owned(),
+            tensor: first.name.clone(),
+            count: 1 + trained.count(),
+        }),
+        None => Ok(()),
     }
 }
 

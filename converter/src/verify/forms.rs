@@ -14,9 +14,7 @@ impl Verifier<'_> {
             let tried = self.forms_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
             if first.is_none() && !self.is_softmax() {
-                let mut softmax = self.plain(i, files::SOFTMAX)?;
-                let numbers = softmax.padded(&self.prompts.rows(), !softmax.needs_right())?;
-                self.drift(&reference, &numbers, softmax.gives_logits());
+                self.drift_in(i, &reference)?;
             }
             first.get_or_insert(reference);
         }

@@ -50,6 +50,14 @@ impl Drift {
     }
 }
 
+/// exp of the mean loss of each token given those before it; the logits of the last are of none.
+pub(super) fn perplexity(row: &[i64], logits: &[f32]) -> f64 {
+    let rows = logits.chunks_exact((logits.len() / row.len().max(1)).max(1));
+    let losses: Vec<f64> =
+        rows.zip(row.iter().skip(1)).map(|(row, next)| -log_softmax(row)[*next as usize]).collect();
+    (losses.iter().sum::<f64>() / losses.len() as f64).exp()
+}
+
 fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
@@ -69,6 +77,14 @@ mod tests {
         assert!((relative_error(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-12);
         assert!(relative_error(&[f32::NAN], &[1.0]).is_nan());
         assert!(relative_error(&[1.0], &[1.0, 2.0]).is_nan());
+    }
+
+    #[test]
+    fn perplexity_is_that_of_the_tokens_that_follow() {
+        // The second token has three quarters, the third a half.
+        let logits = [3f32.ln(), 0.0, 0.0, 0.0, 9.0, 0.0];
+        let expected = (0.75f64 * 0.5).powf(-0.5);
+        assert!((perplexity(&[1, 0, 1], &logits) - expected).abs() < 1e-6);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod prompts;
 pub mod reference;
 mod run;
 pub mod table;
+mod text;
 
 use crate::checkpoint::digests::DigestError;
 use crate::onnx::import::ImportError;
@@ -31,7 +32,7 @@ use dijiang_format::manifest::{Manifest, ManifestError, RuntimeVersion, SourceKi
 use dijiang_format::target::Target;
 use dijiang_passes::ir::tensor::ReadError;
 use dijiang_runtime::{LoadOptions, OrtRuntime, Runtime, RuntimeError, TractRuntime};
-pub(crate) use drift::quantization_drift;
+pub(crate) use drift::{TEXT_CONVERTED, TEXT_SOFTMAX, quantization_drift};
 use plain::Plain;
 use prompts::Prompts;
 use run::Model;

@@ -20,6 +20,8 @@ pub enum Measure {
     Kl,
     /// The share of tokens whose likeliest next token is the same.
     Agreement,
+    /// The exponential of the mean loss of the next tokens.
+    Perplexity,
 }
 
 /// What came of a row.

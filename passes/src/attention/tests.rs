@@ -13,6 +13,7 @@ use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
 use dijiang_format::recipe::{Decay, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule};
+use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     let map = MapSpec {
@@ -307,6 +308,36 @@ fn masked(recipe: &Recipe, masks: [&str; 2]) -> Vec<(&'static str, Array)> {
     given
 }
 
+/// The same with the states that graphs for bound memory have.
+fn masked_apart(recipe: &Recipe, masks: [&str; 2]) -> Vec<(&'static str, Array)> {
+    let mut given = masked(recipe, masks);
+    given.truncate(3);
+    let slots = recipe.local.expect("a window").slots() as usize;
+    for name in ["past_key_values.0.ring_key", "past_key_values.0.ring_value"] {
+        given.push((name, zeros(&[2, KV_HEADS as usize, slots, HEAD_DIM as usize])));
+    }
+    given.push((counted(recipe), zeros(&[2, 1])));
+    given
+}
+
+/// The state that counts the tokens of a window.
+fn counted(recipe: &Recipe) -> &'static str {
+    match recipe.local {
+        Some(LOCAL) => "past_key_values.ring.3.2.count",
+        Some(Local { window: 1, sinks: 0 }) => "past_key_values.ring.1.0.count",
+        other => panic!("{other:?} has no name here"),
+    }
+}
+
+/// What a graph for bound memory hands on.
+fn handed_on(
+    found: &BTreeMap<String, Array>,
+    states: &[(&'static str, Array)],
+) -> Vec<(&'static str, Array)> {
+    let present = |name: &str| name.replace("past_key_values", "present");
+    states.iter().map(|(name, _)| (*name, found[&present(name)].clone())).collect()
+}
+
 fn near(found: &[f64], expected: &[f64], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (at, (a, b)) in found.iter().zip(expected).enumerate() {
@@ -367,29 +398,27 @@ fn a_ring_holds_what_later_calls_see() {
     }
 }
 
-/// The graph of one token per row, which is never padding, goes on where another stopped.
+/// The graph of one token per row, which is never padding, goes on where that of segments stopped.
 #[test]
 fn a_token_at_a_time_is_the_same() {
-    for local in [LOCAL, Local { window: 1, sinks: 0 }, Local { window: 20, sinks: 3 }] {
+    for local in [LOCAL, Local { window: 1, sinks: 0 }] {
         let recipe = with_window(delta("dct-unit", Decay::Learned), local);
         let added = with_gates(&recipe);
-        let [many, one] = [Form::Operator("com.microsoft"), Form::OneToken("com.microsoft")]
+        let [many, one] = [Form::Segment(4), Form::OneToken("com.microsoft")]
             .map(|form| lowered_with(testing::decoder(), &recipe, form, Some(&added)).0);
         for masks in [["111111111111111"; 2], ["000011111111111", "111111111111111"]] {
-            let given = masked(&recipe, masks);
+            let given = masked_apart(&recipe, masks);
+            let whole = Layer::new(&recipe, &many, &given).mixed(local);
             let want = run(&many, &given);
-            let first = [cut(&given[..2], 0, 5), given[2..].to_vec()].concat();
-            let mut found = run(&many, &first);
+            near(&want["y"].to_f64(), &whole, &format!("{local:?} {masks:?} segments"));
+            let mut found = run(&many, &[cut(&given[..2], 0, 5), given[2..].to_vec()].concat());
             for at in 5..masks[0].len() {
-                let states = [
-                    ("past_key_values.0.recurrent_state", "present.0.recurrent_state"),
-                    ("past_key_values.0.conv_state", "present.0.conv_state"),
-                ];
-                let states = states.map(|(past, present)| (past, found[present].clone()));
-                found = run(&one, &[cut(&given[..2], at, at + 1), states.to_vec()].concat());
+                let states = handed_on(&found, &given[2..]);
+                found = run(&one, &[cut(&given[..2], at, at + 1), states].concat());
             }
-            for name in ["present.0.recurrent_state", "present.0.conv_state"] {
-                near(&found[name].to_f64(), &want[name].to_f64(), &format!("{local:?} {masks:?} {name}"));
+            for (name, state) in handed_on(&found, &given[2..]) {
+                let want = &want[&name.replace("past_key_values", "present")];
+                near(&state.to_f64(), &want.to_f64(), &format!("{local:?} {masks:?} {name}"));
             }
             let width = (HEADS * HEAD_DIM) as usize;
             let (y, last) = (want["y"].to_f64(), masks[0].len());

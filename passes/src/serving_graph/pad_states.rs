@@ -53,7 +53,8 @@ type Padded = BTreeMap<(ValueId, u64), ValueId>;
 impl PaddedState {
     fn of(graph: &Graph, past: ValueId) -> Option<Self> {
         let value = graph.value(past);
-        let present = present_of(&value.name)?;
+        let is_padded = [StatePart::Sums, StatePart::Normalizer].iter().any(|part| part.is_past(&value.name));
+        let present = present_of(&value.name).filter(|_| is_padded)?;
         graph.output(&present)?;
         let [batch, heads @ Dim::Known(_), rest @ ..] = value.ty.shape.as_deref()? else { return None };
         if rest.len() == 1 && features_of(graph, &value.name).as_ref() != rest.first() {

@@ -2,6 +2,7 @@
 //! snapshotted, and the proof of a conversion can fail.
 #![allow(clippy::print_stderr)]
 
+mod alike;
 mod determinism;
 mod foreign;
 mod forms;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::decode::decoder::Decoder;
 use crate::decode::integers::Integers;
 use crate::decode::layout::vocabulary;
+use crate::decode::ring::arranged;
 use crate::decode::rows::{ending, positions, segment as segment_of, width};
 use crate::decode::state::{DecoderState, History, fit};
 use crate::decode::weight_file;
@@ -222,11 +223,13 @@ impl Decoder for BoundDecoder {
             return Err(bad_call("state", "it is that of a cache that grows, or of no rows"));
         }
         let mut run = Run::new(&mut self.shared, batch)?;
-        let names = run.states.iter().map(|s| format!("{PAST}{}", s.rest));
-        if !names.eq(state.tensors.iter().map(|(name, _)| name.clone())) {
+        let wanted = |own: &BoundState| (format!("{PAST}{}", own.rest), own.tensor.shape().to_vec());
+        let wanted: Vec<_> = run.states.iter().map(wanted).collect();
+        let tensors = arranged(state.tensors, &wanted)?;
+        if !wanted.iter().map(|(name, _)| name).eq(tensors.iter().map(|(name, _)| name)) {
             return Err(bad_call("state", "its tensors are not those of this model"));
         }
-        for (own, (_, tensor)) in run.states.iter().zip(&state.tensors) {
+        for (own, (_, tensor)) in run.states.iter().zip(&tensors) {
             own.tensor.write(&fit(tensor, own.tensor.shape())?)?;
         }
         (run.seen, run.columns) = (history.seen.clone(), history.columns);

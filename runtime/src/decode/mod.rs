@@ -10,6 +10,7 @@ pub(crate) mod host;
 pub(crate) mod identity;
 pub(crate) mod integers;
 pub(crate) mod layout;
+pub(crate) mod ring;
 pub(crate) mod rows;
 pub(crate) mod state;
 pub(crate) mod state_file;

@@ -1,6 +1,7 @@
 //! What a decoder remembers between two calls, and how the state of one graph of a bundle fits another.
 
-use crate::decode::layout::DecoderIo;
+use crate::decode::layout::{DecoderIo, StateIo};
+use crate::decode::ring::arranged;
 use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
 use dijiang_format::widths::{STATE_MULTIPLES, padded};
@@ -15,9 +16,13 @@ pub struct DecoderState {
 }
 
 impl DecoderState {
-    /// A state of another graph of the bundle in the widths of this one, which differ by zeros after the numbers.
+    /// A state of another graph of the bundle as this one has it: rings apart or together, in widths that differ by zeros
+    /// after the numbers.
     pub(crate) fn fitted(mut self, layout: &DecoderIo) -> Result<Self, RuntimeError> {
         let (batch, columns) = (self.history.seen.len(), self.history.columns);
+        let wanted = |io: &StateIo| (io.input.name.clone(), io.shape(batch, columns));
+        let wanted: Vec<_> = layout.states.iter().map(wanted).collect();
+        self.tensors = arranged(self.tensors, &wanted)?;
         for (io, (_, tensor)) in layout.states.iter().zip(&mut self.tensors).filter(|(io, _)| !io.grows) {
             *tensor = fit(tensor, &io.shape(batch, columns))?;
         }

@@ -5,7 +5,6 @@ use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
-use dijiang_format::dtype::DType;
 
 /// How a sequence is cut: C tokens per chunk, N = ceil(T / C), and what is missing to N·C, where anything may be.
 pub(super) struct Grid {

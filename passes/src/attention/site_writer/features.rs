@@ -1,7 +1,8 @@
 //! φ of the queries and keys of a site.
 
 use super::SiteWriter;
-use crate::feature_map::{self, Emitted, FeatureMap, Owner, Role};
+use crate::attention::lower::Form;
+use crate::feature_map::{self, Emitted, FeatureMap, Owner, ParameterSpec, Role};
 use crate::ir::graph::ValueId;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
@@ -16,38 +17,76 @@ impl SiteWriter<'_, '_, '_> {
             return (self.site.q, self.site.k);
         };
         let mut shared = Emitted::new();
+        if self.joins_heads(map) {
+            return self.features_of_all(map, &mut shared);
+        }
         let q = self.features_of(map, Role::Query, &mut shared);
         let k = self.features_of(map, Role::Key, &mut shared);
         (q, k)
     }
 
-    pub(super) fn features_of(&mut self, map: &dyn FeatureMap, role: Role, shared: &mut Emitted) -> ValueId {
-        let (x, heads) = match role {
-            Role::Query => (self.site.q, self.site.heads),
-            Role::Key => (self.site.k, self.site.kv_heads),
-        };
-        let spec = &self.options.recipe.map;
-        let mut random = Random::named(self.options.seed, &format!("layer.{}", self.site.layer));
-        let initial = map.initial(spec, heads as usize, self.site.head_dim as usize, &mut random);
+    /// Whether queries and keys of a token are too few for two products: φ of a unit map is the same for both.
+    fn joins_heads(&self, map: &dyn FeatureMap) -> bool {
+        matches!(self.options.form, Form::OneToken(_)) && map.is_unit()
+    }
+
+    fn features_of_all(&mut self, map: &dyn FeatureMap, shared: &mut Emitted) -> (ValueId, ValueId) {
         let dtype = self.feature_type(map);
-        let mut emitted = shared.clone();
-        for (parameter, tensor) in map.parameters().iter().zip(initial) {
-            if emitted.contains_key(parameter.name) {
-                continue;
-            }
-            let value = self.parameter(parameter.role(role), parameter.name, tensor);
-            let value = self.p.cast(value, dtype);
-            emitted.insert(parameter.name, value);
-            if parameter.owner == Owner::Everyone {
-                shared.insert(parameter.name, value);
-            }
-        }
+        let [q, k] = [Role::Query, Role::Key].map(|role| self.emitted(map, role, shared));
+        let all = map.parameters().iter().map(|parameter| {
+            let (q, k) = (q[parameter.name], k[parameter.name]);
+            let value = if parameter.owner == Owner::Head { self.p.concat(&[q, k], 0) } else { q };
+            (parameter.name, self.p.cast(value, dtype))
+        });
+        let all: Emitted = all.collect();
+        let x = self.p.concat(&[self.site.q, self.site.k], 1);
+        let x = self.p.cast(x, dtype);
+        let features = self.emit(map, x, &all, Role::Query);
+        let parts = self.p.split(features, 1, &[self.site.heads as i64, self.site.kv_heads as i64]);
+        (parts[0], parts[1])
+    }
+
+    pub(super) fn features_of(&mut self, map: &dyn FeatureMap, role: Role, shared: &mut Emitted) -> ValueId {
+        let x = match role {
+            Role::Query => self.site.q,
+            Role::Key => self.site.k,
+        };
+        let dtype = self.feature_type(map);
+        let stored = self.emitted(map, role, shared);
+        let cast = |parameter: &ParameterSpec| {
+            let value = stored[parameter.name];
+            (parameter.name, self.p.cast(value, dtype))
+        };
+        let emitted = map.parameters().iter().map(cast).collect();
         let x = self.p.cast(x, dtype);
         if self.puts_heads_first() {
             return self.features_by_head(map, role, x, &emitted);
         }
         let scaled = if map.is_scaled() { self.scaled(x) } else { x };
         self.emit(map, scaled, &emitted, role)
+    }
+
+    /// The parameters as they are stored; those of everyone are written once.
+    fn emitted(&mut self, map: &dyn FeatureMap, role: Role, shared: &mut Emitted) -> Emitted {
+        let heads = match role {
+            Role::Query => self.site.heads,
+            Role::Key => self.site.kv_heads,
+        };
+        let spec = &self.options.recipe.map;
+        let mut random = Random::named(self.options.seed, &format!("layer.{}", self.site.layer));
+        let initial = map.initial(spec, heads as usize, self.site.head_dim as usize, &mut random);
+        let mut emitted = shared.clone();
+        for (parameter, tensor) in map.parameters().iter().zip(initial) {
+            if emitted.contains_key(parameter.name) {
+                continue;
+            }
+            let value = self.parameter(parameter.role(role), parameter.name, tensor);
+            emitted.insert(parameter.name, value);
+            if parameter.owner == Owner::Everyone {
+                shared.insert(parameter.name, value);
+            }
+        }
+        emitted
     }
 
     /// φ, of length one where the recipe says so.

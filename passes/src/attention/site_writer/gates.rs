@@ -9,7 +9,49 @@ use dijiang_format::recipe::{Decay, Rule};
 /// The logit of β at first: most of what a key holds is replaced.
 const BETA: f32 = 2.0;
 
+/// What the hidden state says of each token.
+pub(super) struct Gates {
+    /// log a_t, `[batch, kv_heads, sequence]`
+    pub(super) log_decay: Option<ValueId>,
+    /// β_t, `[batch, kv_heads, sequence]`
+    pub(super) beta: Option<ValueId>,
+}
+
+/// The parameters of w·x + b, with one row per key/value head.
+#[derive(Clone, Copy)]
+struct Gate {
+    /// `[kv_heads, hidden]`
+    weight: ValueId,
+    /// `[kv_heads]`
+    bias: ValueId,
+}
+
 impl SiteWriter<'_, '_, '_> {
+    pub(super) fn gates(&mut self) -> Gates {
+        let recipe = self.options.recipe;
+        let hidden = self.site.hidden.filter(|_| self.options.form.is_served());
+        match hidden.filter(|_| recipe.rule == Rule::Delta && recipe.decay == Decay::Learned) {
+            Some(hidden) => self.gates_at_once(hidden),
+            None => Gates { log_decay: self.log_decay(), beta: self.beta() },
+        }
+    }
+
+    /// Both by one product, in f32: so narrow a one costs more to begin than to compute.
+    fn gates_at_once(&mut self, hidden: ValueId) -> Gates {
+        let (decay, beta) = (self.decay_gate(hidden), self.beta_gate(hidden));
+        let p = &mut *self.p;
+        let weight = p.concat(&[decay.weight, beta.weight], 0);
+        let bias = p.concat(&[decay.bias, beta.bias], 0);
+        let x = p.cast(hidden, DType::F32);
+        let products = p.linear(x, weight, None);
+        let logits = p.add(products, bias);
+        let logits = p.transpose(logits, &[0, 2, 1]);
+        let heads = self.site.kv_heads as i64;
+        let parts = p.split(logits, 1, &[heads, heads]);
+        let beta = p.sigmoid(parts[1]);
+        Gates { log_decay: Some(self.log_sigmoid(parts[0])), beta: Some(beta) }
+    }
+
     /// log a_t, `[batch, kv_heads, sequence]`.
     pub(in crate::attention) fn log_decay(&mut self) -> Option<ValueId> {
         match self.options.recipe.decay {
@@ -19,7 +61,7 @@ impl SiteWriter<'_, '_, '_> {
         }
     }
 
-    pub(super) fn fixed_decay(&mut self) -> ValueId {
+    fn fixed_decay(&mut self) -> ValueId {
         let heads = self.site.kv_heads;
         let logs: Vec<f32> = (0..heads).map(|h| (-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect();
         let logs = self.parameter(None, "log_decay", Tensor::from_f32(&[heads, 1], &logs));
@@ -27,44 +69,64 @@ impl SiteWriter<'_, '_, '_> {
         self.p.expand(logs, shape)
     }
 
-    /// log sigmoid(w·x + b), with `w` zero and `b` spread at first so that heads forget over 2⁴ to 2¹⁰ tokens.
-    pub(super) fn learned_decay(&mut self, hidden: ValueId) -> ValueId {
-        let heads = self.site.kv_heads;
-        let spread = |h: u64| 4.0 + 6.0 * h as f32 / (heads.max(2) - 1) as f32;
-        // sigmoid(b) = 1 - 2^-s
-        let biases: Vec<f32> = (0..heads).map(|h| (spread(h).exp2() - 1.0).ln()).collect();
-        let logits = self.gate(hidden, ["gate.weight", "gate.bias"], &biases);
+    /// log sigmoid(w·x + b).
+    fn learned_decay(&mut self, hidden: ValueId) -> ValueId {
+        let gate = self.decay_gate(hidden);
+        let logits = self.gate(hidden, gate);
+        self.log_sigmoid(logits)
+    }
+
+    fn log_sigmoid(&mut self, logits: ValueId) -> ValueId {
         let p = &mut *self.p;
         let flipped = p.neg(logits);
         let soft = p.softplus(flipped);
         p.neg(soft)
     }
 
-    /// w·x + b with one row per key/value head, f32 `[batch, kv_heads, sequence]`; `w` is zero at first.
-    pub(super) fn gate(&mut self, hidden: ValueId, names: [&str; 2], biases: &[f32]) -> ValueId {
+    /// `w` is zero and `b` spread at first so that heads forget over 2⁴ to 2¹⁰ tokens.
+    fn decay_gate(&mut self, hidden: ValueId) -> Gate {
+        let heads = self.site.kv_heads;
+        let spread = |h: u64| 4.0 + 6.0 * h as f32 / (heads.max(2) - 1) as f32;
+        // sigmoid(b) = 1 - 2^-s
+        let biases: Vec<f32> = (0..heads).map(|h| (spread(h).exp2() - 1.0).ln()).collect();
+        self.parameters_of_gate(hidden, ["gate.weight", "gate.bias"], &biases)
+    }
+
+    /// `w` is zero at first.
+    fn beta_gate(&mut self, hidden: ValueId) -> Gate {
+        let biases = vec![BETA; self.site.kv_heads as usize];
+        self.parameters_of_gate(hidden, ["beta.weight", "beta.bias"], &biases)
+    }
+
+    fn parameters_of_gate(&mut self, hidden: ValueId, names: [&str; 2], biases: &[f32]) -> Gate {
         let (heads, width) = (self.site.kv_heads, self.p.known_dim(hidden, 2));
         let zeros = vec![0.0; (heads * width) as usize];
         let weight = self.parameter(None, names[0], Tensor::from_f32(&[heads, width], &zeros));
         let bias = self.parameter(None, names[1], Tensor::from_f32(&[heads], biases));
+        Gate { weight, bias }
+    }
+
+    /// w·x + b, f32 `[batch, kv_heads, sequence]`.
+    fn gate(&mut self, hidden: ValueId, gate: Gate) -> ValueId {
         let dtype = self.gate_type(hidden);
         let p = &mut *self.p;
-        let (x, weight) = (p.cast(hidden, dtype), p.cast(weight, dtype));
+        let (x, weight) = (p.cast(hidden, dtype), p.cast(gate.weight, dtype));
         let products = p.linear(x, weight, None);
         let products = p.cast(products, DType::F32);
-        let logits = p.add(products, bias);
+        let logits = p.add(products, gate.bias);
         p.transpose(logits, &[0, 2, 1])
     }
 
-    /// β_t = sigmoid(w·x + b) of the delta rule, with `w` zero at first.
-    pub(super) fn beta(&mut self) -> Option<ValueId> {
+    /// β_t = sigmoid(w·x + b) of the delta rule.
+    fn beta(&mut self) -> Option<ValueId> {
         let hidden = self.site.hidden.filter(|_| self.options.recipe.rule == Rule::Delta)?;
-        let biases = vec![BETA; self.site.kv_heads as usize];
-        let logits = self.gate(hidden, ["beta.weight", "beta.bias"], &biases);
+        let gate = self.beta_gate(hidden);
+        let logits = self.gate(hidden, gate);
         Some(self.p.sigmoid(logits))
     }
 
     /// Of the product w·x: what is served multiplies in the model's own f16, which is as fine as its hidden states.
-    pub(super) fn gate_type(&mut self, hidden: ValueId) -> DType {
+    fn gate_type(&mut self, hidden: ValueId) -> DType {
         let own = self.p.dtype(hidden);
         match self.options.form.is_served() && own == DType::F16 {
             true => own,

@@ -10,13 +10,16 @@ use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::MADE;
-use dijiang_format::recipe::{Readout, Rule};
+use dijiang_format::recipe::{Local, Readout, Rule};
 
 mod features;
 mod gates;
 mod near;
 mod readout;
+mod ring;
 mod state;
+
+use gates::Gates;
 
 /// What the recurrence of a site gives.
 struct Linear {
@@ -30,7 +33,7 @@ struct Linear {
 #[derive(Clone, Copy)]
 pub(super) struct SiteState {
     recurrent: Option<RecurrentState>,
-    ring: Option<Ring>,
+    ring: Option<(Local, Ring)>,
 }
 
 /// Writes the patch of one site.
@@ -48,7 +51,7 @@ impl SiteWriter<'_, '_, '_> {
         let linear = (self.options.recipe.rule != Rule::None).then(|| self.linear(valid));
         let near = self.options.recipe.local.map(|local| self.near(local, valid));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
-        let ring = near.as_ref().map(|near| near.ring);
+        let ring = self.options.recipe.local.zip(near.as_ref().map(|near| near.ring));
         let (read, order) = match (linear, near) {
             (Some(linear), None) => (linear.read, linear.order),
             (Some(linear), Some(near)) => self.mixed(&linear, &near, valid),
@@ -148,12 +151,11 @@ impl SiteWriter<'_, '_, '_> {
 
     /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
     fn recurrence(&mut self, [q, k, v]: [ValueId; 3], valid: Option<ValueId>, dims: Dims) -> Lowered {
-        let mut log_decay = self.log_decay();
+        let Gates { mut log_decay, mut beta } = self.gates();
         if let Some((valid, log)) = valid.zip(log_decay) {
             let tokens = self.p.unsqueeze(valid, &[1]);
             log_decay = Some(self.p.mul(log, tokens));
         }
-        let mut beta = self.beta();
         if let Some((valid, all)) = valid.zip(beta) {
             let tokens = self.p.unsqueeze(valid, &[1]);
             beta = Some(self.p.mul(all, tokens));

@@ -37,14 +37,23 @@ impl SiteWriter<'_, '_, '_> {
             HeadOrder::TokenMajor => self.p.unsqueeze(share, &[1]),
         };
         let read = self.in_order(near.read, near.order, linear.order);
-        let read = self.p.cast(read, DType::F32);
+        let dtype = self.mixed_in(read);
+        let [read, linear_read, share] = [read, linear.read, share].map(|x| self.p.cast(x, dtype));
         // In f32 in training too, as the two may be much alike.
         let mixed = self.p.within(EXACT, |p| {
-            let apart = p.sub(read, linear.read);
+            let apart = p.sub(read, linear_read);
             let moved = p.mul(apart, share);
-            p.add(linear.read, moved)
+            p.add(linear_read, moved)
         });
         self.without_padding((mixed, linear.order), valid)
+    }
+
+    /// What is served mixes in the model's own f16, which the mixture is rounded to next.
+    fn mixed_in(&mut self, read: ValueId) -> DType {
+        match self.p.dtype(read) {
+            DType::F16 if self.options.form.is_served() => DType::F16,
+            _ => DType::F32,
+        }
     }
 
     pub(super) fn without_padding(
