@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn as_many_lines_as_are_read_are_told_and_no_more() {
-        let text = |count: usize| (0..count).map(|line| format!("{line}\n")).collect::<String>();
+        let text =
+            |count: usize| (0..count).map(|line| line.to_string()).collect::<Vec<_>>().join("\n") + "\n";
         let told = lines("", &text(MOST_LINES));
         assert_eq!((told.len(), told[0].as_str()), (MOST_LINES, "+0"));
         assert_eq!(lines("", &text(MOST_LINES + 1)), Vec::<String>::new());

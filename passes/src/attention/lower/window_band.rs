@@ -185,7 +185,7 @@ impl Band {
         let age = p.sub(query, key);
         let window = p.scalar_like(age, f64::from(self.local.window));
         let is_near = p.node(Op::new("Less"), &[age, window]);
-        let near = self.came(p, [key, query], is_near);
+        let near = came(p, [key, query], is_near);
         if sinks == 0 {
             return near;
         }
@@ -194,15 +194,6 @@ impl Band {
         let held = p.less_or_equal(first, query);
         let new = self.new_sinks(p, marked, query, window);
         p.concat(&[near, held, new], 4)
-    }
-
-    /// `also`, of keys that came before a query or with it. Behind the sequence there are none, and counts of 0.
-    fn came(&self, p: &mut Patch<'_>, [key, query]: [ValueId; 2], also: ValueId) -> ValueId {
-        let none = p.scalar_like(key, 0.0);
-        let is_there = p.greater(key, none);
-        let is_earlier = p.less_or_equal(key, query);
-        let came = p.and(is_there, is_earlier);
-        p.and(came, also)
     }
 
     /// Of the sinks that the call brings, those that have left the window, `[batch, 1, blocks, block, sinks]`.
@@ -216,4 +207,13 @@ impl Band {
         let is_sink = p.less_or_equal(key, sinks);
         p.and(is_far, is_sink)
     }
+}
+
+/// `also`, of keys that came before a query or with it. Behind the sequence there are none, and counts of 0.
+fn came(p: &mut Patch<'_>, [key, query]: [ValueId; 2], also: ValueId) -> ValueId {
+    let none = p.scalar_like(key, 0.0);
+    let is_there = p.greater(key, none);
+    let is_earlier = p.less_or_equal(key, query);
+    let came = p.and(is_there, is_earlier);
+    p.and(came, also)
 }
