@@ -1,6 +1,6 @@
 //! Jobs before their steps are made: what they are called and where each of their settings stands.
 
-use super::load::JobsFile;
+use super::load::Loaded;
 use super::{check_count, matrix};
 use crate::batch::document::{Mistakes, Node};
 use crate::recipes;
@@ -13,7 +13,8 @@ use std::rc::Rc;
 pub(super) struct Draft {
     pub(super) name: String,
     pub(super) place: Place,
-    pub(super) model: Rc<Node>,
+    /// Absent where what was written is none.
+    pub(super) model: Option<Rc<Node>>,
     /// Where settings are looked for, in this order: the job, then entries of `include`, the last one first.
     pub(super) own: Vec<Rc<Node>>,
     /// Then here.
@@ -24,6 +25,16 @@ pub(super) struct Draft {
     pub(super) dtype: Option<Rc<Node>>,
     /// The name of the job that differs by the recipe softmax alone, if there is one.
     pub(super) sibling: Option<String>,
+    /// Whether nothing was left out of what it is made of.
+    pub(super) is_whole: bool,
+}
+
+/// All that could be made of the files.
+#[derive(Debug, Default)]
+pub(super) struct Drafts {
+    pub(super) jobs: Vec<Draft>,
+    /// Whether every job that was meant is among them, under its name.
+    pub(super) is_complete: bool,
 }
 
 impl Draft {
@@ -57,14 +68,11 @@ impl Draft {
 /// The recipe that others are compared with, which keeps all attention.
 pub(super) const SOFTMAX: &str = "softmax";
 
-/// The jobs of all files. Those of a file with mistakes in it may be left out.
-pub(super) fn drafts(files: &[JobsFile], mistakes: &mut Mistakes) -> Vec<Draft> {
+/// The jobs of all files.
+pub(super) fn drafts(loaded: &Loaded, mistakes: &mut Mistakes) -> Drafts {
+    let before = mistakes.count();
     let mut drafts = Vec::new();
-    // What is read below has the shape of the table.
-    if !mistakes.is_empty() {
-        return drafts;
-    }
-    for file in files {
+    for file in &loaded.files {
         let defaults: Rc<[Rc<Node>]> = file.defaults.clone().into();
         if let Some(matrix) = file.root.get("matrix") {
             matrix::expand(matrix, &defaults, &mut drafts, mistakes);
@@ -72,24 +80,30 @@ pub(super) fn drafts(files: &[JobsFile], mistakes: &mut Mistakes) -> Vec<Draft> 
         let jobs = file.root.get("jobs").map(|list| list.items()).unwrap_or_default();
         if let Err(wrong) = check_count(&drafts, jobs.len()) {
             mistakes.add(wrong.at(file.root.place()));
-            return drafts;
+            break;
         }
         drafts.extend(jobs.iter().filter_map(|job| explicit(job, &defaults)));
     }
-    drafts
+    let is_complete = loaded.is_complete && mistakes.count() == before;
+    Drafts { jobs: drafts, is_complete }
+}
+
+pub(super) fn are_whole(nodes: &[Rc<Node>]) -> bool {
+    nodes.iter().all(|node| node.is_whole())
 }
 
 fn explicit(job: &Rc<Node>, defaults: &Rc<[Rc<Node>]>) -> Option<Draft> {
     Some(Draft {
         name: job.get("name")?.text()?.to_owned(),
         place: job.get("name")?.place(),
-        model: job.get("model")?.clone(),
+        model: job.get("model").cloned(),
         own: vec![job.clone()],
         defaults: defaults.clone(),
         recipe: None,
         target: None,
         dtype: None,
         sibling: None,
+        is_whole: job.is_whole() && are_whole(defaults),
     })
 }
 
