@@ -105,7 +105,7 @@ fn what_fails_of_the_defaults_is_annotated_at_its_job() {
     break_b(&home);
     let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --keep-going --report github"));
     assert_eq!(code, Some(2), "{stderr}");
-    assert!(stdout.starts_with("::error file=jobs.yaml,line=5,col=9::b: convert: broken/"), "{stdout}");
+    assert!(stdout.starts_with("::error file=jobs.yaml,line=5,col=9::b: convert: ./broken/"), "{stdout}");
 }
 
 #[test]

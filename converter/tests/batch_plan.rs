@@ -169,10 +169,10 @@ fn mistakes_are_an_object_too() {
     write(&home, "jobs.yaml", "version: 1\njobs:\n- {name: a, model: models/llama, target: otr}");
     let (code, stdout, stderr) = ran(&home, "batch jobs.yaml --check --json");
     assert_eq!(code, 2);
-    assert_snapshot!(stdout, @"");
+    assert_snapshot!(stdout, @r#"{"ok":false,"mistakes":[{"file":"jobs.yaml","line":3,"column":42,"message":"target `otr` is not known, expected one of ort, portable, onnx27 (hint: did you mean `ort`?)"}]}"#);
     let told: Value = serde_json::from_str(&stdout).expect("JSON");
     let message = told["mistakes"][0]["message"].as_str().expect("a message");
-    assert_eq!(stderr, format!("error: jobs.yaml:3:41: {message}\n"));
+    assert_eq!(stderr, format!("error: jobs.yaml:3:42: {message}\n"));
     let (code, stdout, stderr) = ran(&home, "batch nothing.yaml --check --json");
     assert_eq!(code, 2);
     assert_snapshot!(stdout, @"");
@@ -203,7 +203,7 @@ matrix:
   exclude: [{recipe: paper}]
 ";
     assert_snapshot!(told(&home, text));
-    // A baseline may be the job that has no name yet.
+    // The baseline may be the job that has no name yet.
     let text = text.replace("- {model:", "- {name: z, model:");
     assert!(told(&home, &text).contains("the baseline `nobody` is not known"), "{}", told(&home, &text));
 }
@@ -296,7 +296,7 @@ matrix:
     let (line, steps, limit) = lines("a");
     assert_eq!((line, steps, limit.line), (4, vec![4], 4));
     let (_, steps, limit) = lines("b");
-    assert_eq!((steps, limit.line, limit.column), (vec![5, 5], 5, 73));
+    assert_eq!((steps, limit.line, limit.column), (vec![5, 5], 5, 74));
     assert_eq!(lines("llama-adaptive-ort").0, 8);
     assert_eq!(lines("neox-adaptive-ort").1, [9]);
 }
@@ -506,7 +506,7 @@ fn bytes_that_are_no_text_have_their_place() {
     assert_eq!(code, 2);
     assert_snapshot!(stderr, @"error: jobs.yaml:2:6: byte 0xff is not UTF-8, expected text (hint: save the file as UTF-8)");
     std::fs::create_dir(home.path("d.yaml")).expect("a directory");
-    assert_snapshot!(ran(&home, "batch d.yaml --check").2, @"error: d.yaml:1:1: `d.yaml` cannot be read: it is no regular file, expected a file of jobs (hint: `ls` beside it, then name one that is there)");
+    assert_snapshot!(ran(&home, "batch d.yaml --check").2, @"error: d.yaml: it is no regular file, expected a file of jobs (hint: `ls` beside it, then name one that is there)");
 }
 
 #[test]

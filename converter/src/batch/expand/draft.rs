@@ -11,6 +11,7 @@ use std::rc::Rc;
 /// A job to be.
 #[derive(Debug)]
 pub(super) struct Draft {
+    /// Empty where what was written is none.
     pub(super) name: String,
     pub(super) place: Place,
     /// Absent where what was written is none.
@@ -70,21 +71,21 @@ pub(super) const SOFTMAX: &str = "softmax";
 
 /// The jobs of all files.
 pub(super) fn drafts(loaded: &Loaded, mistakes: &mut Mistakes) -> Drafts {
-    let before = mistakes.count();
+    let mut is_complete = loaded.is_complete;
     let mut drafts = Vec::new();
     for file in &loaded.files {
         let defaults: Rc<[Rc<Node>]> = file.defaults.clone().into();
         if let Some(matrix) = file.root.get("matrix") {
-            matrix::expand(matrix, &defaults, &mut drafts, mistakes);
+            is_complete &= matrix::expand(matrix, &defaults, &mut drafts, mistakes);
         }
         let jobs = file.root.get("jobs").map(|list| list.items()).unwrap_or_default();
         if let Err(wrong) = check_count(&drafts, jobs.len()) {
             mistakes.add(wrong.at(file.root.place()));
+            is_complete = false;
             break;
         }
-        drafts.extend(jobs.iter().filter_map(|job| explicit(job, &defaults)));
+        drafts.extend(jobs.iter().map(|job| explicit(job, &defaults)));
     }
-    let is_complete = loaded.is_complete && mistakes.count() == before;
     Drafts { jobs: drafts, is_complete }
 }
 
@@ -92,10 +93,11 @@ pub(super) fn are_whole(nodes: &[Rc<Node>]) -> bool {
     nodes.iter().all(|node| node.is_whole())
 }
 
-fn explicit(job: &Rc<Node>, defaults: &Rc<[Rc<Node>]>) -> Option<Draft> {
-    Some(Draft {
-        name: job.get("name")?.text()?.to_owned(),
-        place: job.get("name")?.place(),
+fn explicit(job: &Rc<Node>, defaults: &Rc<[Rc<Node>]>) -> Draft {
+    let name = job.get("name");
+    Draft {
+        name: name.and_then(|name| name.text()).unwrap_or_default().to_owned(),
+        place: name.map_or_else(|| job.place(), |name| name.place()),
         model: job.get("model").cloned(),
         own: vec![job.clone()],
         defaults: defaults.clone(),
@@ -104,7 +106,7 @@ fn explicit(job: &Rc<Node>, defaults: &Rc<[Rc<Node>]>) -> Option<Draft> {
         dtype: None,
         sibling: None,
         is_whole: job.is_whole() && are_whole(defaults),
-    })
+    }
 }
 
 /// The path of a model, and the node that it stands in.

@@ -47,8 +47,8 @@ struct Reader<'a> {
 
 /// The jobs of drafts, without the mistakes of those that are none.
 pub(super) fn jobs(drafts: &[Draft], commands: &Commands, mistakes: &mut Mistakes) -> Vec<Made> {
-    let outputs: HashMap<&str, PathBuf> =
-        drafts.iter().map(|draft| (draft.name.as_str(), output(draft).0)).collect();
+    let named = drafts.iter().filter(|draft| !draft.name.is_empty());
+    let outputs: HashMap<&str, PathBuf> = named.map(|draft| (draft.name.as_str(), output(draft).0)).collect();
     let mut reader = Reader {
         steps: StepReader::new(commands),
         made: outputs.values().cloned().collect(),
@@ -65,6 +65,10 @@ pub(super) fn jobs(drafts: &[Draft], commands: &Commands, mistakes: &mut Mistake
 fn check_names<'a>(drafts: &'a [Draft], mistakes: &mut Mistakes) -> Vec<bool> {
     let mut first: HashMap<&'a str, &'a Place> = HashMap::new();
     let check = |Draft { name, place, .. }: &'a Draft| {
+        // That was told.
+        if name.is_empty() {
+            return false;
+        }
         let is_name = crate::batch::schema::is_name(name);
         if !is_name {
             mistakes.add(no_name(name).at(place.clone()));

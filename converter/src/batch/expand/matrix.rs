@@ -29,13 +29,13 @@ struct Axis {
     name: Rc<str>,
 }
 
-/// Adds the jobs of a matrix.
+/// Adds the jobs of a matrix, and says whether those are all that were meant.
 pub(super) fn expand(
     matrix: &Rc<Node>,
     defaults: &Rc<[Rc<Node>]>,
     drafts: &mut Vec<Draft>,
     mistakes: &mut Mistakes,
-) {
+) -> bool {
     let list = |key: &str| matrix.get(key).map(|list| list.items().to_vec()).unwrap_or_default();
     let (excludes, includes) = (list("exclude"), list("include"));
     let axes = AXES.map(|key| list(key).iter().map(|node| Axis::of(key, node)).collect::<Vec<_>>());
@@ -52,7 +52,8 @@ pub(super) fn expand(
         }
     });
     if let Err(wrong) = allowed {
-        return mistakes.add(wrong.at(matrix.place()));
+        mistakes.add(wrong.at(matrix.place()));
+        return false;
     }
     let mut combinations = product(&axes);
     // An entry that lost a key would fit more than was meant, and fits less where an axis lost a value.
@@ -62,17 +63,21 @@ pub(super) fn expand(
         .iter()
         .filter(|entry| entry.is_whole())
         .for_each(|entry| exclude(entry, &mut combinations, noted));
+    let before = noted.count();
     for entry in includes.iter().filter(|entry| entry.is_whole()) {
         include(entry, &axes[0], &mut combinations, noted);
     }
+    let is_complete = noted.count() == before;
     if combinations.len() > MAX_JOBS {
-        let wrong = check_count(drafts, combinations.len());
-        return wrong.err().into_iter().for_each(|wrong| mistakes.add(wrong.at(matrix.place())));
+        let counted = check_count(drafts, combinations.len()).map_err(|wrong| wrong.at(matrix.place()));
+        mistakes.note(counted);
+        return false;
     }
     let is_whole = matrix.is_whole() && are_whole(defaults);
     let drafts_of = |combination: Combination| Some(Draft { is_whole, ..combination.draft(defaults)? });
     let made: Vec<Draft> = combinations.into_iter().filter_map(drafts_of).collect();
     drafts.extend(with_siblings(made));
+    is_complete
 }
 
 impl Axis {

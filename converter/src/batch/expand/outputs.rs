@@ -28,14 +28,19 @@ pub(super) fn check(root: &Path, jobs: &[Made], mistakes: &mut Mistakes) {
     for made in jobs {
         check_source(&mut places, made, &outputs, mistakes);
         check_reads(&mut places, made, &outputs, mistakes);
-        for (path, place) in made.steps.iter().flat_map(|step| &step.writes) {
-            let Some(real) = places.below(&root, path, place, mistakes) else { continue };
-            if let Err(wrong) = written.add(path, real, place) {
-                mistakes.add(wrong.at(place.clone()));
+        for step in made.steps.iter() {
+            let before = mistakes.count();
+            for (path, place) in &step.writes {
+                let Some(real) = places.below(&root, path, place, mistakes) else { continue };
+                if let Err(wrong) = written.add(path, real, place) {
+                    mistakes.add(wrong.at(place.clone()));
+                }
             }
-        }
-        for (path, place) in made.steps.iter().flat_map(|step| &step.directories) {
-            mistakes.note(is_there(path, place));
+            // Nobody needs a directory that is not to be written into.
+            let is_fine = mistakes.count() == before;
+            for (path, place) in step.directories.iter().filter(|_| is_fine) {
+                mistakes.note(is_there(path, place));
+            }
         }
     }
 }
