@@ -312,6 +312,7 @@ fn the_digest_is_of_contents() {
     // Written anew, and beside a file that nothing reads.
     runner.write("text.txt", "some text");
     runner.write("other.txt", "more");
+    runner.write("model/README.md", "more");
     assert_eq!(digest(), first);
     for changed in ["text.txt", "recipe.yaml", "model/config.json", "bin/dijiang"] {
         let before = runner.read(changed);
@@ -320,7 +321,8 @@ fn the_digest_is_of_contents() {
         runner.write(changed, &before);
         assert_eq!(digest(), first, "{changed}");
     }
-    std::fs::rename(runner.path("model/config.json"), runner.path("model/other.json")).expect("a name");
+    let [was, is] = ["model/generation_config.json", "model/other.json"].map(|name| runner.path(name));
+    std::fs::rename(was, is).expect("a name");
     assert_ne!(digest(), first, "a file has another name");
 }
 
@@ -569,6 +571,7 @@ fn a_job_array_deals_the_parts_to_its_tasks() {
             let variables = [
                 ("SLURM_ARRAY_TASK_ID", task),
                 ("SLURM_ARRAY_TASK_MIN", first),
+                ("SLURM_ARRAY_TASK_MAX", first + 3 * step),
                 ("SLURM_ARRAY_TASK_STEP", step),
                 ("SLURM_ARRAY_TASK_COUNT", 4),
             ];
@@ -593,24 +596,96 @@ fn a_job_array_deals_the_parts_to_its_tasks() {
     assert_eq!(shards(&runner), ["3/4"]);
     assert_eq!((alone(""), runner.path("calls").exists()), (Some(2), false), "one task is not all parts");
     let outside = runner.bash("\"$GITHUB_ACTION_PATH/examples/ci/array.sh\"", &BTreeMap::new());
-    assert!(!outside.status.success() && !runner.path("calls").exists(), "outside of an array nothing runs");
+    assert_eq!((outside.status.code(), runner.path("calls").exists()), (Some(2), false));
+    let said = String::from_utf8_lossy(&outside.stderr);
+    assert!(
+        said.starts_with("error: no task of a job array runs this (hint: ") && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+#[test]
+fn an_array_with_gaps_is_refused_unless_its_numbers_are_the_parts() {
+    let runner = recorder();
+    let task = |id: &str, shards: &str| {
+        // `--array=3,5`
+        let variables = [
+            ("SLURM_ARRAY_TASK_ID", id),
+            ("SLURM_ARRAY_TASK_MIN", "3"),
+            ("SLURM_ARRAY_TASK_MAX", "5"),
+            ("SLURM_ARRAY_TASK_STEP", "1"),
+            ("SLURM_ARRAY_TASK_COUNT", "2"),
+            ("SHARDS", shards),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        runner.bash("\"$GITHUB_ACTION_PATH/examples/ci/array.sh\" some.yaml", &variables)
+    };
+    let ran = task("5", "");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert_eq!((ran.status.code(), runner.path("calls").exists()), (Some(2), false), "{said}");
+    assert!(
+        said.contains("from 3 to 5 have gaps") && said.contains("(hint: ") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(["3", "5"].iter().all(|id| task(id, "8").status.success()));
+    assert_eq!(shards(&runner), ["3/8", "5/8"]);
 }
 
 #[test]
 fn a_matrix_deals_the_parts_to_its_machines() {
-    let runner = recorder();
     let workflow = yaml("examples/ci/matrix.yml");
     let job = &workflow["jobs"]["batch"];
-    let script = list(job, "steps").iter().find_map(|step| text(step, "run")).expect("a script");
+    let steps = list(job, "steps");
+    let is_action = |step: &&Value| text(step, "uses").is_some_and(|uses| uses.starts_with("OWNER/dijiang@"));
+    let action = steps.iter().find(is_action).expect("the step of the action");
+    let mut dealt = Vec::new();
     for shard in list(&job["strategy"]["matrix"], "shard") {
+        let runner = Runner::new();
         let mut known = Context::default();
         known.set("matrix.shard", shard.as_str().expect("text"));
-        let variables = entries(job, "env").into_iter();
-        let variables =
-            variables.map(|(name, value)| (name.to_owned(), known.resolved(value.as_str().expect("text"))));
-        assert!(runner.bash(script, &variables.collect()).status.success());
+        let given = entries(action, "with").into_iter();
+        let given: Vec<(&str, String)> =
+            given.map(|(name, value)| (name, known.resolved(value.as_str().expect("text")))).collect();
+        // The release is not there: the program is that of PATH.
+        let given = given.iter().filter(|(name, _)| *name != "version");
+        let inputs: Vec<(&str, &str)> = given.map(|(name, value)| (*name, value.as_str())).collect();
+        let acted = runner.act(&inputs);
+        assert_eq!(acted.status, 0, "{}", acted.log);
+        let call = runner.calls().into_iter().find(|call| call.contains("--report=")).expect("a run");
+        let words: Vec<&str> = call.split(' ').filter_map(|word| word.strip_prefix("--shard=")).collect();
+        dealt.push(words.concat());
     }
-    assert_eq!(shards(&runner), PARTS);
+    assert_eq!(dealt, PARTS);
+}
+
+#[test]
+fn a_matrix_has_the_program_and_the_runtime() {
+    let workflow = yaml("examples/ci/matrix.yml");
+    let steps = list(&workflow["jobs"]["batch"], "steps");
+    let action = yaml("action.yml");
+    let inputs: Vec<&str> = entries(&action, "inputs").into_iter().map(|(name, _)| name).collect();
+    let given = steps.iter().flat_map(|step| entries(step, "with"));
+    let of_action: Vec<(&str, &Value)> = given.filter(|(name, _)| inputs.contains(name)).collect();
+    let tag =
+        |name: &str| of_action.iter().find(|(input, _)| *input == name).and_then(|(_, value)| value.as_str());
+    let release = format!("v{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(tag("version"), Some(release.as_str()));
+    assert!(steps.iter().any(|step| text(step, "uses") == Some(format!("OWNER/dijiang@{release}").as_str())));
+    // The script of the runtime, with a `python3` that makes no environment and notes what is to be installed.
+    let mut runner = Runner::new();
+    runner.variables.insert("GITHUB_ENV".into(), runner.path("env").display().to_string());
+    runner.write_program(
+        "bin/python3",
+        "#!/bin/sh\nmkdir -p \"$3/bin\"\nprintf '#!/bin/sh\\necho \"$*\" >>\"$HOME/calls\"\\n' >\"$3/bin/pip\"\nchmod +x \"$3/bin/pip\"\n",
+    );
+    let install = steps.iter().find(|step| text(step, "name") == Some("ONNX Runtime")).expect("the step");
+    let ran = runner.bash(text(install, "run").expect("a script"), &BTreeMap::new());
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let tested = std::fs::read_to_string(repository().join("run-tests")).expect("it");
+    let installed = runner.calls()[0].strip_prefix("install ").expect("an installation").to_owned();
+    assert!(tested.contains(&format!("packages=({installed} ")), "{installed}");
+    let active = format!("VIRTUAL_ENV={}\n", runner.path("temporary/venv").display());
+    assert_eq!(runner.read("env"), active);
 }
 
 #[test]
@@ -625,6 +700,13 @@ fn make_deals_the_parts_to_its_targets() {
     assert_eq!(make("SHARDS=2 JOBS=some.yaml shard-2"), Some(0));
     assert_eq!(shards(&runner), ["2/2"]);
     assert_eq!(make("DIJIANG=false"), Some(2));
+    for wrong in ["0", "abc", "-1", "1.5", "''", "'1 2'"] {
+        assert_eq!(
+            (make(&format!("SHARDS={wrong}")), runner.path("calls").exists()),
+            (Some(2), false),
+            "{wrong}"
+        );
+    }
 }
 
 /// Jobs for the action as it is used: two models, converted and verified.

@@ -90,11 +90,69 @@ fn a_limit_that_fails_is_exit_1_and_is_told_quiet_or_not() {
     );
 }
 
+/// Gives job `b` a model whose weights cannot be read.
+fn break_b(home: &Home) {
+    std::fs::create_dir(home.path("broken")).expect("a directory");
+    std::fs::copy(format!("{FIXTURES}/opt/config.json"), home.path("broken/config.json")).expect("a copy");
+    std::fs::write(home.path("broken/model.safetensors"), "no weights").expect("it is written");
+    let text = read(home, "jobs.yaml").replace(&format!("{FIXTURES}/opt"), "broken");
+    std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
+}
+
+#[test]
+fn what_fails_of_the_defaults_is_annotated_at_its_job() {
+    let home = home("");
+    break_b(&home);
+    let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --keep-going --report github"));
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stdout.starts_with("::error file=jobs.yaml,line=5,col=9::b: convert: ./broken/"), "{stdout}");
+}
+
+#[test]
+fn what_a_step_measured_is_told() {
+    let home = Home::empty();
+    let text = format!(
+        "version: 1
+jobs:
+- name: a
+  model: {FIXTURES}/shakespeare
+  steps:
+  - convert: {{no-verify: true}}
+  - eval: {{perplexity: {FIXTURES}/shakespeare/valid.txt, context: 64, max-tokens: 256}}
+"
+    );
+    std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
+    for state in ["built    a: it is new", "fresh    a: up to date"] {
+        let (code, stdout, stderr) =
+            told(&home.run("batch jobs.yaml --report json=r.json --report github=s.md"));
+        assert_eq!(code, Some(0), "{stderr}");
+        let lines: Vec<&str> = stdout.lines().collect();
+        assert_eq!(lines[0], state);
+        let told = lines[1]
+            .strip_prefix("         eval: perplexity ")
+            .and_then(|rest| rest.strip_suffix(" of valid.txt"));
+        let told: f64 = told.unwrap_or_else(|| panic!("{stdout}")).parse().expect("a number");
+        let report: Value = serde_json::from_str(&read(&home, "r.json")).expect("JSON");
+        let number = report["cases"][1]["numbers"]["perplexity of valid.txt"].as_f64().expect("a number");
+        assert!((number - told).abs() < 1e-4, "{report:#}");
+        let summary = read(&home, "s.md");
+        assert!(summary.contains(&format!("| perplexity of valid.txt {told:.4} |")), "{summary}");
+        assert!(!summary.contains("peak") && !summary.contains("started"), "{summary}");
+    }
+    let (_, stdout, _) = told(&home.run("batch jobs.yaml --json"));
+    let object: Value = serde_json::from_str(&stdout).expect("JSON");
+    let measured = &object["jobs"][0]["measured"];
+    assert_eq!(
+        (&measured[0]["step"], &measured[0]["metric"]),
+        (&"eval".into(), &"perplexity".into()),
+        "{object:#}"
+    );
+}
+
 #[test]
 fn a_job_that_cannot_run_is_exit_2_and_names_its_cause_once() {
     let home = home("");
-    let text = read(&home, "jobs.yaml").replace("/opt", "");
-    std::fs::write(home.path("jobs.yaml"), text).expect("it is written");
+    break_b(&home);
     let (code, stdout, stderr) = told(&home.run("batch jobs.yaml --keep-going"));
     assert_eq!(code, Some(2), "{stdout}");
     assert!(stdout.starts_with("built    a: it is new\nFAILED   b: convert: "), "{stdout}");
@@ -115,7 +173,10 @@ fn mistakes_of_the_file_are_cases_with_their_places() {
         let cases = report["cases"].as_array().expect("cases");
         assert_eq!(cases.len(), 1, "{report:#}");
         assert_eq!((&cases[0]["status"], &cases[0]["place"]["line"]), (&"error".into(), &7.into()));
-        assert!(stderr.contains("::error file=jobs.yaml,line=7,"), "{stderr}");
+        assert!(
+            stderr.contains("::error file=jobs.yaml,line=7,col=13::unknown key `bundel-bytes`"),
+            "{stderr}"
+        );
         assert!(stderr.contains("error: jobs.yaml:7:"), "{stderr}");
     }
     let (code, stdout, _) = told(&home.run("batch jobs.yaml --only c --report json"));
@@ -127,8 +188,16 @@ fn a_file_that_is_not_there_is_reported() {
     let home = Home::empty();
     let (code, stdout, stderr) = told(&home.run("batch missing.yaml --report junit=junit.xml"));
     assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
-    assert!(stderr.starts_with("error: missing.yaml:1:1: `missing.yaml` cannot be read: "), "{stderr}");
+    let said = "missing.yaml: there is no such file or directory, expected a file of jobs (hint: ";
+    assert!(stderr.starts_with(&format!("error: {said}")), "{stderr}");
+    assert_eq!(stderr.matches("missing.yaml").count(), 1, "{stderr}");
     assert!(read(&home, "junit.xml").contains("<error"));
+    let (_, stdout, _) = told(&home.run("batch missing.yaml --report github"));
+    assert!(
+        stdout.starts_with("::error::missing.yaml: batch: there is no such file or directory"),
+        "{stdout}"
+    );
+    assert_eq!(stdout.matches("missing.yaml").count(), 1, "{stdout}");
 }
 
 #[test]

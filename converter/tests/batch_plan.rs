@@ -20,11 +20,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Models are only looked for until they are converted, and data until it is read.
+/// The weights of models are only looked for until they are converted, and data until it is read.
 fn home() -> Home {
     let home = Home::empty();
-    for model in ["models/llama", "models/neox"] {
-        std::fs::create_dir_all(home.path(model)).expect("a directory");
+    for name in ["llama", "neox"] {
+        model(&home, &format!("models/{name}"), name);
     }
     for file in ["train.txt", "valid.txt"] {
         write(&home, file, "text");
@@ -36,6 +36,13 @@ fn write(home: &Home, name: &str, text: &str) {
     let path = home.path(name);
     std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
     std::fs::write(path, text).expect("a file");
+}
+
+/// The description of a fixture, and no weights.
+fn model(home: &Home, at: &str, fixture: &str) {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture).join("config.json");
+    write(home, &format!("{at}/config.json"), &std::fs::read_to_string(config).expect("the fixture"));
+    write(home, &format!("{at}/model.safetensors"), "");
 }
 
 fn commands() -> Commands {
@@ -149,14 +156,149 @@ fn mistakes_are_told_all_at_once_and_nothing_else_is() {
         "jobs.yaml",
         "version: 1\nx-a: &a {data: valid.txt, lr: -1}\njobs:\n- {name: a, modl: m}\n- {name: b, model: m, target: otr}",
     );
-    for mode in ["--check --json", "--dry-run", ""] {
+    for mode in ["--check", "--dry-run --json", ""] {
         let (code, stdout, stderr) = ran(&home, &format!("batch jobs.yaml {mode}"));
         assert_eq!((code, stdout.as_str()), (2, ""));
         assert_snapshot!("mistakes", stderr);
     }
-    let (code, _, stderr) = ran(&home, "batch nothing.yaml --check");
+}
+
+#[test]
+fn mistakes_are_an_object_too() {
+    let home = home();
+    write(&home, "jobs.yaml", "version: 1\njobs:\n- {name: a, model: models/llama, target: otr}");
+    let (code, stdout, stderr) = ran(&home, "batch jobs.yaml --check --json");
     assert_eq!(code, 2);
-    assert!(stderr.starts_with("error: nothing.yaml:1:1: `nothing.yaml` cannot be read: "), "{stderr}");
+    assert_snapshot!(stdout, @r#"{"ok":false,"mistakes":[{"file":"jobs.yaml","line":3,"column":42,"message":"target `otr` is not known, expected one of ort, portable, onnx27 (hint: did you mean `ort`?)"}]}"#);
+    let told: Value = serde_json::from_str(&stdout).expect("JSON");
+    let message = told["mistakes"][0]["message"].as_str().expect("a message");
+    assert_eq!(stderr, format!("error: jobs.yaml:3:42: {message}\n"));
+    let (code, stdout, stderr) = ran(&home, "batch nothing.yaml --check --json");
+    assert_eq!(code, 2);
+    assert_snapshot!(stdout, @"");
+    assert_snapshot!(stderr, @"");
+}
+
+/// A person corrects a file once, not once for each kind of mistake.
+#[test]
+fn mistakes_of_every_kind_are_told_together() {
+    let home = home();
+    std::fs::create_dir(home.path("models/empty")).expect("a directory");
+    let text = "version: 1
+colour: red
+defaults: {steps: [{convert: {no-verify: true}}]}
+jobs:
+- {name: a, model: models/lama}
+- {name: b, model: models/llama, recipe: adaptiv}
+- {name: c, model: models/llama, dtype: f64, steps: [verfy, {calibrate: {data: tain.txt}}]}
+- {name: d, model: models/empty}
+- {name: e, model: models/llama, target: portable, steps: [quantize]}
+- {name: f, model: models/llama, steps: [{bench: {svg: nowhere/a}}]}
+- {name: g, model: models/llama, steps: [{finetune: {data: train.txt, stpes: 3}}], baseline: nobody}
+- {name: h, model: models/llama, out: ../up, require: {check-error: 1}}
+- {model: models/neox, out: h, steps: [eval]}
+- {name: a, model: models/llama}
+matrix:
+  model: [models/neox]
+  exclude: [{recipe: paper}]
+";
+    assert_snapshot!(told(&home, text));
+    // The baseline may be the job that has no name yet.
+    let text = text.replace("- {model:", "- {name: z, model:");
+    assert!(told(&home, &text).contains("the baseline `nobody` is not known"), "{}", told(&home, &text));
+}
+
+#[test]
+fn what_a_mistake_leads_to_is_no_other_mistake() {
+    let home = home();
+    let job = "name: a, model: models/llama";
+    let files = [
+        // A limit of what a step that is wrong would measure.
+        format!(
+            "jobs: [{{{job}, steps: [{{convert: {{no-verify: true}}}}, verfy], require: {{check-error: 1}}}}]"
+        ),
+        format!(
+            "jobs: [{{{job}, stpes: [bench], baseline: b, require: {{speed-ratio: 1}}}}, {{name: b, model: models/neox}}]"
+        ),
+        format!(
+            "jobs: [{{{job}, basline: b, steps: [bench], require: {{speed-ratio: 1}}}}, {{name: b, model: models/neox}}]"
+        ),
+        format!(
+            "jobs: [{{{job}, require: {{check-error: 1}}, steps: [{{convert: {{no-verify: true}}}}, {{verify: {{sed: 1}}}}]}}]"
+        ),
+        // A job that is there once its name is.
+        format!("jobs: [{{{job}, baseline: b}}, {{name: [b], model: models/neox}}]"),
+        format!("jobs: [{{{job}, baseline: neox-adaptive-ort}}]\nmatrx: {{model: [models/neox]}}"),
+        format!(
+            "jobs: [{{{job}, baseline: neox-adaptive-ort}}]\nmatrix: {{model: [models/neox], target: [otr]}}"
+        ),
+        format!("include: [none.yaml]\njobs: [{{{job}, baseline: b}}]"),
+        "matrix: {model: [models/llama], target: [ort, portabel], exclude: [{target: portable}]}".to_owned(),
+        "matrix: {model: [models/llama], exclude: [{taget: ort}]}".to_owned(),
+        // The same output, as the name is the same.
+        format!("jobs: [{{{job}}}, {{{job}}}]"),
+        format!("jobs: [{{{job}, out: /tmp/a}}]"),
+        "jobs: [{name: a, model: 3}]".to_owned(),
+    ];
+    for text in files {
+        let told = told(&home, &format!("version: 1\n{text}"));
+        assert_eq!(told.lines().count(), 1, "{text}\n{told}");
+    }
+}
+
+#[test]
+fn what_a_conversion_would_refuse_is_told_before_it() {
+    let home = home();
+    write(&home, "models/text.txt", "text");
+    write(&home, "models/bundle/dijiang.json", "{}");
+    model(&home, "models/other", "llama");
+    let config = std::fs::read_to_string(home.path("models/other/config.json")).expect("it is there");
+    write(&home, "models/other/config.json", &config.replace("\"llama\"", "\"lama\""));
+    for name in ["weightless", "sharded"] {
+        model(&home, &format!("models/{name}"), "llama");
+        std::fs::remove_file(home.path(&format!("models/{name}/model.safetensors"))).expect("it goes");
+    }
+    write(
+        &home,
+        "models/sharded/model.safetensors.index.json",
+        r#"{"weight_map": {"a": "model-1.safetensors"}}"#,
+    );
+    write(&home, "models/two/a.onnx", "");
+    write(&home, "models/two/b.onnx", "");
+    std::fs::create_dir(home.path("models/empty")).expect("a directory");
+    let names = ["empty", "text.txt", "bundle", "other", "weightless", "sharded", "two"];
+    let jobs: String =
+        names.iter().map(|name| format!("- {{name: {name}, model: models/{name}}}\n")).collect();
+    assert_snapshot!(told(&home, &format!("version: 1\njobs:\n{jobs}")));
+}
+
+#[test]
+fn a_step_of_the_defaults_stands_where_its_job_does() {
+    let home = home();
+    let plan = planned(
+        &home,
+        "version: 1
+defaults: {steps: [{convert: {seed: 1}}], require: {check-error: 1}}
+jobs:
+- {name: a, model: models/llama}
+- {name: b, model: models/llama, steps: [verify], require: {check-error: 2}}
+matrix:
+  model:
+  - models/llama
+  - models/neox
+",
+    );
+    let lines = |name: &str| {
+        let job = of(&plan, name);
+        let steps = job.steps.iter().map(|step| step.place.line);
+        (job.place.line, steps.collect::<Vec<_>>(), job.thresholds[0].place.clone())
+    };
+    let (line, steps, limit) = lines("a");
+    assert_eq!((line, steps, limit.line), (4, vec![4], 4));
+    let (_, steps, limit) = lines("b");
+    assert_eq!((steps, limit.line, limit.column), (vec![5, 5], 5, 74));
+    assert_eq!(lines("llama-adaptive-ort").0, 8);
+    assert_eq!(lines("neox-adaptive-ort").1, [9]);
 }
 
 /// Every mistake that a person makes, one in each file.
@@ -275,6 +417,13 @@ fn each_mistake_has_its_place() {
         ),
         ("the source as an output", format!("{job}  out: models/llama\n")),
         ("a profile inside an output", step("bench: {profile: bundles/a/p}")),
+        ("pictures in no directory", step("bench: {svg: nowhere/a}")),
+        ("profiles in no directory", step("finetune: {data: train.txt, profile: nowhere}")),
+        ("few bits for a target without them", format!("{job}  target: portable\n  steps: [quantize]\n")),
+        (
+            "a conversion to few bits for a target without them",
+            format!("{job}  target: onnx27\n  steps: [{{convert: {{weights: int4}}}}]\n"),
+        ),
         (
             "a teacher that another job makes",
             format!(
@@ -357,7 +506,7 @@ fn bytes_that_are_no_text_have_their_place() {
     assert_eq!(code, 2);
     assert_snapshot!(stderr, @"error: jobs.yaml:2:6: byte 0xff is not UTF-8, expected text (hint: save the file as UTF-8)");
     std::fs::create_dir(home.path("d.yaml")).expect("a directory");
-    assert_snapshot!(ran(&home, "batch d.yaml --check").2, @"error: d.yaml:1:1: `d.yaml` cannot be read: it is no regular file, expected a file of jobs (hint: `ls` beside it, then name one that is there)");
+    assert_snapshot!(ran(&home, "batch d.yaml --check").2, @"error: d.yaml: it is no regular file, expected a file of jobs (hint: `ls` beside it, then name one that is there)");
 }
 
 #[test]
@@ -449,6 +598,7 @@ matrix:
 #[test]
 fn values_become_what_their_options_take() {
     let home = home();
+    std::fs::create_dir(home.path("pictures")).expect("a directory");
     write(&home, "a b/it's.txt", "text");
     write(
         &home,
@@ -481,7 +631,7 @@ jobs:
 fn included_files_stand_where_they_are() {
     let home = home();
     write(&home, "sub/train.txt", "text");
-    std::fs::create_dir(home.path("sub/model")).expect("a directory");
+    model(&home, "sub/model", "neox");
     write(
         &home,
         "common.yaml",

@@ -75,8 +75,8 @@ fn a_directory_that_was_moved_is_up_to_date_and_what_is_not_says_why() {
     let mut other = make(&moved);
     other.jobs[0].steps[0].arguments.push("--seed=7".to_owned());
     assert_eq!(why(&other, &options), "the options of step convert changed");
-    std::fs::write(moved.path("llama/extra.json"), "{}").expect("it is written");
-    assert_eq!(why(&other, &options), "source extra.json is new");
+    std::fs::write(moved.path("llama/tokenizer_config.json"), "{}").expect("it is written");
+    assert_eq!(why(&other, &options), "source tokenizer_config.json is new");
     moved.flip(Path::new("out/llama-mine/model.onnx"));
     assert_eq!(why(&other, &options), "its bundle is not as it was left: model.onnx changed");
     assert_eq!(why(&other, &options), "up to date");
@@ -142,16 +142,56 @@ fn what_of_a_source_cannot_be_listed_is_never_up_to_date() {
     let stand_in = home.stand_in("");
     let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
     let why = || message(&heard(&plan, &stand_in).0, "llama-adaptive", "convert").to_owned();
-    // What leads back to itself holds nothing new.
-    std::os::unix::fs::symlink(".", home.path("llama/loop")).expect("it is made");
     assert_eq!((why().as_str(), why().as_str()), ("it is new", "up to date"));
     home.flip(Path::new("llama/model.safetensors"));
     assert_eq!(why(), "source model.safetensors changed");
-    std::fs::create_dir_all(home.path("llama").join("a/".repeat(17))).expect("it is made");
+    let [single, index] = ["llama/model.safetensors", "llama/model.safetensors.index.json"];
+    std::fs::rename(home.path(single), home.path(index)).expect("it is named so");
     for _ in 0..2 {
         let why = why();
-        assert!(why.starts_with("source cannot be read: its directories are too deep"), "{why}");
+        assert!(why.starts_with("source cannot be read: "), "{why}");
+        assert!(why.contains("model.safetensors.index.json: not the JSON that was expected"), "{why}");
     }
+}
+
+#[test]
+fn only_what_a_conversion_reads_of_a_source_rebuilds_its_job() {
+    let home = Home::new(&["llama"]);
+    let stand_in = home.stand_in("");
+    let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
+    let why = || message(&heard(&plan, &stand_in).0, "llama-adaptive", "convert").to_owned();
+    assert_eq!(why(), "it is new");
+    std::fs::create_dir_all(home.path("llama/.git/refs")).expect("it is made");
+    std::fs::create_dir_all(home.path("llama/runs")).expect("it is made");
+    for name in [".git/refs/main", "README.md", "runs/log.txt", "pytorch_model.bin", "other.safetensors"] {
+        std::fs::write(home.path("llama").join(name), "other").expect("it is written");
+    }
+    std::os::unix::fs::symlink(".", home.path("llama/loop")).expect("it is made");
+    assert_eq!(why(), "up to date");
+    for name in ["tokenizer.json", "generation_config.json", "chat_template.jinja", "reference.safetensors"] {
+        std::fs::write(home.path("llama").join(name), "{}").expect("it is written");
+        let expected = if name.contains("tokenizer") || name.contains("chat") { "is new" } else { "changed" };
+        assert_eq!(why(), format!("source {name} {expected}"));
+        assert_eq!(why(), "up to date");
+    }
+}
+
+#[test]
+fn every_shard_of_a_source_is_read() {
+    let home = Home::new(&["llama"]);
+    let [single, shard] = ["llama/model.safetensors", "llama/model-1.safetensors"];
+    std::fs::rename(home.path(single), home.path(shard)).expect("it is named so");
+    let index = r#"{"weight_map": {"a": "model-1.safetensors"}}"#;
+    std::fs::write(home.path("llama/model.safetensors.index.json"), index).expect("it is written");
+    let stand_in = home.stand_in("");
+    let plan = home.plan(vec![plan_job(&home, "llama", "adaptive", &[])]);
+    let why = || message(&heard(&plan, &stand_in).0, "llama-adaptive", "convert").to_owned();
+    assert_eq!((why().as_str(), why().as_str()), ("it is new", "up to date"));
+    home.flip(Path::new(shard));
+    assert_eq!(why(), "source model-1.safetensors changed");
+    std::fs::write(home.path("llama/model.safetensors.index.json"), index.to_owned() + "\n")
+        .expect("it is written");
+    assert_eq!(why(), "source model.safetensors.index.json changed");
 }
 
 #[test]

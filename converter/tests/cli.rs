@@ -757,7 +757,7 @@ fn a_bundle_is_not_converted_again() {
 fn a_model_without_a_tokenizer_is_told_when_it_is_converted_and_when_it_is_missed() {
     let home = Home::with("llama");
     std::fs::remove_file(home.path("model/tokenizer.json")).expect("it goes");
-    let warning = "model: it has no tokenizer.json, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` of transformers writes one)";
+    let warning = "model: it has no tokenizer.json, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained('model').save_pretrained('model')` of transformers writes one; then convert it again)";
     let ran = home.dijiang(&format!("{CONVERT} --json"));
     assert_eq!((ran.code, ran.stderr.as_str()), (0, format!("warning: {warning}\n").as_str()));
     assert_eq!(ran.object()["warnings"], json!([warning]));
@@ -769,8 +769,22 @@ fn a_model_without_a_tokenizer_is_told_when_it_is_converted_and_when_it_is_misse
     ] {
         assert_eq!(
             refused(&home, command),
-            "error: bundle/tokenizer.json: there is no such file or directory (hint: copy the model's own tokenizer.json there; `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)` of transformers writes one)",
+            "error: bundle/tokenizer.json: there is no such file or directory (hint: `AutoTokenizer.from_pretrained('MODEL').save_pretrained('MODEL')` of transformers writes one into MODEL, the directory that was converted; then convert it again)",
             "{command}"
+        );
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_missed_before_the_work() {
+    let home = Home::with("llama");
+    for (option, directory) in [("--svg missing/a", "missing"), ("--profile lost", "lost")] {
+        let argument = option.split(' ').next().expect("an option");
+        assert_eq!(
+            refused(&home, &format!("bench nowhere {option}")),
+            format!(
+                "error: {directory}: there is no such directory, which {argument} writes into (hint: mkdir -p {directory})"
+            )
         );
     }
 }
@@ -971,10 +985,10 @@ fn sizes_without_reason_are_refused() {
     let home = Home::with("llama");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {features: 4611686018427387904}\n")
         .expect("it is written");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: prf, signs: true, radial: chi}\n")
         .expect("it is written");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features)");
 }
 
 #[test]

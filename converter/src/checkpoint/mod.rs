@@ -88,14 +88,40 @@ pub struct ModelMeta {
 /// cache folder `models--org--name`. No tensor is read.
 pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
     let dir = snapshot::resolve(dir)?;
+    let Described { config, family, meta, dtype } = describe(&dir)?;
+    let weights = Weights::open(&dir)?;
+    let dtype = dtype.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
+    Ok(Checkpoint { config, weights, family, meta, dtype })
+}
+
+/// What a checkpoint says of itself beside its weights.
+struct Described {
+    config: Config,
+    family: &'static Family,
+    meta: ModelMeta,
+    dtype: Option<DType>,
+}
+
+fn describe(dir: &Path) -> Result<Described, CheckpointError> {
     let config = Config::read(&dir.join("config.json"))?;
     let family = families::find(&config)?;
     let mut meta = (family.meta)(&config)?;
-    take_tokens(&dir, &mut meta)?;
-    let stated = config.dtype()?;
-    let weights = Weights::open(&dir)?;
-    let dtype = stated.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
-    Ok(Checkpoint { config, weights, family, meta, dtype })
+    take_tokens(dir, &mut meta)?;
+    let dtype = config.dtype()?;
+    Ok(Described { config, family, meta, dtype })
+}
+
+/// Whether [`open`] would take a directory, as far as that shows without what is in its weight files.
+pub(crate) fn look(dir: &Path) -> Result<(), CheckpointError> {
+    let (dir, _) = files(dir)?;
+    describe(&dir).map(drop)
+}
+
+/// The directory that [`open`] reads, and the weight files there, with their index.
+pub(crate) fn files(dir: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointError> {
+    let dir = snapshot::resolve(dir)?;
+    let files = weights::files(&dir)?;
+    Ok((dir, files))
 }
 
 /// The names and shapes of the weights that a `config.json` asks for, whether or not they are anywhere.

@@ -100,17 +100,69 @@ impl<'de, V: Deserialize<'de>> Visitor<'de> for OnlyOnce<V> {
     }
 }
 
+/// Where the weights of a directory are.
+enum Stores {
+    Single(PathBuf),
+    /// In what this index names.
+    Shards(PathBuf),
+}
+
+impl Stores {
+    fn of(dir: &Path) -> Result<Self, CheckpointError> {
+        let [single, index] = [SINGLE, INDEX].map(|name| dir.join(name));
+        match (single.is_file(), index.is_file()) {
+            (true, _) => Ok(Self::Single(single)),
+            (false, true) => Ok(Self::Shards(index)),
+            (false, false) => Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: hint(dir) }),
+        }
+    }
+}
+
+/// The weight files of a directory, with their index. No header is read.
+pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    match Stores::of(dir)? {
+        Stores::Single(file) => Ok(vec![file]),
+        Stores::Shards(index) => {
+            let shards = shards(&index)?;
+            let shards =
+                shards.iter().map(|(shard, tensors)| shard_file(dir, &index, (shard, tensors.len())));
+            let shards = shards.collect::<Result<Vec<_>, _>>()?;
+            Ok(std::iter::once(index).chain(shards).collect())
+        }
+    }
+}
+
+/// The tensors that an index names, by shards.
+fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>, CheckpointError> {
+    let text =
+        std::fs::read(index).map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
+    let Index { weight_map } = serde_json::from_slice(&text)
+        .map_err(|source| CheckpointError::Json { path: index.to_owned(), source })?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in weight_map.0 {
+        shards.entry(shard).or_default().push(tensor);
+    }
+    Ok(shards)
+}
+
+/// The file of a shard with so many tensors.
+fn shard_file(dir: &Path, index: &Path, (shard, tensors): (&str, usize)) -> Result<PathBuf, CheckpointError> {
+    let (index, path) = (index.to_owned(), dir.join(shard));
+    let shard = shard.to_owned();
+    match location_problem(&shard) {
+        Some(problem) => Err(CheckpointError::ShardName { index, shard, problem }),
+        None if !path.is_file() => Err(CheckpointError::MissingShard { index, shard, tensors }),
+        None => Ok(path),
+    }
+}
+
 impl Weights {
     /// Opens `model.safetensors`, or every shard that `model.safetensors.index.json` names.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let mut weights = Self::none(dir);
-        let single = dir.join(SINGLE);
-        if single.is_file() {
-            weights.tensors = weights.map(&single)?;
-        } else if dir.join(INDEX).is_file() {
-            weights.open_shards(&dir.join(INDEX))?;
-        } else {
-            return Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: hint(dir) });
+        match Stores::of(dir)? {
+            Stores::Single(file) => weights.tensors = weights.map(&file)?,
+            Stores::Shards(index) => weights.open_shards(&index)?,
         }
         Ok(weights)
     }
@@ -154,15 +206,7 @@ impl Weights {
     }
 
     fn open_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
-        let text =
-            std::fs::read(index).map_err(|source| CheckpointError::Io { path: index.to_owned(), source })?;
-        let Index { weight_map } = serde_json::from_slice(&text)
-            .map_err(|source| CheckpointError::Json { path: index.to_owned(), source })?;
-        let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for (tensor, shard) in weight_map.0 {
-            shards.entry(shard).or_default().push(tensor);
-        }
-        shards.into_iter().try_for_each(|shard| self.open_shard(index, shard))
+        shards(index)?.into_iter().try_for_each(|shard| self.open_shard(index, shard))
     }
 
     /// Opens a shard, which must hold the tensors that the index names, and no other.
@@ -171,14 +215,8 @@ impl Weights {
         index: &Path,
         (shard, tensors): (String, Vec<String>),
     ) -> Result<(), CheckpointError> {
+        let path = shard_file(&self.dir, index, (&shard, tensors.len()))?;
         let index = index.to_owned();
-        if let Some(problem) = location_problem(&shard) {
-            return Err(CheckpointError::ShardName { index, shard, problem });
-        }
-        let path = self.dir.join(&shard);
-        if !path.is_file() {
-            return Err(CheckpointError::MissingShard { index, shard, tensors: tensors.len() });
-        }
         let mut found = self.map(&path)?;
         for tensor in tensors {
             let Some(stored) = found.remove(&tensor) else {

@@ -11,7 +11,7 @@ use crate::batch::plan::{Job, Plan, Quantity, Step};
 use crate::batch::run::{JobOutcome, JobState, Ran, RunOptions, reads, report, run as run_plan};
 use crate::batch::schema::json_schema;
 use crate::report::message::one_line;
-use crate::report::outcome::{Case, CaseStatus, Place};
+use crate::report::outcome::{Case, CaseStatus};
 use clap::CommandFactory as _;
 use dijiang_format::words::counted;
 use serde_json::{Value, json};
@@ -99,6 +99,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     let mut plan = plan(file, commands).map_err(|mistakes| {
         cases.extend(mistakes.iter().map(|mistake| of_mistake(file, mistake)));
+        if args.check && args.json {
+            let mistakes: Vec<Value> = mistakes.iter().map(mistake_object).collect();
+            show::object(&json!({"ok": false, "mistakes": mistakes}));
+        }
         told(&mistakes)
     })?;
     only(&mut plan, &args.only)?;
@@ -178,13 +182,19 @@ fn case(file: &Path, name: &str, status: CaseStatus, message: &str) -> Case {
 }
 
 fn of_mistake(file: &Path, mistake: &Mistake) -> Case {
-    let place = mistake.place.clone();
-    let Place { file: of, line, column } = &place;
-    let name = format!("{}:{line}:{column}", of.display());
-    Case {
-        place: Some(place.clone()),
-        ..case(file, &one_line(&name), CaseStatus::Error, &mistake.wrong.to_string())
-    }
+    let place = mistake.line();
+    let name = place.map_or_else(|| "batch".to_owned(), |place| one_line(&place.to_string()));
+    Case { place: place.cloned(), ..case(file, &name, CaseStatus::Error, &mistake.told()) }
+}
+
+fn mistake_object(mistake: &Mistake) -> Value {
+    let place = mistake.line();
+    json!({
+        "file": mistake.place.file,
+        "line": place.map(|place| place.line),
+        "column": place.map(|place| place.column),
+        "message": mistake.told(),
+    })
 }
 
 /// Tells all mistakes but the last, which ends the command.
@@ -271,6 +281,9 @@ fn print_jobs(jobs: &[JobOutcome], seconds: f64) {
             JobState::Skipped => "skipped",
         };
         show::line(&format!("{state:<7}  {}: {}", job.name, job.why));
+        for measured in &job.measured {
+            show::line(&format!("         {measured}"));
+        }
         for limit in &job.thresholds {
             let verdict = match limit.ok {
                 Some(true) => "ok",

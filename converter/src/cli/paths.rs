@@ -3,7 +3,7 @@
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory as _};
 use dijiang_format::place::NOTHING;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a command does with a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,10 @@ enum Use {
     Opens,
     Reads,
     Writes,
+    /// It writes files into this directory, which it does not make.
+    WritesInto,
+    /// It writes files whose paths begin so, beside each other.
+    WritesBeside,
 }
 
 /// Every argument that is a path, of all commands.
@@ -34,35 +38,55 @@ const PATHS: &[(&str, Use)] = &[
     ("directory", Use::Writes),
     ("output", Use::Writes),
     ("save_state", Use::Writes),
-    ("svg", Use::Writes),
-    ("profile", Use::Writes),
+    ("svg", Use::WritesBeside),
+    ("profile", Use::WritesInto),
 ];
 
-/// A file that a call names is not there.
+/// What a call names is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {NOTHING} (hint: `dijiang {command} --help` says what {argument} takes)", path.display())]
-pub(super) struct Missing {
-    path: PathBuf,
-    command: String,
-    /// As it is written in a call.
-    argument: String,
+pub(super) enum Missing {
+    #[error("{}: {NOTHING} (hint: `dijiang {command} --help` says what {argument} takes)", path.display())]
+    File {
+        path: PathBuf,
+        command: String,
+        /// As it is written in a call.
+        argument: String,
+    },
+    #[error("{}: there is no such directory, which {argument} writes into (hint: mkdir -p {})", path.display(), path.display())]
+    Directory { path: PathBuf, argument: String },
 }
 
-/// Looks for every file that the command of the call will read.
+/// Looks for every file that the command of the call will read, and for the directories that it writes into at its end.
 pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
     let Some((name, given)) = call.subcommand() else { return Ok(()) };
     let program = super::Cli::command();
-    for (id, _) in PATHS.iter().filter(|(_, what)| *what == Use::Reads) {
+    for (id, what) in PATHS {
         // Arguments of other commands are unknown to this one.
         let is_given =
             given.ids().any(|known| known == id) && given.value_source(id) == Some(ValueSource::CommandLine);
-        let values = is_given.then(|| given.get_many::<PathBuf>(id)).flatten();
-        if let Some(path) = values.into_iter().flatten().find(|path| !path.exists()) {
-            let (path, command) = (path.clone(), name.to_owned());
-            return Err(Missing { path, argument: written(program.find_subcommand(name), id), command });
+        let argument = || written(program.find_subcommand(name), id);
+        for path in is_given.then(|| given.get_many::<PathBuf>(id)).flatten().into_iter().flatten() {
+            if *what == Use::Reads && !path.exists() {
+                let (path, command) = (path.clone(), name.to_owned());
+                return Err(Missing::File { path, argument: argument(), command });
+            }
+            if let Some(directory) = what.directory(path).filter(|directory| !directory.is_dir()) {
+                return Err(Missing::Directory { path: directory.to_owned(), argument: argument() });
+            }
         }
     }
     Ok(())
+}
+
+impl Use {
+    /// The directory that must be there.
+    fn directory(self, path: &Path) -> Option<&Path> {
+        match self {
+            Self::WritesInto => Some(path),
+            Self::WritesBeside => path.parent().filter(|parent| !parent.as_os_str().is_empty()),
+            Self::Opens | Self::Reads | Self::Writes => None,
+        }
+    }
 }
 
 /// `--data`, or `FILE` of what is given by its place.

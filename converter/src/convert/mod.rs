@@ -207,6 +207,12 @@ pub fn convert(
     convert_opened(opened, Conversion::new(source, target, options), progress)
 }
 
+/// What is wrong with a source, as far as that shows without its weights or its graph.
+pub fn look(source: &Path) -> Result<(), ConvertError> {
+    check_source(source)?;
+    Ok(source::look(source)?)
+}
+
 /// What the bundle will lack that was there, or that texts need.
 fn left_out(opened: &Source) -> Vec<String> {
     let dir = opened.dir.display();
@@ -214,7 +220,7 @@ fn left_out(opened: &Source) -> Vec<String> {
         opened.kind == SourceKind::Checkpoint && !opened.dir.join(files::TOKENIZER).exists();
     let tokenizer = lacks_tokenizer.then(|| {
         format!(
-            "{dir}: it has no {}, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` of transformers writes one)",
+            "{dir}: it has no {}, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained('{dir}').save_pretrained('{dir}')` of transformers writes one; then convert it again)",
             files::TOKENIZER
         )
     });

@@ -23,9 +23,14 @@ pub enum QuantizeError {
     Patch(#[from] PatchError),
 }
 
+/// Whether a target has operators that read weights of fewer bits.
+pub fn is_read_by(target: Target) -> bool {
+    target == Target::Ort
+}
+
 /// Quantises a source graph, and returns it as it was, cleaned up.
 pub fn apply(how: Quantization, graph: &mut Graph, target: Target) -> Result<Graph, QuantizeError> {
-    if target != Target::Ort {
+    if !is_read_by(target) {
         return Err(QuantizeError::Target(target));
     }
     canonicalize(graph)?;

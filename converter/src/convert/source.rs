@@ -5,6 +5,7 @@ use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
 use crate::convert::inputs::{self, Input, InputError};
 use crate::convert::manifest::COPIED;
 use crate::onnx::import::{self, ImportError};
+use crate::verify::reference;
 use dijiang_format::dtype::DType;
 use dijiang_format::manifest::SourceKind;
 use dijiang_format::place::NOTHING;
@@ -13,6 +14,7 @@ use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::shape::Dim;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A model that was read.
@@ -64,6 +66,46 @@ pub enum SourceError {
 /// Opens a checkpoint directory, an `.onnx` file, or a directory that holds one. `dtype` asks for
 /// another element type than the source's, which an ONNX graph does not take.
 pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
+    match graph_of(path)? {
+        Some(file) => open_onnx(&file, dtype),
+        None => open_checkpoint(path, dtype),
+    }
+}
+
+/// What is wrong with a source, as far as that shows without its weights or its graph.
+pub(super) fn look(path: &Path) -> Result<(), SourceError> {
+    match graph_of(path)? {
+        Some(_) => Ok(()),
+        None => Ok(checkpoint::look(path)?),
+    }
+}
+
+/// The files that a conversion reads of a source: what it is made of, and what is taken from beside that. `data` names
+/// the data of an ONNX file.
+pub(crate) fn reads(
+    path: &Path,
+    data: impl Fn(&Path) -> BTreeSet<String>,
+) -> Result<Vec<PathBuf>, SourceError> {
+    let (dir, mut files) = match graph_of(path)? {
+        Some(file) => {
+            let dir = file.parent().unwrap_or(Path::new("")).to_owned();
+            let data: Vec<PathBuf> = data(&file).iter().map(|name| dir.join(name)).collect();
+            (dir, std::iter::once(file).chain(data).collect())
+        }
+        None => checkpoint::files(path)?,
+    };
+    files.extend(texts(&dir));
+    files.extend(Some(dir.join(reference::FILE)).filter(|path| path.exists()));
+    Ok(files)
+}
+
+/// What lies beside a model and is copied.
+fn texts(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    COPIED.iter().map(|name| dir.join(name)).filter(|path| path.exists())
+}
+
+/// The ONNX file that a path of something means, or none where it means a checkpoint.
+fn graph_of(path: &Path) -> Result<Option<PathBuf>, SourceError> {
     let is_onnx = path.extension().is_some_and(|e| e == "onnx");
     if !path.exists() {
         return Err(SourceError::Nothing { path: path.to_owned() });
@@ -71,14 +113,11 @@ pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     if path.is_file() && !is_onnx {
         return Err(SourceError::File { path: path.to_owned() });
     }
-    match onnx_file(path)? {
-        Some(file) => open_onnx(&file, dtype),
-        None => open_checkpoint(path, dtype),
-    }
+    onnx_file(path)
 }
 
 /// The ONNX file that a path means, or none where it means a checkpoint.
-pub(crate) fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
+fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
     if path.extension().is_some_and(|e| e == "onnx") {
         return Ok(Some(path.to_owned()));
     }
@@ -132,8 +171,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     }
     let dir = file.parent().unwrap_or(Path::new("")).to_owned();
     let (meta, warnings) = describe(&graph, &dir)?;
-    let beside = COPIED.iter().map(|name| dir.join(name)).filter(|path| path.exists());
-    let files = std::iter::once(file.to_owned()).chain(files).chain(beside);
+    let files = std::iter::once(file.to_owned()).chain(files).chain(texts(&dir));
     Ok(Source {
         kind: SourceKind::Onnx,
         graph,

@@ -3,6 +3,8 @@
 use dijiang_format::place::NOTHING;
 use dijiang_format::recipe::Recipe;
 use dijiang_passes::feature_map::recipe_check::{self, RecipeError};
+use serde::de::IgnoredAny;
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +35,8 @@ pub enum RecipeFileError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{place}: not a recipe: {reason}")]
     Yaml { place: String, reason: String },
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
+    #[error("{place}: {source}")]
+    Recipe { place: String, source: RecipeError },
 }
 
 /// A recipe by the name of a preset, or by the path of a YAML file.
@@ -64,7 +66,10 @@ fn parse(text: &str, place: &str) -> Result<Recipe, RecipeFileError> {
         let reason = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         RecipeFileError::Yaml { place: place.to_owned(), reason }
     })?;
-    recipe_check::check(&recipe)?;
+    let given: BTreeMap<String, IgnoredAny> = serde_yaml::from_str(text).unwrap_or_default();
+    let checked = recipe_check::check(&recipe)
+        .and_then(|()| recipe_check::check_given(&recipe, given.keys().map(String::as_str)));
+    checked.map_err(|source| RecipeFileError::Recipe { place: place.to_owned(), source })?;
     Ok(recipe)
 }
 
@@ -97,7 +102,11 @@ mod tests {
             ),
             (
                 parse("name: x\nmap: {kind: elu}", "x.yaml"),
-                "recipe `x`: no feature map is called `elu` (there are: dct-softmax, dct-unit, pff, prf, wdcf, wdct-unit, wpff)",
+                "x.yaml: recipe `x`: no feature map is called `elu` (there are: dct-softmax, dct-unit, pff, prf, wdcf, wdct-unit, wpff)",
+            ),
+            (
+                parse("name: x\nmap: {kind: wdcf}\nrule: none\nlocal: {window: 4}", "x.yaml"),
+                "x.yaml: recipe `x`: `map` means nothing beside `rule: none` (hint: take one of them out)",
             ),
             (
                 parse("name: x\nmpa: {}", "x.yaml"),

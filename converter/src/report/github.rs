@@ -3,8 +3,8 @@
 //!
 //! <https://docs.github.com/en/actions/reference/workflow-commands-for-github-actions>
 
-use crate::report::message::one_line;
-use crate::report::outcome::{Case, CaseStatus, Report};
+use crate::report::message::{number, one_line};
+use crate::report::outcome::{Case, CaseStatus, Place, Report, is_result};
 use std::fmt::Write as _;
 
 /// Bytes of the summaries of one step, at most: GitHub refuses more.
@@ -18,12 +18,19 @@ pub fn annotations(report: &Report) -> String {
 
 fn annotation(case: &Case) -> String {
     let message = case.message.as_deref().unwrap_or_else(|| word(case.status));
-    let text = data(&format!("{}: {}: {message}", case.suite, case.name));
+    let text = data(&format!("{}{message}", unplaced(case)));
     let place = case.place.as_ref().map_or(String::new(), |place| {
         let file = property(&place.file.display().to_string());
         format!(" file={file},line={},col={}", place.line, place.column)
     });
     format!("::error{place}::{text}\n")
+}
+
+/// The suite and the name of a case, but for what its place says already.
+fn unplaced(case: &Case) -> String {
+    let place = case.place.as_ref().map(Place::to_string).unwrap_or_default();
+    let parts = [&case.suite, &case.name].into_iter().filter(|part| !place.starts_with(*part));
+    parts.map(|part| format!("{part}: ")).collect()
 }
 
 /// What follows the second `::` of a workflow command.
@@ -93,7 +100,7 @@ fn row(case: &Case) -> String {
         CaseStatus::Skipped | CaseStatus::Passed => word(case.status).to_owned(),
     };
     let mut numbers = String::new();
-    for (name, value) in &case.numbers {
+    for (name, value) in case.numbers.iter().filter(|(name, _)| is_result(name)) {
         let space = if numbers.is_empty() { "" } else { ", " };
         // Writing into a string does not fail.
         let _ = write!(numbers, "{space}{name} {}", number(*value));
@@ -107,16 +114,6 @@ fn row(case: &Case) -> String {
         cell(&numbers),
         cell(message)
     )
-}
-
-/// A number as a person reads it.
-fn number(value: f64) -> String {
-    let size = value.abs();
-    match value {
-        _ if value.fract() == 0.0 && size < 1e15 => format!("{value}"),
-        _ if (1e-3..1e6).contains(&size) => format!("{value:.4}"),
-        _ => format!("{value:.2e}"),
-    }
 }
 
 /// Text as the cell of a table shows it: no character of it is Markdown or HTML.
@@ -168,8 +165,29 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_short() {
-        let shown = [0.0, 12.0, 1.5e9, 0.123_456, 1.5e-7, f64::NAN, f64::INFINITY].map(number);
-        assert_eq!(shown, ["0", "12", "1500000000", "0.1235", "1.50e-7", "NaN", "inf"]);
+    fn an_annotation_says_its_place_once() {
+        let place = Place { file: "jobs.yaml".into(), line: 7, column: 5 };
+        let case = |suite: &str, name: &str| Case {
+            suite: suite.into(),
+            name: name.into(),
+            place: Some(place.clone()),
+            message: Some("no".into()),
+            ..example::report().cases.remove(1)
+        };
+        let told = |suite, name| annotation(&case(suite, name));
+        assert_eq!(told("jobs.yaml", "jobs.yaml:7:5"), "::error file=jobs.yaml,line=7,col=5::no\n");
+        assert_eq!(
+            told("other.yaml", "jobs.yaml:7:5"),
+            "::error file=jobs.yaml,line=7,col=5::other.yaml: no\n"
+        );
+        assert_eq!(told("a", "convert"), "::error file=jobs.yaml,line=7,col=5::a: convert: no\n");
+    }
+
+    #[test]
+    fn the_numbers_of_a_summary_are_what_was_measured() {
+        let numbers = [("peak_bytes", 9e9), ("started", 0.5), ("perplexity of a.txt", 8.25), ("limit", 9.0)];
+        let numbers = numbers.map(|(name, number)| (name.to_owned(), number)).into();
+        let case = Case { numbers, ..example::report().cases.remove(0) };
+        assert!(row(&case).contains(" | limit 9, perplexity of a.txt 8.2500 | "), "{}", row(&case));
     }
 }

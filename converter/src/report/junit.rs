@@ -107,7 +107,7 @@ fn test_case(out: &mut Out, case: &Case) -> io::Result<()> {
 }
 
 fn at(place: &Place, message: &str) -> String {
-    format!("{}:{}:{}: {message}", place.file.display(), place.line, place.column)
+    format!("{place}: {message}")
 }
 
 /// Seconds as the schema writes them.

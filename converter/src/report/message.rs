@@ -19,6 +19,16 @@ pub(crate) fn told(line: &str) -> String {
     clipped(&escaped(&line.replace('\n', " "), MAX_TOLD), MAX_TOLD)
 }
 
+/// A number as a person reads it.
+pub(crate) fn number(value: f64) -> String {
+    let size = value.abs();
+    match value {
+        _ if value.fract() == 0.0 && size < 1e15 => format!("{value}"),
+        _ if (1e-3..1e6).contains(&size) => format!("{value:.4}"),
+        _ => format!("{value:.2e}"),
+    }
+}
+
 fn escaped(text: &str, most: usize) -> String {
     let mut line = String::new();
     for c in text.chars().take(most + 1) {
@@ -41,6 +51,12 @@ fn clipped(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        let shown = [0.0, 12.0, 1.5e9, 0.123_456, 1.5e-7, f64::NAN, f64::INFINITY].map(number);
+        assert_eq!(shown, ["0", "12", "1500000000", "0.1235", "1.50e-7", "NaN", "inf"]);
+    }
 
     #[test]
     fn long_names_are_cut_and_lines_stay_one() {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 /// A place in a file that a person wrote. Lines and columns count from 1.
@@ -10,6 +11,12 @@ pub struct Place {
     pub file: PathBuf,
     pub line: usize,
     pub column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
+    }
 }
 
 /// Everything that was done, in its order.
@@ -37,6 +44,15 @@ pub struct Case {
     pub place: Option<Place>,
     /// What was measured, by name.
     pub numbers: BTreeMap<String, f64>,
+}
+
+/// What numbers are called that say how well a case came out. Others say what it took.
+const RESULTS: [&str; 5] = ["accuracy", "limit", "measured", "perplexity", "standard_error"];
+
+/// Whether a number is such a one: `perplexity of TEXT` is.
+pub fn is_result(name: &str) -> bool {
+    let metric = name.split_once(" of ").map_or(name, |(metric, _)| metric);
+    RESULTS.contains(&metric)
 }
 
 /// What came of a case.

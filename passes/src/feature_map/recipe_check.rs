@@ -1,7 +1,7 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{FeatureMap, MAPS, find};
-use dijiang_format::recipe::{MOST_CHUNK, MOST_LOCAL, Readout, Recipe, Rule};
+use dijiang_format::recipe::{Attention, MOST_CHUNK, MOST_LOCAL, Readout, Recipe, Rule};
 use std::ops::RangeInclusive;
 
 /// A recipe that asks for what there is not.
@@ -12,9 +12,10 @@ pub enum RecipeError {
     #[error("recipe `{recipe}`: `{field}` is {found}, expected {least} to {most}")]
     Range { recipe: String, field: &'static str, found: u64, least: u64, most: u64 },
     #[error(
-        "recipe `{recipe}`: `rule: delta` wants features of length one, and those of `{kind}` are not (hint: write `unit: true` in `map`, or take the map dct-unit)"
+        "recipe `{recipe}`: `rule: delta` wants features of length one, and those of `{kind}` are not (hint: {}take the map dct-unit)",
+        if *takes_unit { "write `unit: true` in `map`, or " } else { "" }
     )]
-    NotUnit { recipe: String, kind: &'static str },
+    NotUnit { recipe: String, kind: &'static str, takes_unit: bool },
     #[error(
         "recipe `{recipe}`: `readout: sum` divides by a sum of features, and those of `{kind}` have both signs (hint: write `rule: delta`, or `readout: group-norm`)"
     )]
@@ -27,6 +28,8 @@ pub enum RecipeError {
         "recipe `{recipe}`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
     )]
     Joined { recipe: String },
+    #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
+    Useless { recipe: String, field: &'static str, beside: &'static str },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
     Ignored { recipe: String, field: &'static str, kind: &'static str, known: String },
 }
@@ -58,6 +61,22 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     check_local(recipe)
 }
 
+/// Whether every field that a recipe was given, by its name, means something.
+pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) -> Result<(), RecipeError> {
+    let (beside, useless): (&str, &[&str]) = match (recipe.attention, recipe.rule) {
+        (Attention::Softmax, _) => {
+            ("attention: softmax", &["map", "decay", "readout", "rule", "local", "softmax_layers", "chunk"])
+        }
+        (_, Rule::None) => ("rule: none", &["map", "decay", "readout"]),
+        _ => return Ok(()),
+    };
+    let given: Vec<&str> = given.collect();
+    match useless.iter().find(|field| given.contains(field)) {
+        Some(field) => Err(RecipeError::Useless { recipe: recipe.name.clone(), field, beside }),
+        None => Ok(()),
+    }
+}
+
 /// Whether the window is one, and has what it stands beside.
 fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
     let name = || recipe.name.clone();
@@ -81,7 +100,8 @@ fn check_rule(recipe: &Recipe, map: &dyn FeatureMap) -> Result<(), RecipeError> 
     let divides = recipe.readout == Readout::Sum;
     match recipe.rule {
         Rule::Delta if !map.is_unit() && !recipe.map.unit => {
-            Err(RecipeError::NotUnit { recipe: recipe_name, kind })
+            let takes_unit = map.fields().contains(&"unit");
+            Err(RecipeError::NotUnit { recipe: recipe_name, kind, takes_unit })
         }
         Rule::Linear if divides && !map.is_positive() => {
             Err(RecipeError::NotPositive { recipe: recipe_name, kind })
@@ -129,6 +149,26 @@ mod tests {
         assert_eq!(refused(&chunk(65537)), "recipe `x`: `chunk` is 65537, expected 1 to 65536");
     }
 
+    #[test]
+    fn a_field_that_means_nothing_beside_another_is_refused_by_its_name() {
+        let given = |recipe: &Recipe, fields: &[&str]| check_given(recipe, fields.iter().copied());
+        let plain = recipe(MapSpec::default());
+        assert_eq!(given(&plain, &["name", "map", "decay", "readout", "chunk"]), Ok(()));
+        let none = Recipe { rule: Rule::None, local: Some(Local { window: 4, sinks: 1 }), ..plain.clone() };
+        assert_eq!(given(&none, &["name", "rule", "local", "softmax_layers", "chunk"]), Ok(()));
+        for field in ["map", "decay", "readout"] {
+            let told = given(&none, &["name", field, "rule"]).expect_err("it is refused").to_string();
+            let expected = format!(
+                "recipe `x`: `{field}` means nothing beside `rule: none` (hint: take one of them out)"
+            );
+            assert_eq!(told, expected);
+        }
+        let softmax = Recipe { attention: Attention::Softmax, ..plain };
+        assert_eq!(given(&softmax, &["name", "attention"]), Ok(()));
+        let told = given(&softmax, &["name", "rule", "attention"]).expect_err("it is refused").to_string();
+        assert!(told.starts_with("recipe `x`: `rule` means nothing beside `attention: softmax`"), "{told}");
+    }
+
     /// Every map with every field set in turn: it reads the field, or refuses it.
     #[test]
     fn a_map_refuses_the_fields_it_does_not_read() {
@@ -167,6 +207,11 @@ mod tests {
             refused(&delta(MapSpec::default())),
             "recipe `x`: `rule: delta` wants features of length one, and those of `wdcf` are not (hint: write `unit: true` in `map`, or take the map dct-unit)"
         );
+        // No other way is named than one that is there.
+        for kind in ["prf", "pff", "wpff"] {
+            let told = refused(&delta(MapSpec { kind: kind.to_owned(), ..MapSpec::default() }));
+            assert!(told.ends_with(" are not (hint: take the map dct-unit)"), "{told}");
+        }
         let none = Recipe { rule: Rule::None, ..recipe(plain.clone()) };
         let local = |window, sinks| Some(Local { window, sinks });
         assert_eq!(

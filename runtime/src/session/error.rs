@@ -224,7 +224,7 @@ fn tokenizer_fault(path: &Path, reason: &str) -> String {
     match path.exists() {
         true => format!("tokenizer {place}: {reason}"),
         false => format!(
-            "{place}: {NOTHING} (hint: copy the model's own tokenizer.json there; `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIR)` of transformers writes one)"
+            "{place}: {NOTHING} (hint: `AutoTokenizer.from_pretrained('MODEL').save_pretrained('MODEL')` of transformers writes one into MODEL, the directory that was converted; then convert it again)"
         ),
     }
 }

@@ -100,7 +100,7 @@ impl Builder {
     }
 
     fn node(&self, at: At, value: Value, weight: usize) -> Rc<Node> {
-        Rc::new(Node { file: self.file.clone(), at, value, weight })
+        Rc::new(Node { file: self.file.clone(), at, value, weight, is_whole: true })
     }
 
     fn count(&mut self, nodes: usize, at: At) -> Result<(), Mistake> {

@@ -8,15 +8,34 @@ use std::path::PathBuf;
 
 /// Something wrong at a place.
 #[derive(Debug, thiserror::Error)]
-#[error("{}:{}:{}: {}", place.file.display(), place.line, place.column, one_line(&wrong.to_string()))]
+#[error("{}: {}", self.at(), self.told())]
 pub struct Mistake {
     pub place: Place,
     pub wrong: Box<Wrong>,
 }
 
+impl Mistake {
+    /// The place, but for a file that cannot be read: it has no lines.
+    pub fn line(&self) -> Option<&Place> {
+        (!matches!(*self.wrong, Wrong::NoFile { .. })).then_some(&self.place)
+    }
+
+    /// What is wrong, in one line.
+    pub fn told(&self) -> String {
+        one_line(&self.wrong.to_string())
+    }
+
+    fn at(&self) -> String {
+        let file = || self.place.file.display().to_string();
+        self.line().map_or_else(file, Place::to_string)
+    }
+}
+
 /// What is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum Wrong {
+    #[error("{reason}, expected a file of jobs (hint: `ls` beside it, then name one that is there)")]
+    NoFile { reason: String },
     #[error(
         "`{file}` cannot be read: {reason}, expected a file of jobs (hint: `ls` beside it, then name one that is there)"
     )]
@@ -53,18 +72,10 @@ pub enum Wrong {
         one_line(reason)
     )]
     Option { command: &'static str, reason: String },
+    #[error("{}", hinted(reason))]
+    Told { reason: String },
     #[error("{what} `{}` stands already at {first}, expected one of each (hint: {hint})", shown(name))]
-    Twice { what: &'static str, name: String, first: Spot, hint: &'static str },
-}
-
-/// A place as text.
-#[derive(Debug)]
-pub struct Spot(pub Place);
-
-impl fmt::Display for Spot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.0.file.display(), self.0.line, self.0.column)
-    }
+    Twice { what: &'static str, name: String, first: Place, hint: &'static str },
 }
 
 impl Wrong {
@@ -73,7 +84,7 @@ impl Wrong {
     }
 
     pub(crate) fn twice(what: &'static str, name: &str, first: &Place, hint: &'static str) -> Self {
-        Self::Twice { what, name: name.to_owned(), first: Spot(first.clone()), hint }
+        Self::Twice { what, name: name.to_owned(), first: first.clone(), hint }
     }
 
     /// For what is said in one place only.
@@ -86,7 +97,7 @@ impl Wrong {
     }
 }
 
-/// All that is wrong with a document and those it includes, in the order it was found, each once.
+/// All that is wrong with a document and those it includes, each once.
 #[derive(Debug, Default)]
 pub struct Mistakes {
     list: Vec<Mistake>,
@@ -118,6 +129,21 @@ impl Mistakes {
         self.list.is_empty()
     }
 
+    /// How many there are so far.
+    pub(crate) fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// All of them in the order of their places.
+    pub(crate) fn sorted(mut self) -> Self {
+        let place = |mistake: &Mistake| {
+            let Place { file, line, column } = &mistake.place;
+            (file.clone(), *line, *column)
+        };
+        self.list.sort_by_key(place);
+        self
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
         self.list.iter()
     }
@@ -131,6 +157,14 @@ impl fmt::Display for Mistakes {
 }
 
 impl std::error::Error for Mistakes {}
+
+/// What a part of the program says of a file that a key names, which may have a hint of its own.
+fn hinted(reason: &str) -> String {
+    match reason.contains("(hint: ") {
+        true => reason.to_owned(),
+        false => format!("{reason} (hint: correct it, then `dijiang batch FILE --check`)"),
+    }
+}
 
 /// The known name that is the likeliest meant, with what to type next.
 fn guess(name: &str, known: &[String]) -> String {

@@ -21,6 +21,8 @@ pub struct Node {
     pub value: Value,
     /// How many nodes it stands for where its aliases are written out.
     weight: usize,
+    /// Whether nothing was left out of it.
+    is_whole: bool,
 }
 
 /// A line and a column, from 1.
@@ -55,6 +57,17 @@ impl Node {
     /// The file that it stands in, to which paths in it are relative.
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// Whether it is as it was written, without anything left out that is wrong.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
+    /// The same with what is left of its value.
+    pub(crate) fn cut(&self, value: Value) -> Rc<Self> {
+        let Self { ref file, at, weight, .. } = *self;
+        Rc::new(Self { file: file.clone(), at, value, weight, is_whole: false })
     }
 
     /// The value of a key, where this is a map that has it.
@@ -102,6 +115,11 @@ impl Node {
 }
 
 impl Entry {
+    /// The same key with another value.
+    pub(crate) fn with(&self, node: Rc<Node>) -> Self {
+        Self { node, ..self.clone() }
+    }
+
     pub fn place(&self) -> Place {
         self.at.place(&self.file)
     }

@@ -8,11 +8,12 @@ use crate::batch::plan::{Quantity, Step, StepCommand, Threshold};
 use crate::report::message::shown;
 use std::collections::HashMap;
 
-/// Notes baselines that are none, and limits that nothing measures.
-pub(super) fn check(jobs: &[Made], mistakes: &mut Mistakes) {
+/// Notes baselines that are none, and limits that nothing measures. Where the jobs are not all that were meant, a baseline
+/// may be one of the others.
+pub(super) fn check(jobs: &[Made], is_complete: bool, mistakes: &mut Mistakes) {
     let index: HashMap<&str, usize> =
         jobs.iter().enumerate().map(|(at, made)| (made.job.name.as_str(), at)).collect();
-    for made in jobs.iter().filter(|made| made.job.baseline.is_some()) {
+    for made in jobs.iter().filter(|made| is_complete && made.job.baseline.is_some()) {
         // Each is a comparison with every name.
         if mistakes.is_full() {
             return;
@@ -20,13 +21,16 @@ pub(super) fn check(jobs: &[Made], mistakes: &mut Mistakes) {
         check_baseline(made, jobs, &index, mistakes);
     }
     check_circles(jobs, &index, mistakes);
-    if mistakes.is_empty() {
-        for made in jobs {
-            let baseline = made.job.baseline.as_deref().and_then(|name| Some(&jobs[*index.get(name)?]));
-            for threshold in &made.job.thresholds {
-                if let Err(wrong) = is_measured(threshold, made, baseline) {
-                    mistakes.add(wrong.at(threshold.place.clone()));
-                }
+    for made in jobs.iter().filter(|made| made.is_whole) {
+        let baseline = match made.job.baseline.as_deref().map(|name| index.get(name)) {
+            None => None,
+            Some(Some(at)) if jobs[*at].is_whole => Some(&jobs[*at]),
+            // What is wrong with it was told.
+            Some(_) => continue,
+        };
+        for threshold in &made.job.thresholds {
+            if let Err(wrong) = is_measured(threshold, made, baseline) {
+                mistakes.add(wrong.at(threshold.place.clone()));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Jobs before their steps are made: what they are called and where each of their settings stands.
 
-use super::load::JobsFile;
+use super::load::Loaded;
 use super::{check_count, matrix};
 use crate::batch::document::{Mistakes, Node};
 use crate::recipes;
@@ -11,9 +11,11 @@ use std::rc::Rc;
 /// A job to be.
 #[derive(Debug)]
 pub(super) struct Draft {
+    /// Empty where what was written is none.
     pub(super) name: String,
     pub(super) place: Place,
-    pub(super) model: Rc<Node>,
+    /// Absent where what was written is none.
+    pub(super) model: Option<Rc<Node>>,
     /// Where settings are looked for, in this order: the job, then entries of `include`, the last one first.
     pub(super) own: Vec<Rc<Node>>,
     /// Then here.
@@ -24,6 +26,16 @@ pub(super) struct Draft {
     pub(super) dtype: Option<Rc<Node>>,
     /// The name of the job that differs by the recipe softmax alone, if there is one.
     pub(super) sibling: Option<String>,
+    /// Whether nothing was left out of what it is made of.
+    pub(super) is_whole: bool,
+}
+
+/// All that could be made of the files.
+#[derive(Debug, Default)]
+pub(super) struct Drafts {
+    pub(super) jobs: Vec<Draft>,
+    /// Whether every job that was meant is among them, under its name.
+    pub(super) is_complete: bool,
 }
 
 impl Draft {
@@ -57,40 +69,44 @@ impl Draft {
 /// The recipe that others are compared with, which keeps all attention.
 pub(super) const SOFTMAX: &str = "softmax";
 
-/// The jobs of all files. Those of a file with mistakes in it may be left out.
-pub(super) fn drafts(files: &[JobsFile], mistakes: &mut Mistakes) -> Vec<Draft> {
+/// The jobs of all files.
+pub(super) fn drafts(loaded: &Loaded, mistakes: &mut Mistakes) -> Drafts {
+    let mut is_complete = loaded.is_complete;
     let mut drafts = Vec::new();
-    // What is read below has the shape of the table.
-    if !mistakes.is_empty() {
-        return drafts;
-    }
-    for file in files {
+    for file in &loaded.files {
         let defaults: Rc<[Rc<Node>]> = file.defaults.clone().into();
         if let Some(matrix) = file.root.get("matrix") {
-            matrix::expand(matrix, &defaults, &mut drafts, mistakes);
+            is_complete &= matrix::expand(matrix, &defaults, &mut drafts, mistakes);
         }
         let jobs = file.root.get("jobs").map(|list| list.items()).unwrap_or_default();
         if let Err(wrong) = check_count(&drafts, jobs.len()) {
             mistakes.add(wrong.at(file.root.place()));
-            return drafts;
+            is_complete = false;
+            break;
         }
-        drafts.extend(jobs.iter().filter_map(|job| explicit(job, &defaults)));
+        drafts.extend(jobs.iter().map(|job| explicit(job, &defaults)));
     }
-    drafts
+    Drafts { jobs: drafts, is_complete }
 }
 
-fn explicit(job: &Rc<Node>, defaults: &Rc<[Rc<Node>]>) -> Option<Draft> {
-    Some(Draft {
-        name: job.get("name")?.text()?.to_owned(),
-        place: job.get("name")?.place(),
-        model: job.get("model")?.clone(),
+pub(super) fn are_whole(nodes: &[Rc<Node>]) -> bool {
+    nodes.iter().all(|node| node.is_whole())
+}
+
+fn explicit(job: &Rc<Node>, defaults: &Rc<[Rc<Node>]>) -> Draft {
+    let name = job.get("name");
+    Draft {
+        name: name.and_then(|name| name.text()).unwrap_or_default().to_owned(),
+        place: name.map_or_else(|| job.place(), |name| name.place()),
+        model: job.get("model").cloned(),
         own: vec![job.clone()],
         defaults: defaults.clone(),
         recipe: None,
         target: None,
         dtype: None,
         sibling: None,
-    })
+        is_whole: job.is_whole() && are_whole(defaults),
+    }
 }
 
 /// The path of a model, and the node that it stands in.

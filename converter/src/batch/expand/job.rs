@@ -6,6 +6,7 @@ use super::paths;
 use super::steps::{Call, StepReader, Template};
 use crate::batch::document::{Mistake, Mistakes, Node, Wrong};
 use crate::batch::plan::{Job, Quantity, Step, StepCommand, Threshold};
+use crate::convert::{look, quantization};
 use crate::recipes;
 use crate::report::message::shown;
 use crate::report::outcome::Place;
@@ -26,56 +27,79 @@ pub(super) struct Made {
     pub(super) output_place: Place,
     pub(super) baseline_place: Place,
     pub(super) steps: Rc<[Template]>,
+    /// Whether its output is what was meant, so that it can be held against those of others.
+    pub(super) has_output: bool,
+    /// Whether its steps and limits are all that were meant, so that one can be held against the other.
+    pub(super) is_whole: bool,
 }
 
 struct Reader<'a> {
     steps: StepReader<'a>,
+    /// The outputs of jobs, by their names.
+    outputs: HashMap<&'a str, PathBuf>,
+    /// The same as a set.
+    made: HashSet<PathBuf>,
     exists: HashMap<PathBuf, Option<String>>,
+    /// What is wrong with models and recipes.
+    models: HashMap<PathBuf, Option<String>>,
     recipes: HashMap<String, Option<String>>,
 }
 
 /// The jobs of drafts, without the mistakes of those that are none.
 pub(super) fn jobs(drafts: &[Draft], commands: &Commands, mistakes: &mut Mistakes) -> Vec<Made> {
-    let mut reader =
-        Reader { steps: StepReader::new(commands), exists: HashMap::new(), recipes: HashMap::new() };
-    check_names(drafts, mistakes);
-    let outputs: HashMap<&str, PathBuf> =
-        drafts.iter().map(|draft| (draft.name.as_str(), output(draft).0)).collect();
-    let made: HashSet<&Path> = outputs.values().map(PathBuf::as_path).collect();
-    drafts.iter().map(|draft| reader.job(draft, (&outputs, &made), mistakes)).collect()
+    let named = drafts.iter().filter(|draft| !draft.name.is_empty());
+    let outputs: HashMap<&str, PathBuf> = named.map(|draft| (draft.name.as_str(), output(draft).0)).collect();
+    let mut reader = Reader {
+        steps: StepReader::new(commands),
+        made: outputs.values().cloned().collect(),
+        outputs,
+        exists: HashMap::new(),
+        models: HashMap::new(),
+        recipes: HashMap::new(),
+    };
+    let named = check_names(drafts, mistakes);
+    drafts.iter().zip(named).map(|(draft, is_named)| reader.job(draft, is_named, mistakes)).collect()
 }
 
-fn check_names(drafts: &[Draft], mistakes: &mut Mistakes) {
-    let mut first: HashMap<&str, &Place> = HashMap::new();
-    for draft in drafts {
-        if !crate::batch::schema::is_name(&draft.name) {
-            let found = format!("a job called `{}`", shown(&draft.name));
-            let hint = "name the model: `{name: NAME, path: PATH}`";
-            mistakes.add(
-                Wrong::other(
-                    found,
-                    "a name of ASCII that begins with a letter or digit, 120 bytes at most",
-                    hint,
-                )
-                .at(draft.place.clone()),
-            );
+/// Whether each has a name that is its own.
+fn check_names<'a>(drafts: &'a [Draft], mistakes: &mut Mistakes) -> Vec<bool> {
+    let mut first: HashMap<&'a str, &'a Place> = HashMap::new();
+    let check = |Draft { name, place, .. }: &'a Draft| {
+        // That was told.
+        if name.is_empty() {
+            return false;
         }
-        if let Some(first) = first.insert(&draft.name, &draft.place) {
+        let is_name = crate::batch::schema::is_name(name);
+        if !is_name {
+            mistakes.add(no_name(name).at(place.clone()));
+        }
+        let other = first.insert(name, place);
+        if let Some(other) = other {
             let hint = "rename one; a model of a matrix is named by `{name: NAME, path: PATH}`";
-            mistakes.add(Wrong::twice("a job", &draft.name, first, hint).at(draft.place.clone()));
+            mistakes.add(Wrong::twice("a job", name, other, hint).at(place.clone()));
         }
-    }
+        is_name && other.is_none()
+    };
+    drafts.iter().map(check).collect()
 }
 
-/// Notes an output that would stay behind where the directory is moved.
-fn check_absolute(draft: &Draft, mistakes: &mut Mistakes) {
-    let Some((node, _)) = draft.setting("out") else { return };
+fn no_name(name: &str) -> Wrong {
+    let found = format!("a job called `{}`", shown(name));
+    let expected = "a name of ASCII that begins with a letter or digit, 120 bytes at most";
+    Wrong::other(found, expected, "name the model: `{name: NAME, path: PATH}`")
+}
+
+/// Whether an output would not stay behind where the directory is moved.
+fn check_absolute(draft: &Draft, mistakes: &mut Mistakes) -> bool {
+    let Some((node, _)) = draft.setting("out") else { return true };
     let path = Path::new(node.text().unwrap_or_default());
     if path.is_absolute() {
         let hint = "name it from the directory of the file, and then `dijiang batch FILE --check`".to_owned();
         let (path, reason, expected) = (path.to_owned(), "it is absolute".to_owned(), "a relative path");
         mistakes.add(Wrong::Path { path, reason, expected, hint }.at(node.place()));
+        return false;
     }
+    true
 }
 
 /// Where the bundle of a job goes, and where that is written.
@@ -91,31 +115,20 @@ fn output(draft: &Draft) -> (PathBuf, Place) {
 }
 
 impl Reader<'_> {
-    /// A job, beside the outputs of all jobs: by name, and as a set.
-    fn job(
-        &mut self,
-        draft: &Draft,
-        (outputs, made): (&HashMap<&str, PathBuf>, &HashSet<&Path>),
-        mistakes: &mut Mistakes,
-    ) -> Made {
-        let (source_node, source) = model_path(&draft.model);
-        let source = paths::resolved(source_node.file(), source);
-        mistakes.note(self.exists(&source, &source_node.place()));
+    fn job(&mut self, draft: &Draft, is_named: bool, mistakes: &mut Mistakes) -> Made {
+        let (source, source_place) = self.source(draft, mistakes);
         let recipe = self.recipe(draft, mistakes);
-        check_absolute(draft, mistakes);
+        let is_relative = check_absolute(draft, mistakes);
         let (bundle, output_place) = output(draft);
         let thresholds = thresholds(draft);
         let (baseline, baseline_place) = baseline(draft, &thresholds);
-        let steps = draft.setting("steps").map(|(node, _)| node);
-        let steps = self.steps.read(steps, &draft.place, baseline.is_some(), mistakes);
-        for (path, place) in steps.iter().flat_map(|step| &step.reads) {
-            // A bundle is there only after its job has run.
-            let missing = self.exists(path, place).err();
-            let missing = missing.filter(|_| !path.ancestors().any(|up| made.contains(up)));
-            missing.into_iter().for_each(|mistake| mistakes.add(mistake));
-        }
         let target = draft.target().and_then(|node| node.text()?.parse().ok()).unwrap_or_default();
         let dtype: Option<DType> = draft.dtype().and_then(|node| node.text()?.parse().ok());
+        let setting = draft.setting("steps");
+        let steps =
+            self.steps.read(setting.map(|(node, _)| node), &draft.place, baseline.is_some(), mistakes);
+        self.check_reads(&steps, mistakes);
+        check_target(&draft.name, target, &steps, mistakes);
         let call = Call {
             source: &source,
             bundle: &bundle,
@@ -123,14 +136,42 @@ impl Reader<'_> {
             reads_recipe: is_file(&recipe),
             target: Target::name(target),
             dtype: dtype.map(DType::name),
-            against: baseline.as_deref().and_then(|name| outputs.get(name)).map(PathBuf::as_path),
+            against: baseline.as_deref().and_then(|name| self.outputs.get(name)).map(PathBuf::as_path),
+            // Many jobs may have those of the defaults.
+            place: setting.filter(|(_, is_own)| !is_own).map(|_| &draft.place),
         };
         let calls: Vec<Step> = steps.iter().map(|step| step.step(&call)).collect();
         let name = draft.name.clone();
         let place = draft.place.clone();
         let job =
             Job { name, source, bundle, recipe, target, dtype, steps: calls, thresholds, baseline, place };
-        Made { job, source_place: source_node.place(), output_place, baseline_place, steps }
+        let is_whole = is_named && draft.is_whole && steps.iter().all(|step| step.is_right);
+        let has_output = is_named && is_relative;
+        Made { job, source_place, output_place, baseline_place, steps, has_output, is_whole }
+    }
+
+    fn source(&mut self, draft: &Draft, mistakes: &mut Mistakes) -> (PathBuf, Place) {
+        let Some(model) = &draft.model else { return (PathBuf::new(), draft.place.clone()) };
+        let (node, text) = model_path(model);
+        let (path, place) = (paths::resolved(node.file(), text), node.place());
+        if !self.is_made(&path) {
+            let looked = self.exists(&path, &place).and_then(|()| self.is_model(&path, &place));
+            mistakes.note(looked);
+        }
+        (path, place)
+    }
+
+    /// Whether a path is there only after a job has run.
+    fn is_made(&self, path: &Path) -> bool {
+        path.ancestors().any(|up| self.made.contains(up))
+    }
+
+    fn check_reads(&mut self, steps: &[Template], mistakes: &mut Mistakes) {
+        for (path, place) in steps.iter().flat_map(|step| &step.reads) {
+            if !self.is_made(path) {
+                mistakes.note(self.exists(path, place));
+            }
+        }
     }
 
     fn exists(&mut self, path: &Path, place: &Place) -> Result<(), Mistake> {
@@ -140,6 +181,14 @@ impl Reader<'_> {
         let expected = "a file or directory, by its path from the file that names it";
         let hint = "correct the path, then `dijiang batch FILE --check`".to_owned();
         Err(Wrong::Path { path: path.to_owned(), reason: reason.clone(), expected, hint }.at(place.clone()))
+    }
+
+    /// Whether a conversion would take it, as far as that shows without its weights.
+    fn is_model(&mut self, path: &Path, place: &Place) -> Result<(), Mistake> {
+        let known = self.models.entry(path.to_owned());
+        let reason = known.or_insert_with(|| look(path).err().map(|error| error.to_string()));
+        let Some(reason) = reason else { return Ok(()) };
+        Err(Wrong::Told { reason: reason.clone() }.at(place.clone()))
     }
 
     /// The recipe's name, or its path from here. Its file is read, so that a wrong one is told now.
@@ -163,8 +212,7 @@ impl Reader<'_> {
         let known = self.recipes.entry(path.clone());
         let reason = known.or_insert_with(|| recipes::load(&path).err().map(|error| error.to_string()));
         if let Some(reason) = reason {
-            let hint = "correct it, then `dijiang batch FILE --check`";
-            mistakes.add(Wrong::other(reason.clone(), "a recipe", hint).at(node.place()));
+            mistakes.add(Wrong::Told { reason: reason.clone() }.at(node.place()));
         }
         path
     }
@@ -172,6 +220,21 @@ impl Reader<'_> {
 
 fn is_file(recipe: &str) -> bool {
     Path::new(recipe).extension().is_some_and(|ending| ending == "yaml" || ending == "yml")
+}
+
+/// Notes steps that store weights in a way that the target does not read.
+fn check_target(job: &str, target: Target, steps: &[Template], mistakes: &mut Mistakes) {
+    for step in steps.iter().filter(|_| !quantization::is_read_by(target)) {
+        let what = match step.command {
+            StepCommand::Quantize => "quantize",
+            StepCommand::Convert if step.has("weights") => "weights",
+            _ => continue,
+        };
+        let found = format!("`{what}` in job `{job}`, whose target is `{target}`");
+        let hint = "give the job `target: ort`, or take it out, then `dijiang batch FILE --check`";
+        let wrong = Wrong::other(found, "the target `ort`, whose own operators read such weights", hint);
+        mistakes.add(wrong.at(step.place.clone()));
+    }
 }
 
 /// The limits of a job. A softmax model takes few of those of `defaults`: the others are measured against it.
@@ -182,8 +245,11 @@ fn thresholds(draft: &Draft) -> Vec<Threshold> {
     let limit = |quantity: Quantity| {
         let find = |nodes: &[&Rc<Node>]| nodes.iter().find_map(|node| node.get(quantity.name())).cloned();
         let holds = !draft.is_softmax() || for_softmax.contains(&quantity);
-        let node = find(&own).or_else(|| find(&defaults).filter(|_| holds))?;
-        Some(Threshold { quantity, limit: node.text()?.parse().ok()?, place: node.place() })
+        let own = find(&own).map(|node| (node.place(), node));
+        // Many jobs may have one of the defaults.
+        let of_defaults = || Some((draft.place.clone(), find(&defaults).filter(|_| holds)?));
+        let (place, node) = own.or_else(of_defaults)?;
+        Some(Threshold { quantity, limit: node.text()?.parse().ok()?, place })
     };
     Quantity::ALL.into_iter().filter_map(limit).collect()
 }

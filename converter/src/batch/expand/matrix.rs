@@ -1,6 +1,6 @@
 //! A matrix to jobs, with `exclude` and `include` as matrices of CI have them.
 
-use super::draft::{Draft, model_name, model_path, stem};
+use super::draft::{Draft, are_whole, model_name, model_path, stem};
 use super::{MAX_JOBS, check_count};
 use crate::batch::document::{Mistakes, Node, Wrong};
 use crate::recipes;
@@ -29,13 +29,13 @@ struct Axis {
     name: Rc<str>,
 }
 
-/// Adds the jobs of a matrix.
+/// Adds the jobs of a matrix, and says whether those are all that were meant.
 pub(super) fn expand(
     matrix: &Rc<Node>,
     defaults: &Rc<[Rc<Node>]>,
     drafts: &mut Vec<Draft>,
     mistakes: &mut Mistakes,
-) {
+) -> bool {
     let list = |key: &str| matrix.get(key).map(|list| list.items().to_vec()).unwrap_or_default();
     let (excludes, includes) = (list("exclude"), list("include"));
     let axes = AXES.map(|key| list(key).iter().map(|node| Axis::of(key, node)).collect::<Vec<_>>());
@@ -52,20 +52,32 @@ pub(super) fn expand(
         }
     });
     if let Err(wrong) = allowed {
-        return mistakes.add(wrong.at(matrix.place()));
+        mistakes.add(wrong.at(matrix.place()));
+        return false;
     }
     let mut combinations = product(&axes);
-    excludes.iter().for_each(|entry| exclude(entry, &mut combinations, mistakes));
-    for entry in &includes {
-        include(entry, &axes[0], &mut combinations, mistakes);
+    // An entry that lost a key would fit more than was meant, and fits less where an axis lost a value.
+    let mut ignored = Mistakes::default();
+    let noted = if matrix.is_whole() { &mut *mistakes } else { &mut ignored };
+    excludes
+        .iter()
+        .filter(|entry| entry.is_whole())
+        .for_each(|entry| exclude(entry, &mut combinations, noted));
+    let before = noted.count();
+    for entry in includes.iter().filter(|entry| entry.is_whole()) {
+        include(entry, &axes[0], &mut combinations, noted);
     }
+    let is_complete = noted.count() == before;
     if combinations.len() > MAX_JOBS {
-        let wrong = check_count(drafts, combinations.len());
-        return wrong.err().into_iter().for_each(|wrong| mistakes.add(wrong.at(matrix.place())));
+        let counted = check_count(drafts, combinations.len()).map_err(|wrong| wrong.at(matrix.place()));
+        mistakes.note(counted);
+        return false;
     }
-    let made: Vec<Draft> =
-        combinations.into_iter().filter_map(|combination| combination.draft(defaults)).collect();
+    let is_whole = matrix.is_whole() && are_whole(defaults);
+    let drafts_of = |combination: Combination| Some(Draft { is_whole, ..combination.draft(defaults)? });
+    let made: Vec<Draft> = combinations.into_iter().filter_map(drafts_of).collect();
     drafts.extend(with_siblings(made));
+    is_complete
 }
 
 impl Axis {
@@ -175,13 +187,14 @@ impl Combination {
         let mut draft = Draft {
             name: String::new(),
             place,
-            model,
+            model: Some(model),
             own: self.extra,
             defaults: defaults.clone(),
             recipe: recipe.map(|axis| axis.node),
             target: target.map(|axis| axis.node),
             dtype: dtype.map(|axis| axis.node),
             sibling: None,
+            is_whole: true,
         };
         draft.name = draft.named(&name);
         Some(draft)
@@ -202,7 +215,7 @@ impl Draft {
     /// What it shares with the job that it is compared with.
     fn family(&self) -> [String; 3] {
         let text = |node: Option<&Rc<Node>>| node.and_then(|node| node.text()).unwrap_or_default().to_owned();
-        [model_name(&self.model), text(self.target()), text(self.dtype())]
+        [self.model.as_ref().map(model_name).unwrap_or_default(), text(self.target()), text(self.dtype())]
     }
 }
 

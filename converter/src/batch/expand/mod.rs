@@ -14,18 +14,18 @@ mod steps;
 use crate::batch::document::{Mistakes, Wrong};
 use crate::batch::plan::Plan;
 use crate::report::outcome::Place;
-use draft::Draft;
+use draft::{Draft, Drafts};
 use options::Commands;
 use std::path::Path;
 
 /// Jobs of a plan.
 pub const MAX_JOBS: usize = 20_000;
 
-/// The plan of a file, or all that is wrong with it. Nothing is written, and models are not opened.
+/// The plan of a file, or all that is wrong with it, as far as that shows without weights. Nothing is written.
 pub fn plan(file: &Path, commands: &Commands) -> Result<Plan, Mistakes> {
     let mut mistakes = Mistakes::default();
-    let files = load::load(file, &mut mistakes);
-    let drafts = draft::drafts(&files, &mut mistakes);
+    let loaded = load::load(file, &mut mistakes);
+    let Drafts { jobs: drafts, is_complete } = draft::drafts(&loaded, &mut mistakes);
     if drafts.is_empty() && mistakes.is_empty() {
         let hint = "`matrix: {model: [PATH]}`, then `dijiang batch FILE --check`";
         let start = Place { file: file.to_owned(), line: 1, column: 1 };
@@ -33,14 +33,15 @@ pub fn plan(file: &Path, commands: &Commands) -> Result<Plan, Mistakes> {
     }
     let root = paths::directory(file);
     let jobs = job::jobs(&drafts, commands, &mut mistakes);
-    if mistakes.is_empty() {
+    // What is found from here on would not be told any more.
+    if !mistakes.is_full() {
         outputs::check(&root, &jobs, &mut mistakes);
-        between::check(&jobs, &mut mistakes);
+        between::check(&jobs, is_complete, &mut mistakes);
     }
     if mistakes.is_empty() {
         Ok(Plan { root, jobs: jobs.into_iter().map(|made| made.job).collect() })
     } else {
-        Err(mistakes)
+        Err(mistakes.sorted())
     }
 }
 

@@ -2,7 +2,7 @@
 //! read.
 
 use super::job::Made;
-use crate::batch::document::{Mistakes, Wrong};
+use crate::batch::document::{Mistake, Mistakes, Wrong};
 use crate::report::outcome::Place;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub(super) fn check(root: &Path, jobs: &[Made], mistakes: &mut Mistakes) {
     let mut places = Places { real: HashMap::new() };
     let root = places.real(root);
     let mut outputs: HashMap<PathBuf, &Made> = HashMap::new();
-    for made in jobs {
+    for made in jobs.iter().filter(|made| made.has_output) {
         let (path, place) = (&made.job.bundle, &made.output_place);
         let Some(real) = places.below(&root, path, place, mistakes) else { continue };
         if let Some(first) = outputs.insert(real, made) {
@@ -21,20 +21,39 @@ pub(super) fn check(root: &Path, jobs: &[Made], mistakes: &mut Mistakes) {
             mistakes.add(Wrong::twice("the output", &name, &first.output_place, hint).at(place.clone()));
         }
     }
-    let sources: HashMap<PathBuf, &Made> =
-        jobs.iter().map(|made| (places.real(&made.job.source), made)).collect();
+    let known = jobs.iter().filter(|made| !made.job.source.as_os_str().is_empty());
+    let sources: HashMap<PathBuf, &Made> = known.map(|made| (places.real(&made.job.source), made)).collect();
     check_nesting(&root, &outputs, &sources, mistakes);
     let mut written = Written { outputs: &outputs, read: read(&mut places, jobs), files: HashMap::new() };
     for made in jobs {
         check_source(&mut places, made, &outputs, mistakes);
         check_reads(&mut places, made, &outputs, mistakes);
-        for (path, place) in made.steps.iter().flat_map(|step| &step.writes) {
-            let Some(real) = places.below(&root, path, place, mistakes) else { continue };
-            if let Err(wrong) = written.add(path, real, place) {
-                mistakes.add(wrong.at(place.clone()));
+        for step in made.steps.iter() {
+            let before = mistakes.count();
+            for (path, place) in &step.writes {
+                let Some(real) = places.below(&root, path, place, mistakes) else { continue };
+                if let Err(wrong) = written.add(path, real, place) {
+                    mistakes.add(wrong.at(place.clone()));
+                }
+            }
+            // Nobody needs a directory that is not to be written into.
+            let is_fine = mistakes.count() == before;
+            for (path, place) in step.directories.iter().filter(|_| is_fine) {
+                mistakes.note(is_there(path, place));
             }
         }
     }
+}
+
+/// Steps make no directories, and write at their end.
+fn is_there(directory: &Path, place: &Place) -> Result<(), Mistake> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let (path, reason) = (directory.to_owned(), "there is no such directory".to_owned());
+    let hint = format!("`mkdir -p {}`, or name one that is there", directory.display());
+    let expected = "a directory, which a step writes into";
+    Err(Wrong::Path { path, reason, expected, hint }.at(place.clone()))
 }
 
 /// What is read, by its real path, and what that is called: files of jobs, sources, recipes, and what steps read.

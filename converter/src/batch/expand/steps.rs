@@ -17,7 +17,11 @@ pub(super) struct Template {
     options: Vec<String>,
     pub(super) reads: Vec<(PathBuf, Place)>,
     pub(super) writes: Vec<(PathBuf, Place)>,
-    place: Place,
+    /// The directories that it writes into.
+    pub(super) directories: Vec<(PathBuf, Place)>,
+    pub(super) place: Place,
+    /// Whether its options are what the command takes.
+    pub(super) is_right: bool,
 }
 
 /// What the commands of a job are called with.
@@ -32,6 +36,8 @@ pub(super) struct Call<'a> {
     pub(super) dtype: Option<&'a str>,
     /// The bundle of the baseline.
     pub(super) against: Option<&'a Path>,
+    /// What stands for the place of each step.
+    pub(super) place: Option<&'a Place>,
 }
 
 /// Makes templates, each list of steps once however many jobs have it.
@@ -78,17 +84,16 @@ impl<'a> StepReader<'a> {
             _ => (node.text()?, node.place(), [].as_slice()),
         };
         let command = StepCommand::named(name)?;
-        let mut template =
-            Template { command, options: Vec::new(), reads: Vec::new(), writes: Vec::new(), place };
-        let mut is_right = true;
+        let mut template = Template::of(command, place);
         for entry in options {
             let option = self.option(command, entry);
             let added = option.and_then(|option| template.add(&option, entry));
-            is_right &= mistakes.note(added).is_some();
+            template.is_right &= mistakes.note(added).is_some();
         }
         // What is wrong with one option is not said again of all of them together.
-        if is_right {
-            self.check(&template, options, has_baseline, mistakes);
+        if template.is_right {
+            let checked = self.check(&template, options, has_baseline);
+            template.is_right = mistakes.note(checked).is_some();
         }
         Some(template)
     }
@@ -106,7 +111,7 @@ impl<'a> StepReader<'a> {
         })
     }
 
-    fn check(&self, template: &Template, options: &[Entry], has_baseline: bool, mistakes: &mut Mistakes) {
+    fn check(&self, template: &Template, options: &[Entry], has_baseline: bool) -> Result<(), Mistake> {
         let path = Path::new("PATH");
         let against = has_baseline.then_some(path);
         let call = Call {
@@ -117,24 +122,25 @@ impl<'a> StepReader<'a> {
             target: "ort",
             dtype: None,
             against,
+            place: None,
         };
-        if let Err((reason, about)) = self.commands.check(template.command, &template.arguments(&call)) {
+        self.commands.check(template.command, &template.arguments(&call)).map_err(|(reason, about)| {
             let about = options.iter().find(|entry| Some(&*entry.key) == about.as_deref());
             let place = about.map_or_else(|| template.place.clone(), |entry| entry.node.place());
-            mistakes.add(Wrong::Option { command: template.command.name(), reason }.at(place));
-        }
+            Wrong::Option { command: template.command.name(), reason }.at(place)
+        })
     }
 }
 
 impl Template {
     fn convert(place: Place) -> Self {
-        Self {
-            command: StepCommand::Convert,
-            options: Vec::new(),
-            reads: Vec::new(),
-            writes: Vec::new(),
-            place,
-        }
+        Self::of(StepCommand::Convert, place)
+    }
+
+    /// A step without options.
+    fn of(command: StepCommand, place: Place) -> Self {
+        let [reads, writes, directories] = [const { Vec::new() }; 3];
+        Self { command, options: Vec::new(), reads, writes, directories, place, is_right: true }
     }
 
     /// Adds an option with its values.
@@ -208,10 +214,14 @@ impl Template {
             Files::Writes => {
                 let path = path(text);
                 self.writes.push((path.clone(), node.place()));
+                self.directories.push((path.clone(), node.place()));
                 Ok(shown(&path))
             }
             Files::WritesNamed(ends) => {
-                let path = shown(&path(text));
+                let path = path(text);
+                let directory = path.parent().map(|directory| (directory.to_owned(), node.place()));
+                self.directories.extend(directory);
+                let path = shown(&path);
                 let files = ends.iter().map(|end| (PathBuf::from(format!("{path}{end}")), node.place()));
                 self.writes.extend(files);
                 Ok(path)
@@ -258,11 +268,11 @@ impl Template {
             arguments: self.arguments(call),
             reads,
             writes: self.writes.iter().map(|(path, _)| path.clone()).collect(),
-            place: self.place.clone(),
+            place: call.place.unwrap_or(&self.place).clone(),
         }
     }
 
-    fn has(&self, option: &str) -> bool {
+    pub(super) fn has(&self, option: &str) -> bool {
         has(&self.options, option)
     }
 }

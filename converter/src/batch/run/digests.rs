@@ -3,6 +3,7 @@
 
 use super::record::{DIRECTORY, Digests};
 use crate::bundle::model_files;
+use crate::convert::source;
 use crate::onnx::locations::locations;
 use dijiang_format::digest::Hasher;
 use dijiang_format::files::MANIFEST;
@@ -10,6 +11,7 @@ use dijiang_format::regular;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -111,7 +113,7 @@ impl Digester {
     }
 
     /// The files that a model file names as the places of its data; none where it cannot be read.
-    pub(super) fn locations(&self, model: &Path) -> BTreeSet<String> {
+    fn locations(&self, model: &Path) -> BTreeSet<String> {
         let Ok(digest) = self.file(model) else { return BTreeSet::new() };
         if let Some(known) = self.kept().locations.get(&digest) {
             return known.clone();
@@ -145,24 +147,50 @@ impl Digester {
     /// The digests of a file, called `label`, or of the files in a directory, below it. Of a bundle they are those of
     /// the model.
     pub(super) fn files(&self, label: &str, path: &Path) -> Found {
-        let unreadable = |e: io::Error| format!("cannot be read: {e}");
         let listed = match path.is_dir() {
             true if path.join(MANIFEST).is_file() => model_files::paths(path),
             true => Listing::of(path),
             false => Ok(vec![path.to_owned()]),
         };
-        let found = match listed {
-            Ok(found) => found,
-            Err(e) => return Found::from([(label.to_owned(), Err(unreadable(e)))]),
-        };
+        match listed {
+            Ok(found) => self.listed(label, path, &found),
+            Err(e) => unlisted(label, e),
+        }
+    }
+
+    /// The digests of what a conversion reads of a source.
+    pub(super) fn source(&self, label: &str, path: &Path) -> Found {
+        // A file is called as it is, and what lies beside it below that.
+        let base = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+        match source::reads(path, |graph| self.locations(graph)) {
+            Ok(found) => {
+                let (itself, beside): (Vec<PathBuf>, Vec<PathBuf>) =
+                    found.into_iter().partition(|file| file == path);
+                let mut digests = self.listed(label, path, &itself);
+                digests.extend(self.listed(label, base, &beside));
+                digests
+            }
+            Err(e) => unlisted(label, e),
+        }
+    }
+
+    fn listed(&self, label: &str, base: &Path, files: &[PathBuf]) -> Found {
         let of = |file: &PathBuf| {
-            let below = file.strip_prefix(path).unwrap_or(Path::new("")).to_string_lossy();
+            let below = file.strip_prefix(base).unwrap_or(Path::new("")).to_string_lossy();
             let name =
                 [label, &below].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("/");
             (name, self.file(file).map_err(unreadable))
         };
-        found.par_iter().map(of).collect()
+        files.par_iter().map(of).collect()
     }
+}
+
+fn unreadable(error: impl Display) -> String {
+    format!("cannot be read: {error}")
+}
+
+fn unlisted(label: &str, error: impl Display) -> Found {
+    Found::from([(label.to_owned(), Err(unreadable(error)))])
 }
 
 fn digest(file: &mut File) -> io::Result<String> {

@@ -6,14 +6,11 @@
 
 use super::digests::{Digester, Found};
 use super::engine::{self, Engine};
-use super::names::{Names, Read};
+use super::names::Names;
 use super::record::{Digests, Record, StepRecord};
 use super::{machine, step};
 use crate::batch::plan::{Step, StepCommand};
-use crate::convert::manifest::COPIED;
-use crate::convert::source;
 use crate::recipes;
-use crate::verify::reference;
 use std::path::Path;
 
 /// What steps depend on besides their options and files.
@@ -100,8 +97,10 @@ pub(super) fn contents(names: &Names<'_>, step: &Step, surroundings: &Surroundin
     let Surroundings { digester, engine, threads, .. } = surroundings;
     let mut found = Found::new();
     for read in names.reads(step) {
-        found.extend(digester.files(&read.label, &read.path));
-        found.extend(beside(&read, digester));
+        found.extend(match read.is_source {
+            true => digester.source(&read.label, &read.path),
+            false => digester.files(&read.label, &read.path),
+        });
     }
     let preset = recipes::PRESETS.iter().find(|(name, _)| *name == names.job.recipe);
     if let Some((name, text)) = preset.filter(|_| step.command == StepCommand::Convert) {
@@ -115,18 +114,6 @@ pub(super) fn contents(names: &Names<'_>, step: &Step, surroundings: &Surroundin
         found.insert(machine::NAME.to_owned(), Ok(machine::described(threads)));
     }
     found
-}
-
-/// What is read beside an ONNX file, be it named or the one of a directory: the data that it names, hidden or not, and the
-/// texts and logits of its directory.
-fn beside(read: &Read, digester: &Digester) -> Found {
-    let graph = source::onnx_file(&read.path).ok().flatten().filter(|_| read.is_source);
-    let Some(graph) = graph else { return Found::new() };
-    let parent = graph.parent().unwrap_or(Path::new(""));
-    let data = digester.locations(&graph);
-    let texts = COPIED.into_iter().chain([reference::FILE]).filter(|name| parent.join(name).exists());
-    let names = data.iter().map(String::as_str).chain(texts);
-    names.flat_map(|name| digester.files(&format!("{}/{name}", read.label), &parent.join(name))).collect()
 }
 
 /// Why a step is to be done, in one line.

@@ -3,6 +3,7 @@
 use super::RunOptions;
 use super::digests::{Found, readable, whole};
 use super::fresh::{self, Left, Surroundings};
+use super::measured::Measured;
 use super::memory;
 use super::names::Names;
 use super::outcome::JobState;
@@ -142,6 +143,14 @@ impl<'a> Cases<'a> {
         });
     }
 
+    /// What its steps found before holds.
+    fn up_to_date(&mut self, steps: &[StepRecord]) {
+        for (at, step) in steps.iter().enumerate() {
+            let case = self.add(at, CaseStatus::Skipped, Some(UP_TO_DATE.to_owned()));
+            case.numbers = numbers(&Measured::of(&step.command, &step.result));
+        }
+    }
+
     fn skip_limits(&mut self, reason: &str) {
         for threshold in &self.job.thresholds {
             let name = threshold.quantity.name().to_owned();
@@ -160,6 +169,11 @@ impl<'a> Cases<'a> {
         let evidence = Evidence { job: self.job, steps, baseline };
         self.cases.extend(self.job.thresholds.iter().map(|threshold| judge(threshold, &evidence)));
     }
+}
+
+/// What was measured, as the numbers of a case.
+fn numbers(measured: &[Measured]) -> BTreeMap<String, f64> {
+    measured.iter().map(|one| (one.name(), one.value.unwrap_or(f64::NAN))).collect()
 }
 
 /// The command; with a number where it is there more than once.
@@ -287,7 +301,7 @@ impl<'a> Running<'a> {
         let from = left.from();
         let Left { record, reads, reason } = left;
         let mut cases = Cases::new(job);
-        cases.skip_steps(0..from, UP_TO_DATE);
+        cases.up_to_date(&record.steps);
         Self {
             context,
             names: Names::of(context.plan, job),
@@ -320,7 +334,8 @@ impl<'a> Running<'a> {
         let what = format!("{}: step {}", self.names.job.name, step.command.name());
         let arguments = self.arguments(step, threads);
         let started = self.context.seconds();
-        let ran = step::run(&self.context.program, step.command, &arguments, (&what, threads));
+        let mut ran = step::run(&self.context.program, step.command, &arguments, (&what, threads));
+        ran.result = self.names.result(step, ran.result);
         let time = Time { started, ended: self.context.seconds(), threads };
         self.add_case(at, &ran, time);
         let is_done = self.note(at, ran, time);
@@ -344,21 +359,22 @@ impl<'a> Running<'a> {
         let said: Vec<String> = message.into_iter().chain(warnings).collect();
         let case = self.cases.add(at, ran.status, (!said.is_empty()).then(|| said.join("; ")));
         case.seconds = time.ended - time.started;
-        let numbers = [
+        case.numbers = numbers(&Measured::of(job.steps[at].command.name(), &ran.result));
+        let ran_by = [
             ("estimate_bytes", memory::of_step(job, &job.steps[at], self.told) as f64),
             ("peak_bytes", ran.peak as f64),
             ("started", time.started),
             ("ended", time.ended),
             ("threads", time.threads as f64),
         ];
-        case.numbers.extend(numbers.map(|(name, number)| (name.to_owned(), number)));
+        case.numbers.extend(ran_by.map(|(name, number)| (name.to_owned(), number)));
     }
 
     /// Notes what came of a step in the record, and says whether it is done.
     fn note(&mut self, at: usize, ran: Ran, time: Time) -> bool {
         let job = self.names.job;
         let step = &job.steps[at];
-        let result = self.names.result(step, ran.result);
+        let result = ran.result;
         self.checks.extend(checks_of(&result));
         self.warnings.extend(ran.warnings);
         let (mut bundle, mut problem) = (None, None);
@@ -421,7 +437,7 @@ const UP_TO_DATE: &str = "up to date";
 /// The limits are judged anew: they may have changed.
 fn up_to_date(job: &Job, left: Left, baseline: Option<&[StepRecord]>) -> End {
     let mut cases = Cases::new(job);
-    cases.skip_steps(0..job.steps.len(), UP_TO_DATE);
+    cases.up_to_date(&left.record.steps);
     cases.judge(&left.record.steps, baseline);
     let steps = left.record.steps;
     let checks = steps.iter().flat_map(|step| checks_of(&step.result)).collect();

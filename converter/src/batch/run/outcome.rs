@@ -2,6 +2,7 @@
 
 use super::is_good;
 use super::job::End;
+use super::measured::Measured;
 use crate::batch::plan::{Job, Quantity};
 use crate::report::outcome::{Case, CaseStatus};
 use serde::Serialize;
@@ -34,6 +35,8 @@ pub struct JobOutcome {
     /// As `convert` and `verify` print them.
     pub checks: Vec<Value>,
     pub thresholds: Vec<Limit>,
+    /// What its steps measured of its bundle, in this run or before.
+    pub measured: Vec<Measured>,
 }
 
 /// What came of a limit.
@@ -65,6 +68,7 @@ impl JobOutcome {
             bundle: job.bundle.clone(),
             checks: end.checks.clone(),
             thresholds: end.cases.iter().filter_map(Limit::of).collect(),
+            measured: Measured::of_steps(&end.steps),
         }
     }
 }

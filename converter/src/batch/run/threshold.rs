@@ -4,6 +4,7 @@ use super::names::{BASELINE, BUNDLE};
 use super::record::StepRecord;
 use crate::batch::plan::{Job, Quantity, StepCommand, Threshold};
 use crate::bundle::model_files;
+use crate::report::message::number;
 use crate::report::outcome::{Case, CaseStatus};
 use crate::train::evaluate::mean;
 use dijiang_format::manifest::{Extent, Manifest, State};
@@ -61,23 +62,16 @@ pub(super) fn judge(threshold: &Threshold, evidence: &Evidence<'_>) -> Case {
 fn verdict(quantity: Quantity, figure: &Figure, limit: f64) -> (CaseStatus, String) {
     let least = is_least(quantity);
     let holds = if least { figure.value >= limit } else { figure.value <= limit };
-    let error = figure.standard_error.map_or_else(String::new, |error| format!(" ± {}", shown(error)));
+    let error = figure.standard_error.map_or_else(String::new, |error| format!(" ± {}", number(error)));
     let bound = if least { "at least" } else { "at most" };
-    let message = format!("{}{error} {}, expected {bound} {}", shown(figure.value), figure.of, shown(limit));
+    let message =
+        format!("{}{error} {}, expected {bound} {}", number(figure.value), figure.of, number(limit));
     (if holds { CaseStatus::Passed } else { CaseStatus::Failed }, message)
 }
 
 /// Whether more is better.
 fn is_least(quantity: Quantity) -> bool {
     matches!(quantity, Quantity::AccuracyDifference | Quantity::SpeedRatio)
-}
-
-fn shown(x: f64) -> String {
-    match x.abs() {
-        _ if x.fract() == 0.0 => format!("{x}"),
-        size if (1e-3..1e6).contains(&size) => format!("{x:.4}"),
-        _ => format!("{x:.2e}"),
-    }
 }
 
 impl<'a> Evidence<'a> {

@@ -1,61 +1,108 @@
 //! A document held against the table of keys: unknown keys, missing ones, and values of a wrong kind.
 
 use super::{Kind, Table};
-use crate::batch::document::{Mistakes, Node, Scalar, Value, Wrong};
+use crate::batch::document::{Mistake, Mistakes, Node, Scalar, Value, Wrong};
 use crate::batch::plan::StepCommand;
 use crate::report::message::shown;
 use dijiang_format::dtype::DType;
 use dijiang_format::target::Target;
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// Bytes of a name, which becomes that of a directory.
 pub(super) const MAX_NAME: usize = 120;
 
-/// Notes what is wrong with a map of a table.
-pub(crate) fn check(node: &Node, table: &'static Table, mistakes: &mut Mistakes) {
-    if !matches!(node.value, Value::Map(_)) {
-        let expected = format!("a map of keys for {}", table.owner);
-        let wrong = Wrong::other(node.kind(), expected, "`dijiang batch --schema` describes each key");
-        return mistakes.add(wrong.at(node.place()));
-    }
-    for entry in node.entries() {
-        match table.key(&entry.key) {
-            Some(key) => value(&entry.node, key.name, key.kind, mistakes),
-            None if table.is_free(&entry.key) => {}
-            None => {
-                let known = table.keys.iter().map(|key| key.name.to_owned()).collect();
-                let (key, owner) = (entry.key.to_string(), table.owner.to_owned());
-                mistakes.add(Wrong::UnknownKey { key, owner, known }.at(entry.place()));
-            }
-        }
-    }
-    for key in table.keys.iter().filter(|key| key.required && node.get(key.name).is_none()) {
-        let (owner, expected) = (table.owner.to_owned(), key.kind.words());
-        mistakes.add(Wrong::Missing { owner, key: key.name, expected }.at(node.place()));
-    }
+/// Notes what is wrong with a map of a table, and returns what is right with it; nothing where it is no map.
+pub(crate) fn check(root: &Rc<Node>, table: &'static Table, mistakes: &mut Mistakes) -> Option<Rc<Node>> {
+    Checker { mistakes, steps: HashMap::new() }.map(root, table)
 }
 
-/// Notes what is wrong with the value of a key.
-fn value(node: &Rc<Node>, key: &str, kind: Kind, mistakes: &mut Mistakes) {
-    let inside = match (kind, &node.value) {
-        (Kind::Map(table) | Kind::PathOr(table), Value::Map(_)) => {
-            return check(node, table, mistakes);
+struct Checker<'a> {
+    mistakes: &'a mut Mistakes,
+    /// What is right with lists of steps: one that many jobs share stays one.
+    steps: HashMap<*const Node, Rc<Node>>,
+}
+
+impl Checker<'_> {
+    fn map(&mut self, node: &Rc<Node>, table: &'static Table) -> Option<Rc<Node>> {
+        let Value::Map(entries) = &node.value else {
+            let expected = format!("a map of keys for {}", table.owner);
+            let wrong = Wrong::other(node.kind(), expected, "`dijiang batch --schema` describes each key");
+            self.mistakes.add(wrong.at(node.place()));
+            return None;
+        };
+        let mut is_whole = true;
+        let mut right = Vec::new();
+        for entry in entries {
+            let kept = match table.key(&entry.key) {
+                Some(key) => self.value(&entry.node, key.name, key.kind),
+                None if table.is_free(&entry.key) => Some(entry.node.clone()),
+                None => {
+                    let known = table.keys.iter().map(|key| key.name.to_owned()).collect();
+                    let (key, owner) = (entry.key.to_string(), table.owner.to_owned());
+                    self.mistakes.add(Wrong::UnknownKey { key, owner, known }.at(entry.place()));
+                    None
+                }
+            };
+            is_whole &= kept.as_ref().is_some_and(|kept| Rc::ptr_eq(kept, &entry.node));
+            right.extend(kept.map(|kept| entry.with(kept)));
         }
-        (Kind::Axis(_), Value::List(items)) if items.is_empty() => Err(None),
-        (Kind::List(kind) | Kind::Axis(kind), Value::List(items)) => {
-            return items.iter().for_each(|item| value(item, key, *kind, mistakes));
+        for key in table.keys.iter().filter(|key| key.required && node.get(key.name).is_none()) {
+            is_whole = false;
+            let (owner, expected) = (table.owner.to_owned(), key.kind.words());
+            self.mistakes.add(Wrong::Missing { owner, key: key.name, expected }.at(node.place()));
         }
-        (Kind::Steps, Value::List(items)) => {
-            return items.iter().for_each(|item| step(item, mistakes));
-        }
-        (_, Value::Scalar(scalar)) => scalar_of(scalar, kind),
-        _ => Err(None),
-    };
-    if let Err(named) = inside {
+        Some(if is_whole { node.clone() } else { node.cut(Value::Map(right)) })
+    }
+
+    /// What is right with the value of a key.
+    fn value(&mut self, node: &Rc<Node>, key: &str, kind: Kind) -> Option<Rc<Node>> {
+        let named = match (kind, &node.value) {
+            (Kind::Map(table), Value::Map(_)) => return self.map(node, table),
+            // Without its path it is nothing.
+            (Kind::PathOr(table), Value::Map(_)) => {
+                return self.map(node, table).filter(|map| map.get("path").is_some());
+            }
+            (Kind::Axis(_), Value::List(items)) if items.is_empty() => None,
+            (Kind::List(kind) | Kind::Axis(kind), Value::List(_)) => {
+                return Some(self.items(node, |checker, item| checker.value(item, key, *kind)));
+            }
+            (Kind::Steps, Value::List(_)) => return Some(self.steps(node)),
+            (_, Value::Scalar(scalar)) => match scalar_of(scalar, kind) {
+                Ok(()) => return Some(node.clone()),
+                Err(named) => named,
+            },
+            _ => None,
+        };
         let expected = kind.words();
         let wrong =
             named.unwrap_or_else(|| Wrong::Kind { found: node.kind(), expected, key: key.to_owned() });
-        mistakes.add(wrong.at(node.place()));
+        self.mistakes.add(wrong.at(node.place()));
+        None
+    }
+
+    fn items(
+        &mut self,
+        list: &Rc<Node>,
+        mut read: impl FnMut(&mut Self, &Rc<Node>) -> Option<Rc<Node>>,
+    ) -> Rc<Node> {
+        let items = list.items();
+        let right: Vec<Rc<Node>> = items.iter().filter_map(|item| read(self, item)).collect();
+        let is_whole =
+            right.len() == items.len() && right.iter().zip(items).all(|(kept, item)| Rc::ptr_eq(kept, item));
+        if is_whole { list.clone() } else { list.cut(Value::List(right)) }
+    }
+
+    fn steps(&mut self, list: &Rc<Node>) -> Rc<Node> {
+        if let Some(known) = self.steps.get(&Rc::as_ptr(list)) {
+            return known.clone();
+        }
+        let kept = self.items(list, |checker, item| {
+            let checked = step(item);
+            checker.mistakes.note(checked).map(|()| item.clone())
+        });
+        self.steps.insert(Rc::as_ptr(list), kept.clone());
+        kept
     }
 }
 
@@ -85,25 +132,25 @@ fn scalar_of(scalar: &Scalar, kind: Kind) -> Result<(), Option<Wrong>> {
     }
 }
 
-fn step(node: &Rc<Node>, mistakes: &mut Mistakes) {
+fn step(node: &Rc<Node>) -> Result<(), Mistake> {
     let (name, place) = match (&node.value, node.entries()) {
         (Value::Scalar(Scalar::Text(name)), _) => (name.as_str(), node.place()),
         (Value::Map(_), [entry]) => (&*entry.key, entry.place()),
         _ => {
             let (found, expected) = (node.kind(), Kind::Steps.words());
-            return mistakes.add(Wrong::Kind { found, expected, key: "steps".to_owned() }.at(node.place()));
+            return Err(Wrong::Kind { found, expected, key: "steps".to_owned() }.at(node.place()));
         }
     };
     if StepCommand::named(name).is_none() {
         let known = StepCommand::ALL.map(|command| command.name().to_owned()).to_vec();
-        return mistakes.add(unknown("step", name, known).at(place));
+        return Err(unknown("step", name, known).at(place));
     }
-    if let [entry] = node.entries()
-        && !matches!(entry.node.value, Value::Map(_))
-        && !entry.node.is_null()
-    {
-        let (found, expected) = (entry.node.kind(), "a map of options".to_owned());
-        mistakes.add(Wrong::Kind { found, expected, key: name.to_owned() }.at(entry.node.place()));
+    match node.entries() {
+        [entry] if !matches!(entry.node.value, Value::Map(_)) && !entry.node.is_null() => {
+            let (found, expected) = (entry.node.kind(), "a map of options".to_owned());
+            Err(Wrong::Kind { found, expected, key: name.to_owned() }.at(entry.node.place()))
+        }
+        _ => Ok(()),
     }
 }
 
