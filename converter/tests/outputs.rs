@@ -347,8 +347,9 @@ fn weights_that_are_cut_while_they_are_served_are_named() {
     }
     let home = with_bundle();
     let weights = home.path("X/model.safetensors");
-    let mut named = 0;
-    for _ in 0..3 {
+    let expected = "error: X/model.safetensors: it was cut short while it was read (hint: is another program writing it? Begin again when it is complete)\n";
+    // When they are read depends on what else the machine does; until then the cut is found otherwise, or too late.
+    let is_named = (1..=12).any(|attempt| {
         std::fs::copy(home.path("w.safetensors"), &weights).expect("a copy");
         let child = begin(&home, &format!("eval X --perplexity {MODEL}/train.txt"));
         let maps = format!("/proc/{}/maps", child.id());
@@ -359,17 +360,16 @@ fn weights_that_are_cut_while_they_are_served_are_named() {
             assert!(Instant::now() < until, "it never began");
             std::thread::sleep(Duration::from_millis(1));
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(100 * attempt));
         let file = std::fs::File::options().write(true).open(&weights).expect("it opens");
         file.set_len(1 << 16).expect("it is cut");
         let output = child.wait_with_output().expect("it ends");
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(matches!(output.status.code(), Some(0 | 2)), "{:?}: {told}", output.status);
         assert!(told.lines().count() <= 1, "{told}");
-        let expected = "error: X/model.safetensors: it was cut short while it was read (hint: is another program writing it? Begin again when it is complete)\n";
-        named += usize::from(told == expected);
-    }
-    assert!(named > 0, "it was never named");
+        told == expected
+    });
+    assert!(is_named, "it was never named");
 }
 
 /// What was written is there, and the exit code tells whether all was.
