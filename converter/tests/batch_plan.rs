@@ -175,8 +175,8 @@ fn mistakes_are_an_object_too() {
     assert_eq!(stderr, format!("error: jobs.yaml:3:42: {message}\n"));
     let (code, stdout, stderr) = ran(&home, "batch nothing.yaml --check --json");
     assert_eq!(code, 2);
-    assert_snapshot!(stdout, @"");
-    assert_snapshot!(stderr, @"");
+    assert_snapshot!(stdout, @r#"{"ok":false,"mistakes":[{"file":"nothing.yaml","line":null,"column":null,"message":"there is no such file or directory, expected a file of jobs (hint: `ls` beside it, then name one that is there)"}]}"#);
+    assert_snapshot!(stderr, @"error: nothing.yaml: there is no such file or directory, expected a file of jobs (hint: `ls` beside it, then name one that is there)");
 }
 
 /// A person corrects a file once, not once for each kind of mistake.
