@@ -267,8 +267,8 @@ fn what_a_conversion_would_refuse_is_told_before_it() {
     write(&home, "models/two/b.onnx", "");
     std::fs::create_dir(home.path("models/empty")).expect("a directory");
     let names = ["empty", "text.txt", "bundle", "other", "weightless", "sharded", "two"];
-    let jobs: String =
-        names.iter().map(|name| format!("- {{name: {name}, model: models/{name}}}\n")).collect();
+    let job = |name: &&str| format!("- {{name: {name}, model: models/{name}}}\n");
+    let jobs = names.iter().map(job).collect::<Vec<_>>().concat();
     assert_snapshot!(told(&home, &format!("version: 1\njobs:\n{jobs}")));
 }
 

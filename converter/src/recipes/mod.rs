@@ -3,7 +3,6 @@
 use dijiang_format::place::NOTHING;
 use dijiang_format::recipe::Recipe;
 use dijiang_passes::feature_map::recipe_check::{self, RecipeError};
-use serde::de::IgnoredAny;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -66,7 +65,7 @@ fn parse(text: &str, place: &str) -> Result<Recipe, RecipeFileError> {
         let reason = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         RecipeFileError::Yaml { place: place.to_owned(), reason }
     })?;
-    let given: BTreeMap<String, IgnoredAny> = serde_yaml::from_str(text).unwrap_or_default();
+    let given: BTreeMap<String, serde_yaml::Value> = serde_yaml::from_str(text).unwrap_or_default();
     let checked = recipe_check::check(&recipe)
         .and_then(|()| recipe_check::check_given(&recipe, given.keys().map(String::as_str)));
     checked.map_err(|source| RecipeFileError::Recipe { place: place.to_owned(), source })?;

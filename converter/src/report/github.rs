@@ -30,7 +30,7 @@ fn annotation(case: &Case) -> String {
 fn unplaced(case: &Case) -> String {
     let place = case.place.as_ref().map(Place::to_string).unwrap_or_default();
     let parts = [&case.suite, &case.name].into_iter().filter(|part| !place.starts_with(*part));
-    parts.map(|part| format!("{part}: ")).collect()
+    parts.fold(String::new(), |told, part| told + part + ": ")
 }
 
 /// What follows the second `::` of a workflow command.
