@@ -40,7 +40,10 @@ impl Verifier<'_> {
 
     fn drift_of_text(&mut self, row: &[i64], linear: &[f32], softmax: &[f32]) {
         if linear.len() != softmax.len() || !softmax.len().is_multiple_of(row.len()) {
-            return;
+            let (found, expected, tokens) = (linear.len(), softmax.len(), row.len());
+            let reason =
+                format!("its logits are {found} numbers, and {expected} of softmax, for {tokens} tokens");
+            return self.skip(TEXT_CONVERTED, reason);
         }
         for (what, file, logits) in
             [(TEXT_SOFTMAX, files::SOFTMAX, softmax), (TEXT_CONVERTED, files::PARALLEL, linear)]

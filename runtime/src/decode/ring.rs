@@ -46,6 +46,12 @@ fn by_name<'a>(found: &'a [Named], name: &str) -> Option<&'a HostTensor> {
     found.iter().find(|(found, _)| found == name).map(|(_, tensor)| tensor)
 }
 
+/// The packed ring of a layer, and its shape.
+fn packed_of<'a>(found: &'a [Named], layer: &str) -> Option<(&'a HostTensor, [usize; 3])> {
+    let ring = by_name(found, &format!("{layer}{}", StatePart::Normalizer.name()))?;
+    Some((ring, ring.shape().try_into().ok()?))
+}
+
 /// A state of other states.
 fn made(
     found: &[Named],
@@ -76,10 +82,7 @@ fn part(
     start: impl Fn(usize) -> usize,
     shape: &[usize],
 ) -> Result<Option<HostTensor>, RuntimeError> {
-    let Some(ring) = by_name(found, &format!("{layer}{}", StatePart::Normalizer.name())) else {
-        return Ok(None);
-    };
-    let [batch, heads, width] = *ring.shape() else { return Ok(None) };
+    let Some((ring, [batch, heads, width])) = packed_of(found, layer) else { return Ok(None) };
     let size = shape.iter().skip(2).product::<usize>();
     let start = start(width);
     if shape.get(..2) != Some(&[batch, heads]) || start + size > width {
@@ -100,10 +103,7 @@ fn count(
     };
     let Some((keys, _)) = wanted.iter().find(has_slots) else { return Ok(None) };
     let layer = keys.strip_suffix(StatePart::RingKeys.name()).unwrap_or_default();
-    let Some(ring) = by_name(found, &format!("{layer}{}", StatePart::Normalizer.name())) else {
-        return Ok(None);
-    };
-    let [batch, heads, width] = *ring.shape() else { return Ok(None) };
+    let Some((ring, [batch, heads, width])) = packed_of(found, layer) else { return Ok(None) };
     if width < COUNT || heads == 0 {
         return Ok(None);
     }

@@ -131,6 +131,11 @@ impl Form {
         matches!(self, Self::Segment(_))
     }
 
+    /// Whether a ring of keys and values is states of its own, which an operator may write in place.
+    pub fn splits_rings(self) -> bool {
+        matches!(self, Self::OneToken(_) | Self::Segment(_))
+    }
+
     pub fn lower(self, p: &mut Patch<'_>, r: &Recurrence) -> Lowered {
         match (self, r.beta) {
             (Self::Operator(domain) | Self::OneToken(domain), _) => recurrent::lower(p, r, domain),

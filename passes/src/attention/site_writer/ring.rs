@@ -1,7 +1,6 @@
 //! The last keys and values of a site, as states of the graph ([`dijiang_format::ring`]).
 
 use super::SiteWriter;
-use crate::attention::lower::Form;
 use crate::attention::lower::window::Ring;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -12,14 +11,9 @@ use dijiang_format::recipe::Local;
 use dijiang_format::ring::{BASE, COUNT, count_name};
 
 impl SiteWriter<'_, '_, '_> {
-    /// Whether a ring is three states, which an operator may write in place.
-    pub(super) fn splits_rings(&self) -> bool {
-        matches!(self.options.form, Form::OneToken(_) | Form::Segment(_))
-    }
-
     /// The ring as the graph is given it.
     pub(super) fn past_ring(&mut self, local: Local) -> Ring {
-        match self.splits_rings() {
+        match self.options.form.splits_rings() {
             true => self.past_parts(local),
             false => self.past_packed(local),
         }

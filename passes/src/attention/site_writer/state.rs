@@ -31,7 +31,7 @@ impl SiteWriter<'_, '_, '_> {
 
     pub(in crate::attention) fn output_state(&mut self, state: SiteState) {
         let SiteState { recurrent, ring } = state;
-        if let Some((local, ring)) = ring.filter(|_| self.splits_rings()) {
+        if let Some((local, ring)) = ring.filter(|_| self.options.form.splits_rings()) {
             self.output_parts(ring, local);
             return self.output_sums(recurrent);
         }
