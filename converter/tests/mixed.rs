@@ -64,7 +64,7 @@ fn norm(x: impl Iterator<Item = f64>) -> f64 {
 
 #[test]
 fn the_bf16_graph_differs_from_the_f32_graph_by_its_roundings() {
-    for recipe in ["adaptive", "delta", "paper", "released"] {
+    for recipe in ["adaptive", "gated", "paper", "released"] {
         let model = model(recipe);
         let layout = ParameterLayout::of(&model, &Selection::All).expect("there are weights");
         let [exact, mixed] = [Precision::F32, Precision::Bf16].map(|precision| {

@@ -116,8 +116,8 @@ fn states_move_between_the_ways_to_serve() {
 fn padded_states_are_those_of_the_model() {
     let dir = tempfile::tempdir().expect("a directory");
     let recipe = dir.path().join("wide.yaml");
-    let adaptive = include_str!("../src/recipes/adaptive.yaml");
-    std::fs::write(&recipe, adaptive.replace("features: 2", "features: 6")).expect("it is written");
+    let gated = include_str!("../src/recipes/gated.yaml");
+    std::fs::write(&recipe, gated.replace("features: 2", "features: 6")).expect("it is written");
     let bundle = dir.path().join("bundle");
     convert_to(&bundle, "llama", recipe.to_str().expect("text"), &[]);
     let Some(mut plain) = open(&bundle, Engine::Ort, 512) else { return };

@@ -115,7 +115,7 @@ fn the_loss_falls_below_half_and_the_trained_bundle_serves() {
     if !can_run() {
         return;
     }
-    for recipe in ["adaptive", "delta", "paper", "released"] {
+    for recipe in ["adaptive", "gated", "paper", "released"] {
         let setting = Setting::new(recipe);
         let output = setting.train("finetune", &["--steps", "200", "--lr", "3e-3", "--clip", "1"]);
         assert!(output.status.success(), "{recipe}: {}", said(&output));
@@ -137,7 +137,7 @@ fn low_rank_additions_become_part_of_their_weights() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let before = setting.weights();
     let output = setting.train("finetune", &["--train", "lora:4", "--steps", "100", "--lr", "1e-2"]);
     assert!(output.status.success(), "{}", said(&output));
@@ -179,7 +179,7 @@ fn a_teacher_is_followed() {
     let learned = Setting::new("softmax");
     assert!(learned.train("finetune", &["--steps", "60", "--lr", "3e-3"]).status.success());
     for teacher in [learned.bundle(), "self".to_owned()] {
-        let setting = Setting::new("adaptive");
+        let setting = Setting::new("gated");
         let more = ["--steps", "60", "--lr", "3e-3", "--teacher", &teacher, "--teacher-weight", "2"];
         let output = setting.train("finetune", &more);
         assert!(output.status.success(), "{}", said(&output));
@@ -197,7 +197,7 @@ fn a_model_that_was_trained_before_is_no_teacher_of_itself() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let own = |scope| ["--steps", "1", "--train", scope, "--teacher", "self"];
     assert!(setting.train("finetune", &own("dijiang")).status.success());
     assert!(setting.train("finetune", &own("all")).status.success());
@@ -218,7 +218,7 @@ fn a_teacher_of_other_tokens_is_refused() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/shakespeare");
     let output = run(&["convert", &source.display().to_string(), "-o", &other, "--no-verify"]);
     assert!(output.status.success(), "{}", said(&output));
-    let output = Setting::new("adaptive").train("finetune", &["--steps", "1", "--teacher", &other]);
+    let output = Setting::new("gated").train("finetune", &["--steps", "1", "--teacher", &other]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("of the bundle it is to teach (hint:"), "{}", said(&output));
 }
@@ -226,7 +226,7 @@ fn a_teacher_of_other_tokens_is_refused() {
 /// Without a runtime, as nothing runs; `finetune` writes the same at its defaults.
 #[test]
 fn convert_writes_the_graphs_of_a_run() {
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let converted = setting.dir.path().join("with").display().to_string();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama").display().to_string();
     let output = run(&["convert", &source, "-o", &converted, "--train", "--no-verify"]);
@@ -251,7 +251,7 @@ fn calibration_brings_the_attentions_nearer() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let output = setting.train("calibrate", &["--steps", "60", "--no-fit"]);
     assert!(output.status.success(), "{}", said(&output));
     let (before, after) = (number(&output, "error_before"), number(&output, "error"));
@@ -281,7 +281,7 @@ fn fitted_features_lower_the_perplexity_without_a_step() {
         assert!(output.status.success(), "{recipe}: {}", said(&output));
         std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there")
     };
-    for recipe in ["adaptive", "retnet"] {
+    for recipe in ["gated", "retnet"] {
         let weights = convert(recipe);
         let fitted = calibrate();
         let object: Value = serde_json::from_slice(&fitted.stdout).expect("it is JSON");
@@ -291,7 +291,7 @@ fn fitted_features_lower_the_perplexity_without_a_step() {
         let now = std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there");
         assert_eq!(kept, now != weights, "{recipe}");
         assert_eq!(kept, after < before, "{recipe}: {before} became {after}");
-        assert!(recipe != "adaptive" || kept);
+        assert!(recipe != "gated" || kept);
         // What was measured is what was written.
         let again = number(&calibrate(), "valid_perplexity_before");
         assert!((again - after).abs() < 1e-3 * after, "{recipe}: {after} became {again}");
@@ -304,7 +304,7 @@ fn a_killed_run_is_resumed_to_the_same_weights() {
     if !can_run() {
         return;
     }
-    let (whole, killed) = (Setting::new("adaptive"), Setting::new("adaptive"));
+    let (whole, killed) = (Setting::new("gated"), Setting::new("gated"));
     // One thread: sums over several come out in one order.
     let how = ["--steps", "40", "--checkpoint-every", "5", "--threads", "1"];
     assert!(whole.train("finetune", &how).status.success());
@@ -345,7 +345,7 @@ fn bad_data_is_refused_in_one_line() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let refused = |bytes: &[u8]| {
         std::fs::write(setting.data(), bytes).expect("it is written");
         let output = setting.train("finetune", &["--steps", "1"]);
@@ -416,7 +416,7 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_one_before() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let short = ["--steps", "4", "--checkpoint-every", "2"];
     assert!(setting.train("finetune", &short).status.success());
     let checkpoint = Path::new(&setting.bundle()).join("train/checkpoint.safetensors");
@@ -442,7 +442,7 @@ fn a_run_whose_weights_cannot_be_written_is_resumed() {
     if !can_run() {
         return;
     }
-    let setting = Setting::with("adaptive", &["--dtype", "f32"]);
+    let setting = Setting::with("gated", &["--dtype", "f32"]);
     let bundle = PathBuf::from(setting.bundle());
     let (weights, manifest) = (setting.weights(), setting.manifest());
     let run = |limit: &str, more: &[&str]| {
@@ -487,7 +487,7 @@ fn a_last_step_that_diverged_is_not_written() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let (weights, manifest) = (setting.weights(), setting.manifest());
     for (what, more) in [("finetune", &[][..]), ("calibrate", &["--no-fit"]), ("calibrate", &[])] {
         let fixed = ["--steps", "1", "--lr", "1e30", "--validation-windows", "2"];
@@ -497,7 +497,7 @@ fn a_last_step_that_diverged_is_not_written() {
         assert_eq!((setting.weights(), setting.manifest()), (weights.clone(), manifest.clone()));
     }
     // What f32 holds, f16 need not: a rate within what a weight may grow by.
-    let setting = Setting::with("adaptive", &["--dtype", "f16"]);
+    let setting = Setting::with("gated", &["--dtype", "f16"]);
     let weights = setting.weights();
     let told =
         setting.refused(&setting.train("finetune", &["--steps", "1", "--warm-up", "0", "--lr", "1e6"]));
@@ -603,7 +603,7 @@ fn one_command_at_a_time_writes_a_bundle() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let (bundle, data) = (setting.bundle(), setting.data());
     let other = setting.dir.path().join("w.safetensors");
     std::fs::copy(Path::new(&bundle).join("model.safetensors"), &other).expect("a copy");
@@ -653,7 +653,7 @@ fn weights_that_were_replaced_during_a_run_stay() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let (bundle, data) = (setting.bundle(), setting.data());
     let fixed = ["finetune", &bundle, "--data", &data, "--batch", "4", "--context", "32", "--threads", "1"];
     let started = dijiang()
@@ -683,7 +683,7 @@ fn a_run_is_resumed_with_nothing_but_itself() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let how = ["--steps", "4", "--checkpoint-every", "2", "--threads", "1"];
     let fresh = setting.dir.path().join("fresh");
     let copy = |from: &str, to: &Path| {
@@ -749,7 +749,7 @@ fn a_byte_that_changed_after_training_is_found() {
     if !can_run() {
         return;
     }
-    let setting = Setting::new("adaptive");
+    let setting = Setting::new("gated");
     let path = Path::new(&setting.bundle()).join("model.safetensors");
     let flip = |at: usize| {
         let mut bytes = setting.weights();

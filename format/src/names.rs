@@ -9,6 +9,8 @@ pub const POSITIONS: &str = "position_ids";
 /// Input of graphs that are made for decoding: where the last token of each row stands among all tokens of the call, row
 /// after row, i64 `[batch, 1]`.
 pub const LAST: &str = "last_tokens";
+/// Input of graphs that tell which layers look far: how many tokens back each layer sees, f32 `[layers]`.
+pub const WINDOWS: &str = "windows";
 /// Output: `[batch, sequence, vocabulary]`.
 pub const LOGITS: &str = "logits";
 /// Output of graphs for bound memory: the likeliest next token, i64 `[batch, sequence]`, or -1 where a logit is NaN.

@@ -1,6 +1,7 @@
 //! Recipes: what to put in the place of softmax attention, and where.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// A recipe, as in its YAML file. Every field has its meaning and default here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,13 @@ pub struct Recipe {
     /// Exact softmax over near tokens beside the recurrence; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Local>,
+    /// Layers that have a longer window and nothing beside it; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wide: Option<Wide>,
+    /// The features of attentions that see all tokens, where `rule: delta` and `local` mean nothing: those become sums that are
+    /// divided, without a decay. They stay softmax where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub both_ways: Option<MapSpec>,
     /// Layers that stay softmax, counted from 0.
     #[serde(default)]
     pub softmax_layers: Vec<usize>,
@@ -164,6 +172,56 @@ impl Local {
     }
 }
 
+/// The layers that look far: softmax over a longer window, with the sinks of `local`, and no other state. A text that is
+/// copied is found again by few layers of a model, and a state of a given size is worth most in those.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wide {
+    pub window: u32,
+    /// One layer of so many is wide, where `layers` does not say which.
+    #[serde(default = "default_one_in")]
+    pub one_in: u32,
+    /// Counted from 0; a conversion measures which where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+}
+
+fn default_one_in() -> u32 {
+    5
+}
+
+impl Wide {
+    /// How many of `layers` layers are wide.
+    pub fn count(&self, layers: usize) -> usize {
+        match &self.layers {
+            Some(named) => named.len(),
+            None => layers / self.one_in.max(1) as usize,
+        }
+    }
+}
+
+impl Recipe {
+    /// The recipe of one layer, whose attention follows the order of the tokens or sees all of them.
+    pub fn at(&self, layer: usize, is_causal: bool) -> Cow<'_, Self> {
+        if let Some(map) = self.both_ways.clone().filter(|_| !is_causal) {
+            let (decay, readout, rule) = (Decay::None, Readout::Sum, Rule::Linear);
+            return Cow::Owned(Self { map, decay, readout, rule, local: None, wide: None, ..self.clone() });
+        }
+        let named = self.wide.iter().find(|wide| wide.layers.iter().flatten().any(|wide| *wide == layer));
+        let Some(wide) = named else { return Cow::Borrowed(self) };
+        let sinks = self.local.map_or(0, |local| local.sinks);
+        Cow::Owned(Self {
+            map: MapSpec::default(),
+            decay: Decay::default(),
+            readout: Readout::default(),
+            rule: Rule::None,
+            local: Some(Local { window: wide.window, sinks }),
+            wide: None,
+            ..self.clone()
+        })
+    }
+}
+
 /// What is made of φ(q)ᵀ S.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -188,5 +246,46 @@ impl MapSpec {
             ("basis", self.basis != default.basis),
         ];
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{"name": "far", "rule": "delta", "decay": "learned", "map": {"kind": "dct-unit"},
+        "local": {"window": 32, "sinks": 4}, "wide": {"window": 256, "layers": [1, 3]}}"#;
+
+    #[test]
+    fn a_wide_layer_has_a_longer_window_and_nothing_beside_it() {
+        let recipe: Recipe = serde_json::from_str(TEXT).expect("a recipe");
+        for layer in [0, 2, 4] {
+            assert_eq!(*recipe.at(layer, true), recipe);
+        }
+        for layer in [1, 3] {
+            let wide = recipe.at(layer, true);
+            assert_eq!(wide.local, Some(Local { window: 256, sinks: 4 }));
+            assert_eq!((wide.rule, wide.decay, &wide.wide), (Rule::None, Decay::None, &None));
+        }
+    }
+
+    #[test]
+    fn what_sees_all_tokens_has_sums_that_are_divided() {
+        let mut recipe: Recipe = serde_json::from_str(TEXT).expect("a recipe");
+        assert_eq!(recipe.at(0, false).rule, Rule::Delta, "it says nothing of such attentions");
+        let map = MapSpec { kind: "dct-softmax".to_owned(), ..MapSpec::default() };
+        recipe.both_ways = Some(map.clone());
+        let found = recipe.at(1, false);
+        assert_eq!((&found.map, found.rule, found.decay), (&map, Rule::Linear, Decay::None));
+        assert_eq!((found.local, &found.wide), (None, &None));
+        assert_eq!(recipe.at(0, true).rule, Rule::Delta);
+    }
+
+    #[test]
+    fn so_many_layers_are_wide_as_are_named_or_one_in_so_many() {
+        let mut wide = Wide { window: 256, one_in: 5, layers: None };
+        assert_eq!([4, 5, 9, 30].map(|layers| wide.count(layers)), [0, 1, 1, 6]);
+        wide.layers = Some(vec![7]);
+        assert_eq!(wide.count(30), 1);
     }
 }

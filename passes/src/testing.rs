@@ -33,6 +33,8 @@ pub(crate) fn recipe() -> Recipe {
         readout: Readout::Sum,
         rule: Rule::Linear,
         local: None,
+        wide: None,
+        both_ways: None,
         softmax_layers: Vec::new(),
         chunk: 64,
     }

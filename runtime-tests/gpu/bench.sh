@@ -31,7 +31,7 @@ within() {
 # Both bundles of a shape, named so that Table 1 finds it.
 bundles() {
   within 120 "$DIJIANG" synth "$1" -o "$1" --dtype "$dtype" "${small[@]}" >&2 || return 1
-  for recipe in adaptive softmax; do
+  for recipe in gated softmax; do
     within 150 "$DIJIANG" convert "$1" -o "$1-$recipe" --recipe "$recipe" --no-verify --json > /dev/null || return 1
   done
   rm -rf "$1"
@@ -51,22 +51,22 @@ measure() {
 command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 S=pythia-410m
 if bundles $S; then
-  both=("$S-adaptive" --against "$S-softmax")
+  both=("$S-gated" --against "$S-softmax")
   measure 410m-decode 150 "${both[@]}" --context $few --batch $batches --skip prefill --table1 --svg "$OUT/410m" "${runs[@]}"
   measure 410m-prefill 60 "${both[@]}" --context $long --skip decode "${runs[@]}"
-  measure 410m-kernels 40 "$S-adaptive" --context $long --batch 1 --no-cuda-graph "${runs[@]}"
+  measure 410m-kernels 40 "$S-gated" --context $long --batch 1 --no-cuda-graph "${runs[@]}"
   [ ${#largest[@]} -eq 0 ] || measure 410m-largest 200 "${both[@]}" --context 8192 --batch 1024 --skip prefill,decode "${largest[@]}" --runs 1 --steps 4
-  measure 410m-million 90 "$S-adaptive" --context $million --skip decode --runs 1
+  measure 410m-million 90 "$S-gated" --context $million --skip decode --runs 1
   rm -rf $S-*
 fi
 S=llama2-7b
 if bundles $S; then
-  measure 7b-decode 120 "$S-adaptive" --against "$S-softmax" --context 512 --batch 1 --skip prefill "${runs[@]}"
+  measure 7b-decode 120 "$S-gated" --against "$S-softmax" --context 512 --batch 1 --skip prefill "${runs[@]}"
   rm -rf $S-*
 fi
 S=pythia-2.8b
 if bundles $S; then
-  both=("$S-adaptive" --against "$S-softmax")
+  both=("$S-gated" --against "$S-softmax")
   measure 2.8b-decode 40 "${both[@]}" --context 2048 --batch 1 --skip prefill "${runs[@]}"
   [ ${#largest[@]} -eq 0 ] || measure 2.8b-largest 200 "${both[@]}" --context 2048 --batch 256 --skip prefill,decode "${largest[@]}" --table1 --runs 1 --steps 4
 fi
@@ -74,7 +74,7 @@ rm -rf $S-*
 # OPT has 2,048 positions, of which a run takes some.
 for S in pythia-70m pythia-160m opt-350m pythia-1b tinyllama-1.1b pythia-1.4b; do
   bundles $S || continue
-  measure "table-$S" 60 "$S-adaptive" --against "$S-softmax" --context 1984 --batch $rows --skip prefill "${runs[@]}"
+  measure "table-$S" 60 "$S-gated" --against "$S-softmax" --context 1984 --batch $rows --skip prefill "${runs[@]}"
   rm -rf $S-*
 done
 

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIJIANG = os.environ.get("DIJIANG", str(ROOT / "target/debug/dijiang"))
 FIXTURE = ROOT / "fixtures/shakespeare"
 
-RECIPES = ["adaptive", "paper", "released", "softmax"]
+RECIPES = ["gated", "paper", "released", "softmax"]
 PROMPT = "ROMEO:"
 OTHER_PROMPT = "First Citizen:\nBefore we "
 NEW_TOKENS = 40

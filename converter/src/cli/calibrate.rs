@@ -24,7 +24,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_fit: bool,
     /// Learning rate
-    #[arg(long, default_value_t = 1e-2, allow_negative_numbers = true, value_parser = numbers::rate)]
+    #[arg(long, default_value_t = 3e-2, allow_negative_numbers = true, value_parser = numbers::rate)]
     lr: f64,
     #[arg(long, default_value = "constant")]
     schedule: Shape,

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   dijiang finetune bundle --data text.txt --steps 500
-  dijiang finetune bundle --data train.u16 --train lora:8 --teacher self
+  dijiang finetune bundle --data train.u16 --train lora:8 --teacher none
   dijiang finetune bundle --data text.txt --resume")]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
@@ -27,15 +27,15 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "steps", allow_negative_numbers = true, value_parser = numbers::count())]
     tokens: Option<usize>,
     /// Learning rate
-    #[arg(long, default_value_t = 6e-4, allow_negative_numbers = true, value_parser = numbers::rate)]
+    #[arg(long, default_value_t = 1e-3, allow_negative_numbers = true, value_parser = numbers::rate)]
     lr: f64,
     /// Learning rate of what the conversion added, as a multiple
     #[arg(long, default_value_t = NEW_RATE, allow_negative_numbers = true, value_parser = numbers::rate)]
     new_lr: f64,
-    #[arg(long, default_value = "cosine")]
+    #[arg(long, default_value = "linear")]
     schedule: Shape,
     /// Steps in which the learning rate rises
-    #[arg(long, default_value_t = 10, allow_negative_numbers = true, value_parser = numbers::steps())]
+    #[arg(long, default_value_t = 16, allow_negative_numbers = true, value_parser = numbers::steps())]
     warm_up: usize,
     #[arg(long, default_value_t = WEIGHT_DECAY, allow_negative_numbers = true, value_parser = numbers::rate)]
     weight_decay: f64,
@@ -43,11 +43,12 @@ pub(super) struct Args {
     /// and additions of a rank to the linear layers, which become part of them in the end)
     #[arg(long, default_value = "all")]
     train: Scope,
-    /// A bundle whose softmax model teaches, or `self` for this bundle's own as it is before the run
-    #[arg(long, value_name = "BUNDLE|self")]
-    teacher: Option<Source>,
+    /// A bundle whose softmax model teaches, `self` for this bundle's own as it is before the run, or `none`. `auto` is `self`
+    /// where the bundle has new attentions and its softmax model was not trained yet, and `none` otherwise
+    #[arg(long, value_name = "BUNDLE|auto|self|none", default_value = "auto")]
+    teacher: Source,
     /// How much of KL(teacher ‖ model) is added to the loss
-    #[arg(long, default_value_t = 0.5, requires = "teacher", allow_negative_numbers = true, value_parser = numbers::rate)]
+    #[arg(long, default_value_t = 0.5, allow_negative_numbers = true, value_parser = numbers::rate)]
     teacher_weight: f64,
     /// Steps between checkpoints
     #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = numbers::count64())]
@@ -69,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         sources: args.common.sources(),
         scope: args.train,
         trainer: args.common.trainer(args.weight_decay, args.new_lr),
-        teacher: args.teacher.clone().map(|source| TeacherOptions { source, weight: args.teacher_weight }),
+        teacher: Some(TeacherOptions { source: args.teacher.clone(), weight: args.teacher_weight }),
         schedule: Schedule { shape: args.schedule, rate: args.lr, warm_up: args.warm_up.min(steps), steps },
         seed: args.common.seed,
         checkpoint_every: args.checkpoint_every as usize,
@@ -84,6 +85,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::object(&serde_json::to_value(&done)?);
         return Ok(Outcome::Fine);
     }
+    show::line(&match &done.teacher {
+        Some(teacher) => format!("teacher: {teacher}"),
+        None => "no teacher".to_owned(),
+    });
     show::line(&format!(
         "{}, {}, {} in {:.0} s; validation perplexity {:.2}, before {:.2}",
         counted(done.steps, "step"),

@@ -23,6 +23,7 @@ mod paths;
 mod plot;
 mod quantize;
 mod report;
+mod scan;
 mod show;
 mod signals;
 mod synth;
@@ -62,6 +63,7 @@ pub struct Cli {
 enum Command {
     Convert(convert::Args),
     Inspect(inspect::Args),
+    Scan(scan::Args),
     Verify(verify::Args),
     Generate(generate::Args),
     Calibrate(calibrate::Args),
@@ -165,6 +167,7 @@ fn run(cli: Cli) -> ExitCode {
     let outcome = match cli.command {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Scan(args) => scan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),

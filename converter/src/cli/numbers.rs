@@ -33,6 +33,11 @@ pub(super) fn count() -> ValueParser {
     whole(1..=MOST as usize)
 }
 
+/// The same of 32 bits.
+pub(super) fn count32() -> ValueParser {
+    whole(1..=u32::MAX)
+}
+
 /// The same of 64 bits.
 pub(super) fn count64() -> ValueParser {
     whole(1..=MOST)

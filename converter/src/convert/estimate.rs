@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(Estimate::of(u64::MAX, &beside, &graph).disk, u64::MAX);
         let recipe = |name| crate::recipes::load(name).expect("a preset");
         let proof = |each| WORKING + 24 + PROOF_WORKING + 8 * each;
-        assert_eq!(written.proved(8, &recipe("adaptive")).memory, proof(PROOF));
+        assert_eq!(written.proved(8, &recipe("gated")).memory, proof(PROOF));
         assert_eq!(written.proved(8, &recipe("softmax")).memory, proof(SOFTMAX_PROOF));
         assert_eq!(written.proved(u64::MAX, &recipe("paper")).memory, u64::MAX);
     }

@@ -6,13 +6,35 @@ use crate::checkpoint::ModelMeta;
 use dijiang_format::files;
 use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT, StatePart};
 use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::ir::shape::Shape;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Context length of a model that has no limit of its own: genai wants a number.
 const UNBOUNDED: u64 = 1 << 20;
 
 /// What stands for the number of the layer.
 const LAYER: &str = "%d";
+
+/// Said where it has none.
+pub const NO_BUFFERS: &str =
+    "layers have states of different sizes, for which onnxruntime-genai has no buffers: no genai_config.json is written";
+
+/// Whether onnxruntime-genai has buffers for the states of a graph: it takes those of layer 0 for those of every layer.
+pub fn has_buffers(graph: &Graph) -> bool {
+    let mut layers: BTreeMap<&str, Vec<(&str, &Option<Shape>)>> = BTreeMap::new();
+    for value in graph.inputs().iter().map(|input| graph.value(*input)) {
+        let state = value.name.strip_prefix(PAST).and_then(|rest| rest.split_once('.'));
+        let of_fixed_size =
+            |part: &&str| [StatePart::Sums, StatePart::Normalizer].iter().any(|fixed| fixed.name() == *part);
+        if let Some((layer, part)) = state.filter(|(_, part)| of_fixed_size(part)) {
+            layers.entry(layer).or_default().push((part, &value.ty.shape));
+        }
+    }
+    let mut states = layers.values();
+    let Some(first) = states.next() else { return true };
+    first.len() == 2 && states.all(|other| other == first)
+}
 
 /// The file's contents for a serving graph.
 pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {

@@ -9,6 +9,7 @@ pub(crate) mod manifest;
 pub mod quantization;
 pub mod refusal;
 pub mod requantize;
+pub mod scan;
 pub mod source;
 pub mod stop_after;
 
@@ -33,6 +34,7 @@ use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export, o
 use crate::provenance::opened::{self, NotAsWritten};
 use crate::report::progress::{Estimate, Progress};
 use crate::train::TrainError;
+use crate::train::data::DataError;
 use crate::train::finetune::{Trainable, write_graphs};
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
@@ -51,7 +53,9 @@ use dijiang_passes::attention::rewrite::{AddedWeights, RewriteError, SiteReport,
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::{ReadError, Tensor};
 use dijiang_passes::pipeline::PipelineError;
+use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::specialize::Size;
+use dijiang_runtime::RuntimeError;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -169,6 +173,12 @@ pub enum ConvertError {
     Verify(#[from] VerifyError),
     #[error("the training graphs: {0}")]
     Train(#[from] Box<TrainError>),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error("the graph that is scanned: {0}")]
+    Scan(#[from] TrainingError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the manifest: {0}")]
@@ -285,7 +295,7 @@ pub(crate) struct Before {
 
 /// Converts a model that is open.
 pub(crate) fn convert_opened(
-    opened: Source,
+    mut opened: Source,
     mut conversion: Conversion<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
@@ -294,6 +304,13 @@ pub(crate) fn convert_opened(
     let target = conversion.target;
     let bundle = NewBundle::begin(target, conversion.options.force)?;
     let from = bundle.path().to_owned();
+    let wide = scan::wide_recipe(&mut opened, conversion.source, (bundle.path(), conversion.options), progress);
+    if wide.is_err() {
+        stored_file::check(conversion.read.iter())?;
+    }
+    let recipe = wide.map_err(|error| error.placed(&from, target))?;
+    let options = ConvertOptions { recipe, ..conversion.options.clone() };
+    let conversion = Conversion { options: &options, ..conversion };
     let written = write_bundle(opened, &conversion, bundle, progress);
     // Where something could not be read, whatever came of it is not the reason. A bundle that is in place was looked at
     // before, and may have taken the place of what it was made of.
@@ -418,12 +435,14 @@ fn write_bundle(
         bundle.commit()?;
     }
     progress.done();
-    let Compiled { report, .. } = compiled;
+    let Compiled { report, model, .. } = compiled;
     let kept = report.without_cache.iter().map(WithoutCache::to_string);
     let warnings: Vec<String> = warnings.into_iter().chain(kept).collect();
     let misses = report.missed().cloned().collect();
     // The reader of ONNX has looked for numbers that are not finite too.
-    let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();
+    let genai = (!genai::has_buffers(&model)).then(|| genai::NO_BUFFERS.to_owned());
+    let notes = notes.into_iter().filter(|note| !warnings.contains(note));
+    let notes = notes.chain(report.notes).chain(genai).collect();
     doubts.extend(warnings);
     Ok(Converted {
         misses,
@@ -648,7 +667,7 @@ impl ModelWriter<'_> {
 
     /// For what generates: an encoder has nothing to carry on from.
     fn write_genai_config(&self, meta: &ModelMeta) -> Result<u64, ConvertError> {
-        if states(&self.compiled.model).is_empty() {
+        if states(&self.compiled.model).is_empty() || !genai::has_buffers(&self.compiled.model) {
             return Ok(0);
         }
         let config = genai::config(meta, &self.compiled.model);

@@ -13,7 +13,7 @@ pub const DEFAULT: &str = "adaptive";
 /// Name and text of every recipe beside this file, in the order they are listed.
 pub const PRESETS: &[(&str, &str)] = &[
     ("adaptive", include_str!("adaptive.yaml")),
-    ("delta", include_str!("delta.yaml")),
+    ("gated", include_str!("gated.yaml")),
     ("paper", include_str!("paper.yaml")),
     ("released", include_str!("released.yaml")),
     ("performer", include_str!("performer.yaml")),
@@ -70,6 +70,26 @@ fn parse(text: &str, place: &str) -> Result<Recipe, RecipeFileError> {
         .and_then(|()| recipe_check::check_given(&recipe, given.keys().map(String::as_str)));
     checked.map_err(|source| RecipeFileError::Recipe { place: place.to_owned(), source })?;
     Ok(recipe)
+}
+
+/// The recipe, where the compiler can do what it asks for.
+pub fn checked(recipe: Recipe) -> Result<Recipe, RecipeFileError> {
+    let place = recipe.name.clone();
+    recipe_check::check(&recipe).map_err(|source| RecipeFileError::Recipe { place, source })?;
+    Ok(recipe)
+}
+
+/// The recipe with these wide layers.
+pub fn with_wide(mut recipe: Recipe, layers: Vec<usize>) -> Recipe {
+    if let Some(wide) = recipe.wide.as_mut() {
+        wide.layers = Some(layers);
+    }
+    recipe
+}
+
+/// A recipe as its file has it.
+pub fn to_yaml(recipe: &Recipe) -> Result<String, serde_yaml::Error> {
+    serde_yaml::to_string(recipe)
 }
 
 #[cfg(test)]

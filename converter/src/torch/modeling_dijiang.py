@@ -315,6 +315,15 @@ def near(q, k, v, mask, local):
     return scores.softmax(-1) @ v
 
 
+def at(recipe, layer):
+    """The recipe of one layer: a wide one has a longer window, and nothing beside it."""
+    wide = recipe.get("wide") or {}
+    if layer not in (wide.get("layers") or []):
+        return recipe
+    local = {"window": wide["window"], "sinks": recipe["local"].get("sinks", 0)}
+    return {**recipe, "rule": "none", "decay": "none", "readout": "sum", "local": local}
+
+
 class LinearAttention(nn.Module):
     """What the conversion put in the place of softmax: the recipe's parameters, and the sums over φ(k) ⊗ v."""
 
@@ -450,7 +459,7 @@ class Attention(nn.Module):
         self.head_dim = head_dim or config.hidden_size // self.heads
         if layer in config.dijiang["linear_layers"]:
             sizes = (self.heads, self.kv_heads, self.head_dim)
-            self.dijiang = LinearAttention(config.dijiang["recipe"], config.hidden_size, *sizes)
+            self.dijiang = LinearAttention(at(config.dijiang["recipe"], layer), config.hidden_size, *sizes)
         else:
             self.dijiang = None
 

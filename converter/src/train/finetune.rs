@@ -111,6 +111,8 @@ pub struct Finetuned {
     pub steps: usize,
     pub tokens: usize,
     pub trained_parameters: usize,
+    /// Whether the bundle's own softmax model taught, or another.
+    pub teacher: Option<String>,
     pub valid_perplexity_before: f64,
     pub valid_perplexity: f64,
     pub seconds: f64,
@@ -130,6 +132,8 @@ pub fn finetune(
     let mut manifest = Manifest::float_weights(bundle)?;
     opened::check_whole(bundle, &manifest)?;
     super::clean(bundle)?;
+    let teacher = options.teacher.as_ref().and_then(|teacher| teacher.of(&manifest));
+    let options = &FinetuneOptions { teacher, ..options.clone() };
     let context = options.trainer.size.sequence;
     memory::check(&manifest, options.trainer.size, options.trainer.device)?;
     let data = read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
@@ -173,6 +177,7 @@ pub fn finetune(
         steps: options.schedule.steps,
         tokens,
         trained_parameters,
+        teacher: options.teacher.as_ref().map(|teacher| teacher.source.to_string()),
         valid_perplexity_before: before,
         valid_perplexity: perplexity,
         seconds: started.elapsed().as_secs_f64(),

@@ -32,7 +32,7 @@ impl RunIdentity {
     pub fn of(bundle: &Path, options: &FinetuneOptions, data: &Data) -> Result<Self, TrainError> {
         let ModelIdentity { weights, conversion } = ModelIdentity::of(bundle)?;
         let teacher = options.teacher.as_ref().map(|teacher| match &teacher.source {
-            Source::Itself => Ok("self".to_owned()),
+            Source::Itself | Source::Auto | Source::Nobody => Ok("self".to_owned()),
             Source::Bundle(path) => ModelIdentity::of(path).map(|of| of.weights + " " + &of.conversion),
         });
         let mut valid = Hasher::default();

@@ -9,12 +9,14 @@ use crate::provenance::opened;
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::canon::canonicalize;
+use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::training::parameters::{ParameterLayout, Selection};
 use dijiang_passes::training::specialize::TOKENS;
 use dijiang_passes::training::step;
 use dijiang_runtime::{DeviceTensor, OrtRuntime, Program};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -24,6 +26,10 @@ const FILE: &str = "teacher.onnx";
 /// Whose softmax model teaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
+    /// The bundle's own where it is still the model as it came and attentions took the place of some of its; nobody's
+    /// otherwise.
+    Auto,
+    Nobody,
     /// The bundle's own, with the weights that it has before the run.
     Itself,
     Bundle(PathBuf),
@@ -34,9 +40,23 @@ impl FromStr for Source {
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
         Ok(match text {
+            "auto" => Self::Auto,
+            "none" => Self::Nobody,
             "self" => Self::Itself,
             path => Self::Bundle(path.into()),
         })
+    }
+}
+
+/// As the command line has it.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Nobody => f.write_str("none"),
+            Self::Itself => f.write_str("self"),
+            Self::Bundle(path) => path.display().fmt(f),
+        }
     }
 }
 
@@ -46,6 +66,24 @@ pub struct TeacherOptions {
     pub source: Source,
     /// The loss is cross-entropy and this much of KL(teacher ‖ model).
     pub weight: f64,
+}
+
+impl TeacherOptions {
+    /// What it comes to for a bundle; none where nobody teaches.
+    pub fn of(&self, manifest: &Manifest) -> Option<Self> {
+        let learns = manifest.sites.iter().any(|site| site.lowered);
+        let itself = Self { source: Source::Itself, weight: self.weight };
+        match &self.source {
+            Source::Nobody => None,
+            Source::Auto => (learns && is_as_it_came(manifest)).then_some(itself),
+            Source::Itself | Source::Bundle(_) => Some(self.clone()),
+        }
+    }
+}
+
+/// Whether earlier runs trained nothing but what the conversion added.
+fn is_as_it_came(manifest: &Manifest) -> bool {
+    manifest.training.iter().flat_map(|training| &training.tensors).all(|name| is_added(name))
 }
 
 /// A loaded teacher. Its program keeps its weights.
@@ -65,7 +103,7 @@ impl Teacher {
         options: &TrainerOptions,
     ) -> Result<Self, TrainError> {
         let bundle = match source {
-            Source::Itself => trained,
+            Source::Itself | Source::Auto | Source::Nobody => trained,
             Source::Bundle(path) => {
                 fits(path, manifest, options.size.sequence as usize)?;
                 path
@@ -74,7 +112,7 @@ impl Teacher {
         let mut model = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut model)?;
         let layout = ParameterLayout::of(&model, &Selection::Everything)?;
-        if *source == Source::Itself {
+        if !matches!(source, Source::Bundle(_)) {
             as_it_came(trained, manifest, &layout)?;
         }
         let weights = Weights::open(bundle, &layout)?;

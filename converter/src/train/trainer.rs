@@ -40,7 +40,7 @@ pub(super) const CARRIED: [&str; 3] = [PARAMETERS, FIRST_MOMENTS, SECOND_MOMENTS
 pub const BATCH: u64 = 16;
 pub const CONTEXT: u64 = 512;
 pub const CLIP_NORM: f64 = 1.0;
-pub const WEIGHT_DECAY: f64 = 0.1;
+pub const WEIGHT_DECAY: f64 = 0.0;
 pub const NEW_RATE: f64 = 5.0;
 
 /// How to train.

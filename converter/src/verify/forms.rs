@@ -41,6 +41,7 @@ impl Verifier<'_> {
                 let limit = self.served_limit();
                 self.push(forms_alike(name, files::MODEL, plain).logits(limit, &served, &reference));
                 self.stepwise(i, &mut model, files::MODEL)?;
+                self.beyond_windows(i, &mut model)?;
                 if name == ORT {
                     self.decoder(name, plain, &reference)?;
                     self.bound_graphs(name, plain, &reference)?;

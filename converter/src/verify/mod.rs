@@ -9,6 +9,7 @@ mod at_once;
 mod cases;
 mod decoding;
 mod drift;
+mod far;
 mod features;
 mod forms;
 mod interpreter;

@@ -9,6 +9,7 @@ pub(super) struct Prompts {
     rows: [Vec<i64>; 2],
     vocab: usize,
     chunk: usize,
+    positions: Option<usize>,
 }
 
 /// Tokens of the long row beyond a chunk.
@@ -28,7 +29,8 @@ impl Prompts {
         let ids = manifest.model.vocab.max(1);
         let mut random = Random::named(seed, "prompts");
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
-        Self { rows: [row(long), row(short)], vocab, chunk }
+        let positions = manifest.model.positions.map(|positions| positions as usize);
+        Self { rows: [row(long), row(short)], vocab, chunk, positions }
     }
 
     pub(super) fn rows(&self) -> Vec<Vec<i64>> {
@@ -37,6 +39,13 @@ impl Prompts {
 
     pub(super) fn longest(&self) -> Vec<i64> {
         self.rows[0].clone()
+    }
+
+    /// A row of more tokens than so many; none where the model has too few positions.
+    pub(super) fn beyond(&self, tokens: usize) -> Option<Vec<i64>> {
+        let row = self.rows[0].iter().chain(&self.rows[1]).copied().cycle();
+        let wanted = tokens + BEYOND;
+        self.positions.is_none_or(|positions| wanted <= positions).then(|| row.take(wanted).collect())
     }
 
     /// For the interpreter.

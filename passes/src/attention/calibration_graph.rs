@@ -1,7 +1,7 @@
 //! The graph that calibration trains on: the linear attention of each site beside the softmax attention.
 
 use super::patterns::find_sites;
-use super::rewrite::{Options, RULE, RewriteError, patch_site, reason_to_keep};
+use super::rewrite::{Options, RULE, RewriteError, patch_site, with_parameters};
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 
@@ -15,7 +15,7 @@ pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usiz
     recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut layers = Vec::new();
-    for site in sites.iter().filter(|site| reason_to_keep(site, options).is_none()) {
+    for site in with_parameters(&sites, options) {
         let layer = site.layer;
         patch_site(graph, RULE, (site, options), |mut writer| {
             let (out, state) = writer.attention();

@@ -8,6 +8,7 @@ pub mod patterns;
 mod positions;
 pub mod rewrite;
 pub mod sampling_graph;
+pub mod scan_graph;
 pub mod site;
 mod site_writer;
 mod softmaxes;

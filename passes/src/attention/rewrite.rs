@@ -121,7 +121,8 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     recipe_check::check(options.recipe)?;
     let found = find_sites(graph);
     let count = found.attentions();
-    let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers);
+    let wide = options.recipe.wide.iter().flat_map(|wide| wide.layers.iter().flatten());
+    let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers).chain(wide);
     if let Some(layer) = named.into_iter().find(|l| **l >= count) {
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
@@ -225,7 +226,7 @@ fn describe(site: &AttentionSite, why_kept: Option<String>) -> SiteReport {
 }
 
 pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Option<String> {
-    let recipe = options.recipe;
+    let recipe = &*options.recipe.at(site.layer, site.mask.is_causal());
     let says = |what: &str| Some(what.to_owned());
     if recipe.attention == Attention::Softmax {
         return says("the recipe keeps softmax");
@@ -255,6 +256,16 @@ pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Opt
     None
 }
 
+/// The sites that the recipe gives parameters of their own.
+pub(super) fn with_parameters<'s>(
+    sites: &'s [AttentionSite],
+    options: &Options<'_>,
+) -> impl Iterator<Item = &'s AttentionSite> {
+    sites.iter().filter(|site| {
+        options.recipe.at(site.layer, site.mask.is_causal()).rule != Rule::None && reason_to_keep(site, options).is_none()
+    })
+}
+
 /// What of a recipe means nothing where every token sees every other.
 fn follows_an_order(recipe: &Recipe) -> Option<&'static str> {
     match recipe.rule {
@@ -270,6 +281,8 @@ pub(super) fn patch_site(
     (site, options): (&AttentionSite, &Options<'_>),
     write: impl FnOnce(SiteWriter<'_, '_, '_>),
 ) -> Result<(), RewriteError> {
+    let recipe = options.recipe.at(site.layer, site.mask.is_causal());
+    let options = &Options { recipe: &recipe, ..*options };
     let change = {
         let mut patch = Patch::new(graph, rule);
         write(SiteWriter { p: &mut patch, site, options });

@@ -12,7 +12,7 @@ use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
-use dijiang_format::recipe::{Decay, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule};
+use dijiang_format::recipe::{Decay, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Wide};
 use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
@@ -597,6 +597,51 @@ fn a_layer_has_one_number_where_the_first_is_missed() {
     let sites = super::sampling_graph::write_samples(&mut sampled, &options).expect("it is written");
     assert_eq!((sites.len(), sites[0].layer), (1, 1));
     assert!(sampled.output("sample.q.1").is_some());
+}
+
+/// A window that a graph is given is that of the definition by counts.
+#[test]
+fn a_scanned_layer_sees_as_far_as_it_is_told() {
+    let local = Local { window: 3, sinks: 2 };
+    let alone = Recipe { rule: Rule::None, local: Some(local), ..testing::recipe() };
+    let options = Options { recipe: &alone, form: Form::Parallel, seed: 5, layers: None, added: None };
+    let mut scanned = testing::decoder();
+    canonicalize(&mut scanned).expect("it settles");
+    assert_eq!(super::scan_graph::write_windows(&mut scanned, &options).expect("it is written"), (vec![0], 1));
+    canonicalize(&mut scanned).expect("it settles");
+    assert_eq!(verify(&scanned), []);
+    let ones = ["111111111", "111111111"];
+    let given = masked(&alone, ones);
+    let seen = |window: f64| {
+        let mut given = given.clone();
+        given.push(("windows", Array::from_f64(&[1], vec![window]).expect("a window")));
+        run(&scanned, &given)["y"].clone()
+    };
+    let near = &run(&lowered(&alone, Form::Parallel).0, &given)["y"];
+    assert!(relative_error(&seen(3.0), near) < 1e-9);
+    assert!(relative_error(&seen(4.0), near) > 1e-3, "another window is another attention");
+    let everything = Recipe { local: Some(Local { window: 9, sinks: 0 }), ..alone.clone() };
+    let all = &run(&lowered(&everything, Form::Parallel).0, &masked(&everything, ones))["y"];
+    assert!(relative_error(&seen(1e6), all) < 1e-9);
+}
+
+/// Calibration has nothing to train where a layer has a window alone.
+#[test]
+fn a_wide_layer_has_no_parameters() {
+    let wide = Wide { window: 4, one_in: 1, layers: Some(vec![0]) };
+    let local = Some(Local { window: 3, sinks: 2 });
+    let recipe = Recipe { local, wide: Some(wide), ..delta("dct-unit", Decay::Learned) };
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+    let (rewritten, report) = lowered(&recipe, Form::Parallel);
+    assert_eq!(report.sites[0].why_kept, None);
+    assert!(super::rewrite::added_weights(&rewritten).is_empty());
+    let mut source = testing::decoder();
+    canonicalize(&mut source).expect("it settles");
+    assert_eq!(super::calibration_graph::write_beside(&mut source, &options).expect("it is written"), [0; 0]);
+    let beyond = Wide { window: 4, one_in: 1, layers: Some(vec![1]) };
+    let error = rewrite(&mut source, &Options { recipe: &Recipe { wide: Some(beyond), ..recipe.clone() }, ..options });
+    let error = error.expect_err("there is no such layer").to_string();
+    assert_eq!(error, "layer 1 does not exist: the model has layers 0 to 0");
 }
 
 /// Two layers without a cache over embedded tokens and their places.

@@ -1,7 +1,7 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{FeatureMap, MAPS, find};
-use dijiang_format::recipe::{Attention, MOST_CHUNK, MOST_LOCAL, Readout, Recipe, Rule};
+use dijiang_format::recipe::{Attention, MOST_CHUNK, MOST_LOCAL, MapSpec, Readout, Recipe, Rule};
 use std::ops::RangeInclusive;
 
 /// A recipe that asks for what there is not.
@@ -28,6 +28,10 @@ pub enum RecipeError {
         "recipe `{recipe}`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
     )]
     Joined { recipe: String },
+    #[error("recipe `{recipe}`: `both_ways` wants features that are not negative, and those of `{kind}` have both signs")]
+    BothWays { recipe: String, kind: String },
+    #[error("recipe `{recipe}`: `wide` has the sinks of `local`, and there is none (hint: write `local: {{window: 64, sinks: 4}}`)")]
+    NoLocal { recipe: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
     Useless { recipe: String, field: &'static str, beside: &'static str },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
@@ -39,33 +43,52 @@ const MOST_FEATURES: u64 = 64;
 
 /// Whether the compiler can do what a recipe asks for.
 pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
-    let Some(map) = find(&recipe.map.kind) else {
+    let map = check_map(recipe, &recipe.map)?;
+    check_range(recipe, "chunk", u64::from(recipe.chunk), 1..=u64::from(MOST_CHUNK))?;
+    check_rule(recipe, map)?;
+    check_local(recipe)?;
+    check_wide(recipe)?;
+    check_both_ways(recipe)
+}
+
+/// The map of a spec, where it reads all that the spec says.
+fn check_map(recipe: &Recipe, spec: &MapSpec) -> Result<&'static dyn FeatureMap, RecipeError> {
+    let Some(map) = find(&spec.kind) else {
         let known: Vec<&str> = MAPS.iter().map(|m| m.name()).collect();
         return Err(RecipeError::UnknownMap {
             recipe: recipe.name.clone(),
-            kind: recipe.map.kind.clone(),
+            kind: spec.kind.clone(),
             known: known.join(", "),
         });
     };
-    check_range(recipe, "map.features", recipe.map.features as u64, 1..=MOST_FEATURES)?;
-    check_range(recipe, "chunk", u64::from(recipe.chunk), 1..=u64::from(MOST_CHUNK))?;
-    if let Some(field) = recipe.map.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
-        return Err(RecipeError::Ignored {
+    check_range(recipe, "map.features", spec.features as u64, 1..=MOST_FEATURES)?;
+    match spec.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
+        Some(field) => Err(RecipeError::Ignored {
             recipe: recipe.name.clone(),
             field,
             kind: map.name(),
             known: map.fields().join(", "),
-        });
+        }),
+        None => Ok(map),
     }
-    check_rule(recipe, map)?;
-    check_local(recipe)
+}
+
+/// Whether the sums of attentions that see all tokens can be divided.
+fn check_both_ways(recipe: &Recipe) -> Result<(), RecipeError> {
+    let Some(spec) = &recipe.both_ways else { return Ok(()) };
+    match check_map(recipe, spec)?.is_positive() {
+        true => Ok(()),
+        false => Err(RecipeError::BothWays { recipe: recipe.name.clone(), kind: spec.kind.clone() }),
+    }
 }
 
 /// Whether every field that a recipe was given, by its name, means something.
 pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) -> Result<(), RecipeError> {
     let (beside, useless): (&str, &[&str]) = match (recipe.attention, recipe.rule) {
         (Attention::Softmax, _) => {
-            ("attention: softmax", &["map", "decay", "readout", "rule", "local", "softmax_layers", "chunk"])
+            const USELESS: [&str; 9] =
+                ["map", "decay", "readout", "rule", "local", "wide", "both_ways", "softmax_layers", "chunk"];
+            ("attention: softmax", &USELESS)
         }
         (_, Rule::None) => ("rule: none", &["map", "decay", "readout"]),
         _ => return Ok(()),
@@ -92,6 +115,17 @@ fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
         Rule::Linear => Err(RecipeError::Joined { recipe: name() }),
         _ => Ok(()),
     }
+}
+
+/// Whether the wide layers are wider than the others.
+fn check_wide(recipe: &Recipe) -> Result<(), RecipeError> {
+    let Some(wide) = &recipe.wide else { return Ok(()) };
+    let Some(local) = recipe.local else {
+        return Err(RecipeError::NoLocal { recipe: recipe.name.clone() });
+    };
+    let least = u64::from(local.window) + 1;
+    check_range(recipe, "wide.window", u64::from(wide.window), least..=u64::from(MOST_LOCAL))?;
+    check_range(recipe, "wide.one_in", u64::from(wide.one_in), 1..=u64::from(u32::MAX))
 }
 
 /// Whether the rule can do with the features.
@@ -127,7 +161,7 @@ fn check_range(
 mod tests {
     use super::*;
     use crate::testing;
-    use dijiang_format::recipe::{Basis, Lengths, Local, MapSpec, Radial};
+    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Wide};
 
     fn recipe(map: MapSpec) -> Recipe {
         Recipe { name: "x".to_owned(), map, ..testing::recipe() }
@@ -167,6 +201,37 @@ mod tests {
         assert_eq!(given(&softmax, &["name", "attention"]), Ok(()));
         let told = given(&softmax, &["name", "rule", "attention"]).expect_err("it is refused").to_string();
         assert!(told.starts_with("recipe `x`: `rule` means nothing beside `attention: softmax`"), "{told}");
+    }
+
+    #[test]
+    fn what_sees_all_tokens_is_divided_by_a_sum_of_features() {
+        let both = |kind: &str| Recipe {
+            both_ways: Some(MapSpec { kind: kind.to_owned(), ..MapSpec::default() }),
+            ..recipe(MapSpec::default())
+        };
+        assert_eq!(check(&both("dct-softmax")), Ok(()));
+        assert_eq!(
+            refused(&both("dct-unit")),
+            "recipe `x`: `both_ways` wants features that are not negative, and those of `dct-unit` have both signs"
+        );
+        assert!(refused(&both("dct")).starts_with("recipe `x`: no feature map is called `dct`"));
+    }
+
+    #[test]
+    fn wide_layers_are_wider_than_the_others() {
+        let local = Some(Local { window: 32, sinks: 4 });
+        let near = Recipe { rule: Rule::None, local, ..recipe(MapSpec::default()) };
+        let wide = |window, one_in| {
+            Recipe { wide: Some(Wide { window, one_in, layers: None }), ..near.clone() }
+        };
+        assert_eq!(check(&wide(33, 1)), Ok(()));
+        assert_eq!(refused(&wide(32, 5)), "recipe `x`: `wide.window` is 32, expected 33 to 16384");
+        assert_eq!(refused(&wide(16385, 5)), "recipe `x`: `wide.window` is 16385, expected 33 to 16384");
+        assert_eq!(refused(&wide(64, 0)), "recipe `x`: `wide.one_in` is 0, expected 1 to 4294967295");
+        assert_eq!(
+            refused(&Recipe { local: None, rule: Rule::Linear, ..wide(64, 5) }),
+            "recipe `x`: `wide` has the sinks of `local`, and there is none (hint: write `local: {window: 64, sinks: 4}`)"
+        );
     }
 
     /// Every map with every field set in turn: it reads the field, or refuses it.

@@ -77,6 +77,8 @@ enum Kind {
     Positions,
     /// All zeros: a past that is not there, or token types.
     Zeros,
+    /// An input that stays one.
+    Given,
 }
 
 fn kind(name: &str) -> Option<Kind> {
@@ -84,6 +86,7 @@ fn kind(name: &str) -> Option<Kind> {
         names::IDS => Some(Kind::Tokens),
         names::MASK => Some(Kind::Mask),
         names::POSITIONS => Some(Kind::Positions),
+        names::WINDOWS => Some(Kind::Given),
         "token_type_ids" => Some(Kind::Zeros),
         past if past.starts_with("past") => Some(Kind::Zeros),
         _ => None,
@@ -203,6 +206,10 @@ impl Rebuild for Specialize<'_> {
                 let zeros = p.constant("zeros", Tensor::from_i64(&dims, &vec![0; len]).cast(dtype));
                 self.zeros.insert(zeros);
                 zeros
+            }
+            Some(Kind::Given) => {
+                let dtype = value.ty.dtype.unwrap_or(DType::F32);
+                p.input(&value.name, dtype, value.ty.shape.clone().unwrap_or_default())
             }
             Some(Kind::Tokens) | None => {
                 let tokens = p.input(TOKENS, DType::I64, vec![Dim::Known(batch), Dim::Known(sequence)]);

@@ -37,7 +37,7 @@ fn runs(engine: &dyn Runtime, name: &str) -> bool {
 }
 
 fn bundle() -> Bundle {
-    Bundle::of_fixture("llama", &recipe("delta"), Target::Ort, DType::F32)
+    Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F32)
 }
 
 /// Decays and rates of writing become one whatever the hidden state is.

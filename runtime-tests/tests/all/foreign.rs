@@ -24,7 +24,7 @@ fn a_decoder_of_optimum_and_its_checkpoint_convert_to_the_same_model() {
     for name in DECODERS {
         let checkpoint = exports.join("ckpt").join(name);
         let rows = Reference::of_npz(&checkpoint.join("ref.npz")).rows;
-        for recipe_name in ["adaptive", "delta", "paper", "released"] {
+        for recipe_name in ["adaptive", "gated", "paper", "released"] {
             let exported = exports.join(format!("{name}__optimum_past/model.onnx"));
             let (ours, theirs) =
                 (logits(&checkpoint, recipe_name, &rows), logits(&exported, recipe_name, &rows));

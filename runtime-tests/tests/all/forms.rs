@@ -7,7 +7,7 @@ use crate::support::{
 use dijiang::recipes::PRESETS;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::recipe::Recipe;
+use dijiang_format::recipe::{Local, Recipe, Wide};
 use dijiang_format::target::Target;
 use dijiang_runtime::{Decoder, LoadOptions, Runtime};
 use std::path::PathBuf;
@@ -288,7 +288,7 @@ macro_rules! matrix {
     };
 }
 
-matrix!(adaptive, delta, paper, released, performer, pff, wpff, retnet);
+matrix!(adaptive, gated, paper, released, performer, pff, wpff, retnet);
 
 #[test]
 fn every_linear_preset_is_tested() {
@@ -327,6 +327,27 @@ mod variants {
     fn onnx_runtime_gives_the_same_without_optimisations_in_f16() {
         if ort().is_some() {
             check(optimisations_change_nothing, &FAMILIES, DEFAULT, DType::F16);
+        }
+    }
+
+    /// One layer with a long window and nothing beside it, and one with a short window beside its recurrence.
+    fn with_a_wide_layer(family: &Family) -> Recipe {
+        let wide = Wide { window: 70, one_in: 5, layers: Some(vec![1]) };
+        Recipe {
+            local: Some(Local { window: 16, sinks: 2 }),
+            wide: Some(wide),
+            ..family.recipe("adaptive")
+        }
+    }
+
+    #[test]
+    fn forms_and_feeding_agree_where_a_layer_is_wide() {
+        let family = Family::rotary("llama");
+        for dtype in [DType::F32, DType::F16] {
+            let mut found = Comparisons::within(tolerance(dtype));
+            forms_agree(&family, &with_a_wide_layer(&family), dtype, &mut found);
+            feeding_agrees(&family, &with_a_wide_layer(&family), dtype, &mut found);
+            found.finish("one layer of two is wide");
         }
     }
 

@@ -80,7 +80,7 @@ const HALF: f64 = 2e-3;
 fn half_precision_is_as_near_to_f32_after_many_tokens_as_after_few() {
     let Some(engine) = ort() else { return };
     let mut found = Comparisons::within(HALF);
-    for name in ["adaptive", "paper"] {
+    for name in ["adaptive", "gated", "paper"] {
         let run = |dtype| {
             let bundle = Bundle::of_fixture("llama", &recipe(name), Target::Ort, dtype);
             let tokens = prompt(&bundle.manifest(), CONTEXT, name);

@@ -199,7 +199,7 @@ impl Template {
         let shown = |path: &Path| path.to_string_lossy().into_owned();
         match files(&option.name) {
             Files::None => Ok(text.clone()),
-            Files::ReadsOrSelf if text == "self" => Ok(text.clone()),
+            Files::ReadsOrSelf if ["auto", "none", "self"].contains(&text.as_str()) => Ok(text.clone()),
             Files::Reads | Files::ReadsOrSelf => {
                 let path = path(text);
                 self.reads.push((path.clone(), node.place()));

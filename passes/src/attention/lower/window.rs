@@ -199,13 +199,24 @@ fn read(
     (counts, local): (&Counts, Local),
     d: Dims,
 ) -> ValueId {
-    let head_dim = p.known_dim(near.q, 3) as i64;
-    let q = p.reshape(near.q, &[0, d.kv_heads, d.group(), -1, head_dim]);
+    let seen = seen(p, counts, local);
+    read_seen(p, (near.q, near.scale), [keys, values], seen, d)
+}
+
+/// Softmax over the keys that are seen, bool `[batch or 1, sequence, keys]`.
+pub(crate) fn read_seen(
+    p: &mut Patch<'_>,
+    (q, scale): (ValueId, f64),
+    [keys, values]: [ValueId; 2],
+    seen: ValueId,
+    d: Dims,
+) -> ValueId {
+    let head_dim = p.known_dim(q, 3) as i64;
+    let q = p.reshape(q, &[0, d.kv_heads, d.group(), -1, head_dim]);
     let transposed = p.transpose(keys, &[0, 1, 3, 2]);
     let (transposed, values) = (p.unsqueeze(transposed, &[2]), p.unsqueeze(values, &[2]));
-    let q = p.mul_scalar(q, near.scale);
+    let q = p.mul_scalar(q, scale);
     let scores = p.matmul(q, transposed);
-    let seen = seen(p, counts, local);
     let seen = p.unsqueeze(seen, &[1, 2]);
     let closed = p.scalar_like(scores, -CLOSED);
     let scores = p.select(seen, scores, closed);

@@ -101,7 +101,7 @@ impl SiteWriter<'_, '_, '_> {
         if from == to { x } else { self.p.transpose(x, &[0, 2, 1, 3]) }
     }
 
-    fn dims(&mut self, q: ValueId) -> Dims {
+    pub(super) fn dims(&mut self, q: ValueId) -> Dims {
         Dims {
             heads: self.site.heads as i64,
             kv_heads: self.site.kv_heads as i64,

@@ -1,0 +1,375 @@
+//! Which layers look far: what it costs the model as it came to see near tokens alone in one layer, on texts that come twice
+//! and on given ones. Those that cost most are the wide ones of a recipe ([`dijiang_format::recipe::Wide`]).
+
+use super::{ConvertError, ConvertOptions, plan_weights, refusal, source, write_graph, write_weights};
+use crate::convert::source::Source;
+use crate::report::progress::Progress;
+use crate::train::data::{self, Texts, Windows};
+use dijiang_format::dtype::DType;
+use dijiang_format::files;
+use dijiang_format::names::WINDOWS;
+use dijiang_format::recipe::{Recipe, Wide};
+use dijiang_format::target::PORTABLE_OPSET;
+use dijiang_passes::attention::lower::Form;
+use dijiang_passes::attention::rewrite::Options;
+use dijiang_passes::attention::scan_graph::write_windows;
+use dijiang_passes::canon::canonicalize;
+use dijiang_passes::ir::graph::Graph;
+use dijiang_passes::numeric::random::Random;
+use dijiang_passes::pipeline::PassError;
+use dijiang_passes::training::loss::IGNORE;
+use dijiang_passes::training::parameters::{ParameterLayout, Precision};
+use dijiang_passes::training::specialize::{Size, TOKENS};
+use dijiang_passes::training::step::{COUNT, LABELS, LOSS_SUM, evaluation};
+use dijiang_runtime::{Device, DeviceTensor, HostTensor, LoadOptions, OrtRuntime, Program, RuntimeError};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The graph file, in a directory that is gone afterwards.
+const FILE: &str = "scan.onnx";
+
+/// A window that every token of every text is in.
+const WHOLE: f32 = (1 << 24) as f32;
+
+/// The least context of texts that come twice.
+const LEAST_CONTEXT: u64 = 256;
+
+/// Defaults of a scan.
+pub const ROWS: u64 = 2;
+
+/// How to scan.
+#[derive(Debug, Clone)]
+pub struct ScanOptions {
+    /// `local` says what a layer sees that is not wide, and `wide` how many are.
+    pub recipe: Recipe,
+    pub dtype: Option<DType>,
+    /// Only these layers are converted; all where it is `None`.
+    pub layers: Option<Vec<usize>>,
+    /// Texts beside those that come twice.
+    pub data: Vec<PathBuf>,
+    /// Tokens per row.
+    pub context: Option<u64>,
+    /// Rows of each kind.
+    pub rows: u64,
+    pub device: Device,
+    pub threads: Option<usize>,
+    pub seed: u64,
+}
+
+/// What a scan found.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Scanned {
+    pub context: u64,
+    /// Tokens that a layer sees while it is scanned.
+    pub window: u32,
+    /// What the model as it came loses on a token of texts that come twice, where it came before, in nats.
+    pub copying: f64,
+    /// The same of a token of the given texts, where some were given.
+    pub text: Option<f64>,
+    /// The layers that may be converted, in their order.
+    pub layers: Vec<ScannedLayer>,
+    /// Those that the recipe makes wide.
+    pub wide: Vec<usize>,
+}
+
+/// What a layer costs that sees near tokens alone.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct ScannedLayer {
+    pub layer: usize,
+    /// Nats a token more on texts that come twice.
+    pub copying: f64,
+    /// The same on the given texts.
+    pub text: Option<f64>,
+}
+
+impl ScannedLayer {
+    fn cost(&self) -> f64 {
+        self.copying + self.text.unwrap_or(0.0)
+    }
+}
+
+/// The recipe of a conversion with its wide layers named: measured, where it does not name them itself. Where that cannot be
+/// done there are none, and the source's warnings say so.
+pub(super) fn wide_recipe(
+    opened: &mut Source,
+    path: &Path,
+    (scratch, options): (&Path, &ConvertOptions),
+    progress: &mut dyn Progress,
+) -> Result<Recipe, ConvertError> {
+    let mut recipe = options.recipe.clone();
+    let Some(wide) = recipe.wide.as_mut().filter(|wide| wide.layers.is_none()) else { return Ok(recipe) };
+    let layers = match wide.count(opened.meta.layers as usize) {
+        0 => Vec::new(),
+        _ => {
+            let how = ScanOptions::of(options);
+            match scan_opened(opened, (path, scratch), &how, progress) {
+                Ok(scanned) if scanned.copying.is_finite() => {
+                    opened.notes.push(told(&scanned, wide));
+                    scanned.wide
+                }
+                Ok(_) => {
+                    opened.warnings.push(unmeasured(path, "the loss of the model as it came is no number"));
+                    Vec::new()
+                }
+                Err(error) if cannot_run(&error) => {
+                    opened.warnings.push(unmeasured(path, &error.to_string()));
+                    Vec::new()
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    wide.layers = Some(layers);
+    Ok(recipe)
+}
+
+/// Whether the model cannot be measured here, which a conversion does without.
+fn cannot_run(error: &ConvertError) -> bool {
+    let is_missing = |error: &RuntimeError| {
+        matches!(error, RuntimeError::LibraryMissing { .. } | RuntimeError::LibraryTooOld { .. })
+    };
+    match error {
+        ConvertError::Scan(_) => true,
+        ConvertError::Runtime(error) => is_missing(error),
+        _ => false,
+    }
+}
+
+fn unmeasured(path: &Path, why: &str) -> String {
+    format!(
+        "{}: no layer has a longer window, as which of them look far was not measured: {why} (hint: name them in a recipe, `wide: {{window: 320, layers: [7, 8]}}`)",
+        path.display()
+    )
+}
+
+fn told(scanned: &Scanned, wide: &Wide) -> String {
+    let layers: Vec<String> = scanned.wide.iter().map(ToString::to_string).collect();
+    format!(
+        "layers {} see {} tokens back, and the others {}: of texts that come twice they lose most without",
+        layers.join(", "), wide.window, scanned.window
+    )
+}
+
+impl ScanOptions {
+    /// Of a conversion.
+    fn of(options: &ConvertOptions) -> Self {
+        Self {
+            recipe: options.recipe.clone(),
+            dtype: options.dtype,
+            layers: options.layers.clone(),
+            data: Vec::new(),
+            context: None,
+            rows: ROWS,
+            device: Device::Cpu,
+            threads: options.verify.as_ref().and_then(|verify| verify.threads),
+            seed: options.seed,
+        }
+    }
+}
+
+/// Scans the model at `path`. Its weights are written to a directory in `scratch` that is gone afterwards.
+pub fn scan(
+    path: &Path,
+    scratch: &Path,
+    options: &ScanOptions,
+    progress: &mut dyn Progress,
+) -> Result<Scanned, ConvertError> {
+    progress.stage("reading the source");
+    refusal::check_source(path)?;
+    let opened = source::open(path, options.dtype)?;
+    scan_opened(&opened, (path, scratch), options, progress)
+}
+
+/// The same of a model that is open.
+pub(super) fn scan_opened(
+    opened: &Source,
+    (path, scratch): (&Path, &Path),
+    options: &ScanOptions,
+    progress: &mut dyn Progress,
+) -> Result<Scanned, ConvertError> {
+    let window = options.recipe.local.map_or(0, |local| local.window);
+    let size = Size { batch: options.rows, sequence: context(opened, options, window) };
+    let rewrite = |error| refusal::of_pipeline(path, PassError::from(error).into());
+    let mut graph = opened.graph.clone();
+    canonicalize(&mut graph).map_err(source::SourceError::from)?;
+    let layers = options.layers.as_deref();
+    let how = Options { recipe: &options.recipe, form: Form::Parallel, seed: 0, layers, added: None };
+    let (layers, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
+    let nothing = ParameterLayout { groups: Vec::new() };
+    let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
+    let dir = tempfile::Builder::new().prefix(".dijiang-scan-").tempdir_in(scratch);
+    let dir = dir.map_err(|source| ConvertError::Io { path: scratch.to_owned(), source })?;
+    let mut scanner = Scanner::new(write(dir.path(), &graph, progress)?, options, count)?;
+    let texts = texts(opened, options, size)?;
+    progress.stage(&format!("scanning {} layers", layers.len()));
+    let [copying, text] = scanner.losses(&texts, None)?;
+    let mut scanned = Vec::new();
+    for layer in layers {
+        let [near_copying, near_text] = scanner.losses(&texts, Some((layer, window)))?;
+        scanned.push(ScannedLayer {
+            layer,
+            copying: more(near_copying, copying).unwrap_or(f64::NAN),
+            text: more(near_text, text),
+        });
+    }
+    let most = options.recipe.wide.as_ref().map_or(0, |wide| wide.count(count));
+    Ok(Scanned {
+        context: size.sequence,
+        window,
+        copying: copying.unwrap_or(f64::NAN),
+        text,
+        wide: dearest(&scanned, most),
+        layers: scanned,
+    })
+}
+
+fn more(near: Option<f64>, whole: Option<f64>) -> Option<f64> {
+    near.zip(whole).map(|(near, whole)| near - whole)
+}
+
+/// The layers that cost most, in their order; of equal ones the first.
+fn dearest(scanned: &[ScannedLayer], most: usize) -> Vec<usize> {
+    let mut by_cost: Vec<&ScannedLayer> = scanned.iter().collect();
+    by_cost.sort_by(|a, b| b.cost().total_cmp(&a.cost()).then(a.layer.cmp(&b.layer)));
+    let mut layers: Vec<usize> = by_cost.iter().take(most).map(|scanned| scanned.layer).collect();
+    layers.sort_unstable();
+    layers
+}
+
+/// Half a row is further away than a window reaches.
+fn context(opened: &Source, options: &ScanOptions, window: u32) -> u64 {
+    let context = options.context.unwrap_or(LEAST_CONTEXT.max(4 * u64::from(window)));
+    opened.meta.learned_positions.map_or(context, |positions| positions.min(context))
+}
+
+fn write(dir: &Path, graph: &Graph, progress: &mut dyn Progress) -> Result<PathBuf, ConvertError> {
+    let weights = plan_weights(&[graph], &[])?;
+    write_weights(dir, &weights, progress)?;
+    write_graph(dir, FILE, PORTABLE_OPSET.max(18), graph, &weights)?;
+    Ok(dir.join(FILE))
+}
+
+/// Rows of one kind: tokens, and what counts of them.
+struct Rows {
+    tokens: HostTensor,
+    labels: HostTensor,
+}
+
+impl Rows {
+    fn new(rows: &[Vec<i64>], from: usize) -> Result<Self, RuntimeError> {
+        let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
+        let counted = rows.iter().flat_map(|row| {
+            row.iter().enumerate().map(|(at, token)| if at < from { IGNORE } else { *token })
+        });
+        Ok(Self {
+            tokens: HostTensor::from_i64(&shape, &rows.concat())?,
+            labels: HostTensor::from_i64(&shape, &counted.collect::<Vec<_>>())?,
+        })
+    }
+}
+
+/// Rows that come twice, and rows of the given texts.
+type Both = [Option<Rows>; 2];
+
+fn texts(opened: &Source, options: &ScanOptions, size: Size) -> Result<Both, ConvertError> {
+    let half = size.sequence as usize / 2;
+    // What the second half begins with was not foretold.
+    let copies = Rows::new(&copies(opened, options, half), half + 1)?;
+    if options.data.is_empty() {
+        return Ok([Some(copies), None]);
+    }
+    let tokenizer = opened.dir.join(files::TOKENIZER);
+    let meta = &opened.meta;
+    let texts = Texts { tokenizer: &tokenizer, end: meta.eos.first().copied(), vocab: meta.vocab };
+    let most = (size.batch * size.sequence) as usize;
+    let stream = data::read(&options.data, &texts, Some(most))?;
+    data::check_length(stream.len(), most)?;
+    let rows = Windows::new(stream, size.sequence as usize, options.seed)?.in_order(size.batch as usize);
+    Ok([Some(copies), Some(Rows::new(&rows, 0)?)])
+}
+
+/// Tokens that no text has, and again, so that only a look at where they came before foretells them.
+fn copies(opened: &Source, options: &ScanOptions, half: usize) -> Vec<Vec<i64>> {
+    let vocab = opened.meta.vocab.max(1);
+    let row = |row: u64| {
+        let mut random = Random::named(options.seed, &format!("scan.{row}"));
+        let once: Vec<i64> = (0..half).map(|_| (random.next_u64() % vocab) as i64).collect();
+        [once.clone(), once].concat()
+    };
+    (0..options.rows).map(row).collect()
+}
+
+struct Scanner {
+    program: Program,
+    inputs: BTreeMap<&'static str, DeviceTensor>,
+    outputs: BTreeMap<&'static str, DeviceTensor>,
+    layers: usize,
+}
+
+impl Scanner {
+    fn new(path: PathBuf, options: &ScanOptions, layers: usize) -> Result<Self, RuntimeError> {
+        let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
+        let mut program = Program::load(&OrtRuntime::new()?, &path, &load)?;
+        let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
+        let named = |name: &'static str, io: &[dijiang_runtime::Io]| io.iter().any(|io| io.name == name);
+        for name in [TOKENS, LABELS, WINDOWS].into_iter().filter(|name| named(name, program.inputs())) {
+            inputs.insert(name, program.allocate_like(name)?);
+        }
+        inputs.iter().try_for_each(|(name, tensor)| program.bind_input(name, tensor))?;
+        for io in program.outputs().to_vec() {
+            let tensor = program.allocate_like(&io.name)?;
+            program.bind_output(&io.name, &tensor)?;
+            if let Some(name) = [LOSS_SUM, COUNT].into_iter().find(|name| *name == io.name) {
+                outputs.insert(name, tensor);
+            }
+        }
+        Ok(Self { program, inputs, outputs, layers })
+    }
+
+    /// The loss of a token of each kind, with one layer that sees so many tokens.
+    fn losses(&mut self, both: &Both, near: Option<(usize, u32)>) -> Result<[Option<f64>; 2], RuntimeError> {
+        let mut windows = vec![WHOLE; self.layers];
+        if let Some((layer, window)) = near {
+            windows[layer] = window as f32;
+        }
+        self.give(WINDOWS, &HostTensor::from_f32(&[windows.len()], &windows)?)?;
+        let mut losses = [None, None];
+        for (loss, rows) in losses.iter_mut().zip(both) {
+            *loss = rows.as_ref().map(|rows| self.loss(rows)).transpose()?;
+        }
+        Ok(losses)
+    }
+
+    fn loss(&mut self, rows: &Rows) -> Result<f64, RuntimeError> {
+        self.give(TOKENS, &rows.tokens)?;
+        self.give(LABELS, &rows.labels)?;
+        self.program.run()?;
+        let number = |name: &str| {
+            let Some(tensor) = self.outputs.get(name) else { return Ok(f64::NAN) };
+            let numbers = tensor.read()?.to_f32()?;
+            Ok::<_, RuntimeError>(numbers.first().copied().map_or(f64::NAN, f64::from))
+        };
+        Ok(number(LOSS_SUM)? / number(COUNT)?)
+    }
+
+    fn give(&self, name: &str, numbers: &HostTensor) -> Result<(), RuntimeError> {
+        self.inputs.get(name).map_or(Ok(()), |tensor| tensor.write(numbers))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(layer: usize, copying: f64, text: f64) -> ScannedLayer {
+        ScannedLayer { layer, copying, text: Some(text) }
+    }
+
+    #[test]
+    fn the_dearest_layers_are_wide_in_their_order() {
+        let scanned = [layer(0, 0.1, 0.0), layer(1, 0.0, 0.3), layer(2, 0.2, 0.1), layer(3, 0.1, 0.0)];
+        assert_eq!(dearest(&scanned, 2), [1, 2]);
+        assert_eq!(dearest(&scanned, 3), [0, 1, 2], "of equal ones the first");
+        assert_eq!(dearest(&scanned, 0), [0; 0]);
+    }
+}
