@@ -34,7 +34,7 @@ DIJIANG = os.environ.get("DIJIANG", str(ROOT / "target/debug/dijiang"))
 RECIPES = sorted(path.stem for path in (ROOT / "converter/src/recipes").glob("*.yaml"))
 FAMILIES = ["llama", "neox", "opt"]
 # Fixtures with what the families' own do not have, and a model with a softmax layer left.
-OTHERS = ["llama-linear", "llama-rope3", "neox-serial", "opt-postnorm", "shakespeare"]
+OTHERS = ["llama-linear", "llama-rope3", "ministral", "mistral", "neox-serial", "opt-postnorm", "shakespeare"]
 HYBRID = "llama_hybrid"
 # Chunks this short make four of the sequences below, whose last is not whole.
 CHUNK, TIME = 8, 27

@@ -1,10 +1,12 @@
 //! `genai_config.json`, so that onnxruntime-genai opens a bundle as it is.
 //!
-//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names.
+//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names, and asks for the first wherever the
+//! second is.
 
 use crate::checkpoint::ModelMeta;
 use dijiang_format::files;
 use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT, StatePart};
+use dijiang_format::ring::packed_layer;
 use dijiang_passes::ir::graph::Graph;
 use serde_json::{Map, Value, json};
 
@@ -13,6 +15,18 @@ const UNBOUNDED: u64 = 1 << 20;
 
 /// What stands for the number of the layer.
 const LAYER: &str = "%d";
+
+/// Why genai cannot open a serving graph, where it cannot: a layer has a window alone, and so a `conv_state` without a
+/// `recurrent_state`.
+pub fn refusal(graph: &Graph) -> Option<String> {
+    let is_alone = |layer: &str| graph.input(&format!("{PAST}{layer}.{}", StatePart::Sums.name())).is_none();
+    let mut names = graph.inputs().iter().map(|v| graph.value(*v).name.as_str());
+    let state = names.find(|name| packed_layer(name).is_some_and(is_alone))?;
+    Some(format!(
+        "{} is not written: onnxruntime-genai opens no layer whose state is a window alone, as `{state}` is (hint: `dijiang generate` serves the bundle)",
+        files::GENAI_CONFIG
+    ))
+}
 
 /// The file's contents for a serving graph.
 pub fn config(meta: &ModelMeta, graph: &Graph) -> Value {

@@ -418,12 +418,13 @@ fn write_bundle(
         bundle.commit()?;
     }
     progress.done();
-    let Compiled { report, .. } = compiled;
+    let Compiled { report, model, .. } = compiled;
     let kept = report.without_cache.iter().map(WithoutCache::to_string);
     let warnings: Vec<String> = warnings.into_iter().chain(kept).collect();
     let misses = report.missed().cloned().collect();
     // The reader of ONNX has looked for numbers that are not finite too.
-    let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes).collect();
+    let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes);
+    let notes = notes.chain(genai::refusal(&model)).collect();
     doubts.extend(warnings);
     Ok(Converted {
         misses,
@@ -648,7 +649,7 @@ impl ModelWriter<'_> {
 
     /// For what generates: an encoder has nothing to carry on from.
     fn write_genai_config(&self, meta: &ModelMeta) -> Result<u64, ConvertError> {
-        if states(&self.compiled.model).is_empty() {
+        if states(&self.compiled.model).is_empty() || genai::refusal(&self.compiled.model).is_some() {
             return Ok(0);
         }
         let config = genai::config(meta, &self.compiled.model);
