@@ -524,7 +524,7 @@ fn grouped(options: &str) -> Graph {
 fn the_window_of_an_operator_is_one() {
     let recipe = &recipes_of_others()[0];
     let time = 9;
-    let tokens = vec![
+    let tokens = [
         ("hidden", noise(&[2, time, 16], 11)),
         ("attention_mask", Array::from_i64(&[2, time], vec![1; 2 * time]).expect("a mask")),
     ];
