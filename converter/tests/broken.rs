@@ -40,17 +40,19 @@ const MIXED: &str = "  %h.0.mixed = MatMul(%h.0.weights, %h.0.values)\n";
 
 const CASES: [Case; 10] = [
     Case {
-        what: "a window",
+        what: "a window with a hole",
         from: SCORES,
         broken: "  const %h.0.width: i64[] = [4]
   %h.0.distance = Sub(%queries, %places)
-  %h.0.near = Less(%h.0.distance, %h.0.width)
+  %h.0.reach = Less(%h.0.distance, %h.0.width)
+  %h.0.hole = Equal(%h.0.distance, %one)
+  %h.0.solid = Not(%h.0.hole)
+  %h.0.near = And(%h.0.reach, %h.0.solid)
   %h.0.visible = And(%open, %h.0.near)
   %h.0.window = Where(%h.0.visible, %clear, %shut)
   %h.0.scores = Add(%h.0.scaled, %h.0.window)
 ",
-        // No text is that long.
-        twin: "  const %h.0.width: i64[] = [4611686018427387904]
+        twin: "  const %h.0.width: i64[] = [4]
   %h.0.distance = Sub(%queries, %places)
   %h.0.near = Less(%h.0.distance, %h.0.width)
   %h.0.visible = And(%open, %h.0.near)

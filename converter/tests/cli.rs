@@ -180,14 +180,19 @@ fn memory_stays_below_its_estimate() {
     }
 }
 
-/// A decoder whose first attention, or whose both, let no key through but the query's own.
-fn windowed(home: &Home, both: bool) {
-    let model = decoder::text(|layer| layer.replace("(%h.0.scaled, %mask)", "(%h.0.scaled, %window)"));
-    let window =
-        "  %same = Equal(%places, %queries)\n  %window = Where(%same, %clear, %shut)\n  %h.0.x = Gather(";
-    let mut model = model.replace("  %h.0.x = Gather(", window);
+/// A decoder whose first attention, or whose both, let every second key through.
+fn striped(home: &Home, both: bool) {
+    let model = decoder::text(|layer| layer.replace("(%h.0.scaled, %mask)", "(%h.0.scaled, %stripes)"));
+    let stripes = "  const %two: i64[] = [2]
+  %distance = Sub(%queries, %places)
+  %odd = Mod(%distance, %two)
+  %even = Equal(%odd, %zero)
+  %both = And(%open, %even)
+  %stripes = Where(%both, %clear, %shut)
+  %h.0.x = Gather(";
+    let mut model = model.replace("  %h.0.x = Gather(", stripes);
     if both {
-        model = model.replace("(%h.1.scaled, %mask)", "(%h.1.scaled, %window)");
+        model = model.replace("(%h.1.scaled, %mask)", "(%h.1.scaled, %stripes)");
     }
     decoder::write(&model, home.0.path());
 }
@@ -195,7 +200,7 @@ fn windowed(home: &Home, both: bool) {
 #[test]
 fn attentions_that_are_missed_are_told_and_the_others_converted() {
     let home = Home::new();
-    windowed(&home, false);
+    striped(&home, false);
     let found = home.dijiang("inspect m.onnx --json").fine().object();
     let (sites, misses) = (&found["sites"], &found["misses"]);
     assert_eq!((&sites[0]["name"], &sites[0]["layer"]), (&json!("h.1.attn"), &json!(1)));
@@ -218,13 +223,109 @@ fn attentions_that_are_missed_are_told_and_the_others_converted() {
 #[test]
 fn the_first_line_says_that_some_attentions_stay() {
     let home = Home::new();
-    windowed(&home, false);
+    striped(&home, false);
     let ran = home.dijiang("convert m.onnx -o bundle --no-verify");
     let first = ran.stdout.lines().next().expect("a line");
     assert_eq!(
         first,
         "bundle: 1 of 2 attentions are linear, and 1 stays softmax (recipe adaptive, target ort, f32)"
     );
+}
+
+/// Changes one key of a model's config.
+fn configure(home: &Home, key: &str, value: Value) {
+    let mut whole = home.json("model/config.json");
+    whole[key] = value;
+    std::fs::write(home.path("model/config.json"), whole.to_string()).expect("it is written");
+}
+
+/// The lines of a conversion without a proof but the last, which tells how long it took.
+fn told(home: &Home, arguments: &str) -> String {
+    let ran = home.dijiang(&format!("{arguments} --no-verify")).fine();
+    let (lines, _) = ran.stdout.trim_end().rsplit_once('\n').expect("lines");
+    lines.to_owned()
+}
+
+#[test]
+fn windows_that_are_kept_are_told() {
+    let home = Home::with("mistral");
+    insta::assert_snapshot!("windows_alone", told(&home, "convert model -o bundle"));
+    assert!(!home.path("bundle/genai_config.json").exists());
+    insta::assert_snapshot!("windows_inspected", home.dijiang("inspect model").fine().stdout);
+    let info = home.dijiang("info bundle").fine().stdout;
+    let line = info.lines().find(|line| line.starts_with("attentions")).expect("a line");
+    assert_eq!(
+        line,
+        "attentions  0 linear, 2 by their windows: model.layers.0.self_attn, model.layers.1.self_attn"
+    );
+    let manifest = home.json("bundle/dijiang.json");
+    assert_eq!(
+        (&manifest["sites"][1]["window"], &manifest["sites"][1]["lowered"]),
+        (&json!(8), &json!(true))
+    );
+
+    let home = Home::with("ministral");
+    insta::assert_snapshot!("windows_beside_others", told(&home, "convert model -o bundle"));
+    insta::assert_snapshot!("windows_that_stay", told(&home, "convert model -o kept --layers 0,1"));
+    let manifest = home.json("kept/dijiang.json");
+    let sites: Vec<(&Value, &Value)> =
+        (0..3).map(|at| (&manifest["sites"][at]["window"], &manifest["sites"][at]["lowered"])).collect();
+    let (five, all) = (json!(5), Value::Null);
+    assert_eq!(sites, [(&five, &json!(true)), (&all, &json!(true)), (&five, &json!(false))]);
+    let softmax = home.dijiang("convert model -o softmax --recipe softmax --no-verify").fine().stdout;
+    assert!(softmax.starts_with("softmax: 0 of 3 attentions are linear (recipe softmax"), "{softmax}");
+    assert!(home.path("softmax/genai_config.json").exists());
+}
+
+#[test]
+fn a_window_that_no_prompt_crosses_is_told() {
+    let home = Home::with("mistral");
+    std::fs::remove_file(home.path("model/reference.safetensors")).expect("it was there");
+    configure(&home, "sliding_window", json!(300));
+    let checks = home.dijiang("convert model -o bundle --json").fine().object()["checks"].clone();
+    let row = checks.as_array().expect("a list").iter().find(|check| check["status"] == "skipped");
+    let row = row.expect("what was skipped");
+    assert_eq!(
+        (&row["name"], &row["reason"]),
+        (
+            &json!("a window of 300 tokens, crossed"),
+            &json!("the prompts of the proof have 70 tokens, and do not cross it")
+        )
+    );
+}
+
+#[test]
+fn a_window_longer_than_a_ring_stays_softmax() {
+    let home = Home::with("ministral");
+    configure(&home, "sliding_window", json!(20_000));
+    insta::assert_snapshot!(told(&home, "convert model -o bundle"));
+    let home = Home::with("mistral");
+    configure(&home, "sliding_window", json!(20_000));
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model: none of its 2 attentions would be linear; model.layers.0.self_attn stays softmax: it sees a window of 20000 tokens, and a ring holds at most 16384 (hint: --recipe softmax keeps them)");
+}
+
+/// The state that one graph of a bundle leaves is taken by another, rings of several sizes among it.
+#[test]
+fn a_state_with_rings_is_saved_and_loaded() {
+    let home = Home::with("shakespeare");
+    let layers =
+        ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"];
+    configure(&home, "model_type", json!("ministral"));
+    configure(&home, "layer_types", json!(layers));
+    configure(&home, "sliding_window", json!(68));
+    std::fs::remove_file(home.path("model/reference.safetensors")).expect("it was there");
+    home.dijiang("convert model -o bundle --recipe delta --no-verify").fine();
+    let text =
+        "First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. First Citizen:";
+    let tokens = |arguments: &[&str]| -> Vec<i64> {
+        let object =
+            home.dijiang_with(&[&["generate", "bundle", "--json"], arguments].concat()).fine().object();
+        serde_json::from_value(object["tokens"].clone()).expect("numbers")
+    };
+    let whole = tokens(&["--prompt", text, "-n", "12"]);
+    let first = tokens(&["--prompt", text, "-n", "5", "--save-state", "state"]);
+    let rest = tokens(&["--load-state", "state", "-n", "7"]);
+    assert_eq!([first, rest].concat(), whole);
 }
 
 /// The gates of the recipe read what the values are projected from.
@@ -344,7 +445,7 @@ fn a_kept_layer_without_a_cache_is_refused_with_its_reason() {
 #[test]
 fn a_model_without_an_attention_that_converts_is_refused() {
     let home = Home::new();
-    windowed(&home, true);
+    striped(&home, true);
     let before = home.listing();
     let ran = home.dijiang("convert m.onnx -o bundle");
     assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
@@ -496,7 +597,7 @@ fn configs_that_do_not_fit_are_refused() {
     insta::assert_snapshot!(with("llama", "intermediate_size", json!(100)), @"error: model/model.safetensors: tensor `model.layers.0.mlp.gate_proj.weight` has shape [48, 64]; expected [100, 64] from config.json");
     insta::assert_snapshot!(with("llama", "num_key_value_heads", json!(3)), @"error: model/config.json: key `num_key_value_heads` is 3; expected a divisor of num_attention_heads = 4");
     insta::assert_snapshot!(with("llama", "head_dim", json!(15)), @"error: model/config.json: key `head_dim` is such that 15 of 15 features are rotated; expected an even number of them, as they are rotated in pairs");
-    insta::assert_snapshot!(with("llama", "model_type", json!("mamba")), @"error: model/config.json: model_type `mamba` is not supported; supported: gpt_neox, llama, mistral, opt");
+    insta::assert_snapshot!(with("llama", "model_type", json!("mamba")), @"error: model/config.json: model_type `mamba` is not supported; supported: gpt_neox, llama, ministral, mistral, opt");
     insta::assert_snapshot!(with("llama", "num_hidden_layers", json!("two")), @r#"error: model/config.json: key `num_hidden_layers` is "two"; expected a positive integer below 2^31"#);
 
     let home = Home::with("llama");

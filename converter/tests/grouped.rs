@@ -65,6 +65,21 @@ fn every_family_is_served_by_the_grouped_operator() {
 }
 
 #[test]
+fn windows_are_those_of_the_grouped_operator() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at: PathBuf = directory.path().join("bundle");
+    for (fixture, windows) in
+        [("mistral", vec![Some(8), Some(8)]), ("ministral", vec![Some(5), Some(-1), Some(5)])]
+    {
+        let graph = converted(fixture, Target::Ort, &at);
+        let grouped = graph.order().into_iter().map(|id| graph.node(id));
+        let grouped = grouped.filter(|node| node.op.name() == "GroupQueryAttention");
+        let found: Vec<Option<i64>> = grouped.map(|node| node.op.int("local_window_size")).collect();
+        assert_eq!(found, windows, "{fixture}");
+    }
+}
+
+#[test]
 fn other_targets_and_other_heads_keep_plain_operators() {
     let directory = tempfile::tempdir().expect("a directory");
     let at: PathBuf = directory.path().join("bundle");

@@ -139,7 +139,7 @@ fn bundles_without_pytorch_code_are_refused() {
         std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
     };
     set("model", "family", "mamba");
-    insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle: there is no PyTorch code for the family `mamba` (there is for: gpt_neox, llama, opt)");
+    insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle: there is no PyTorch code for the family `mamba` (there is for: gpt_neox, llama, ministral, mistral, opt)");
     set("source", "kind", "onnx");
     insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle: it was made from an ONNX graph, and there is PyTorch code for checkpoints only (hint: convert the checkpoint)");
     set("source", "kind", "checkpoint");

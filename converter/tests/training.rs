@@ -44,7 +44,11 @@ impl Setting {
     }
 
     fn convert(&self, more: &[&str]) -> Output {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/llama");
+        self.convert_of("llama", more)
+    }
+
+    fn convert_of(&self, fixture: &str, more: &[&str]) -> Output {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
         let source = source.display().to_string();
         run(&[&["convert", &source, "-o", &self.bundle(), "--no-verify"], more].concat())
     }
@@ -742,6 +746,45 @@ fn a_run_is_resumed_with_nothing_but_itself() {
     let output = resume(&[]);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(setting.weights(), trained);
+}
+
+/// What is trained has windows as masks, what is served as rings: both validate alike, and as softmax where nothing else
+/// changed.
+#[test]
+fn windows_are_trained_as_they_are_served() {
+    if !can_run() {
+        return;
+    }
+    let setting = Setting::new("adaptive");
+    let (bundle, data) = (setting.bundle(), setting.data());
+    let measured = |options: &[&str]| {
+        let output = setting.convert_of("ministral", &[options, &["--force"]].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        let how = ["--valid", &data, "--validation-windows", "20", "--steps", "1", "--lr", "0"];
+        let trained = number(&setting.train("finetune", &how), "valid_perplexity_before");
+        let call =
+            ["eval", &bundle, "--perplexity", &data, "--context", "32", "--max-tokens", "640", "--json"];
+        let output = run(&call);
+        let object: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}"));
+        let served = object["results"][0]["value"].as_f64().expect("a perplexity");
+        assert!((trained / served - 1.0).abs() < 1e-6, "{options:?}: {trained} {served}");
+        served
+    };
+    let softmax = measured(&["--recipe", "softmax"]);
+    let kept = measured(&["--recipe", "adaptive", "--layers", "0,2"]);
+    assert!((kept / softmax - 1.0).abs() < 1e-6, "{kept} {softmax}");
+    for recipe in ["adaptive", "delta"] {
+        assert!((measured(&["--recipe", recipe]) / softmax - 1.0).abs() > 1e-4, "{recipe}");
+        // Only the layer between the windows has something to calibrate.
+        let calibrated = setting.train("calibrate", &["--steps", "2"]);
+        assert!(calibrated.status.success(), "{}", said(&calibrated));
+    }
+    let output = setting.convert_of("mistral", &["--force"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(
+        setting.refused(&setting.train("calibrate", &[])),
+        "error: nothing is left to train: no parameter of the graph is one that the conversion added (hint: `dijiang finetune --train all` trains the model's own)\n"
+    );
 }
 
 #[test]

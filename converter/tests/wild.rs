@@ -462,7 +462,7 @@ fn patches_of_a_picture() {
 #[test]
 fn a_token_that_nobody_sees_is_another_mask() {
     let miss = Home::with(&vision(true)).miss();
-    let want = "the mask is neither causal nor key padding: in head 0, query 0 does not see key 0 after 0 past tokens";
+    let want = "the mask is neither causal nor key padding nor a window: in head 0, query 0 does not see key 0 after 0 past tokens";
     assert!(miss.contains(want), "{miss}");
 }
 

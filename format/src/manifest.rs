@@ -189,8 +189,24 @@ pub struct Site {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Whether it became linear attention.
+    /// Whether it was rewritten: to the attention of the recipe, or, where it has a window, to that window alone with a
+    /// state of its size, which computes what it did.
     pub lowered: bool,
+    /// How many tokens a query sees, itself among them; all where it is `None`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub window: Option<u32>,
+}
+
+impl Site {
+    /// Whether it computes what the recipe says.
+    pub fn is_linear(&self) -> bool {
+        self.lowered && self.window.is_none()
+    }
+
+    /// Whether it computes what it did, with a state of the size of its window.
+    pub fn keeps_window(&self) -> bool {
+        self.lowered && self.window.is_some()
+    }
 }
 
 /// An attention of the source that was not recognised.
@@ -463,6 +479,7 @@ pub(crate) mod tests {
             kv_heads: 3,
             head_dim: 64,
             lowered: true,
+            window: None,
         };
         let shape = vec![Extent::Open("batch".to_owned()), Extent::Known(3)];
         let name = "past_key_values.0.conv_state".to_owned();

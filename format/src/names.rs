@@ -54,16 +54,13 @@ pub fn is_together(name: &str) -> bool {
 pub enum StatePart {
     /// S, f32 `[batch, kv_heads, features, value_dim]`.
     Sums,
-    /// z, f32 `[batch, kv_heads, features]`; `[batch, 1, 1]` that nothing reads, where the readout does not divide.
+    /// z, f32 `[batch, kv_heads, features]`; `[batch, 1, 1]` that nothing reads, where the readout does not divide; or a
+    /// ring ([`crate::ring`]).
     Normalizer,
     /// Keys of softmax, `[batch, kv_heads, past, head_dim]`.
     Key,
     /// Values of softmax, `[batch, kv_heads, past, head_dim]`.
     Value,
-    /// The last keys, `[batch, kv_heads, slots, head_dim]` ([`crate::ring`]).
-    RingKeys,
-    /// The last values, `[batch, kv_heads, slots, value_dim]`.
-    RingValues,
 }
 
 impl StatePart {
@@ -74,8 +71,6 @@ impl StatePart {
             Self::Normalizer => "conv_state",
             Self::Key => "key",
             Self::Value => "value",
-            Self::RingKeys => "ring_key",
-            Self::RingValues => "ring_value",
         }
     }
 

@@ -3,10 +3,12 @@
 //! A served graph has them in one state, `past_key_values.{layer}.conv_state`
 //! `[batch, kv_heads, slots · (head_dim + value_dim) + 2]`, as onnxruntime-genai knows states of this name and of three axes:
 //! the keys, the values, and the count in two parts, which are small enough for half precision. Graphs for bound memory have
-//! three states, of which the last is that of all layers with such rings: `past_key_values.{layer}.ring_key`
-//! `[batch, kv_heads, slots, head_dim]`, `.ring_value` `[batch, kv_heads, slots, value_dim]`, and the count, f32 `[batch, 1]`.
+//! three states, of which the last is that of all layers with such rings: `past_key_values.{layer}.ring_key.{window}.{sinks}`
+//! `[batch, kv_heads, slots, head_dim]`, `.ring_value.{window}.{sinks}` `[batch, kv_heads, slots, value_dim]`, and the count,
+//! `past_key_values.ring.{window}.{sinks}.count`, f32 `[batch, 1]`. Of two layers with as many slots one may have sinks and
+//! the other none: they count differently.
 
-use crate::names::PAST;
+use crate::names::{PAST, StatePart};
 use crate::recipe::Local;
 
 /// Numbers that hold the count, the last of the state.
@@ -15,16 +17,65 @@ pub const COUNT: usize = 2;
 /// What the first of them counts.
 pub const BASE: u32 = 128;
 
+/// What a state of a graph for bound memory holds of a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingPart {
+    Keys,
+    Values,
+    /// The tokens of all rings of the graph that see the same.
+    Count,
+}
+
+/// A state of a ring, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingState<'n> {
+    /// The layer, as the name has it; empty of a count.
+    pub layer: &'n str,
+    pub part: RingPart,
+    pub local: Local,
+}
+
+const KEYS: &str = "ring_key";
+const VALUES: &str = "ring_value";
+
+/// The name of the keys of a layer's ring.
+pub fn keys_name(layer: impl std::fmt::Display, local: Local) -> String {
+    format!("{PAST}{layer}.{KEYS}.{}.{}", local.window, local.sinks)
+}
+
+/// The name of the values of a layer's ring.
+pub fn values_name(layer: impl std::fmt::Display, local: Local) -> String {
+    format!("{PAST}{layer}.{VALUES}.{}.{}", local.window, local.sinks)
+}
+
 /// The name of the state that counts the tokens of rings.
 pub fn count_name(local: Local) -> String {
     format!("{PAST}ring.{}.{}.count", local.window, local.sinks)
 }
 
-/// The slots of the rings that a state of this name counts the tokens of.
-pub fn counted_slots(name: &str) -> Option<u64> {
-    let (window, sinks) =
-        name.strip_prefix(PAST)?.strip_prefix("ring.")?.strip_suffix(".count")?.split_once('.')?;
-    Some(Local { window: window.parse().ok()?, sinks: sinks.parse().ok()? }.slots())
+/// The name of the one state that a served graph has for a layer's ring.
+pub fn packed_name(layer: impl std::fmt::Display) -> String {
+    format!("{PAST}{layer}.{}", StatePart::Normalizer.name())
+}
+
+/// The layer of a state that may be a ring in one, as the name has it.
+pub fn packed_layer(name: &str) -> Option<&str> {
+    name.strip_prefix(PAST)?.strip_suffix(StatePart::Normalizer.name())?.strip_suffix('.')
+}
+
+impl<'n> RingState<'n> {
+    /// What the state of this name is, if it is one of a ring.
+    pub fn of(name: &'n str) -> Option<Self> {
+        let parts: Vec<&str> = name.strip_prefix(PAST)?.split('.').collect();
+        let (layer, part, window, sinks) = match parts[..] {
+            ["ring", window, sinks, "count"] => ("", RingPart::Count, window, sinks),
+            [layer, KEYS, window, sinks] => (layer, RingPart::Keys, window, sinks),
+            [layer, VALUES, window, sinks] => (layer, RingPart::Values, window, sinks),
+            _ => return None,
+        };
+        let local = Local { window: window.parse().ok()?, sinks: sinks.parse().ok()? };
+        Some(Self { layer, part, local })
+    }
 }
 
 /// A count in its two parts.
@@ -44,13 +95,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_says_of_how_many_slots() {
-        let name = count_name(Local { window: 64, sinks: 4 });
-        assert_eq!(name, "past_key_values.ring.64.4.count");
-        assert_eq!(counted_slots(&name), Some(68));
-        for other in ["past_key_values.3.conv_state", "past_key_values.ring.64.count", "ring.64.4.count"] {
-            assert_eq!(counted_slots(other), None, "{other}");
+    fn a_state_says_which_ring_it_is_of() {
+        let local = Local { window: 64, sinks: 4 };
+        let cases = [
+            (count_name(local), "past_key_values.ring.64.4.count", "", RingPart::Count),
+            (keys_name(3, local), "past_key_values.3.ring_key.64.4", "3", RingPart::Keys),
+            (values_name("12", local), "past_key_values.12.ring_value.64.4", "12", RingPart::Values),
+        ];
+        for (name, expected, layer, part) in cases {
+            assert_eq!(name, expected);
+            assert_eq!(RingState::of(&name), Some(RingState { layer, part, local }));
         }
+        for other in [
+            "past_key_values.3.conv_state",
+            "past_key_values.ring.64.count",
+            "past_key_values.3.ring_key",
+            "past_key_values.3.ring_key.64.x",
+            "ring.64.4.count",
+        ] {
+            assert_eq!(RingState::of(other), None, "{other}");
+        }
+        assert_eq!(packed_name(3), StatePart::Normalizer.past(3));
+        assert_eq!(packed_layer(&packed_name(3)), Some("3"));
+        assert_eq!(packed_layer("past_key_values.3.recurrent_state"), None);
     }
 
     #[test]

@@ -49,59 +49,90 @@ fn sym(name: &str) -> Dim {
     Dim::sym(name)
 }
 
+/// What a query of a test graph sees besides what is no padding.
+#[derive(Clone, Copy, PartialEq)]
+enum Sees {
+    All,
+    Earlier,
+    /// So many places, its own among them.
+    Window(u32),
+}
+
 /// One layer over `hidden` f32 `[batch, sequence, 16]`: 4 query heads on 2 key/value heads of 8, a
 /// cache, a causal mask with key padding.
 pub(crate) fn decoder() -> Graph {
-    layer("decoder", true, DType::F32)
+    layer("decoder", Sees::Earlier, DType::F32)
 }
 
 /// The same in f16.
 pub(crate) fn half_decoder() -> Graph {
-    layer("half_decoder", true, DType::F16)
+    layer("half_decoder", Sees::Earlier, DType::F16)
+}
+
+/// The same with a window of so many tokens.
+pub(crate) fn windowed_decoder(tokens: u32) -> Graph {
+    layer("windowed_decoder", Sees::Window(tokens), DType::F32)
 }
 
 /// The same without a cache and without an order: every query sees every key that is no padding.
 pub(crate) fn encoder() -> Graph {
-    layer("encoder", false, DType::F32)
+    layer("encoder", Sees::All, DType::F32)
 }
 
-fn layer(name: &str, causal: bool, dtype: DType) -> Graph {
+/// Layers side by side over the same input: the first sees a window of so many tokens, the second all, the third a window
+/// of so many. Their outputs are `y`, `y.1` and `y.2`.
+pub(crate) fn windows_beside(first: u32, third: u32) -> Graph {
+    layers("windows_beside", &[Sees::Window(first), Sees::Earlier, Sees::Window(third)], DType::F32)
+}
+
+fn layer(name: &str, sees: Sees, dtype: DType) -> Graph {
+    layers(name, &[sees], dtype)
+}
+
+fn layers(name: &str, sees: &[Sees], dtype: DType) -> Graph {
+    let causal = !sees.contains(&Sees::All);
     let mut graph = Graph::new(name);
     let change = {
         let mut p = Patch::new(&graph, "testing");
         let x = p.input("hidden", dtype, vec![sym("batch"), sym("sequence"), Dim::Known(HIDDEN as u64)]);
         let total = if causal { sym("past").plus(&sym("sequence")) } else { sym("sequence") };
         let mask = p.input("attention_mask", DType::I64, vec![sym("batch"), total]);
-        let bias = mask_bias(&mut p, x, mask, causal);
-        p.set_scope("h.0.attn");
-        let q = project(&mut p, x, "q_proj", HEADS);
-        let mut k = project(&mut p, x, "k_proj", KV_HEADS);
-        let mut v = project(&mut p, x, "v_proj", KV_HEADS);
-        if causal {
-            (k, v) = (cached(&mut p, k, "key"), cached(&mut p, v, "value"));
+        for (n, sees) in sees.iter().enumerate() {
+            let flat = attention(&mut p, [x, mask], n, *sees);
+            p.output(&if n == 0 { "y".to_owned() } else { format!("y.{n}") }, flat);
         }
-        let (k, v) = (repeated(&mut p, k), repeated(&mut p, v));
-        let transposed = p.transpose(k, &[0, 1, 3, 2]);
-        let products = p.matmul(q, transposed);
-        let scaled = p.mul_scalar(products, (HEAD_DIM as f64).sqrt().recip());
-        let scores = p.add(scaled, bias);
-        let probabilities = p.softmax(scores, -1);
-        let mixed = p.matmul(probabilities, v);
-        let transposed = p.transpose(mixed, &[0, 2, 1, 3]);
-        let flat = p.reshape(transposed, &[0, 0, HEADS * HEAD_DIM]);
-        p.output("y", flat);
         p.finish()
     };
     graph.apply(change).expect("the test graph is well-formed");
     graph
 }
 
-fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId, causal: bool) -> ValueId {
+fn attention(p: &mut Patch<'_>, [x, mask]: [ValueId; 2], n: usize, sees: Sees) -> ValueId {
+    let bias = mask_bias(p, x, mask, sees);
+    let module = format!("h.{n}.attn");
+    p.set_scope(&module);
+    let [q, mut k, mut v] = [("q_proj", HEADS), ("k_proj", KV_HEADS), ("v_proj", KV_HEADS)]
+        .map(|(name, heads)| project(p, x, &module, (name, heads)));
+    if sees != Sees::All {
+        (k, v) = (cached(p, k, n, "key"), cached(p, v, n, "value"));
+    }
+    let (k, v) = (repeated(p, k), repeated(p, v));
+    let transposed = p.transpose(k, &[0, 1, 3, 2]);
+    let products = p.matmul(q, transposed);
+    let scaled = p.mul_scalar(products, (HEAD_DIM as f64).sqrt().recip());
+    let scores = p.add(scaled, bias);
+    let probabilities = p.softmax(scores, -1);
+    let mixed = p.matmul(probabilities, v);
+    let transposed = p.transpose(mixed, &[0, 2, 1, 3]);
+    p.reshape(transposed, &[0, 0, HEADS * HEAD_DIM])
+}
+
+fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId, sees: Sees) -> ValueId {
     let one = p.constant("one", Tensor::scalar(DType::I64, 1.0));
     let tokens = p.equal(mask, one);
     let mut open = p.unsqueeze(tokens, &[1, 2]);
-    if causal {
-        let earlier = earlier(p, x, mask);
+    if sees != Sees::All {
+        let earlier = earlier(p, x, mask, sees);
         open = p.and(earlier, open);
     }
     let dtype = p.dtype(x);
@@ -111,8 +142,8 @@ fn mask_bias(p: &mut Patch<'_>, x: ValueId, mask: ValueId, causal: bool) -> Valu
     p.select(open, zero, closed)
 }
 
-/// Keys that are not later than the query.
-fn earlier(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
+/// Keys that are not later than the query, nor before its window.
+fn earlier(p: &mut Patch<'_>, x: ValueId, mask: ValueId, sees: Sees) -> ValueId {
     let total = p.shape_of(mask, 1, 2);
     let time = p.shape_of(x, 1, 2);
     let past = p.sub(total, time);
@@ -121,26 +152,30 @@ fn earlier(p: &mut Patch<'_>, x: ValueId, mask: ValueId) -> ValueId {
     let end = p.ints(&[i64::MAX]);
     let queries = p.slice_to(keys, 0, past, end);
     let queries = p.unsqueeze(queries, &[1]);
-    p.less_or_equal(keys, queries)
+    let earlier = p.less_or_equal(keys, queries);
+    let Sees::Window(tokens) = sees else { return earlier };
+    let left = p.add_scalar(queries, -f64::from(tokens));
+    let near = p.greater(keys, left);
+    p.and(earlier, near)
 }
 
-fn project(p: &mut Patch<'_>, x: ValueId, name: &str, heads: i64) -> ValueId {
+fn project(p: &mut Patch<'_>, x: ValueId, module: &str, (name, heads): (&str, i64)) -> ValueId {
     let rows = heads * HEAD_DIM;
     let mut random = Random::named(1, name);
     let values: Vec<f32> = (0..rows * HIDDEN).map(|_| (random.normal() * 0.4) as f32).collect();
     let values = Tensor::from_f32(&[rows as u64, HIDDEN as u64], &values).cast(p.dtype(x));
-    let weight = p.weight(&format!("h.0.attn.{name}.weight"), values);
+    let weight = p.weight(&format!("{module}.{name}.weight"), values);
     let y = p.linear(x, weight, None);
     let y = p.reshape(y, &[0, 0, heads, HEAD_DIM]);
     p.transpose(y, &[0, 2, 1, 3])
 }
 
-fn cached(p: &mut Patch<'_>, x: ValueId, part: &str) -> ValueId {
+fn cached(p: &mut Patch<'_>, x: ValueId, n: usize, part: &str) -> ValueId {
     let shape = vec![sym("batch"), Dim::Known(KV_HEADS as u64), sym("past"), Dim::Known(HEAD_DIM as u64)];
     let dtype = p.dtype(x);
-    let past = p.input(&format!("past_key_values.0.{part}"), dtype, shape);
+    let past = p.input(&format!("past_key_values.{n}.{part}"), dtype, shape);
     let whole = p.concat(&[past, x], 2);
-    p.output(&format!("present.0.{part}"), whole);
+    p.output(&format!("present.{n}.{part}"), whole);
     whole
 }
 

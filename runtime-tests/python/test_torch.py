@@ -34,7 +34,7 @@ DIJIANG = os.environ.get("DIJIANG", str(ROOT / "target/debug/dijiang"))
 RECIPES = sorted(path.stem for path in (ROOT / "converter/src/recipes").glob("*.yaml"))
 FAMILIES = ["llama", "neox", "opt"]
 # Fixtures with what the families' own do not have, and a model with a softmax layer left.
-OTHERS = ["llama-linear", "llama-rope3", "neox-serial", "opt-postnorm", "shakespeare"]
+OTHERS = ["llama-linear", "llama-rope3", "ministral", "mistral", "neox-serial", "opt-postnorm", "shakespeare"]
 HYBRID = "llama_hybrid"
 # Chunks this short make four of the sequences below, whose last is not whole.
 CHUNK, TIME = 8, 27
@@ -53,7 +53,8 @@ def make_bundle(home, name, fixture, recipe, *options):
     """A bundle with short chunks and its PyTorch model."""
     text = (ROOT / f"converter/src/recipes/{recipe}.yaml").read_text()
     file, bundle = home / f"{name}.yaml", home / name
-    file.write_text(f"{text}\nchunk: {CHUNK}\n")
+    # Softmax has no chunks.
+    file.write_text(text if recipe == "softmax" else f"{text}\nchunk: {CHUNK}\n")
     source = ROOT / "fixtures" / fixture
     dijiang("convert", source, "-o", bundle, "--recipe", file, "--no-verify", *options)
     dijiang("export-torch", bundle)

@@ -116,6 +116,11 @@ impl Config {
         self.top().get(key, SIZE, |v| v.as_u64().filter(|n| (1..1 << 31).contains(n)))
     }
 
+    /// A number of things, which may be none.
+    pub(super) fn count_or(&self, key: &str, default: u64) -> Result<u64, CheckpointError> {
+        Ok(self.top().get(key, "a count", Value::as_u64)?.unwrap_or(default))
+    }
+
     pub(super) fn f64_or(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
         Ok(self.top().f64(key)?.unwrap_or(default))
     }

@@ -516,7 +516,7 @@ fn configs_that_cannot_be_built_are_refused() {
     let cases = [
         (
             llama().with("model_type", json!("mamba")),
-            "model_type `mamba` is not supported; supported: gpt_neox, llama, mistral, opt".to_owned(),
+            "model_type `mamba` is not supported; supported: gpt_neox, llama, ministral, mistral, opt".to_owned(),
         ),
         (llama().without("model_type"), "key `model_type` is missing; expected a string".to_owned()),
         (
@@ -560,8 +560,9 @@ fn configs_that_cannot_be_built_are_refused() {
                 .to_owned(),
         ),
         (
-            llama().with("model_type", json!("mistral")),
-            "sliding_window `4096` is not supported; supported: null (attention to all positions)".to_owned(),
+            mistral().with("layer_types", json!(["chunked_attention"])),
+            "layer_types `chunked_attention` is not supported; supported: full_attention, sliding_attention"
+                .to_owned(),
         ),
     ];
     for (draft, expected) in cases {
@@ -569,11 +570,64 @@ fn configs_that_cannot_be_built_are_refused() {
     }
 }
 
+fn mistral() -> Draft {
+    llama().with("model_type", json!("mistral"))
+}
+
+/// A model as text, without its name.
+fn described(draft: &Draft) -> String {
+    let model = try_build(draft.write().path()).expect("a model");
+    text::print(&model.graph).lines().skip(1).collect::<Vec<_>>().join("\n")
+}
+
 #[test]
 fn mistral_without_a_window_is_llama() {
-    let draft = llama().with("model_type", json!("mistral")).with("sliding_window", json!(null));
-    let model = try_build(draft.write().path()).expect("a model");
-    assert_eq!((model.meta.family, model.meta.model_type.as_str()), ("llama", "mistral"));
+    let model = try_build(mistral().write().path()).expect("a model");
+    assert_eq!((model.meta.family, model.meta.model_type.as_str()), ("mistral", "mistral"));
+    let full = mistral().with("sliding_window", json!(null));
+    assert_eq!(described(&full), described(&llama()));
+    let typed = mistral().with("layer_types", json!(["full_attention"]));
+    assert_eq!(described(&typed), described(&llama()));
+}
+
+/// `use_sliding_window` and `max_window_layers` are keys of other families.
+#[test]
+fn the_window_of_mistral_is_that_of_transformers() {
+    let windowed = described(&mistral().with("sliding_window", json!(4096)));
+    assert!(windowed.contains("f32[] = [4096.0]"), "{windowed}");
+    assert_eq!(described(&mistral()), windowed);
+    assert_eq!(described(&mistral().with("use_sliding_window", json!(false))), windowed);
+    assert_eq!(described(&mistral().with("layer_types", json!(["sliding_attention"]))), windowed);
+    assert_eq!(described(&mistral().with("model_type", json!("ministral"))), windowed);
+    refused(
+        &mistral().with("use_sliding_window", json!(true)),
+        "config.json: use_sliding_window `true` is not supported; supported: false",
+    );
+}
+
+/// Two layers with a window and one without, between them.
+#[test]
+fn a_mask_is_there_once_for_all_layers_that_read_it() {
+    let mut draft = mistral()
+        .with("num_hidden_layers", json!(3))
+        .with("sliding_window", json!(2))
+        .with("layer_types", json!(["sliding_attention", "full_attention", "sliding_attention"]));
+    for (name, tensor) in llama().tensors {
+        for layer in ["layers.1", "layers.2"] {
+            draft.tensors.insert(name.replace("layers.0", layer), tensor.clone());
+        }
+    }
+    let dir = draft.write();
+    let model = try_build(dir.path()).expect("a model");
+    let masks = model.graph.nodes().filter(|(_, node)| node.op.is("Where")).count();
+    assert_eq!(masks, 2);
+    insta::assert_snapshot!(
+        text::print(&model.graph)
+            .lines()
+            .filter(|line| line.contains("mask/"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    );
 }
 
 #[test]

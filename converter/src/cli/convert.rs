@@ -253,19 +253,37 @@ fn verdict(args: &Args, verification: &Verification) {
     ));
 }
 
-fn print_text(args: &Args, converted: &Converted, seconds: f64) {
-    let lowered = converted.sites.iter().filter(|s| s.why_kept.is_none()).count();
-    let all = converted.sites.len() + converted.misses.len();
-    let rest = match (lowered, all - lowered) {
-        (0, _) | (_, 0) => String::new(),
-        (_, 1) => ", and 1 stays softmax".to_owned(),
-        (_, n) => format!(", and {n} stay softmax"),
+/// What is said of attentions that are not linear.
+fn others(windows: usize, softmax: usize, linear: usize) -> String {
+    let kept = match windows {
+        0 => None,
+        1 => Some("1 keeps its window".to_owned()),
+        n => Some(format!("{n} keep their windows")),
     };
+    let stays = match softmax {
+        0 => None,
+        // Where all are, the number of linear ones has said it.
+        _ if linear + windows == 0 => None,
+        1 => Some("1 stays softmax".to_owned()),
+        n => Some(format!("{n} stay softmax")),
+    };
+    match (kept, stays) {
+        (None, None) => String::new(),
+        (Some(one), None) | (None, Some(one)) => format!(", and {one}"),
+        (Some(kept), Some(stays)) => format!(", {kept}, and {stays}"),
+    }
+}
+
+fn print_text(args: &Args, converted: &Converted, seconds: f64) {
+    let linear = converted.sites.iter().filter(|s| s.is_linear()).count();
+    let windows = converted.sites.iter().filter(|s| s.keeps_window()).count();
+    let all = converted.sites.len() + converted.misses.len();
     show::line(&format!(
-        "{}: {lowered} of {} {} linear{rest} (recipe {}, target {}, {}{})",
+        "{}: {linear} of {} {} linear{} (recipe {}, target {}, {}{})",
         args.output.display(),
         counted(all, "attention"),
         if all == 1 { "is" } else { "are" },
+        others(windows, all - linear - windows, linear),
         args.recipe,
         args.target,
         converted.dtype,

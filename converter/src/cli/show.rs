@@ -116,7 +116,8 @@ pub(super) fn sites(sites: &[SiteReport]) -> Value {
     let one = |s: &SiteReport| {
         json!({
             "name": s.name, "layer": s.layer, "heads": s.heads, "kv_heads": s.kv_heads, "head_dim": s.head_dim,
-            "scale": s.scale, "mask": s.mask, "rotary": s.rotary, "cache": s.cache, "kept": s.why_kept,
+            "scale": s.scale, "mask": s.mask, "window": s.window, "rotary": s.rotary, "cache": s.cache,
+            "kept": s.why_kept,
         })
     };
     sites.iter().map(one).collect()
@@ -134,14 +135,17 @@ pub(super) fn misses(misses: &[NearMiss]) -> Value {
 
 pub(super) fn site_table(sites: &[SiteReport]) {
     let width = sites.iter().map(|s| s.name.len()).max().unwrap_or(0).max("site".len());
+    let windows = sites.iter().any(|s| s.window.is_some());
     line(&format!(
-        "  {:width$}  heads  kv heads  head dim  scale     mask                  rotary  cache",
-        "site"
+        "  {:width$}  heads  kv heads  head dim  scale     mask                  rotary  cache{}",
+        "site",
+        if windows { "  window" } else { "" }
     ));
     let yes = |b: bool| if b { "yes" } else { "no" };
     for s in sites {
-        line(&format!(
-            "  {:width$}  {:>5}  {:>8}  {:>8}  {:<8.5}  {:<20}  {:<6}  {}",
+        let window = s.window.map_or_else(String::new, |tokens| tokens.to_string());
+        let row = format!(
+            "  {:width$}  {:>5}  {:>8}  {:>8}  {:<8.5}  {:<20}  {:<6}  {:<5}  {window}",
             s.name,
             s.heads,
             s.kv_heads,
@@ -150,6 +154,7 @@ pub(super) fn site_table(sites: &[SiteReport]) {
             s.mask,
             yes(s.rotary),
             yes(s.cache)
-        ));
+        );
+        line(row.trim_end());
     }
 }

@@ -15,11 +15,13 @@ impl Converted {
     }
 
     fn case(&self, suite: &str, seconds: f64) -> Case {
-        let linear = self.sites.iter().filter(|site| site.why_kept.is_none()).count();
+        let linear = self.sites.iter().filter(|site| site.is_linear()).count();
+        let windows = self.sites.iter().filter(|site| site.keeps_window()).count();
         let all = self.sites.len() + self.misses.len();
         let numbers = [
             ("attentions", all as f64),
             ("linear_attentions", linear as f64),
+            ("window_attentions", windows as f64),
             ("bytes_written", self.bytes_written as f64),
             ("estimated_disk_bytes", self.estimate.disk as f64),
             ("estimated_memory_bytes", self.estimate.memory as f64),

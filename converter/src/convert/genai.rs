@@ -1,10 +1,12 @@
 //! `genai_config.json`, so that onnxruntime-genai opens a bundle as it is.
 //!
-//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names.
+//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names, and asks for the first wherever the
+//! second is.
 
 use crate::checkpoint::ModelMeta;
 use dijiang_format::files;
 use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT, StatePart};
+use dijiang_format::ring::packed_layer;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::shape::Shape;
 use serde_json::{Map, Value, json};
@@ -16,24 +18,33 @@ const UNBOUNDED: u64 = 1 << 20;
 /// What stands for the number of the layer.
 const LAYER: &str = "%d";
 
-/// Said where it has none.
-pub const NO_BUFFERS: &str =
-    "layers have states of different sizes, for which onnxruntime-genai has no buffers: no genai_config.json is written";
-
-/// Whether onnxruntime-genai has buffers for the states of a graph: it takes those of layer 0 for those of every layer.
-pub fn has_buffers(graph: &Graph) -> bool {
-    let mut layers: BTreeMap<&str, Vec<(&str, &Option<Shape>)>> = BTreeMap::new();
-    for value in graph.inputs().iter().map(|input| graph.value(*input)) {
-        let state = value.name.strip_prefix(PAST).and_then(|rest| rest.split_once('.'));
-        let of_fixed_size =
-            |part: &&str| [StatePart::Sums, StatePart::Normalizer].iter().any(|fixed| fixed.name() == *part);
-        if let Some((layer, part)) = state.filter(|(_, part)| of_fixed_size(part)) {
-            layers.entry(layer).or_default().push((part, &value.ty.shape));
-        }
+/// Why genai cannot open a serving graph, where it cannot: it takes the states of layer 0 for those of every layer, and wants
+/// a `recurrent_state` beside every `conv_state`.
+pub fn refusal(graph: &Graph) -> Option<String> {
+    let is_alone = |layer: &str| graph.input(&format!("{PAST}{layer}.{}", StatePart::Sums.name())).is_none();
+    let mut names = graph.inputs().iter().map(|v| graph.value(*v).name.as_str());
+    if let Some(state) = names.find(|name| packed_layer(name).is_some_and(is_alone)) {
+        return Some(format!(
+            "{} is not written: onnxruntime-genai opens no layer whose state is a window alone, as `{state}` is (hint: `dijiang generate` serves the bundle)",
+            files::GENAI_CONFIG
+        ));
     }
-    let mut states = layers.values();
-    let Some(first) = states.next() else { return true };
-    first.len() == 2 && states.all(|other| other == first)
+    let state = other_than_the_first(graph)?;
+    Some(format!(
+        "{} is not written: onnxruntime-genai has buffers for states that are alike in all layers, and `{state}` is not as that of the first (hint: `dijiang generate` serves the bundle)",
+        files::GENAI_CONFIG
+    ))
+}
+
+/// A state of fixed size that has another shape than that of the same name in the first layer that has one.
+fn other_than_the_first(graph: &Graph) -> Option<&str> {
+    let states = graph.inputs().iter().map(|input| graph.value(*input)).filter_map(|value| {
+        let (_, part) = value.name.strip_prefix(PAST)?.split_once('.')?;
+        let is_fixed = [StatePart::Sums, StatePart::Normalizer].iter().any(|fixed| fixed.name() == part);
+        is_fixed.then_some((part, value))
+    });
+    let mut first: BTreeMap<&str, &Option<Shape>> = BTreeMap::new();
+    states.into_iter().find(|(part, value)| *first.entry(*part).or_insert(&value.ty.shape) != &value.ty.shape).map(|(_, value)| value.name.as_str())
 }
 
 /// The file's contents for a serving graph.

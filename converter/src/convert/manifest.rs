@@ -70,6 +70,7 @@ fn site(report: &SiteReport) -> manifest::Site {
         kv_heads: report.kv_heads as usize,
         head_dim: report.head_dim as usize,
         lowered: report.why_kept.is_none(),
+        window: report.window,
     }
 }
 

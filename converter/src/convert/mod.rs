@@ -440,9 +440,8 @@ fn write_bundle(
     let warnings: Vec<String> = warnings.into_iter().chain(kept).collect();
     let misses = report.missed().cloned().collect();
     // The reader of ONNX has looked for numbers that are not finite too.
-    let genai = (!genai::has_buffers(&model)).then(|| genai::NO_BUFFERS.to_owned());
-    let notes = notes.into_iter().filter(|note| !warnings.contains(note));
-    let notes = notes.chain(report.notes).chain(genai).collect();
+    let notes = notes.into_iter().filter(|note| !warnings.contains(note)).chain(report.notes);
+    let notes = notes.chain(genai::refusal(&model)).collect();
     doubts.extend(warnings);
     Ok(Converted {
         misses,
@@ -667,7 +666,7 @@ impl ModelWriter<'_> {
 
     /// For what generates: an encoder has nothing to carry on from.
     fn write_genai_config(&self, meta: &ModelMeta) -> Result<u64, ConvertError> {
-        if states(&self.compiled.model).is_empty() || !genai::has_buffers(&self.compiled.model) {
+        if states(&self.compiled.model).is_empty() || genai::refusal(&self.compiled.model).is_some() {
             return Ok(0);
         }
         let config = genai::config(meta, &self.compiled.model);

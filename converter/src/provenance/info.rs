@@ -6,7 +6,7 @@ use crate::bundle::model_files;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{
-    Extent, Manifest, ManifestError, Options, RuntimeVersion, SourceFile, SourceKind, State, Training,
+    Extent, Manifest, ManifestError, Options, RuntimeVersion, Site, SourceFile, SourceKind, State, Training,
 };
 use dijiang_format::quantization::Quantization;
 use serde::Serialize;
@@ -29,6 +29,8 @@ pub struct Info {
     pub weights: Option<&'static str>,
     pub seed: u64,
     pub linear: Vec<String>,
+    /// Those that keep the window they have, with a state of its size.
+    pub windows: Vec<String>,
     pub softmax: Vec<String>,
     /// Of all its files.
     pub bytes: u64,
@@ -75,15 +77,16 @@ pub fn info(bundle: &Path) -> Result<Info, InfoError> {
     opened::check(bundle, &manifest)?;
     let bytes =
         model_files::bytes(bundle).map_err(|source| InfoError::Io { path: bundle.to_owned(), source })?;
-    let names = |lowered: bool| {
-        let sites = manifest.sites.iter().filter(|site| site.lowered == lowered);
+    let names = |is_so: fn(&Site) -> bool| {
+        let sites = manifest.sites.iter().filter(|site| is_so(site));
         sites.map(|site| site.name.clone()).collect::<Vec<_>>()
     };
     let missed = manifest.misses.iter().map(|miss| miss.node.clone());
     Ok(Info {
         bundle: bundle.to_owned(),
-        linear: names(true),
-        softmax: names(false).into_iter().chain(missed).collect(),
+        linear: names(Site::is_linear),
+        windows: names(Site::keeps_window),
+        softmax: names(|site| !site.lowered).into_iter().chain(missed).collect(),
         bytes,
         state: state_size(&manifest.state),
         checks: checks(&manifest),
@@ -151,11 +154,13 @@ impl Info {
         let weights = self.weights.map_or(String::new(), |weights| format!(", {weights} weights"));
         lines.push(("recipe", self.recipe.clone()));
         lines.push(("target", format!("{}, {}{weights}", self.target, self.dtype)));
-        let kept = match self.softmax.len() {
+        let named = |what: &str, names: &[String]| match names.len() {
             0 => String::new(),
-            n => format!(", {n} softmax: {}", self.softmax.join(", ")),
+            n => format!(", {n} {what}: {}", names.join(", ")),
         };
-        lines.push(("attentions", format!("{} linear{kept}", self.linear.len())));
+        let windows = named("by their windows", &self.windows);
+        let kept = named("softmax", &self.softmax);
+        lines.push(("attentions", format!("{} linear{windows}{kept}", self.linear.len())));
         lines.push(("bytes", self.bytes.to_string()));
         let grows = match self.state.bytes_per_token {
             0 => String::new(),

@@ -17,9 +17,11 @@ const CODE: &str = include_str!("modeling_dijiang.py");
 const MODULE: &str = "modeling_dijiang";
 
 /// The families the code has, and their classes.
-const CLASSES: [(&str, &str); 3] = [
+const CLASSES: [(&str, &str); 5] = [
     ("gpt_neox", "DijiangGptNeoxForCausalLM"),
     ("llama", "DijiangLlamaForCausalLM"),
+    ("ministral", "DijiangLlamaForCausalLM"),
+    ("mistral", "DijiangLlamaForCausalLM"),
     ("opt", "DijiangOptForCausalLM"),
 ];
 

@@ -8,6 +8,7 @@ use crate::checkpoint::Config;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, SourceFile};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The key of `config.json` that says what was converted, and how.
@@ -21,12 +22,15 @@ pub(crate) fn is_exported(config: &Config) -> bool {
 /// The value of [`KEY`]: what the PyTorch model must know besides the model's own config, and the digest that tells
 /// whether weights belong to the bundle.
 fn description(bundle: &Path, manifest: &Manifest) -> Result<Value, ManifestError> {
-    let linear: Vec<usize> = manifest.sites.iter().filter(|s| s.lowered).map(|s| s.layer).collect();
+    let linear: Vec<usize> = manifest.sites.iter().filter(|s| s.is_linear()).map(|s| s.layer).collect();
+    let windows = manifest.sites.iter().filter_map(|site| Some((site.layer.to_string(), site.window?)));
+    let windows: BTreeMap<String, u32> = windows.collect();
     let weights = SourceFile::describe(&bundle.join(files::WEIGHTS))?;
     Ok(json!({
         "family": manifest.model.family,
         "recipe": manifest.recipe,
         "linear_layers": linear,
+        "windows": windows,
         "weights_header_sha256": weights.safetensors_header_sha256,
     }))
 }

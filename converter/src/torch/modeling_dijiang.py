@@ -37,9 +37,10 @@ LEAST_SQUARE = 1e-12
 class DijiangConfig(PretrainedConfig):
     """The config of the converted model, with what was converted and how in `dijiang`:
 
-    - `family`: llama, gpt_neox or opt, whose keys the rest of the config has;
+    - `family`: llama, mistral, ministral, gpt_neox or opt, whose keys the rest of the config has;
     - `recipe`: the recipe of the conversion;
-    - `linear_layers`: the layers whose attention is linear; the others are softmax.
+    - `linear_layers`: the layers whose attention is linear; the others are softmax;
+    - `windows`: of the layers that see no more than their last tokens, by their number as text, how many.
     """
 
     model_type = "dijiang"
@@ -436,17 +437,22 @@ class LinearAttention(nn.Module):
         return F.layer_norm(num, (width,), eps=1e-5) * gate.unflatten(-1, (heads, width)).transpose(1, 2)
 
 
-def softmax_attention(q, k, v, mask):
-    """As it came, for the layers that stay so."""
+def softmax_attention(q, k, v, mask, window=None):
+    """As it came, for the layers that stay so: over all earlier tokens, or over the last `window` of them."""
     group, time = q.shape[1] // k.shape[1], q.shape[2]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    if mask is None:
+    if mask is None and window is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask is None:
+        mask = torch.ones(q.shape[0], time, dtype=torch.bool, device=q.device)
     order = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
     itself = torch.eye(time, dtype=torch.bool, device=q.device)
+    visible = order & mask[:, None, None, :]
+    if window is not None:
+        counts = mask.cumsum(-1)
+        visible = visible & (counts[:, None, :, None] - counts[:, None, None, :] < window)
     # Padding sees itself, as a softmax over nothing is no number.
-    visible = order & mask[:, None, None, :] | itself
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible | itself)
 
 
 class Attention(nn.Module):
@@ -457,6 +463,7 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.kv_heads = kv_heads or self.heads
         self.head_dim = head_dim or config.hidden_size // self.heads
+        self.window = config.dijiang.get("windows", {}).get(str(layer))
         if layer in config.dijiang["linear_layers"]:
             sizes = (self.heads, self.kv_heads, self.head_dim)
             self.dijiang = LinearAttention(at(config.dijiang["recipe"], layer), config.hidden_size, *sizes)
@@ -469,7 +476,7 @@ class Attention(nn.Module):
     def mix(self, hidden, q, k, v, mask):
         """`[batch, sequence, heads * head_dim]`"""
         if self.dijiang is None:
-            mixed = softmax_attention(q, k, v, mask)
+            mixed = softmax_attention(q, k, v, mask, self.window)
         else:
             mixed = self.dijiang(hidden, q, k, v, mask)
         return mixed.transpose(1, 2).flatten(2)
@@ -582,7 +589,7 @@ def next_token_loss(logits, labels):
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
-# Llama and Mistral
+# Llama, Mistral and Ministral
 
 
 class LlamaAttention(Attention):

@@ -1,7 +1,7 @@
 //! Calibration: feature weights fitted without gradients, then attention transfer from the softmax model in the bundle to its linear attentions. Only what
 //! the conversion added is trained.
 
-use super::finetune::{DIR, Data, Sources, Trained, model_graph, put_back, read_data, trains_in_chunks};
+use super::finetune::{DIR, Data, Sources, Trained, model_graph, put_back, read_data, training_form};
 use super::fit::{self, Fitted, Values, fit_features};
 use super::metrics::{self, Line, Metrics};
 use super::schedule::Schedule;
@@ -164,11 +164,7 @@ impl Softmax {
         let recipe = manifest.recipe.clone();
         let mut graph = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut graph)?;
-        let form = if trains_in_chunks(sequence, u64::from(recipe.chunk)) {
-            Form::Chunked(recipe.chunk)
-        } else {
-            Form::Parallel
-        };
+        let form = training_form(sequence, recipe.chunk);
         let lowered = manifest.sites.iter().filter(|s| s.lowered).map(|s| s.layer).collect();
         Ok(Self { graph, recipe, form, seed: manifest.seed, lowered })
     }

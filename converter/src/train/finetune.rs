@@ -15,7 +15,9 @@ use crate::bundle::replace::{NewFile, replace_file};
 use crate::onnx::import;
 use crate::provenance::opened;
 use dijiang_format::files;
-use dijiang_format::manifest::{BundleFile, Manifest, SourceFile};
+use dijiang_format::manifest::{BundleFile, Manifest, Site, SourceFile};
+use dijiang_passes::attention::lower::Form;
+use dijiang_passes::attention::rewrite::{Options, added_weights, rewrite};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::TrainingError;
@@ -230,21 +232,40 @@ fn selection(scope: Scope, manifest: &Manifest) -> Selection {
 }
 
 /// Sequences of several chunks are trained in chunks, which keeps memory linear; shorter ones all at once.
-pub(super) fn trains_in_chunks(sequence: u64, chunk: u64) -> bool {
-    sequence > 2 * chunk
+pub(super) fn training_form(sequence: u64, chunk: u32) -> Form {
+    match sequence > 2 * u64::from(chunk) {
+        true => Form::Chunked(chunk),
+        false => Form::Parallel,
+    }
 }
 
 /// The form of the model that training computes.
 pub(super) fn model_graph(bundle: &Path, manifest: &Manifest, sequence: u64) -> Result<Graph, TrainError> {
-    let file = if manifest.sites.iter().all(|site| !site.lowered) {
-        files::SOFTMAX
-    } else if trains_in_chunks(sequence, u64::from(manifest.recipe.chunk)) {
-        files::CHUNKED
-    } else {
-        files::PARALLEL
+    let form = training_form(sequence, manifest.recipe.chunk);
+    let file = match form {
+        _ if !manifest.sites.iter().any(Site::is_linear) => files::SOFTMAX,
+        Form::Chunked(_) => files::CHUNKED,
+        _ => files::PARALLEL,
     };
     let mut graph = import::import(&bundle.join(file))?;
+    if file != files::SOFTMAX && manifest.sites.iter().any(Site::keeps_window) {
+        graph = without_rings(bundle, manifest, (&graph, form))?;
+    }
     canonicalize(&mut graph)?;
+    Ok(graph)
+}
+
+/// The same model with windows as masks: no text comes before one that is trained on, and a ring may be far longer.
+fn without_rings(
+    bundle: &Path,
+    manifest: &Manifest,
+    (model, form): (&Graph, Form),
+) -> Result<Graph, TrainError> {
+    let mut graph = import::import(&bundle.join(files::SOFTMAX))?;
+    canonicalize(&mut graph)?;
+    let linear: Vec<usize> = manifest.sites.iter().filter(|s| s.is_linear()).map(|s| s.layer).collect();
+    let (recipe, seed, added) = (&manifest.recipe, manifest.seed, added_weights(model));
+    rewrite(&mut graph, &Options { recipe, form, seed, layers: Some(&linear), added: Some(&added) })?;
     Ok(graph)
 }
 

@@ -23,7 +23,7 @@ pub(super) fn check(manifest: &Manifest, size: Size, device: Device) -> Result<(
 }
 
 /// The least that a batch takes: on the host its tokens; on the CPU also the queries, keys and values of one attention,
-/// and the scores of one that stays softmax.
+/// and the scores of one that is softmax, over a window too.
 fn least(sites: &[Site], size: Size, device: Device) -> u64 {
     let times =
         |factors: &[u64]| factors.iter().fold(1_u64, |product, factor| product.saturating_mul(*factor));
@@ -32,7 +32,7 @@ fn least(sites: &[Site], size: Size, device: Device) -> u64 {
         let heads = site.heads.saturating_add(site.kv_heads.saturating_mul(2)) as u64;
         let values = times(&[tokens, heads, site.head_dim as u64, NUMBER]);
         let scores =
-            if site.lowered { 0 } else { times(&[tokens, size.sequence, site.heads as u64, NUMBER]) };
+            if site.is_linear() { 0 } else { times(&[tokens, size.sequence, site.heads as u64, NUMBER]) };
         values.saturating_add(scores)
     };
     let computed = match device {
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     fn site(lowered: bool) -> Site {
-        Site { name: "h".to_owned(), layer: 0, heads: 4, kv_heads: 2, head_dim: 8, lowered }
+        Site { name: "h".to_owned(), layer: 0, heads: 4, kv_heads: 2, head_dim: 8, lowered, window: None }
     }
 
     #[test]

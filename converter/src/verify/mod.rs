@@ -210,6 +210,7 @@ impl<'a> Verifier<'a> {
         if let Some(path) = &options.reference {
             self.reference(path)?;
         }
+        self.skip_windows();
         match self.stateless {
             true => self.forms_at_once()?,
             false => self.forms()?,
@@ -226,6 +227,15 @@ impl<'a> Verifier<'a> {
         self.found.runtimes = self.runtimes.iter().map(|runtime| version(runtime.as_ref())).collect();
         self.progress.done();
         self.found
+    }
+
+    /// What is only seen of a text that is longer than a window.
+    fn skip_windows(&mut self) {
+        let longest = self.prompts.longest().len();
+        for tokens in self.prompts.uncrossed() {
+            let reason = format!("the prompts of the proof have {longest} tokens, and do not cross it");
+            self.skip(format!("a window of {tokens} tokens, crossed"), reason);
+        }
     }
 
     /// Leaves out several comparisons. Where the bundle lies differs between machines.
@@ -307,6 +317,11 @@ impl<'a> Verifier<'a> {
 
     fn is_softmax(&self) -> bool {
         self.manifest.sites.iter().all(|site| !site.lowered)
+    }
+
+    /// Whether the model computes what it did: what was rewritten keeps its window.
+    fn is_exact(&self) -> bool {
+        self.manifest.sites.iter().all(|site| !site.is_linear())
     }
 
     /// The form that the others are compared with, and the one that takes a state.

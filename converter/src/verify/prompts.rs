@@ -1,7 +1,9 @@
-//! The token sequences that verification feeds: seeded, and long enough to cross a chunk.
+//! The token sequences that verification feeds: seeded, and long enough to cross a chunk, and the windows that the model
+//! has where they are not too long.
 
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::numeric::random::Random;
+use std::collections::BTreeSet;
 
 /// Two rows of unequal length.
 #[derive(Debug, Clone)]
@@ -9,19 +11,27 @@ pub(super) struct Prompts {
     rows: [Vec<i64>; 2],
     vocab: usize,
     chunk: usize,
+    /// How many tokens the attentions of the model see that do not see all.
+    windows: BTreeSet<usize>,
     positions: Option<usize>,
 }
 
-/// Tokens of the long row beyond a chunk.
+/// Tokens of the long row beyond a chunk, or a window.
 const BEYOND: usize = 6;
+/// The longest window that the long row crosses: it is fed token by token, too.
+const LONGEST_WINDOW: usize = 256;
 /// Tokens of a prompt for the interpreter.
 const ORACLE: usize = 5;
 
 impl Prompts {
-    /// Rows for a bundle: a chunk and a piece of the next, or as many tokens as the model has positions.
+    /// Rows for a bundle: a chunk and a piece of the next, or a window and more, or as many tokens as the model has
+    /// positions.
     pub(super) fn new(manifest: &Manifest, seed: u64) -> Self {
         let chunk = manifest.recipe.chunk as usize;
-        let most = chunk + BEYOND;
+        let windows: BTreeSet<usize> =
+            manifest.sites.iter().filter_map(|site| site.window).map(|tokens| tokens as usize).collect();
+        let crossed = windows.range(..=LONGEST_WINDOW).next_back().copied().unwrap_or(0);
+        let most = chunk.max(crossed) + BEYOND;
         let long = manifest.model.positions.map_or(most, |p| most.min(p as usize)).max(1);
         let short = (long * 3 / 5).max(1);
         let vocab = manifest.model.vocab as usize;
@@ -30,7 +40,7 @@ impl Prompts {
         let mut random = Random::named(seed, "prompts");
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
         let positions = manifest.model.positions.map(|positions| positions as usize);
-        Self { rows: [row(long), row(short)], vocab, chunk, positions }
+        Self { rows: [row(long), row(short)], vocab, chunk, windows, positions }
     }
 
     pub(super) fn rows(&self) -> Vec<Vec<i64>> {
@@ -53,10 +63,17 @@ impl Prompts {
         self.rows[0][..ORACLE.min(self.rows[0].len())].to_vec()
     }
 
-    /// Where the long row is split: near its ends and at the edge of a chunk.
+    /// Where the long row is split: near its ends, and at the edges of a chunk and of windows.
     pub(super) fn splits(&self) -> Vec<usize> {
         let n = self.rows[0].len();
-        [1, self.chunk, n - 1].into_iter().filter(|cut| (1..n).contains(cut)).collect()
+        let cuts: BTreeSet<usize> =
+            [1, self.chunk, n - 1].into_iter().chain(self.windows.iter().copied()).collect();
+        cuts.into_iter().filter(|cut| (1..n).contains(cut)).collect()
+    }
+
+    /// The windows that no row is longer than.
+    pub(super) fn uncrossed(&self) -> Vec<usize> {
+        self.windows.range(self.rows[0].len()..).copied().collect()
     }
 
     pub(super) fn vocab(&self) -> usize {
@@ -88,7 +105,7 @@ mod tests {
     use super::*;
     use crate::recipes;
     use dijiang_format::dtype::DType;
-    use dijiang_format::manifest::{Model, Source, SourceKind};
+    use dijiang_format::manifest::{Model, Site, Source, SourceKind};
     use dijiang_format::target::Target;
 
     #[test]
@@ -99,5 +116,31 @@ mod tests {
         let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
+    }
+
+    #[test]
+    fn windows_are_crossed_up_to_a_length() {
+        let model = Model { family: "mistral".to_owned(), vocab: 9, positions: None, eos: Vec::new() };
+        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
+        let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
+        let site = |window| Site {
+            name: "h".to_owned(),
+            layer: 0,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            lowered: true,
+            window,
+        };
+        let of = |windows: &[Option<u32>]| {
+            let sites = windows.iter().map(|window| site(*window)).collect();
+            let prompts = Prompts::new(&Manifest { sites, ..manifest.clone() }, 0);
+            (prompts.longest().len(), prompts.splits(), prompts.uncrossed())
+        };
+        assert_eq!(of(&[None]), (70, vec![1, 64, 69], vec![]));
+        assert_eq!(of(&[Some(8), None]), (70, vec![1, 8, 64, 69], vec![]));
+        assert_eq!(of(&[Some(256), Some(4096)]), (262, vec![1, 64, 256, 261], vec![4096]));
+        assert_eq!(of(&[Some(257)]), (70, vec![1, 64, 69], vec![257]));
     }
 }

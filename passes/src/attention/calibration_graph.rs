@@ -1,7 +1,9 @@
-//! The graph that calibration trains on: the linear attention of each site beside the softmax attention.
+//! The graph that calibration trains on: the linear attention of each site beside the softmax attention. A site that keeps
+//! what it computes has nothing to learn, and none.
 
 use super::patterns::find_sites;
-use super::rewrite::{Options, RULE, RewriteError, patch_site, with_parameters};
+use super::plan::{Plan, plans};
+use super::rewrite::{Options, RULE, RewriteError, Work, patch_site};
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 
@@ -15,9 +17,10 @@ pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usiz
     recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut layers = Vec::new();
-    for site in with_parameters(&sites, options) {
+    for (site, plan) in sites.iter().zip(plans(&sites, options)) {
+        let Some(plan) = plan.ok().filter(Plan::learns) else { continue };
         let layer = site.layer;
-        patch_site(graph, RULE, (site, options), |mut writer| {
+        patch_site(graph, RULE, &Work { site, plan, options }, |mut writer| {
             let (out, state) = writer.attention();
             if let Some(state) = state {
                 writer.output_state(state);

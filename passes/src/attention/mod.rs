@@ -5,6 +5,7 @@ pub mod fit;
 pub mod lower;
 pub mod mask;
 pub mod patterns;
+mod plan;
 mod positions;
 pub mod rewrite;
 pub mod sampling_graph;

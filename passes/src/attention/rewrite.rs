@@ -3,6 +3,7 @@
 
 use super::lower::Form;
 use super::patterns::{NearMiss, find_sites};
+use super::plan::{Plan, plans};
 use super::positions;
 use super::site::AttentionSite;
 use super::site_writer::SiteWriter;
@@ -15,7 +16,7 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::ir::walk::{inputs_of, nearest_first};
 use dijiang_format::names::POSITIONS;
-use dijiang_format::recipe::{Attention, Decay, Readout, Recipe, Rule};
+use dijiang_format::recipe::Recipe;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -44,10 +45,24 @@ pub struct SiteReport {
     pub head_dim: u64,
     pub scale: f64,
     pub mask: &'static str,
+    /// How many tokens a query of the source sees, where they are so many and no more.
+    pub window: Option<u32>,
     pub rotary: bool,
     pub cache: bool,
     /// Why the site stays softmax; `None` where it was rewritten.
     pub why_kept: Option<String>,
+}
+
+impl SiteReport {
+    /// Whether it computes what the recipe says.
+    pub fn is_linear(&self) -> bool {
+        self.why_kept.is_none() && self.window.is_none()
+    }
+
+    /// Whether it computes what it did, with a state of the size of its window.
+    pub fn keeps_window(&self) -> bool {
+        self.why_kept.is_none() && self.window.is_some()
+    }
 }
 
 /// What the pass did.
@@ -127,14 +142,14 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
     let mut report = Report { misses: found.misses, ..Report::default() };
-    let reasons: Vec<Option<String>> = found.sites.iter().map(|site| reason_to_keep(site, options)).collect();
-    let lowered = found.sites.iter().zip(&reasons).filter(|(_, kept)| kept.is_none()).map(|(site, _)| site);
+    let plans = plans(&found.sites, options);
+    let lowered = found.sites.iter().zip(&plans).filter(|(_, plan)| plan.is_ok()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
-    for (site, kept) in found.sites.iter().zip(reasons) {
-        if kept.is_none() {
-            patch_site(graph, RULE, (site, options), replace_site)?;
+    for (site, plan) in found.sites.iter().zip(plans) {
+        if let Ok(plan) = plan {
+            patch_site(graph, RULE, &Work { site, plan, options }, replace_site)?;
         }
-        report.sites.push(describe(site, kept));
+        report.sites.push(describe(site, plan.err()));
     }
     report.without_cache = without_cache(graph, &found.sites, &report);
     check_positions(graph, &found.sites, &mut report)?;
@@ -219,73 +234,33 @@ fn describe(site: &AttentionSite, why_kept: Option<String>) -> SiteReport {
         head_dim: site.head_dim,
         scale: site.scale,
         mask: site.mask.name(),
+        window: site.mask.window(),
         rotary: site.rotary,
         cache: site.cache.is_some(),
         why_kept,
     }
 }
 
-pub(super) fn reason_to_keep(site: &AttentionSite, options: &Options<'_>) -> Option<String> {
-    let recipe = &*options.recipe.at(site.layer, site.mask.is_causal());
-    let says = |what: &str| Some(what.to_owned());
-    if recipe.attention == Attention::Softmax {
-        return says("the recipe keeps softmax");
-    }
-    if recipe.softmax_layers.contains(&site.layer) {
-        return says("the recipe keeps this layer");
-    }
-    if options.layers.is_some_and(|l| !l.contains(&site.layer)) {
-        return says("the layer was not asked for");
-    }
-    if !site.mask.is_causal() && site.cache.is_some() {
-        return Some(format!(
-            "its mask is {}, and it has a cache: no recurrence runs both ways",
-            site.mask.name()
-        ));
-    }
-    if let Some(what) = follows_an_order(recipe).filter(|_| !site.mask.is_causal()) {
-        return Some(format!("its mask is {}, and {what} follows the order of the tokens", site.mask.name()));
-    }
-    let reads_hidden =
-        recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm || recipe.rule == Rule::Delta;
-    if reads_hidden && site.hidden.is_none() {
-        return says(
-            "the recipe's gate reads what the values are projected from, and they are not the output of one linear layer",
-        );
-    }
-    None
-}
-
-/// The sites that the recipe gives parameters of their own.
-pub(super) fn with_parameters<'s>(
-    sites: &'s [AttentionSite],
-    options: &Options<'_>,
-) -> impl Iterator<Item = &'s AttentionSite> {
-    sites.iter().filter(|site| {
-        options.recipe.at(site.layer, site.mask.is_causal()).rule != Rule::None && reason_to_keep(site, options).is_none()
-    })
-}
-
-/// What of a recipe means nothing where every token sees every other.
-fn follows_an_order(recipe: &Recipe) -> Option<&'static str> {
-    match recipe.rule {
-        Rule::Delta => Some("the delta rule"),
-        _ => recipe.local.map(|_| "a window"),
-    }
+/// A site, and what is to be written of it.
+pub(super) struct Work<'a> {
+    pub(super) site: &'a AttentionSite,
+    pub(super) plan: Plan,
+    pub(super) options: &'a Options<'a>,
 }
 
 /// Applies the patch that `write` writes of one site.
 pub(super) fn patch_site(
     graph: &mut Graph,
     rule: &'static str,
-    (site, options): (&AttentionSite, &Options<'_>),
+    work: &Work<'_>,
     write: impl FnOnce(SiteWriter<'_, '_, '_>),
 ) -> Result<(), RewriteError> {
+    let Work { site, plan, options } = *work;
     let recipe = options.recipe.at(site.layer, site.mask.is_causal());
     let options = &Options { recipe: &recipe, ..*options };
     let change = {
         let mut patch = Patch::new(graph, rule);
-        write(SiteWriter { p: &mut patch, site, options });
+        write(SiteWriter { p: &mut patch, site, plan, options });
         patch.finish()
     };
     let applied = graph.apply(change).map(|_| ());

@@ -1,7 +1,8 @@
 //! The graph that fits feature maps without gradients: the scaled queries and keys of each site as outputs.
 
 use super::patterns::find_sites;
-use super::rewrite::{Options, RewriteError, patch_site, with_parameters};
+use super::plan::{Plan, plans};
+use super::rewrite::{Options, RewriteError, Work, patch_site};
 use super::site_writer::SiteWriter;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
@@ -25,8 +26,9 @@ pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<Sam
     recipe_check::check(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut sampled = Vec::new();
-    for site in with_parameters(&sites, options) {
-        patch_site(graph, "sampled_attention", (site, options), output_samples)?;
+    for (site, plan) in sites.iter().zip(plans(&sites, options)) {
+        let Some(plan) = plan.ok().filter(Plan::learns) else { continue };
+        patch_site(graph, "sampled_attention", &Work { site, plan, options }, output_samples)?;
         let (heads, kv_heads) = (site.heads as usize, site.kv_heads as usize);
         sampled.push(SampledSite { name: site.name.clone(), layer: site.layer, heads, kv_heads });
     }

@@ -3,7 +3,8 @@
 
 use super::lower::window;
 use super::patterns::find_sites;
-use super::rewrite::{Options, RewriteError, patch_site, reason_to_keep};
+use super::plan::plans;
+use super::rewrite::{Options, RewriteError, Work, patch_site};
 use super::site_writer::SiteWriter;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::{Graph, ValueId};
@@ -22,10 +23,10 @@ pub fn write_windows(graph: &mut Graph, options: &Options<'_>) -> Result<(Vec<us
     let count = found.attentions();
     let sinks = options.recipe.local.map_or(0, |local| local.sinks);
     let mut layers = Vec::new();
-    let looks_back =
-        found.sites.iter().filter(|site| site.mask.is_causal() && reason_to_keep(site, options).is_none());
-    for site in looks_back {
-        patch_site(graph, "scanned_attention", (site, options), |writer| replace(writer, count, sinks))?;
+    for (site, plan) in found.sites.iter().zip(plans(&found.sites, options)) {
+        let Some(plan) = plan.ok().filter(|plan| site.mask.is_causal() && !plan.is_exact) else { continue };
+        let work = Work { site, plan, options };
+        patch_site(graph, "scanned_attention", &work, |writer| replace(writer, count, sinks))?;
         layers.push(site.layer);
     }
     Ok((layers, count))

@@ -313,18 +313,27 @@ fn masked_apart(recipe: &Recipe, masks: [&str; 2]) -> Vec<(&'static str, Array)>
     let mut given = masked(recipe, masks);
     given.truncate(3);
     let slots = recipe.local.expect("a window").slots() as usize;
-    for name in ["past_key_values.0.ring_key", "past_key_values.0.ring_value"] {
+    let [keys, values, count] = ring_names(recipe);
+    for name in [keys, values] {
         given.push((name, zeros(&[2, KV_HEADS as usize, slots, HEAD_DIM as usize])));
     }
-    given.push((counted(recipe), zeros(&[2, 1])));
+    given.push((count, zeros(&[2, 1])));
     given
 }
 
-/// The state that counts the tokens of a window.
-fn counted(recipe: &Recipe) -> &'static str {
+/// The states of a ring.
+fn ring_names(recipe: &Recipe) -> [&'static str; 3] {
     match recipe.local {
-        Some(LOCAL) => "past_key_values.ring.3.2.count",
-        Some(Local { window: 1, sinks: 0 }) => "past_key_values.ring.1.0.count",
+        Some(LOCAL) => [
+            "past_key_values.0.ring_key.3.2",
+            "past_key_values.0.ring_value.3.2",
+            "past_key_values.ring.3.2.count",
+        ],
+        Some(Local { window: 1, sinks: 0 }) => [
+            "past_key_values.0.ring_key.1.0",
+            "past_key_values.0.ring_value.1.0",
+            "past_key_values.ring.1.0.count",
+        ],
         other => panic!("{other:?} has no name here"),
     }
 }
@@ -426,6 +435,212 @@ fn a_token_at_a_time_is_the_same() {
             near(&found["y"].to_f64(), &rows.concat(), &format!("{local:?} {masks:?}"));
         }
     }
+}
+
+/// Whatever the recipe says of layers that see all tokens.
+fn recipes_of_others() -> [Recipe; 3] {
+    let wide = with_window(delta("dct-unit", Decay::Learned), LOCAL);
+    let alone = with_window(Recipe { rule: Rule::None, ..delta("dct-unit", Decay::None) }, LOCAL);
+    [recipe("dct-softmax", Decay::Learned, Readout::Sum), wide, alone]
+}
+
+#[test]
+fn a_window_of_the_source_is_that_window_in_every_form() {
+    for tokens in [1, 3, 40] {
+        let local = Local { window: tokens, sinks: 0 };
+        let alone = with_window(Recipe { rule: Rule::None, ..testing::recipe() }, local);
+        for (recipe, form) in recipes_of_others().iter().flat_map(|r| FORMS.map(|form| (r, form))) {
+            let (graph, report) = lowered_from(testing::windowed_decoder(tokens), recipe, form);
+            let site = &report.sites[0];
+            let told = (site.mask, site.window, site.why_kept.as_deref());
+            assert_eq!(told, ("window + key padding", Some(tokens), None));
+            assert!(added_weights(&graph).is_empty());
+            for masks in MASKS {
+                let given = masked(&alone, masks);
+                let want = Layer::new(&alone, &graph, &given).near(local);
+                near(&run(&graph, &given)["y"].to_f64(), &want, &format!("{tokens} {form:?} {masks:?}"));
+            }
+        }
+    }
+}
+
+/// Where no padding stands between tokens, places are counts.
+#[test]
+fn a_window_of_the_source_gives_what_the_source_does() {
+    let recipe = &recipes_of_others()[0];
+    for tokens in [1, 4, 40] {
+        let local = Local { window: tokens, sinks: 0 };
+        let alone = with_window(Recipe { rule: Rule::None, ..testing::recipe() }, local);
+        let source = testing::windowed_decoder(tokens);
+        let (graph, _) = lowered_from(source.clone(), recipe, Form::Chunked(4));
+        for masks in &MASKS[..3] {
+            let given = masked(&alone, *masks);
+            let empty = ["past_key_values.0.key", "past_key_values.0.value"]
+                .map(|name| (name, zeros(&[2, KV_HEADS as usize, 0, HEAD_DIM as usize])));
+            let was = run(&source, &[&given[..2], &empty[..]].concat())["y"].to_f64();
+            let is = run(&graph, &given)["y"].to_f64();
+            let width = (HEADS * HEAD_DIM) as usize;
+            let marks = masks.concat();
+            let of = |all: &[f64]| -> Vec<f64> {
+                let tokens = marks.bytes().enumerate().filter(|(_, mark)| *mark == b'1');
+                tokens.flat_map(|(at, _)| all[at * width..][..width].to_vec()).collect()
+            };
+            near(&of(&is), &of(&was), &format!("{local:?} {masks:?}"));
+        }
+    }
+}
+
+/// One layer as ONNX Runtime writes it: two query heads of 8 on one, `options` in the operator.
+fn grouped(options: &str) -> Graph {
+    let text = format!(
+        r#"graph "grouped" {{
+  input %hidden: f32[batch, sequence, 16]
+  input %attention_mask: i64[batch, past + sequence]
+  input %past_key_values.0.key: f32[batch, 1, past, 8]
+  input %past_key_values.0.value: f32[batch, 1, past, 8]
+  weight %h.0.attn.q_proj.weight: f32[16, 16] = random(1)
+  weight %h.0.attn.k_proj.weight: f32[16, 8] = random(2)
+  weight %h.0.attn.v_proj.weight: f32[16, 8] = random(3)
+  const %one: i64[] = [1]
+  %sums = ReduceSum(%attention_mask) {{axes: [1], keepdims: 0}}
+  %last = Sub(%sums, %one)
+  %counts = Cast(%last) {{to: "i32"}}
+  %length = Shape(%attention_mask) {{start: 1, end: 2}}
+  %scalar = Squeeze(%length) {{axes: [0]}}
+  %total = Cast(%scalar) {{to: "i32"}}
+  %q = MatMul(%hidden, %h.0.attn.q_proj.weight)
+  %k = MatMul(%hidden, %h.0.attn.k_proj.weight)
+  %v = MatMul(%hidden, %h.0.attn.v_proj.weight)
+  %y, %keys, %values = com.microsoft.GroupQueryAttention(%q, %k, %v, %past_key_values.0.key, %past_key_values.0.value, %counts, %total) {{num_heads: 2, kv_num_heads: 1{options}}}
+  output "y" %y
+  output "present.0.key" %keys
+  output "present.0.value" %values
+}}"#
+    );
+    parse(&text).expect("it parses")
+}
+
+#[test]
+fn the_window_of_an_operator_is_one() {
+    let recipe = &recipes_of_others()[0];
+    let time = 9;
+    let tokens = [
+        ("hidden", noise(&[2, time, 16], 11)),
+        ("attention_mask", Array::from_i64(&[2, time], vec![1; 2 * time]).expect("a mask")),
+    ];
+    for window in [1, 4, 20] {
+        let source = grouped(&format!(", local_window_size: {window}"));
+        let (graph, report) = lowered_from(source.clone(), recipe, Form::Chunked(4));
+        assert_eq!((report.sites[0].mask, report.sites[0].window), ("window + key padding", Some(window)));
+        let empty = ["past_key_values.0.key", "past_key_values.0.value"];
+        let ring = zeros(&[2, 1, window as usize * 16 + 2]);
+        let was = run(&source, &[&tokens[..], &empty.map(|name| (name, zeros(&[2, 1, 0, 8])))].concat());
+        let is = run(&graph, &[&tokens[..], &[("past_key_values.0.conv_state", ring)]].concat());
+        near(&is["y"].to_f64(), &was["y"].to_f64(), &format!("a window of {window}"));
+    }
+    let (_, report) = lowered_from(grouped(""), recipe, Form::Chunked(4));
+    assert_eq!((report.sites[0].mask, report.sites[0].window), ("causal + key padding", None));
+}
+
+#[test]
+fn a_window_longer_than_a_ring_stays() {
+    let (_, report) =
+        lowered_from(testing::windowed_decoder(20_000), &delta("dct-unit", Decay::None), Form::Chunked(64));
+    assert_eq!(
+        report.sites[0].why_kept.as_deref(),
+        Some("it sees a window of 20000 tokens, and a ring holds at most 16384")
+    );
+}
+
+/// What a graph gives for `given` fed `step` tokens at a time, from states that hold nothing.
+fn fed(graph: &Graph, given: &[(&'static str, Array)], step: usize, outputs: &[&str]) -> Vec<Vec<f64>> {
+    let is_state = |name: &String| name.starts_with("past_key_values.");
+    let empty = |name: String| {
+        let value = graph.value(graph.input(&name).expect("an input"));
+        let dims: Vec<usize> =
+            value.ty.shape.iter().flatten().map(|dim| dim.known().unwrap_or(2) as usize).collect();
+        (name, zeros(&dims))
+    };
+    let names = graph.inputs().iter().map(|v| graph.value(*v).name.clone());
+    let mut states: Vec<(String, Array)> = names.filter(is_state).map(empty).collect();
+    let time = given[0].1.shape()[1];
+    let width = (HEADS * HEAD_DIM) as usize;
+    let mut rows = vec![[Vec::new(), Vec::new()]; outputs.len()];
+    for from in (0..time).step_by(step) {
+        let to = (from + step).min(time);
+        let mut call: Vec<(&str, Array)> = cut(given, from, to);
+        call.extend(states.iter().map(|(name, array)| (name.as_str(), array.clone())));
+        let found = run(graph, &call);
+        for (output, rows) in outputs.iter().zip(&mut rows) {
+            let (y, each) = (found[*output].to_f64(), (to - from) * width);
+            rows.iter_mut().enumerate().for_each(|(row, all)| all.extend(&y[row * each..][..each]));
+        }
+        for (name, state) in &mut states {
+            *state = found[&name.replace("past_key_values", "present")].clone();
+        }
+    }
+    rows.iter().map(|rows| rows.concat()).collect()
+}
+
+/// The windows of the first two have as many slots, and those of the last two are as long.
+#[test]
+fn each_window_counts_for_itself() {
+    const OUTPUTS: [&str; 3] = ["y", "y.1", "y.2"];
+    let recipe = with_window(Recipe { rule: Rule::None, ..testing::recipe() }, LOCAL);
+    let locals = [Local { window: 5, sinks: 0 }, LOCAL, Local { window: 3, sinks: 0 }];
+    let forms = [&FORMS[..], &[Form::Segment(4)]].concat();
+    for (form, masks) in forms.iter().flat_map(|form| MASKS.map(|masks| (*form, masks))) {
+        let (graph, report) = lowered_from(testing::windows_beside(5, 3), &recipe, form);
+        let windows: Vec<Option<u32>> = report.sites.iter().map(|site| site.window).collect();
+        assert_eq!(windows, [Some(5), None, Some(3)]);
+        let given = masked(&recipe, masks);
+        let layer = Layer::new(&recipe, &graph, &given);
+        for step in [1, 4, 15] {
+            let found = fed(&graph, &given[..2], step, &OUTPUTS);
+            for (found, local) in found.iter().zip(locals) {
+                near(found, &layer.near(local), &format!("{form:?} {masks:?} {local:?} by {step}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn rings_of_bound_memory_say_what_they_see() {
+    let recipe = with_window(delta("dct-unit", Decay::Learned), LOCAL);
+    let (graph, _) = lowered_from(testing::windows_beside(5, 3), &recipe, Form::Segment(4));
+    let names = graph.inputs().iter().map(|v| graph.value(*v).name.as_str());
+    let states: Vec<&str> = names.filter_map(|name| name.strip_prefix("past_key_values.")).collect();
+    assert_eq!(
+        states,
+        [
+            "0.ring_key.5.0",
+            "0.ring_value.5.0",
+            "ring.5.0.count",
+            "1.recurrent_state",
+            "1.ring_key.3.2",
+            "1.ring_value.3.2",
+            "ring.3.2.count",
+            "2.ring_key.3.0",
+            "2.ring_value.3.0",
+            "ring.3.0.count",
+        ]
+    );
+}
+
+/// Only the layer that sees all tokens has something to learn.
+#[test]
+fn a_window_is_not_calibrated() {
+    let recipe = with_window(delta("dct-unit", Decay::Learned), LOCAL);
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+    let source = || {
+        let mut graph = testing::windows_beside(5, 3);
+        canonicalize(&mut graph).expect("it settles");
+        graph
+    };
+    let layers = super::calibration_graph::write_beside(&mut source(), &options).expect("it is written");
+    assert_eq!(layers, [1]);
+    let sites = super::sampling_graph::write_samples(&mut source(), &options).expect("it is written");
+    assert_eq!(sites.iter().map(|site| site.layer).collect::<Vec<_>>(), [1]);
 }
 
 #[test]

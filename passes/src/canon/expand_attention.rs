@@ -111,14 +111,28 @@ pub(super) fn add_bias(w: &mut Sweep<'_>, a: Option<ValueId>, b: ValueId) -> Val
 
 /// `[time, total]`: whether query `i`, which stands at `total - time + i`, comes no earlier than key `j`.
 pub(super) fn causal(w: &mut Sweep<'_>, q: ValueId, k: ValueId) -> ValueId {
+    let (keys, queries) = stand(w, q, k);
+    w.patch.less_or_equal(keys, queries)
+}
+
+/// `[time, total]`: the same, of the last `tokens` keys alone, the query's own among them.
+pub(super) fn window(w: &mut Sweep<'_>, [q, k]: [ValueId; 2], tokens: i64) -> ValueId {
+    let (keys, queries) = stand(w, q, k);
+    let earlier = w.patch.less_or_equal(keys, queries);
+    let left = w.patch.add_scalar(queries, -tokens as f64);
+    let near = w.patch.greater(keys, left);
+    w.patch.and(earlier, near)
+}
+
+/// Where keys stand, `[total]`, and queries, `[time, 1]`.
+fn stand(w: &mut Sweep<'_>, q: ValueId, k: ValueId) -> (ValueId, ValueId) {
     let (time, total) = (w.patch.shape_of(q, 2, 3), w.patch.shape_of(k, 2, 3));
     let past = w.patch.sub(total, time);
     let total = w.patch.squeeze(total, &[0]);
     let keys = w.patch.range(total);
     let end = w.patch.ints(&[i64::MAX]);
     let queries = w.patch.slice_to(keys, 0, past, end);
-    let queries = w.patch.unsqueeze(queries, &[1]);
-    w.patch.less_or_equal(keys, queries)
+    (keys, w.patch.unsqueeze(queries, &[1]))
 }
 
 fn onnx(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {

@@ -1,17 +1,17 @@
 //! Matches: `GroupQueryAttention` of ONNX Runtime
 //! Becomes: softmax attention in plain operators, its rotary embedding spelled out, the cache a
-//! `Concat`, and the key counts and causality a bias
+//! `Concat`, and the key counts, causality and window a bias
 //! Exact: yes, up to rounding, where the rows of a batch have one past length (ONNX Runtime lets a row
 //! that was padded in the prompt write over its padding; a `Concat` cannot)
 //! Declines when: an option is set that the operator table does not evaluate
 
 use super::expand_attention::{
-    Parts, add_bias, attend, bias_of, causal, is_known, join, known_dim, merge, split,
+    Parts, add_bias, attend, bias_of, causal, is_known, join, known_dim, merge, split, window,
 };
 use super::expand_rotary::rotate;
 use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
-use crate::ir::ops::attention::{LOWEST, scale};
+use crate::ir::ops::attention::{LOWEST, local_window, scale};
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct ExpandGroupedAttention;
@@ -94,7 +94,7 @@ fn places(w: &mut Sweep<'_>, node: &Node, q: ValueId) -> ValueId {
     w.patch.unsqueeze(places, &[0])
 }
 
-/// Key `j` is open where j ≤ `seqlens_k` of its row, and to no earlier query.
+/// Key `j` is open where j ≤ `seqlens_k` of its row, and to no earlier query, nor past a window.
 fn bias(w: &mut Sweep<'_>, node: &Node, counts: ValueId, [q, k]: [ValueId; 2]) -> ValueId {
     let total = w.patch.shape_of(k, 2, 3);
     let total = w.patch.squeeze(total, &[0]);
@@ -104,8 +104,11 @@ fn bias(w: &mut Sweep<'_>, node: &Node, counts: ValueId, [q, k]: [ValueId; 2]) -
     let counts = w.patch.unsqueeze(counts, &[1, 2, 3]);
     let mut open = w.patch.less_or_equal(keys, counts);
     if node.op.int("causal") == Some(1) {
-        let causal = causal(w, q, k);
-        open = w.patch.and(open, causal);
+        let seen = match local_window(&node.op) {
+            Some(tokens) => window(w, [q, k], tokens),
+            None => causal(w, q, k),
+        };
+        open = w.patch.and(open, seen);
     }
     let bias = bias_of(w, open, q, LOWEST);
     add_bias(w, w.input(node, 10), bias)
@@ -139,8 +142,25 @@ mod tests {
     }
 
     #[test]
-    fn a_window_stays() {
-        let text = GROUPED.replace("do_rotary: 1", "do_rotary: 1, local_window_size: 2");
-        assert!(after(&text).contains("com.microsoft.GroupQueryAttention"));
+    fn a_window_is_spelled_out() {
+        let text = GROUPED.replace("do_rotary: 1", "do_rotary: 1, local_window_size: 3");
+        assert!(!after(&text).contains("com.microsoft.GroupQueryAttention"));
+        for tokens in [1, 2, 3, 5, 100] {
+            let text = text.replace("size: 3", &format!("size: {tokens}"));
+            check_close(&text, &[("x", &[2, 3, 32]), ("past", &[2, 1, 2, 8])], 1e-7);
+        }
+    }
+
+    /// A window of nothing, one of whatever comes later too, and one that the cache is cut to.
+    #[test]
+    fn another_window_stays() {
+        for options in [
+            "local_window_size: 0",
+            "local_window_size: 3, causal: 0",
+            "local_window_size: 3, sliding_window_cache: 1",
+        ] {
+            let text = GROUPED.replace("do_rotary: 1", &format!("do_rotary: 1, {options}"));
+            assert!(after(&text).contains("com.microsoft.GroupQueryAttention"), "{options}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::ir::graph::{Graph, Use, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
 use dijiang_format::names::{IDS, MASK};
+use dijiang_format::ring::RingState;
 
 pub(super) struct InputDims;
 
@@ -98,7 +99,7 @@ fn named(dim: &Dim, meant: Option<&Dim>) -> Dim {
     }
 }
 
-/// Whether an input is a cache that grows by the new tokens.
+/// Whether an input is a cache that grows by the new tokens. A ring is joined with them too, and does not grow.
 fn is_cache(graph: &Graph, input: ValueId) -> bool {
     let value = graph.value(input);
     let grows = |user: &Use| match user {
@@ -108,7 +109,8 @@ fn is_cache(graph: &Graph, input: ValueId) -> bool {
         }
         _ => false,
     };
-    value.name.contains("past") && value.ty.rank() == Some(4) && value.uses.iter().any(grows)
+    let is_ring = RingState::of(&value.name).is_some();
+    value.name.contains("past") && !is_ring && value.ty.rank() == Some(4) && value.uses.iter().any(grows)
 }
 
 #[cfg(test)]
@@ -152,6 +154,25 @@ mod tests {
   output "decoder" %decoder_input_ids
 }"#;
         assert!(after(text).contains("%attention_mask: i64[b, mask]"));
+    }
+
+    #[test]
+    fn a_mask_beside_a_ring_is_as_long_as_the_tokens() {
+        let text = r#"graph "g" {
+  input %input_ids: i64[batch, time]
+  input %attention_mask: i64[b, total]
+  input %past_key_values.0.ring_key.8.0: f32[batch, 2, 8, 4]
+  input %new: f32[batch, 2, time, 4]
+  const %ends: i64[1] = [9223372036854775807]
+  const %start: i64[1] = [-8]
+  const %axis: i64[1] = [2]
+  %all = Concat(%past_key_values.0.ring_key.8.0, %new) {axis: 2}
+  %last = Slice(%all, %start, %ends, %axis)
+  %e = Add(%attention_mask, %input_ids)
+  output "e" %e
+  output "present.0.ring_key.8.0" %last
+}"#;
+        assert!(after(text).contains("%attention_mask: i64[batch, time]"));
     }
 
     #[test]

@@ -32,7 +32,9 @@ pub enum TrainingError {
     NoLogits,
     #[error("input `{name}` ({ty}) is not known to training: expected tokens, a mask, positions or a past")]
     Input { name: String, ty: String },
-    #[error("nothing is left to train: no parameter of the graph is {wanted}")]
+    #[error(
+        "nothing is left to train: no parameter of the graph is {wanted} (hint: `dijiang finetune --train all` trains the model's own)"
+    )]
     NoParameters { wanted: String },
     #[error("no layer has a linear attention to train")]
     NoLinear,

@@ -295,7 +295,8 @@ mod tests {
     fn nothing_to_train_is_an_error() {
         let none = ParameterLayout::of(&graph(), &Selection::Attention(vec!["h.0.at".to_owned()]));
         let error = none.expect_err("there is none").to_string();
-        assert_eq!(error, "nothing is left to train: no parameter of the graph is a weight of an attention");
+        let expected = "nothing is left to train: no parameter of the graph is a weight of an attention (hint: `dijiang finetune --train all` trains the model's own)";
+        assert_eq!(error, expected);
     }
 
     #[test]

@@ -12,3 +12,4 @@ mod quality;
 mod second_decoder;
 mod softmax;
 mod support;
+mod windows;

@@ -17,7 +17,7 @@ fn fixtures_give_the_logits_of_transformers() {
     let mut folders: Vec<_> = entries.map(|e| e.expect("an entry").path()).collect();
     folders.retain(|folder| folder.join("reference.safetensors").is_file());
     folders.sort();
-    assert_eq!(folders.len(), 8, "{folders:?}");
+    assert_eq!(folders.len(), 10, "{folders:?}");
     for folder in folders {
         gives(&folder, &Reference::of_fixture(&folder));
     }

@@ -2,8 +2,10 @@
 
 use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
-use dijiang_format::names::StatePart;
-use dijiang_format::ring::{COUNT, counted_slots, parts, whole};
+use dijiang_format::recipe::Local;
+use dijiang_format::ring::{
+    COUNT, RingPart, RingState, count_name, packed_layer, packed_name, parts, values_name, whole,
+};
 
 /// A state by its name.
 pub(crate) type Named = (String, HostTensor);
@@ -31,15 +33,23 @@ pub(crate) fn arranged(
 /// Whether a graph has this state, or has it otherwise.
 fn is_read(name: &str, wanted: &[(String, Vec<usize>)]) -> bool {
     let has = |name: &str| wanted.iter().any(|(wanted, _)| wanted == name);
-    let of_its_layer = |part: StatePart, other: StatePart| {
-        let layer = name.strip_suffix(part.name());
-        layer.is_some_and(|layer| has(&format!("{layer}{}", other.name())))
-    };
-    has(name)
-        || of_its_layer(StatePart::Normalizer, StatePart::RingKeys)
-        || of_its_layer(StatePart::RingKeys, StatePart::Normalizer)
-        || of_its_layer(StatePart::RingValues, StatePart::Normalizer)
-        || counted_slots(name).is_some()
+    if has(name) {
+        return true;
+    }
+    match (RingState::of(name), packed_layer(name)) {
+        (Some(RingState { part: RingPart::Count, .. }), _) => true,
+        (Some(RingState { layer, .. }), _) => has(&packed_name(layer)),
+        (None, Some(layer)) => keys_of(wanted.iter().map(|(name, _)| name), layer).is_some(),
+        (None, None) => false,
+    }
+}
+
+/// Of the names of states, the keys of a layer's ring.
+fn keys_of<'n>(mut names: impl Iterator<Item = &'n String>, layer: &str) -> Option<(&'n str, RingState<'n>)> {
+    names.find_map(|name| {
+        let state = RingState::of(name)?;
+        (state.part == RingPart::Keys && state.layer == layer).then_some((name.as_str(), state))
+    })
 }
 
 fn by_name<'a>(found: &'a [Named], name: &str) -> Option<&'a HostTensor> {
@@ -48,7 +58,7 @@ fn by_name<'a>(found: &'a [Named], name: &str) -> Option<&'a HostTensor> {
 
 /// The packed ring of a layer, and its shape.
 fn packed_of<'a>(found: &'a [Named], layer: &str) -> Option<(&'a HostTensor, [usize; 3])> {
-    let ring = by_name(found, &format!("{layer}{}", StatePart::Normalizer.name()))?;
+    let ring = by_name(found, &packed_name(layer))?;
     Some((ring, ring.shape().try_into().ok()?))
 }
 
@@ -58,20 +68,15 @@ fn made(
     wanted: &[(String, Vec<usize>)],
     (name, shape): (&str, &[usize]),
 ) -> Result<Option<HostTensor>, RuntimeError> {
-    if let Some(slots) = counted_slots(name) {
-        return count(found, wanted, slots as usize);
-    }
-    let layer = |part: StatePart| Some(name.strip_suffix(part.name())?.to_owned());
-    if let Some(layer) = layer(StatePart::RingKeys) {
-        return part(found, &layer, |_| 0, shape);
-    }
-    if let Some(layer) = layer(StatePart::RingValues) {
-        let size = shape.iter().skip(2).product::<usize>();
-        return part(found, &layer, |width| width.saturating_sub(COUNT + size), shape);
-    }
-    match layer(StatePart::Normalizer) {
-        Some(layer) => packed(found, &layer),
-        None => Ok(None),
+    let size = shape.iter().skip(2).product::<usize>();
+    match (RingState::of(name), packed_layer(name)) {
+        (Some(RingState { layer, part: RingPart::Keys, .. }), _) => part(found, layer, |_| 0, shape),
+        (Some(RingState { layer, part: RingPart::Values, .. }), _) => {
+            part(found, layer, |width| width.saturating_sub(COUNT + size), shape)
+        }
+        (Some(RingState { part: RingPart::Count, local, .. }), _) => count(found, wanted, local),
+        (None, Some(layer)) => packed(found, layer),
+        (None, None) => Ok(None),
     }
 }
 
@@ -92,18 +97,18 @@ fn part(
     Ok(Some(HostTensor::new(part.dtype(), shape.to_vec(), part.into_bytes())?))
 }
 
-/// The count of the rings of so many slots.
+/// The count of the rings that see this.
 fn count(
     found: &[Named],
     wanted: &[(String, Vec<usize>)],
-    slots: usize,
+    local: Local,
 ) -> Result<Option<HostTensor>, RuntimeError> {
-    let has_slots = |(name, shape): &&(String, Vec<usize>)| {
-        StatePart::RingKeys.is_past(name) && shape.get(2) == Some(&slots)
+    let counted = |(name, _): &(String, Vec<usize>)| {
+        let state = RingState::of(name)?;
+        (state.part == RingPart::Keys && state.local == local).then(|| state.layer.to_owned())
     };
-    let Some((keys, _)) = wanted.iter().find(has_slots) else { return Ok(None) };
-    let layer = keys.strip_suffix(StatePart::RingKeys.name()).unwrap_or_default();
-    let Some((ring, [batch, heads, width])) = packed_of(found, layer) else { return Ok(None) };
+    let Some(layer) = wanted.iter().find_map(counted) else { return Ok(None) };
+    let Some((ring, [batch, heads, width])) = packed_of(found, &layer) else { return Ok(None) };
     if width < COUNT || heads == 0 {
         return Ok(None);
     }
@@ -114,17 +119,12 @@ fn count(
 
 /// The ring of a layer as one state.
 fn packed(found: &[Named], layer: &str) -> Result<Option<HostTensor>, RuntimeError> {
-    let named = |part: StatePart| by_name(found, &format!("{layer}{}", part.name()));
-    let Some((keys, values)) = named(StatePart::RingKeys).zip(named(StatePart::RingValues)) else {
-        return Ok(None);
-    };
-    let [batch, heads, slots, _] = *keys.shape() else { return Ok(None) };
-    let is_count = |(name, _): &&Named| counted_slots(name) == Some(slots as u64);
-    let Some((_, counts)) = found.iter().find(is_count) else {
-        return Err(bad_call(
-            "state",
-            format!("it holds {layer}{} and no count", StatePart::RingKeys.name()),
-        ));
+    let Some((name, state)) = keys_of(found.iter().map(|(name, _)| name), layer) else { return Ok(None) };
+    let values = by_name(found, &values_name(layer, state.local));
+    let Some((keys, values)) = by_name(found, name).zip(values) else { return Ok(None) };
+    let [batch, heads, _, _] = *keys.shape() else { return Ok(None) };
+    let Some(counts) = by_name(found, &count_name(state.local)) else {
+        return Err(bad_call("state", format!("it holds {name} and no {}", count_name(state.local))));
     };
     let counts =
         counts.to_f32()?.into_iter().flat_map(|count| parts(count).repeat(heads)).collect::<Vec<_>>();
@@ -148,18 +148,22 @@ mod tests {
         HostTensor::from_f32(shape, &values).expect("a tensor")
     }
 
+    fn name(rest: &str) -> String {
+        format!("{PAST}{rest}")
+    }
+
+    fn wanted(states: &[Named]) -> Vec<(String, Vec<usize>)> {
+        states.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect()
+    }
+
     #[test]
     fn a_ring_is_taken_apart_and_put_together() {
-        let name = |rest: &str| format!("{PAST}{rest}");
         let apart: Vec<Named> = vec![
-            (name("0.ring_key"), numbers(&[2, 3, 5, 4], 0)),
-            (name("0.ring_value"), numbers(&[2, 3, 5, 2], 500)),
+            (name("0.ring_key.4.1"), numbers(&[2, 3, 5, 4], 0)),
+            (name("0.ring_value.4.1"), numbers(&[2, 3, 5, 2], 500)),
             (name("ring.4.1.count"), HostTensor::from_f32(&[2, 1], &[7.0, 300.0]).expect("a tensor")),
             (name("1.recurrent_state"), numbers(&[2, 3, 4, 2], 900)),
         ];
-        let wanted = |states: &[Named]| -> Vec<(String, Vec<usize>)> {
-            states.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect()
-        };
         let one = [(name("1.recurrent_state"), vec![2, 3, 4, 2]), (name("0.conv_state"), vec![2, 3, 32])];
         let packed = arranged(apart.clone(), &one).expect("it is put together");
         assert_eq!(wanted(&packed), one);
@@ -178,10 +182,30 @@ mod tests {
 
     #[test]
     fn a_ring_without_its_count_is_refused() {
-        let keys = (format!("{PAST}0.ring_key"), numbers(&[1, 1, 5, 4], 0));
-        let values = (format!("{PAST}0.ring_value"), numbers(&[1, 1, 5, 4], 0));
-        let wanted = [(format!("{PAST}0.conv_state"), vec![1, 1, 42])];
-        let error = arranged(vec![keys, values], &wanted).expect_err("no count").to_string();
-        assert_eq!(error, "state: it holds past_key_values.0.ring_key and no count");
+        let keys = (name("0.ring_key.4.1"), numbers(&[1, 1, 5, 4], 0));
+        let values = (name("0.ring_value.4.1"), numbers(&[1, 1, 5, 4], 0));
+        let other = (name("ring.5.0.count"), numbers(&[1, 1], 0));
+        let wanted = [(name("0.conv_state"), vec![1, 1, 42])];
+        let error = arranged(vec![keys, values, other], &wanted).expect_err("no count").to_string();
+        let expected = "state: it holds past_key_values.0.ring_key.4.1 and no past_key_values.ring.4.1.count";
+        assert_eq!(error, expected);
+    }
+
+    /// Of two layers with five slots each, one has a sink: their counts differ from the sixth token on.
+    #[test]
+    fn rings_of_as_many_slots_have_their_own_counts() {
+        let apart: Vec<Named> = vec![
+            (name("0.ring_key.4.1"), numbers(&[1, 2, 5, 4], 0)),
+            (name("0.ring_value.4.1"), numbers(&[1, 2, 5, 4], 100)),
+            (name("ring.4.1.count"), HostTensor::from_f32(&[1, 1], &[6.0]).expect("a tensor")),
+            (name("1.ring_key.5.0"), numbers(&[1, 2, 5, 4], 200)),
+            (name("1.ring_value.5.0"), numbers(&[1, 2, 5, 4], 300)),
+            (name("ring.5.0.count"), HostTensor::from_f32(&[1, 1], &[7.0]).expect("a tensor")),
+        ];
+        let one = [(name("0.conv_state"), vec![1, 2, 42]), (name("1.conv_state"), vec![1, 2, 42])];
+        let packed = arranged(apart.clone(), &one).expect("they are put together");
+        let last = |at: usize| packed[at].1.to_f32().expect("floats")[40..42].to_vec();
+        assert_eq!([last(0), last(1)], [[0.0, 6.0], [0.0, 7.0]]);
+        assert_eq!(arranged(packed, &wanted(&apart)).expect("they are taken apart"), apart);
     }
 }

@@ -4,7 +4,7 @@
 
 use super::blocks::activation::{Activation, activation};
 use super::blocks::attention::{Attention, attention, heads_first};
-use super::blocks::mask::mask_bias;
+use super::blocks::mask::Masks;
 use super::blocks::rope::{self, Rope};
 use super::{Family, meta};
 use crate::checkpoint::ModelMeta;
@@ -41,7 +41,7 @@ fn activation_of(config: &Config) -> Result<Activation, CheckpointError> {
 struct GptNeox {
     attention: Attention,
     rope: Rope,
-    mask: ValueId,
+    masks: Masks,
     act: Activation,
     epsilon: f64,
     intermediate: u64,
@@ -55,7 +55,7 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     let model = GptNeox {
         attention: Attention::of(meta),
         rope: rope::rope(b, "gpt_neox.rotary_emb", &rope_of(config)?, meta.head_dim, inputs.positions)?,
-        mask: mask_bias(b, &inputs),
+        masks: Masks::full(b, &inputs),
         act: activation_of(config)?,
         epsilon: config.f64_or("layer_norm_eps", 1e-5)?,
         intermediate: config.size("intermediate_size")?,
@@ -103,7 +103,7 @@ impl GptNeox {
             b.p.split(joined, -1, &[d, d, d]).into_iter().map(|part| heads_first(b, part)).collect();
         let q = self.rope.rotate(b, parts[0]);
         let k = self.rope.rotate(b, parts[1]);
-        let mixed = attention(b, &self.attention, layer, [q, k, parts[2]], self.mask);
+        let mixed = attention(b, &self.attention, layer, [q, k, parts[2]], self.masks.of(layer));
         b.linear(&format!("{at}.dense"), mixed, b.meta.hidden, self.attention_bias)
     }
 

@@ -1,10 +1,10 @@
 //! Llama (Touvron et al. 2023), as transformers' `LlamaForCausalLM`: RMS norms before each block,
-//! rotary positions, grouped-query attention, a gated MLP. Mistral without its sliding window is the
-//! same graph.
+//! rotary positions, grouped-query attention, a gated MLP. Other families are the same graph with
+//! windows in some of the layers.
 
 use super::blocks::activation::{Activation, activation};
 use super::blocks::attention::{Attention, attention, split_heads};
-use super::blocks::mask::mask_bias;
+use super::blocks::mask::Masks;
 use super::blocks::rope::{self, Rope};
 use super::{Family, meta};
 use crate::checkpoint::ModelMeta;
@@ -13,43 +13,23 @@ use crate::checkpoint::config::{Config, RopeKeys};
 use crate::checkpoint::error::CheckpointError;
 use dijiang_passes::ir::graph::ValueId;
 
-pub(super) const FAMILY: Family = Family {
-    name: "llama",
-    model_types: &["llama", "mistral"],
-    base_prefix: "model.",
-    meta: read_meta,
-    build,
-};
-
-/// What a Mistral config means that leaves `sliding_window` out: transformers' default.
-const MISTRAL_WINDOW: u64 = 4096;
+pub(super) const FAMILY: Family =
+    Family { name: "llama", model_types: &["llama"], base_prefix: "model.", meta: read_meta, build };
 
 const ROPE_KEYS: RopeKeys =
     RopeKeys { theta: &["rope_theta"], partial: &["partial_rotary_factor"], share: 1.0 };
 
 fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
+    meta_of(config, &FAMILY)
+}
+
+/// What a model of this graph is, read as one of a family.
+pub(super) fn meta_of(config: &Config, family: &Family) -> Result<ModelMeta, CheckpointError> {
     let kv_heads = config.opt_size("num_key_value_heads")?;
-    let meta = meta(config, &FAMILY, kv_heads, config.opt_size("head_dim")?)?;
-    reject_window(config, &meta.model_type)?;
+    let meta = meta(config, family, kv_heads, config.opt_size("head_dim")?)?;
     rope::rotated(config, &config.rope(&ROPE_KEYS)?, meta.head_dim)?;
     activation_of(config)?;
     Ok(meta)
-}
-
-fn reject_window(config: &Config, model_type: &str) -> Result<(), CheckpointError> {
-    if model_type != "mistral" {
-        return Ok(());
-    }
-    let window = match config.values().get("sliding_window") {
-        None => Some(MISTRAL_WINDOW),
-        Some(_) => config.opt_size("sliding_window")?,
-    };
-    match window {
-        None => Ok(()),
-        Some(n) => {
-            Err(config.unsupported("sliding_window", &n.to_string(), "null (attention to all positions)"))
-        }
-    }
 }
 
 fn activation_of(config: &Config) -> Result<Activation, CheckpointError> {
@@ -59,7 +39,7 @@ fn activation_of(config: &Config) -> Result<Activation, CheckpointError> {
 struct Llama {
     attention: Attention,
     rope: Rope,
-    mask: ValueId,
+    masks: Masks,
     act: Activation,
     epsilon: f64,
     intermediate: u64,
@@ -68,13 +48,19 @@ struct Llama {
 }
 
 fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
+    let layers = b.meta.layers as usize;
+    build_with(b, vec![None; layers])
+}
+
+/// The graph with these windows in its layers, or with none.
+pub(super) fn build_with(b: &mut Builder<'_>, windows: Vec<Option<u64>>) -> Result<(), CheckpointError> {
     let (config, meta) = (b.config, b.meta);
     let inputs = b.inputs();
     let settings = config.rope(&ROPE_KEYS)?;
     let model = Llama {
         attention: Attention::of(meta),
         rope: rope::rope(b, "model.rotary_emb", &settings, meta.head_dim, inputs.positions)?,
-        mask: mask_bias(b, &inputs),
+        masks: Masks::write(b, &inputs, windows),
         act: activation_of(config)?,
         epsilon: config.f64_or("rms_norm_eps", 1e-6)?,
         intermediate: config.size("intermediate_size")?,
@@ -121,7 +107,7 @@ impl Llama {
         let v = project("v_proj", kv_heads)?;
         let q = self.rope.rotate(b, q);
         let k = self.rope.rotate(b, k);
-        let joined = attention(b, &self.attention, layer, [q, k, v], self.mask);
+        let joined = attention(b, &self.attention, layer, [q, k, v], self.masks.of(layer));
         b.linear(&format!("{at}.o_proj"), joined, b.meta.hidden, self.attention_bias)
     }
 

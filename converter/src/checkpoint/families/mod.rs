@@ -3,6 +3,8 @@
 mod blocks;
 mod gpt_neox;
 mod llama;
+mod ministral;
+mod mistral;
 mod opt;
 
 use super::ModelMeta;
@@ -24,7 +26,8 @@ pub(super) struct Family {
 }
 
 /// Every family, in the order of their names.
-const FAMILIES: &[&Family] = &[&gpt_neox::FAMILY, &llama::FAMILY, &opt::FAMILY];
+const FAMILIES: &[&Family] =
+    &[&gpt_neox::FAMILY, &llama::FAMILY, &ministral::FAMILY, &mistral::FAMILY, &opt::FAMILY];
 
 /// The family that reads the config's `model_type`.
 pub(super) fn find(config: &Config) -> Result<&'static Family, CheckpointError> {

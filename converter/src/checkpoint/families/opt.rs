@@ -3,7 +3,7 @@
 
 use super::blocks::activation::{Activation, activation};
 use super::blocks::attention::{Attention, attention, split_heads};
-use super::blocks::mask::mask_bias;
+use super::blocks::mask::Masks;
 use super::{Family, meta};
 use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::{Builder, Inputs};
@@ -36,7 +36,7 @@ fn activation_of(config: &Config) -> Result<Activation, CheckpointError> {
 
 struct Opt {
     attention: Attention,
-    mask: ValueId,
+    masks: Masks,
     act: Activation,
     ffn: u64,
     bias: bool,
@@ -50,7 +50,7 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     let inputs = b.inputs();
     let model = Opt {
         attention: Attention::of(meta),
-        mask: mask_bias(b, &inputs),
+        masks: Masks::full(b, &inputs),
         act: activation_of(config)?,
         ffn: config.size("ffn_dim")?,
         bias: config.bool_or("enable_bias", true)?,
@@ -132,7 +132,7 @@ impl Opt {
         let q = project("q_proj")?;
         let k = project("k_proj")?;
         let v = project("v_proj")?;
-        let mixed = attention(b, &self.attention, layer, [q, k, v], self.mask);
+        let mixed = attention(b, &self.attention, layer, [q, k, v], self.masks.of(layer));
         b.linear(&format!("{at}.out_proj"), mixed, b.meta.hidden, self.bias)
     }
 

@@ -6,6 +6,7 @@
 //! *Exact:* up to rounding. The operator counts the tokens of a row from its beginning and cannot leave out the first
 //! ones, so that those of rows that are padded in front are moved there ([`super::tokens_first`]). A batch of several
 //! rows goes on after its past by one token a call, and the operator refuses more.
+//! A window of the tokens is the operator's own, which counts tokens too.
 //! *Declines when:* an attention of the graph has no cache, another mask, or heads the operator does not take. The
 //! graph is then left as it is, as caches of two kinds are served in two ways.
 
@@ -65,7 +66,7 @@ fn misfit(graph: &Graph, site: &AttentionSite, first: &AttentionSite) -> Option<
         _ if !site.mask.is_causal() || site.mask.padding().is_none() => {
             format!("its mask is {}", site.mask.name())
         }
-        _ if site.mask != first.mask => "its mask is not that of the others".to_owned(),
+        _ if site.mask.padding() != first.mask.padding() => "its mask is not that of the others".to_owned(),
         _ if site.head_dim != site.value_dim => {
             format!("keys have {} features and values {}", site.head_dim, site.value_dim)
         }
@@ -143,11 +144,7 @@ impl GroupWriter<'_> {
             q = self.rotated(q, rotary, tables, site.heads);
             k = self.rotated(k, rotary, tables, site.kv_heads);
         }
-        let op = Op::in_domain(DOMAIN, OPERATOR)
-            .with("num_heads", site.heads as i64)
-            .with("kv_num_heads", site.kv_heads as i64)
-            .with("scale", site.scale as f32)
-            .with("do_rotary", i64::from(inside.is_some()));
+        let op = operator(site).with("do_rotary", i64::from(inside.is_some()));
         let mut inputs =
             [q, k, v, cache.past_key, cache.past_value, counts.last, counts.total].map(Some).to_vec();
         if inside.is_some() {
@@ -228,6 +225,18 @@ impl GroupWriter<'_> {
         }
         let (positions, frequencies) = factors(self.graph, angles)?;
         Some(Rotary { q: q.x, k: k.x, rotated: q.rotated, positions, frequencies })
+    }
+}
+
+/// The operator that computes a site.
+fn operator(site: &AttentionSite) -> Op {
+    let op = Op::in_domain(DOMAIN, OPERATOR)
+        .with("num_heads", site.heads as i64)
+        .with("kv_num_heads", site.kv_heads as i64)
+        .with("scale", site.scale as f32);
+    match site.mask.window() {
+        Some(tokens) => op.with("local_window_size", i64::from(tokens)),
+        None => op,
     }
 }
 
@@ -327,7 +336,7 @@ mod tests {
     use crate::ir::shape::Dim;
     use crate::ir::text::print;
     use crate::ir::verify::verify;
-    use crate::testing::{decoder, encoder, noise, relative_error, run};
+    use crate::testing::{decoder, encoder, noise, relative_error, run, windowed_decoder};
 
     fn plain() -> Graph {
         let mut graph = decoder();
@@ -498,6 +507,27 @@ mod tests {
             assert_eq!(found.len(), expected.len());
             let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(apart < 1e-6, "{pads:?}: {apart:e}");
+        }
+    }
+
+    /// The plain form counts places, the operator tokens: they differ where padding stands between.
+    #[test]
+    fn a_window_is_the_operators() {
+        for tokens in [1, 2, 3, 6] {
+            let windowed = || {
+                let mut graph = windowed_decoder(tokens);
+                canonicalize(&mut graph).expect("it settles");
+                graph
+            };
+            let (mut graph, plain) = (windowed(), windowed());
+            assert_eq!(group(&mut graph).expect("a patch"), None);
+            assert!(print(&graph).contains(&format!("local_window_size: {tokens}")));
+            let in_front: [[&[usize]; 2]; 2] = [[&[0, 1], &[]], [&[0, 1, 2, 3], &[0]]];
+            for pads in in_front {
+                let (found, expected) = (generated(&graph, pads), generated(&plain, pads));
+                let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(apart < 1e-6, "{tokens} {pads:?}: {apart:e}");
+            }
         }
     }
 

@@ -28,9 +28,9 @@ struct Gate {
 
 impl SiteWriter<'_, '_, '_> {
     pub(super) fn gates(&mut self) -> Gates {
-        let recipe = self.options.recipe;
+        let is_learned = self.options.recipe.decay == Decay::Learned;
         let hidden = self.site.hidden.filter(|_| self.options.form.is_served());
-        match hidden.filter(|_| recipe.rule == Rule::Delta && recipe.decay == Decay::Learned) {
+        match hidden.filter(|_| self.plan.rule == Rule::Delta && is_learned) {
             Some(hidden) => self.gates_at_once(hidden),
             None => Gates { log_decay: self.log_decay(), beta: self.beta() },
         }
@@ -119,7 +119,7 @@ impl SiteWriter<'_, '_, '_> {
 
     /// β_t = sigmoid(w·x + b) of the delta rule.
     fn beta(&mut self) -> Option<ValueId> {
-        let hidden = self.site.hidden.filter(|_| self.options.recipe.rule == Rule::Delta)?;
+        let hidden = self.site.hidden.filter(|_| self.plan.rule == Rule::Delta)?;
         let gate = self.beta_gate(hidden);
         let logits = self.gate(hidden, gate);
         Some(self.p.sigmoid(logits))

@@ -2,6 +2,7 @@
 
 use super::lower::window::Ring;
 use super::lower::{Dims, HeadOrder, Lowered, Recurrence, RecurrentState, bidirectional};
+use super::plan::Plan;
 use super::rewrite::Options;
 use super::site::AttentionSite;
 use crate::feature_map::{Role, added};
@@ -40,6 +41,7 @@ pub(super) struct SiteState {
 pub(super) struct SiteWriter<'p, 'g, 'o> {
     pub(super) p: &'p mut Patch<'g>,
     pub(super) site: &'o AttentionSite,
+    pub(super) plan: Plan,
     pub(super) options: &'o Options<'o>,
 }
 
@@ -48,10 +50,11 @@ impl SiteWriter<'_, '_, '_> {
     pub(super) fn attention(&mut self) -> (ValueId, Option<SiteState>) {
         self.p.set_scope(&format!("{}{MADE}", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
-        let linear = (self.options.recipe.rule != Rule::None).then(|| self.linear(valid));
-        let near = self.options.recipe.local.map(|local| self.near(local, valid));
+        let Plan { rule, local, .. } = self.plan;
+        let linear = (rule != Rule::None).then(|| self.linear(valid));
+        let near = local.map(|local| self.near(local, valid));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
-        let ring = self.options.recipe.local.zip(near.as_ref().map(|near| near.ring));
+        let ring = local.zip(near.as_ref().map(|near| near.ring));
         let (read, order) = match (linear, near) {
             (Some(linear), None) => (linear.read, linear.order),
             (Some(linear), Some(near)) => self.mixed(&linear, &near, valid),
@@ -113,18 +116,17 @@ impl SiteWriter<'_, '_, '_> {
 
     /// Whether padding is taken out elsewhere than of the keys: of the values, or of β.
     fn masks_otherwise(&self) -> bool {
-        self.options.form.masks_values() || self.options.recipe.rule == Rule::Delta
+        self.options.form.masks_values() || self.plan.rule == Rule::Delta
     }
 
     /// Whether features are `[heads, batch, sequence, m]`.
     fn puts_heads_first(&self) -> bool {
-        self.options.form.puts_heads_first() && self.options.recipe.rule == Rule::Linear
+        self.options.form.puts_heads_first() && self.plan.rule == Rule::Linear
     }
 
     /// Whether what is read is divided by φ(q)·z.
     fn divides(&self) -> bool {
-        let recipe = self.options.recipe;
-        recipe.readout == Readout::Sum && recipe.rule == Rule::Linear
+        self.options.recipe.readout == Readout::Sum && self.plan.rule == Rule::Linear
     }
 
     fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {

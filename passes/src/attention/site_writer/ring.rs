@@ -4,11 +4,10 @@ use super::SiteWriter;
 use crate::attention::lower::window::Ring;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
-use crate::ir::shape::Dim;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{StatePart, present_of};
 use dijiang_format::recipe::Local;
-use dijiang_format::ring::{BASE, COUNT, count_name};
+use dijiang_format::ring::{BASE, COUNT, count_name, keys_name, values_name};
 
 impl SiteWriter<'_, '_, '_> {
     /// The ring as the graph is given it.
@@ -21,24 +20,27 @@ impl SiteWriter<'_, '_, '_> {
 
     fn past_parts(&mut self, local: Local) -> Ring {
         let (slots, heads, dtype) = (local.slots(), self.site.kv_heads, self.p.dtype(self.site.k));
-        let widths =
-            [(StatePart::RingKeys, self.site.head_dim), (StatePart::RingValues, self.site.value_dim)];
-        let [keys, values] = widths.map(|(part, width)| self.past(part, dtype, &[heads, slots, width]));
+        let (head_dim, value_dim) = (self.site.head_dim, self.site.value_dim);
+        let [keys, values] = self.names_of_parts(local);
+        let keys = self.past_named(&keys, dtype, &[heads, slots, head_dim]);
+        let values = self.past_named(&values, dtype, &[heads, slots, value_dim]);
         let name = count_name(local);
-        let count = self.p.graph().input(&name).unwrap_or_else(|| {
-            let batch = self.p.dim(self.site.q, 0);
-            self.p.input(&name, DType::F32, vec![batch, Dim::Known(1)])
-        });
+        let count = self.p.graph().input(&name).unwrap_or_else(|| self.past_named(&name, DType::F32, &[1]));
         Ring { keys, values, count }
     }
 
-    pub(super) fn output_parts(&mut self, ring: Ring, local: Local) {
+    fn names_of_parts(&self, local: Local) -> [String; 2] {
         let layer = self.site.layer;
-        self.p.output(&StatePart::RingKeys.present(layer), ring.keys);
-        self.p.output(&StatePart::RingValues.present(layer), ring.values);
-        let Some(count) = present_of(&count_name(local)) else { return };
-        if self.p.graph().output(&count).is_none() {
-            self.p.output(&count, ring.count);
+        [keys_name(layer, local), values_name(layer, local)]
+    }
+
+    pub(super) fn output_parts(&mut self, ring: Ring, local: Local) {
+        let [keys, values] = self.names_of_parts(local);
+        for (past, value) in [(keys, ring.keys), (values, ring.values), (count_name(local), ring.count)] {
+            let present = present_of(&past).filter(|present| self.p.graph().output(present).is_none());
+            if let Some(present) = present {
+                self.p.output(&present, value);
+            }
         }
     }
 
@@ -48,8 +50,7 @@ impl SiteWriter<'_, '_, '_> {
         let (keys_end, values_end) = (slots * site.head_dim as i64, width - COUNT as i64);
         let dtype = self.p.dtype(site.k);
         let state = self.past(StatePart::Normalizer, dtype, &[heads, width as u64]);
-        // All rings of a graph count the same tokens.
-        let counted = self.first_ring(width as u64).unwrap_or(state);
+        let (counted, counts_end) = self.counted_in().unwrap_or((state, width));
         let p = &mut *self.p;
         let parts = [(0, keys_end, site.head_dim), (keys_end, values_end, site.value_dim)];
         let [keys, values] = parts.map(|(start, end, dim)| {
@@ -57,7 +58,7 @@ impl SiteWriter<'_, '_, '_> {
             p.reshape(part, &[0, heads as i64, slots, dim as i64])
         });
         let one = p.slice(counted, 1, 0, 1);
-        let count = p.slice(one, 2, width - COUNT as i64, width);
+        let count = p.slice(one, 2, counts_end - COUNT as i64, counts_end);
         let count = p.cast(count, DType::F32);
         let parts = p.split(count, 2, &[1, 1]);
         let high = p.mul_scalar(parts[0], f64::from(BASE));
@@ -69,15 +70,12 @@ impl SiteWriter<'_, '_, '_> {
         local.slots() * (self.site.head_dim + self.site.value_dim) + COUNT as u64
     }
 
-    /// The ring of a layer that was written before, of the same width.
-    fn first_ring(&self, width: u64) -> Option<ValueId> {
+    /// The state that counts for all rings that see the same, and its width.
+    fn counted_in(&self) -> Option<(ValueId, i64)> {
         let graph = self.p.graph();
-        let is_ring = |input: &ValueId| {
-            let value = graph.value(*input);
-            let last = value.ty.shape.as_ref().and_then(|shape| shape.get(2)?.known());
-            StatePart::Normalizer.is_past(&value.name) && last == Some(width)
-        };
-        graph.inputs().iter().copied().find(is_ring)
+        let state = graph.input(&StatePart::Normalizer.past(self.plan.counter))?;
+        let width = graph.value(state).ty.shape.as_ref()?.get(2)?.known()?;
+        Some((state, width as i64))
     }
 
     pub(super) fn packed(&mut self, ring: Ring) -> ValueId {

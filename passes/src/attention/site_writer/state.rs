@@ -17,9 +17,13 @@ impl SiteWriter<'_, '_, '_> {
     }
 
     pub(super) fn past(&mut self, part: StatePart, dtype: DType, rest: &[u64]) -> ValueId {
+        self.past_named(&part.past(self.site.layer), dtype, rest)
+    }
+
+    pub(super) fn past_named(&mut self, name: &str, dtype: DType, rest: &[u64]) -> ValueId {
         let batch = self.p.dim(self.site.q, 0);
         let shape: Vec<Dim> = std::iter::once(batch).chain(rest.iter().copied().map(Dim::Known)).collect();
-        self.p.input(&part.past(self.site.layer), dtype, shape)
+        self.p.input(name, dtype, shape)
     }
 
     pub(in crate::attention) fn drop_cache(&mut self) {

@@ -121,7 +121,7 @@ pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) 
         ]
         .to_vec(),
         _ => [
-            (set("local_window_size", -1) || set("sliding_window_cache", 0), "a window"),
+            (is_other_window(op), "a window of another kind"),
             (op.float("softcap") != Some(0.0), "a soft cap"),
             (set("smooth_softmax", -1) && set("smooth_softmax", 0) || has(11), "a smooth softmax"),
             (set("qk_output", 0) || outputs > 3, "the output output_qk"),
@@ -130,6 +130,18 @@ pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) 
         .to_vec(),
     };
     found.into_iter().find(|(is_set, _)| *is_set).map(|(_, what)| what)
+}
+
+/// How many tokens a query of `GroupQueryAttention` sees, itself among them, where it does not see all.
+pub(crate) fn local_window(op: &Op) -> Option<i64> {
+    op.int("local_window_size").filter(|tokens| *tokens > 0)
+}
+
+/// A window of nothing, one without an order, or a cache that holds no more than a window.
+fn is_other_window(op: &Op) -> bool {
+    let asks = op.int("local_window_size").is_some_and(|tokens| tokens != -1);
+    let is_known = local_window(op).is_some() && op.int("causal") == Some(1);
+    (asks && !is_known) || op.int("sliding_window_cache").is_some_and(|set| set != 0)
 }
 
 /// The scale of the products: given, or 1/√head_dim. ONNX Runtime reads its own 0 as not given.
@@ -396,10 +408,13 @@ fn eval_grouped(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let counts = ArrayD::from_shape_fn(IxDyn(&[batch]), |at| counts[at[0]] + 1);
     let mut bias = add(optional(ctx, 10)?.cloned(), key_mask(&counts, batch, total, LOWEST)?)?;
     if ctx.op.int("causal") == Some(1) {
-        let causal = ArrayD::from_shape_fn(IxDyn(&[batch, 1, time, total]), |at| {
-            if at[3] > rows[at[0]] + at[2] { f64::NEG_INFINITY } else { 0.0 }
+        let window = local_window(ctx.op).and_then(|tokens| usize::try_from(tokens).ok());
+        let seen = ArrayD::from_shape_fn(IxDyn(&[batch, 1, time, total]), |at| {
+            let age = (rows[at[0]] + at[2]).checked_sub(at[3]);
+            let is_seen = age.is_some_and(|age| window.is_none_or(|tokens| age < tokens));
+            if is_seen { 0.0 } else { f64::NEG_INFINITY }
         });
-        bias = add(Some(bias), causal)?;
+        bias = add(Some(bias), seen)?;
     }
     let out = attend(&q, [&k, &v], scale(ctx.op, q.shape()[3]), Some(&bias))?;
     Ok(vec![Array::F(merge(&out)?), Array::F(k), Array::F(v)])

@@ -34,7 +34,7 @@ pub(crate) fn heads_first(b: &mut Builder<'_>, x: ValueId) -> ValueId {
 }
 
 /// Attention of queries `[batch, heads, sequence, head_dim]` to the cache and to new keys and values
-/// `[batch, kv_heads, sequence, head_dim]`, under the bias of [`super::mask::mask_bias`].
+/// `[batch, kv_heads, sequence, head_dim]`, under one of the [`super::mask::Masks`].
 /// Returns `[batch, sequence, heads * head_dim]`. Scores become probabilities in f32.
 pub(crate) fn attention(
     b: &mut Builder<'_>,

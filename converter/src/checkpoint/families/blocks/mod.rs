@@ -5,3 +5,4 @@ pub(super) mod activation;
 pub(super) mod attention;
 pub(super) mod mask;
 pub(super) mod rope;
+pub(super) mod window;

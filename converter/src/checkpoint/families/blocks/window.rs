@@ -1,0 +1,162 @@
+//! Which layers of a model see a window of tokens alone, by the keys of its config as transformers 5.17 means them.
+
+use crate::checkpoint::config::Config;
+use crate::checkpoint::error::CheckpointError;
+use serde_json::Value;
+
+/// What a family calls its window, and what the keys mean that a config leaves out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WindowKeys {
+    /// `sliding_window` where a config has no such key. One of null is none.
+    pub(crate) tokens: Option<u64>,
+    /// `use_sliding_window` where a config has no such key; none in families that know no such key.
+    pub(crate) switch: Option<bool>,
+    /// `max_window_layers` where a config has no such key: the layer from which on layers have the window. None in families
+    /// that know no such key, where all have it.
+    pub(crate) first: Option<u64>,
+}
+
+const LAYER_TYPES: &str = "layer_types";
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+impl WindowKeys {
+    /// How many tokens each of so many layers sees, where it does not see all.
+    ///
+    /// `layer_types` tells, and where it is not there the family's other keys.
+    pub(crate) fn windows(&self, config: &Config, layers: u64) -> Result<Vec<Option<u64>>, CheckpointError> {
+        let tokens = self.tokens(config)?;
+        let first = self.first.map_or(Ok(0), |first| config.count_or("max_window_layers", first))?;
+        let Some(types) = layer_types(config, layers)? else {
+            return Ok((0..layers).map(|layer| tokens.filter(|_| layer >= first)).collect());
+        };
+        let window = |slides: bool| match (slides, tokens) {
+            (false, _) => Ok(None),
+            (true, Some(tokens)) => Ok(Some(tokens)),
+            (true, None) => {
+                let expected = format!("{FULL} in every layer, as the model has no sliding_window");
+                Err(config.bad(LAYER_TYPES, SLIDING, &expected))
+            }
+        };
+        types.into_iter().map(window).collect()
+    }
+
+    fn tokens(&self, config: &Config) -> Result<Option<u64>, CheckpointError> {
+        let stated = config.opt_size("sliding_window")?;
+        let is_on = self.switch.map_or(Ok(true), |switch| config.bool_or("use_sliding_window", switch))?;
+        let tokens = if config.values().contains_key("sliding_window") { stated } else { self.tokens };
+        Ok(tokens.filter(|_| is_on))
+    }
+}
+
+/// Of each layer, whether `layer_types` says that it has the window; none where there is no such key.
+fn layer_types(config: &Config, layers: u64) -> Result<Option<Vec<bool>>, CheckpointError> {
+    let Some(value) = config.value(LAYER_TYPES) else { return Ok(None) };
+    let types = value.as_array().filter(|types| types.len() as u64 == layers).ok_or_else(|| {
+        let found = value.as_array().map(|types| format!("a list of {}", types.len()));
+        let found = found.unwrap_or_else(|| value.to_string());
+        config.bad(LAYER_TYPES, &found, &format!("a list of {layers}, one for each layer"))
+    })?;
+    let slides = |kind: &Value| match kind.as_str() {
+        Some(FULL) => Ok(false),
+        Some(SLIDING) => Ok(true),
+        other => {
+            let found = other.map_or_else(|| kind.to_string(), str::to_owned);
+            Err(config.unsupported(LAYER_TYPES, &found, &format!("{FULL}, {SLIDING}")))
+        }
+    };
+    types.iter().map(slides).collect::<Result<Vec<bool>, _>>().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// As Mistral has them.
+    const ALWAYS: WindowKeys = WindowKeys { tokens: Some(4096), switch: None, first: None };
+    /// As Qwen has them.
+    const SWITCHED: WindowKeys = WindowKeys { tokens: Some(4096), switch: Some(false), first: Some(28) };
+    /// As Phi has them.
+    const STATED: WindowKeys = WindowKeys { tokens: None, switch: None, first: None };
+
+    fn windows(keys: &WindowKeys, values: &Value) -> Result<Vec<Option<u64>>, String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, values.to_string()).expect("it is written");
+        let config = Config::read(&path).expect("it is read");
+        let place = format!("{}: ", path.display());
+        keys.windows(&config, 3).map_err(|e| e.to_string().replace(&place, ""))
+    }
+
+    #[test]
+    fn a_window_of_every_layer() {
+        let all = |window| Ok(vec![window; 3]);
+        assert_eq!(windows(&ALWAYS, &json!({})), all(Some(4096)));
+        assert_eq!(windows(&ALWAYS, &json!({"sliding_window": null})), all(None));
+        assert_eq!(windows(&ALWAYS, &json!({"sliding_window": 8})), all(Some(8)));
+        assert_eq!(windows(&STATED, &json!({})), all(None));
+        assert_eq!(windows(&STATED, &json!({"sliding_window": 8})), all(Some(8)));
+        // Keys that such a family does not know.
+        let unknown = json!({"use_sliding_window": false, "max_window_layers": 2, "sliding_window": 8});
+        assert_eq!(windows(&ALWAYS, &unknown), all(Some(8)));
+    }
+
+    #[test]
+    fn a_window_is_turned_on_and_begins_at_a_layer() {
+        let of = |values: &Value| windows(&SWITCHED, values);
+        assert_eq!(of(&json!({"sliding_window": 8})), Ok(vec![None; 3]));
+        assert_eq!(of(&json!({"use_sliding_window": false, "max_window_layers": 0})), Ok(vec![None; 3]));
+        assert_eq!(of(&json!({"use_sliding_window": true})), Ok(vec![None; 3]));
+        let on = |first: u64| of(&json!({"use_sliding_window": true, "max_window_layers": first}));
+        assert_eq!(on(0), Ok(vec![Some(4096); 3]));
+        assert_eq!(on(1), Ok(vec![None, Some(4096), Some(4096)]));
+        assert_eq!(on(2), Ok(vec![None, None, Some(4096)]));
+        assert_eq!(on(3), Ok(vec![None; 3]));
+    }
+
+    #[test]
+    fn types_of_layers_come_first() {
+        let types = json!(["full_attention", "sliding_attention", "full_attention"]);
+        let mixed = Ok(vec![None, Some(8), None]);
+        assert_eq!(windows(&ALWAYS, &json!({"sliding_window": 8, "layer_types": types})), mixed);
+        let on = json!({"use_sliding_window": true, "max_window_layers": 3, "sliding_window": 8, "layer_types": types});
+        assert_eq!(windows(&SWITCHED, &on), mixed);
+        let full = json!({"sliding_window": 8, "layer_types": vec!["full_attention"; 3]});
+        assert_eq!(windows(&ALWAYS, &full), Ok(vec![None; 3]));
+        assert_eq!(
+            windows(&ALWAYS, &json!({"sliding_window": 8, "layer_types": null})),
+            Ok(vec![Some(8); 3])
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let refused = |keys, values: &Value| windows(keys, values).expect_err("it is refused");
+        assert_eq!(
+            refused(&ALWAYS, &json!({"sliding_window": 0})),
+            "key `sliding_window` is 0; expected a positive integer below 2^31"
+        );
+        let types = json!(["full_attention", "sliding_attention", "full_attention"]);
+        assert_eq!(
+            refused(&ALWAYS, &json!({"sliding_window": null, "layer_types": types})),
+            "key `layer_types` is sliding_attention; expected full_attention in every layer, as the model has no sliding_window"
+        );
+        assert_eq!(
+            refused(&SWITCHED, &json!({"layer_types": types})),
+            "key `layer_types` is sliding_attention; expected full_attention in every layer, as the model has no sliding_window"
+        );
+        assert_eq!(
+            refused(&ALWAYS, &json!({"layer_types": ["full_attention"]})),
+            "key `layer_types` is a list of 1; expected a list of 3, one for each layer"
+        );
+        assert_eq!(
+            refused(&ALWAYS, &json!({"layer_types": vec!["chunked_attention"; 3]})),
+            "layer_types `chunked_attention` is not supported; supported: full_attention, sliding_attention"
+        );
+        assert_eq!(
+            refused(&ALWAYS, &json!({"layer_types": [1, 2, 3]})),
+            "layer_types `1` is not supported; supported: full_attention, sliding_attention"
+        );
+    }
+}
