@@ -314,7 +314,7 @@ fn a_state_with_rings_is_saved_and_loaded() {
     configure(&home, "layer_types", json!(layers));
     configure(&home, "sliding_window", json!(68));
     std::fs::remove_file(home.path("model/reference.safetensors")).expect("it was there");
-    home.dijiang("convert model -o bundle --recipe delta --no-verify").fine();
+    home.dijiang("convert model -o bundle --recipe adaptive --no-verify").fine();
     let text =
         "First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. First Citizen:";
     let tokens = |arguments: &[&str]| -> Vec<i64> {
@@ -360,7 +360,7 @@ fn nothing_linear_is_refused() {
     assert_eq!(home.dijiang("convert m.onnx -o bundle --no-verify --recipe released --force").code, 2);
 }
 
-const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads what the values are projected from, and they are not the output of one linear layer (hint: --recipe paper converts 2 of 2 attentions, and so do performer, pff, wpff and retnet)";
+const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads what the values are projected from, and they are not the output of one linear layer (hint: --recipe windows converts 2 of 2 attentions, and so do paper, performer, pff, wpff and retnet)";
 
 const COUNTED: &str = "  weight %table: f32[64, 16] = random(3)
   %h.0.ids = Gather(%embed, %input_ids) {axis: 0}
@@ -608,8 +608,8 @@ fn configs_that_do_not_fit_are_refused() {
 #[test]
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");
@@ -849,7 +849,7 @@ fn a_bundle_is_not_converted_again() {
         std::fs::copy(home.path("bundle").join(name), home.path("again").join(name)).expect("a copy");
     }
     let ran = home.dijiang("convert again -o out --no-verify --json");
-    let warning = "again: 12 tensors of an earlier conversion are left out (hint: their bundle serves them; `dijiang quantize` keeps them)";
+    let warning = "again: 18 tensors of an earlier conversion are left out (hint: their bundle serves them; `dijiang quantize` keeps them)";
     assert_eq!((ran.code, ran.stderr.as_str()), (0, format!("warning: {warning}\n").as_str()));
     assert_eq!(ran.object()["warnings"], json!([warning]));
 }

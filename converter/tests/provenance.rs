@@ -124,7 +124,7 @@ fn every_input_and_output_has_the_digest_of_its_bytes() {
     };
     assert!(sums());
     expect(0, &home.run("verify X --digests"));
-    let path = home.path("X/genai_config.json");
+    let path = home.path("X/config.json");
     std::fs::write(path, "{}").expect("it is written");
     assert!(!sums());
 }

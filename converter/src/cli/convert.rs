@@ -12,7 +12,7 @@ use crate::report::progress::Estimate;
 use crate::verify::{TEXT_CONVERTED, TEXT_SOFTMAX, Verification, VerifyOptions};
 use dijiang_format::dtype::DType;
 use dijiang_format::quantization::Quantization;
-use dijiang_format::recipe::Attention;
+use dijiang_format::recipe::{Attention, Rule};
 use dijiang_format::target::Target;
 use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
@@ -242,11 +242,14 @@ fn verdict(args: &Args, verification: &Verification) {
     let perplexity = |name: &str| verification.checks.iter().find(|c| c.name == name).map(|c| c.measured);
     let Some((came, converted)) = perplexity(TEXT_SOFTMAX).zip(perplexity(TEXT_CONVERTED)) else { return };
     let bundle = args.output.display();
-    let remedy = match converted > LOST * came {
-        true => format!(
+    // Windows alone have nothing to calibrate.
+    let calibrates = recipes::load(&args.recipe).is_ok_and(|recipe| recipe.rule != Rule::None);
+    let remedy = match (converted > LOST * came, calibrates) {
+        (true, true) => format!(
             " (hint: `dijiang calibrate {bundle} --data TEXT` and then `dijiang finetune {bundle} --data TEXT` win back most of it)"
         ),
-        false => String::new(),
+        (true, false) => format!(" (hint: `dijiang finetune {bundle} --data TEXT` wins back most of it)"),
+        (false, _) => String::new(),
     };
     show::line(&format!(
         "a short text has perplexity {converted:.1}, and {came:.1} as the model came{remedy}"

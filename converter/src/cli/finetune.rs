@@ -4,7 +4,7 @@ use super::training::{Common, progress};
 use super::{Failure, Outcome, numbers, show};
 use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
-use crate::train::teacher::{Source, TeacherOptions};
+use crate::train::teacher::{Source, TeacherOptions, WEIGHT};
 use crate::train::trainer::{NEW_RATE, WEIGHT_DECAY};
 use dijiang_format::words::counted;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "BUNDLE|auto|self|none", default_value = "auto")]
     teacher: Source,
     /// How much of KL(teacher ‖ model) is added to the loss
-    #[arg(long, default_value_t = 0.5, allow_negative_numbers = true, value_parser = numbers::rate)]
+    #[arg(long, default_value_t = WEIGHT, allow_negative_numbers = true, value_parser = numbers::rate)]
     teacher_weight: f64,
     /// Steps between checkpoints
     #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = numbers::count64())]

@@ -89,7 +89,7 @@ fn recipe(args: &Args) -> Result<Recipe, Failure> {
     let mut recipe = recipes::load(&args.recipe)?;
     let Some(wide) = recipe.wide.as_mut() else {
         return Err(format!(
-            "recipe `{}`: it has no `wide` layers to find (hint: write `wide: {{window: 320, one_in: 5}}` beside its `local`, or take --recipe {})",
+            "recipe `{}`: it has no `wide` layers to find (hint: write `wide: {{window: 256, one_in: 5}}` beside its `local`, or take --recipe {})",
             recipe.name, recipes::DEFAULT
         )
         .into());
@@ -128,7 +128,10 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
     match &args.output {
         Some(output) => show::line(&format!(
             "{}: the recipe `{}` (next: `dijiang convert {} -o BUNDLE --recipe {}`)",
-            output.display(), recipe.name, args.source.display(), output.display()
+            output.display(),
+            recipe.name,
+            args.source.display(),
+            output.display()
         )),
         None => show::line("nothing was written (hint: -o RECIPE.yaml)"),
     }

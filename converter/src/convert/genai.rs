@@ -44,7 +44,10 @@ fn other_than_the_first(graph: &Graph) -> Option<&str> {
         is_fixed.then_some((part, value))
     });
     let mut first: BTreeMap<&str, &Option<Shape>> = BTreeMap::new();
-    states.into_iter().find(|(part, value)| *first.entry(*part).or_insert(&value.ty.shape) != &value.ty.shape).map(|(_, value)| value.name.as_str())
+    states
+        .into_iter()
+        .find(|(part, value)| *first.entry(*part).or_insert(&value.ty.shape) != &value.ty.shape)
+        .map(|(_, value)| value.name.as_str())
 }
 
 /// The file's contents for a serving graph.

@@ -36,6 +36,7 @@ use crate::report::progress::{Estimate, Progress};
 use crate::train::TrainError;
 use crate::train::data::DataError;
 use crate::train::finetune::{Trainable, write_graphs};
+use crate::train::teacher::TeacherOptions;
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
 use dijiang_format::digest::WeightDigests;
@@ -304,7 +305,8 @@ pub(crate) fn convert_opened(
     let target = conversion.target;
     let bundle = NewBundle::begin(target, conversion.options.force)?;
     let from = bundle.path().to_owned();
-    let wide = scan::wide_recipe(&mut opened, conversion.source, (bundle.path(), conversion.options), progress);
+    let wide =
+        scan::wide_recipe(&mut opened, conversion.source, (bundle.path(), conversion.options), progress);
     if wide.is_err() {
         stored_file::check(conversion.read.iter())?;
     }
@@ -463,7 +465,9 @@ fn write_bundle(
 fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
     let sequence = training_context(manifest.model.positions);
     let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
-    let plan = write_graphs(bundle, manifest, &Trainable::default(), &options).map_err(Box::new)?;
+    let teacher = TeacherOptions::default().of(manifest).map(|teacher| teacher.weight);
+    let what = Trainable { teacher, ..Trainable::default() };
+    let plan = write_graphs(bundle, manifest, &what, &options).map_err(Box::new)?;
     let size = |path: &PathBuf| {
         let file = std::fs::metadata(path);
         file.map(|file| file.len()).map_err(|source| ConvertError::Io { path: path.clone(), source })

@@ -25,8 +25,9 @@ use dijiang_runtime::{Device, DeviceTensor, HostTensor, LoadOptions, OrtRuntime,
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The graph file, in a directory that is gone afterwards.
+/// The graph file, in a directory that is gone afterwards; in a conversion this one, in that of the bundle.
 const FILE: &str = "scan.onnx";
+const DIR: &str = "scan";
 
 /// A window that every token of every text is in.
 const WHOLE: f32 = (1 << 24) as f32;
@@ -101,8 +102,8 @@ pub(super) fn wide_recipe(
     let layers = match wide.count(opened.meta.layers as usize) {
         0 => Vec::new(),
         _ => {
-            let how = ScanOptions::of(options);
-            match scan_opened(opened, (path, scratch), &how, progress) {
+            let dir = scratch.join(DIR);
+            match scan_in(&dir, opened, path, (&ScanOptions::of(options), progress)) {
                 Ok(scanned) if scanned.copying.is_finite() => {
                     opened.notes.push(told(&scanned, wide));
                     scanned.wide
@@ -115,12 +116,26 @@ pub(super) fn wide_recipe(
                     opened.warnings.push(unmeasured(path, &error.to_string()));
                     Vec::new()
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.placed(&dir, scratch)),
             }
         }
     };
     wide.layers = Some(layers);
     Ok(recipe)
+}
+
+/// Scans in a new directory, which is gone afterwards.
+fn scan_in(
+    dir: &Path,
+    opened: &Source,
+    path: &Path,
+    (options, progress): (&ScanOptions, &mut dyn Progress),
+) -> Result<Scanned, ConvertError> {
+    let io = |source| ConvertError::Io { path: dir.to_owned(), source };
+    std::fs::create_dir(dir).map_err(io)?;
+    let scanned = scan_opened(opened, (path, dir), options, progress);
+    std::fs::remove_dir_all(dir).map_err(io)?;
+    scanned
 }
 
 /// Whether the model cannot be measured here, which a conversion does without.
@@ -137,7 +152,7 @@ fn cannot_run(error: &ConvertError) -> bool {
 
 fn unmeasured(path: &Path, why: &str) -> String {
     format!(
-        "{}: no layer has a longer window, as which of them look far was not measured: {why} (hint: name them in a recipe, `wide: {{window: 320, layers: [7, 8]}}`)",
+        "{}: no layer has a longer window, as which of them look far was not measured: {why} (hint: name them in a recipe, `wide: {{window: 256, layers: [7, 8]}}`)",
         path.display()
     )
 }
@@ -146,7 +161,9 @@ fn told(scanned: &Scanned, wide: &Wide) -> String {
     let layers: Vec<String> = scanned.wide.iter().map(ToString::to_string).collect();
     format!(
         "layers {} see {} tokens back, and the others {}: of texts that come twice they lose most without",
-        layers.join(", "), wide.window, scanned.window
+        layers.join(", "),
+        wide.window,
+        scanned.window
     )
 }
 
@@ -177,13 +194,15 @@ pub fn scan(
     progress.stage("reading the source");
     refusal::check_source(path)?;
     let opened = source::open(path, options.dtype)?;
-    scan_opened(&opened, (path, scratch), options, progress)
+    let dir = tempfile::Builder::new().prefix(".dijiang-scan-").tempdir_in(scratch);
+    let dir = dir.map_err(|source| ConvertError::Io { path: scratch.to_owned(), source })?;
+    scan_opened(&opened, (path, dir.path()), options, progress)
 }
 
-/// The same of a model that is open.
-pub(super) fn scan_opened(
+/// The same of a model that is open. Its weights are written to `dir`.
+fn scan_opened(
     opened: &Source,
-    (path, scratch): (&Path, &Path),
+    (path, dir): (&Path, &Path),
     options: &ScanOptions,
     progress: &mut dyn Progress,
 ) -> Result<Scanned, ConvertError> {
@@ -197,9 +216,7 @@ pub(super) fn scan_opened(
     let (layers, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
     let nothing = ParameterLayout { groups: Vec::new() };
     let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
-    let dir = tempfile::Builder::new().prefix(".dijiang-scan-").tempdir_in(scratch);
-    let dir = dir.map_err(|source| ConvertError::Io { path: scratch.to_owned(), source })?;
-    let mut scanner = Scanner::new(write(dir.path(), &graph, progress)?, options, count)?;
+    let mut scanner = Scanner::new(write(dir, &graph, progress)?, options, count)?;
     let texts = texts(opened, options, size)?;
     progress.stage(&format!("scanning {} layers", layers.len()));
     let [copying, text] = scanner.losses(&texts, None)?;

@@ -13,6 +13,7 @@ pub const DEFAULT: &str = "adaptive";
 /// Name and text of every recipe beside this file, in the order they are listed.
 pub const PRESETS: &[(&str, &str)] = &[
     ("adaptive", include_str!("adaptive.yaml")),
+    ("windows", include_str!("windows.yaml")),
     ("gated", include_str!("gated.yaml")),
     ("paper", include_str!("paper.yaml")),
     ("released", include_str!("released.yaml")),
@@ -117,7 +118,7 @@ mod tests {
         let cases = [
             (
                 load("adaptve"),
-                "no recipe is called `adaptve`: expected one of adaptive, delta, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
+                "no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
             ),
             (
                 parse("name: x\nmap: {kind: elu}", "x.yaml"),
@@ -129,7 +130,7 @@ mod tests {
             ),
             (
                 parse("name: x\nmpa: {}", "x.yaml"),
-                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `softmax_layers`, `chunk` at line 2 column 1",
+                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
             ),
         ];
         for (result, want) in cases {

@@ -68,6 +68,15 @@ pub struct TeacherOptions {
     pub weight: f64,
 }
 
+/// What a divergence counts for where a run does not say.
+pub const WEIGHT: f64 = 0.5;
+
+impl Default for TeacherOptions {
+    fn default() -> Self {
+        Self { source: Source::Auto, weight: WEIGHT }
+    }
+}
+
 impl TeacherOptions {
     /// What it comes to for a bundle; none where nobody teaches.
     pub fn of(&self, manifest: &Manifest) -> Option<Self> {

@@ -46,12 +46,12 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// The graphs for bound memory.
+    /// The graphs for bound memory. `served` is what the serving graph gives where `reference` is what it must.
     pub(super) fn bound_graphs(
         &mut self,
-        name: &str,
-        plain: &str,
+        [name, plain]: [&str; 2],
         reference: &[f32],
+        served: &[f32],
     ) -> Result<(), VerifyError> {
         let (prefill, decode) = (files::PREFILL, files::DECODE);
         match [prefill, decode].map(|file| self.is_there(file)) {
@@ -64,7 +64,7 @@ impl Verifier<'_> {
             }
         }
         self.stage(&format!("serving from bound memory in {name}"));
-        let limit = self.bound_limit()?;
+        let limit = self.bound_limit(median_error(served, reference, self.prompts.vocab()))?;
         for decoded in self.decoded(&BOUND, [name, plain], reference)? {
             self.compare_bound(decoded, limit);
         }
@@ -78,14 +78,10 @@ impl Verifier<'_> {
         [name, plain]: [&str; 2],
         reference: &[f32],
     ) -> Result<[Decoded; 2], VerifyError> {
-        let rows = self.prompts.rows();
         let row = self.prompts.longest();
-        let ends = rows.iter().scan(0, |tokens, row| {
-            *tokens += row.len();
-            Some(*tokens)
-        });
-        let ends: Vec<usize> = ends.collect();
-        let vocab = reference.len() / ends.last().copied().unwrap_or(1).max(1);
+        let tokens: usize = self.prompts.rows().iter().map(Vec::len).sum();
+        let vocab = reference.len() / tokens.max(1);
+        let (rows, ends) = beginnings(&self.prompts.rows());
         // The longest row takes two segments, and the states go to and fro.
         let segment = Some(row.len().div_ceil(2));
         let (engine, threads) = (fed.engine, self.threads);
@@ -131,10 +127,11 @@ impl Verifier<'_> {
     }
 
     /// In half precision the graphs for bound memory round the residuals too, and how far that carries depends on how large the
-    /// model's are: the limit is [`ROUNDINGS`] times what rounding every result does to the plain serving graph, as the
-    /// next power of two, since last digits differ from machine to machine. None where the interpreter does not know
-    /// the graph, or half precision cannot hold it.
-    fn bound_limit(&mut self) -> Result<Option<f64>, VerifyError> {
+    /// model's are: the limit is [`ROUNDINGS`] times what rounding every result does to the plain serving graph, in the
+    /// interpreter for a few tokens or in the runtime for all, where it has its own limit, as the next power of two, since last
+    /// digits differ from machine to machine. None where the interpreter does not know the graph, or half precision cannot
+    /// hold it.
+    fn bound_limit(&mut self, served: f64) -> Result<Option<f64>, VerifyError> {
         if self.dtype == DType::F32 {
             return Ok(Some(self.served_limit()));
         }
@@ -146,7 +143,7 @@ impl Verifier<'_> {
         let (Ok(exact), Ok(rounded)) = (logits(Rounding::Nothing)?, logits(Rounding::Results)?) else {
             return Ok(None);
         };
-        let error = median_error(&rounded, &exact, self.prompts.vocab());
+        let error = median_error(&rounded, &exact, self.prompts.vocab()).max(served);
         Ok(Some((ROUNDINGS * error).log2().ceil().exp2()).filter(|limit| limit.is_finite()))
     }
 
@@ -166,6 +163,21 @@ impl Verifier<'_> {
             None => comparison.reported(measured).because("the f64 interpreter does not know its rounding"),
         });
     }
+}
+
+/// Parts that rows are cut into, for the last tokens of so many prompts: one or two tell a wrong graph from rounding badly.
+const PARTS: usize = 4;
+
+/// The first parts of each row, and where they end among the tokens of all rows.
+fn beginnings(rows: &[Vec<i64>]) -> (Vec<Vec<i64>>, Vec<usize>) {
+    let mut before = 0;
+    let mut found = Vec::new();
+    for row in rows {
+        let lengths = (1..=PARTS).map(|part| (row.len() * part).div_ceil(PARTS));
+        found.extend(lengths.filter(|length| *length > 0).map(|length| (row[..length].to_vec(), before + length)));
+        before += row.len();
+    }
+    found.into_iter().unzip()
 }
 
 /// The logits of a decoder, and those they must be.

@@ -17,12 +17,18 @@ impl Verifier<'_> {
         let Some(slots) = self.longest_ring().filter(|slots| *slots >= self.prompts.longest().len()) else {
             return Ok(());
         };
-        let what = format!("{name}: served = {} beyond a window of {slots} slots", super::word(self.plain_forms().0));
+        let what = format!(
+            "{name}: served = {} beyond a window of {slots} slots",
+            super::word(self.plain_forms().0)
+        );
         if name != ORT {
             return Ok(());
         }
         let Some(row) = self.prompts.beyond(slots).filter(|_| slots <= MOST) else {
-            self.skip(what, "a prompt that is longer than the window would take too long, or has too many positions");
+            self.skip(
+                what,
+                "a prompt that is longer than the window would take too long, or has too many positions",
+            );
             return Ok(());
         };
         self.stage("feeding more tokens than a window holds");
@@ -43,6 +49,9 @@ impl Verifier<'_> {
     fn longest_ring(&self) -> Option<usize> {
         let recipe = &self.manifest.recipe;
         let lowered = self.manifest.sites.iter().filter(|site| site.lowered);
-        lowered.filter_map(|site| recipe.at(site.layer, true).local.as_ref().map(Local::slots)).max().map(|n| n as usize)
+        lowered
+            .filter_map(|site| recipe.at(site.layer, true).local.as_ref().map(Local::slots))
+            .max()
+            .map(|n| n as usize)
     }
 }

@@ -822,7 +822,10 @@ fn a_scanned_layer_sees_as_far_as_it_is_told() {
     let options = Options { recipe: &alone, form: Form::Parallel, seed: 5, layers: None, added: None };
     let mut scanned = testing::decoder();
     canonicalize(&mut scanned).expect("it settles");
-    assert_eq!(super::scan_graph::write_windows(&mut scanned, &options).expect("it is written"), (vec![0], 1));
+    assert_eq!(
+        super::scan_graph::write_windows(&mut scanned, &options).expect("it is written"),
+        (vec![0], 1)
+    );
     canonicalize(&mut scanned).expect("it settles");
     assert_eq!(verify(&scanned), []);
     let ones = ["111111111", "111111111"];
@@ -854,7 +857,10 @@ fn a_wide_layer_has_no_parameters() {
     canonicalize(&mut source).expect("it settles");
     assert_eq!(super::calibration_graph::write_beside(&mut source, &options).expect("it is written"), [0; 0]);
     let beyond = Wide { window: 4, one_in: 1, layers: Some(vec![1]) };
-    let error = rewrite(&mut source, &Options { recipe: &Recipe { wide: Some(beyond), ..recipe.clone() }, ..options });
+    let error = rewrite(
+        &mut source,
+        &Options { recipe: &Recipe { wide: Some(beyond), ..recipe.clone() }, ..options },
+    );
     let error = error.expect_err("there is no such layer").to_string();
     assert_eq!(error, "layer 1 does not exist: the model has layers 0 to 0");
 }

@@ -28,9 +28,13 @@ pub enum RecipeError {
         "recipe `{recipe}`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
     )]
     Joined { recipe: String },
-    #[error("recipe `{recipe}`: `both_ways` wants features that are not negative, and those of `{kind}` have both signs")]
+    #[error(
+        "recipe `{recipe}`: `both_ways` wants features that are not negative, and those of `{kind}` have both signs"
+    )]
     BothWays { recipe: String, kind: String },
-    #[error("recipe `{recipe}`: `wide` has the sinks of `local`, and there is none (hint: write `local: {{window: 64, sinks: 4}}`)")]
+    #[error(
+        "recipe `{recipe}`: `wide` has the sinks of `local`, and there is none (hint: write `local: {{window: 64, sinks: 4}}`)"
+    )]
     NoLocal { recipe: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
     Useless { recipe: String, field: &'static str, beside: &'static str },
@@ -221,9 +225,8 @@ mod tests {
     fn wide_layers_are_wider_than_the_others() {
         let local = Some(Local { window: 32, sinks: 4 });
         let near = Recipe { rule: Rule::None, local, ..recipe(MapSpec::default()) };
-        let wide = |window, one_in| {
-            Recipe { wide: Some(Wide { window, one_in, layers: None }), ..near.clone() }
-        };
+        let wide =
+            |window, one_in| Recipe { wide: Some(Wide { window, one_in, layers: None }), ..near.clone() };
         assert_eq!(check(&wide(33, 1)), Ok(()));
         assert_eq!(refused(&wide(32, 5)), "recipe `x`: `wide.window` is 32, expected 33 to 16384");
         assert_eq!(refused(&wide(16385, 5)), "recipe `x`: `wide.window` is 16385, expected 33 to 16384");

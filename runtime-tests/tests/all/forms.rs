@@ -288,7 +288,7 @@ macro_rules! matrix {
     };
 }
 
-matrix!(adaptive, gated, paper, released, performer, pff, wpff, retnet);
+matrix!(adaptive, windows, gated, paper, released, performer, pff, wpff, retnet);
 
 #[test]
 fn every_linear_preset_is_tested() {
@@ -333,11 +333,7 @@ mod variants {
     /// One layer with a long window and nothing beside it, and one with a short window beside its recurrence.
     fn with_a_wide_layer(family: &Family) -> Recipe {
         let wide = Wide { window: 70, one_in: 5, layers: Some(vec![1]) };
-        Recipe {
-            local: Some(Local { window: 16, sinks: 2 }),
-            wide: Some(wide),
-            ..family.recipe("adaptive")
-        }
+        Recipe { local: Some(Local { window: 16, sinks: 2 }), wide: Some(wide), ..family.recipe("adaptive") }
     }
 
     #[test]

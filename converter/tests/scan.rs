@@ -1,0 +1,115 @@
+//! Which layers look far, as `dijiang scan` and `dijiang convert` find it.
+#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
+
+mod home;
+#[path = "home/without_runtime.rs"]
+mod without_runtime;
+
+use home::Home;
+use serde_json::{Value, json};
+use std::process::{Command, Output};
+use without_runtime::without_runtime;
+
+/// Five layers.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/shakespeare");
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The object on stdout; none where there is no ONNX Runtime to scan with.
+fn scanned(home: &Home, arguments: &str) -> Option<Value> {
+    if let Err(error) = dijiang_runtime::OrtRuntime::new() {
+        assert!(std::env::var_os("DIJIANG_REQUIRE_ORT").is_none(), "{error}");
+        eprintln!("skipped: {error}");
+        return None;
+    }
+    let output = home.run(&format!("scan {MODEL} --json {arguments}"));
+    assert!(output.status.success(), "{arguments}: {}", said(&output));
+    Some(serde_json::from_slice(&output.stdout).expect("one object"))
+}
+
+fn recipe_of(home: &Home, bundle: &str) -> Value {
+    let text = std::fs::read_to_string(home.path(bundle).join("dijiang.json")).expect("the manifest");
+    serde_json::from_str::<Value>(&text).expect("JSON")["recipe"].clone()
+}
+
+fn convert(home: &Home, rest: &str) -> String {
+    let output = home.run(&format!("convert {MODEL} --no-verify {rest}"));
+    assert!(output.status.success(), "{rest}: {}", said(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned() + &said(&output)
+}
+
+#[test]
+fn the_layers_that_cost_most_are_wide_and_a_conversion_finds_the_same() {
+    let home = Home::empty();
+    let Some(found) = scanned(&home, "--one-in 2 -o far.yaml --threads 1") else { return };
+    let layers = found["layers"].as_array().expect("layers");
+    let mut costs: Vec<(f64, u64)> = layers
+        .iter()
+        .map(|layer| {
+            (layer["copying"].as_f64().expect("a number"), layer["layer"].as_u64().expect("a layer"))
+        })
+        .collect();
+    costs.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut dearest: Vec<u64> = costs[..2].iter().map(|(_, layer)| *layer).collect();
+    dearest.sort_unstable();
+    assert_eq!((layers.len(), &found["wide"], &found["text"]), (5, &json!(dearest), &Value::Null));
+    assert!(costs[0].0 > 0.0, "{found}");
+
+    let told = convert(&home, "-o B --recipe far.yaml");
+    assert!(!told.contains("tokens back"), "what a recipe names is not measured: {told}");
+    let recipe = recipe_of(&home, "B");
+    assert_eq!((&recipe["wide"]["layers"], &recipe["wide"]["one_in"]), (&json!(dearest), &json!(2)));
+
+    let told = convert(&home, "-o C");
+    let first = costs[0].1;
+    assert!(told.contains(&format!("layers {first} see 256 tokens back, and the others 32")), "{told}");
+    assert_eq!(recipe_of(&home, "C")["wide"]["layers"], json!([first]));
+}
+
+#[test]
+fn given_texts_count_too() {
+    let home = Home::empty();
+    let text = format!("{MODEL}/valid.txt");
+    let Some(found) = scanned(&home, &format!("--data {text} --rows 2")) else { return };
+    let losses: Vec<f64> =
+        [&found["copying"], &found["text"]].iter().filter_map(|loss| loss.as_f64()).collect();
+    // The model was trained on such texts, and not on random tokens.
+    assert!(losses.len() == 2 && losses[1] < losses[0], "{found}");
+    assert!(found["layers"][0]["text"].is_number() && found["output"].is_null(), "{found}");
+}
+
+#[test]
+fn recipes_without_wide_layers_have_none_to_find() {
+    let home = Home::empty();
+    let refused = |arguments: &str| {
+        let output = home.run(&format!("scan {MODEL} {arguments}"));
+        assert_eq!(output.status.code(), Some(2), "{arguments}");
+        said(&output)
+    };
+    assert_eq!(
+        refused("--recipe paper"),
+        "error: recipe `paper`: it has no `wide` layers to find (hint: write `wide: {window: 256, one_in: 5}` beside its `local`, or take --recipe adaptive)\n"
+    );
+    assert_eq!(
+        refused("--window 16"),
+        "error: adaptive: recipe `adaptive`: `wide.window` is 16, expected 33 to 16384\n"
+    );
+}
+
+/// The conversion goes on, and says what it did without.
+#[test]
+fn without_a_runtime_no_layer_is_wide() {
+    let home = Home::empty();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dijiang"));
+    command.current_dir(home.0.path()).args(["convert", MODEL, "-o", "B", "--no-verify"]);
+    let output = without_runtime(&mut command).output().expect("it runs");
+    assert!(output.status.success(), "{}", said(&output));
+    if dijiang_runtime::OrtRuntime::new().is_ok() && !said(&output).contains("was not found") {
+        eprintln!("skipped: a library directory of the system has an ONNX Runtime");
+        return;
+    }
+    assert!(said(&output).contains("no layer has a longer window"), "{}", said(&output));
+    assert_eq!(recipe_of(&home, "B")["wide"]["layers"], json!([]));
+}
