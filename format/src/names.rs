@@ -52,7 +52,8 @@ pub fn is_together(name: &str) -> bool {
 /// A state of one layer, by the last part of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {
-    /// S, f32 `[batch, kv_heads, features, value_dim]`.
+    /// S, f32 `[batch, kv_heads, features, value_dim]`; `[batch, 1, 1, 1]` that nothing reads, of a layer that is a window
+    /// alone.
     Sums,
     /// z, f32 `[batch, kv_heads, features]`; `[batch, 1, 1]` that nothing reads, where the readout does not divide; or a
     /// ring ([`crate::ring`]).

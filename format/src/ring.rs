@@ -2,7 +2,8 @@
 //!
 //! A served graph has them in one state, `past_key_values.{layer}.conv_state`
 //! `[batch, kv_heads, slots · (head_dim + value_dim) + 2]`, as onnxruntime-genai knows states of this name and of three axes:
-//! the keys, the values, and the count in two parts, which are small enough for half precision. Graphs for bound memory have
+//! the keys, the values, and the count in two parts, which are small enough for half precision. A layer that is a window
+//! alone has a `past_key_values.{layer}.recurrent_state` of `[batch, 1, 1, 1]` beside it, which genai asks for. Graphs for bound memory have
 //! three states, of which the last is that of all layers with such rings: `past_key_values.{layer}.ring_key.{window}.{sinks}`
 //! `[batch, kv_heads, slots, head_dim]`, `.ring_value.{window}.{sinks}` `[batch, kv_heads, slots, value_dim]`, and the count,
 //! `past_key_values.ring.{window}.{sinks}.count`, f32 `[batch, 1]`. Of two layers with as many slots one may have sinks and
@@ -60,7 +61,16 @@ pub fn packed_name(layer: impl std::fmt::Display) -> String {
 
 /// The layer of a state that may be a ring in one, as the name has it.
 pub fn packed_layer(name: &str) -> Option<&str> {
-    name.strip_prefix(PAST)?.strip_suffix(StatePart::Normalizer.name())?.strip_suffix('.')
+    layer_of(name, StatePart::Normalizer)
+}
+
+/// The layer of a state that may be the one that nothing reads, as the name has it.
+pub fn unread_layer(name: &str) -> Option<&str> {
+    layer_of(name, StatePart::Sums)
+}
+
+fn layer_of(name: &str, part: StatePart) -> Option<&str> {
+    name.strip_prefix(PAST)?.strip_suffix(part.name())?.strip_suffix('.')
 }
 
 impl<'n> RingState<'n> {
@@ -118,6 +128,7 @@ mod tests {
         assert_eq!(packed_name(3), StatePart::Normalizer.past(3));
         assert_eq!(packed_layer(&packed_name(3)), Some("3"));
         assert_eq!(packed_layer("past_key_values.3.recurrent_state"), None);
+        assert_eq!(unread_layer("past_key_values.3.recurrent_state"), Some("3"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import tempfile
 import unittest
@@ -39,6 +40,15 @@ def ids(prompt):
     return np.frombuffer(prompt.encode(), dtype=np.uint8).astype(np.int32)
 
 
+def windowed(folder):
+    """The fixture with a window in every layer, which the prompts below are longer than."""
+    shutil.copytree(FIXTURE, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mistral", "sliding_window": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def generator(model, batch, longest):
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(
@@ -68,6 +78,11 @@ class Genai(unittest.TestCase):
         home = tempfile.TemporaryDirectory()
         cls.addClassCleanup(home.cleanup)
         cls.bundles = {}
+        model = windowed(pathlib.Path(home.name) / "model")
+        for dtype in ["f32", "f16"]:
+            bundle = pathlib.Path(home.name) / f"windows {dtype}"
+            dijiang("convert", model, "-o", bundle, "--dtype", dtype, "--no-verify")
+            cls.bundles[bundle.name] = bundle
         for recipe, dtype in itertools.product(RECIPES, ["f32", "f16"]):
             bundle = pathlib.Path(home.name) / f"{recipe} {dtype}"
             dijiang("convert", FIXTURE, "-o", bundle, "--recipe", recipe, "--dtype", dtype, "--no-verify")

@@ -1,16 +1,14 @@
 //! `genai_config.json`, so that onnxruntime-genai opens a bundle as it is.
 //!
-//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names, and asks for the first wherever the
-//! second is.
+//! genai finds `past_key_values.{i}.recurrent_state` and `conv_state` by their names, and takes those of every layer for as
+//! large as those of the first.
 
 use crate::checkpoint::ModelMeta;
 use dijiang_format::files;
 use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT, StatePart};
-use dijiang_format::ring::packed_layer;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::ir::shape::Shape;
+use dijiang_passes::ir::shape::show;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 
 /// Context length of a model that has no limit of its own: genai wants a number.
 const UNBOUNDED: u64 = 1 << 20;
@@ -18,36 +16,19 @@ const UNBOUNDED: u64 = 1 << 20;
 /// What stands for the number of the layer.
 const LAYER: &str = "%d";
 
-/// Why genai cannot open a serving graph, where it cannot: it takes the states of layer 0 for those of every layer, and wants
-/// a `recurrent_state` beside every `conv_state`.
+/// Why genai cannot open a serving graph, where it cannot: two layers have states of different sizes.
 pub fn refusal(graph: &Graph) -> Option<String> {
-    let is_alone = |layer: &str| graph.input(&format!("{PAST}{layer}.{}", StatePart::Sums.name())).is_none();
-    let mut names = graph.inputs().iter().map(|v| graph.value(*v).name.as_str());
-    if let Some(state) = names.find(|name| packed_layer(name).is_some_and(is_alone)) {
-        return Some(format!(
-            "{} is not written: onnxruntime-genai opens no layer whose state is a window alone, as `{state}` is (hint: `dijiang generate` serves the bundle)",
+    let of = |part: StatePart| {
+        let states = graph.inputs().iter().map(|v| graph.value(*v)).filter(|v| part.is_past(&v.name));
+        let mut states = states.map(|v| (v.name.as_str(), show(v.ty.shape.as_deref().unwrap_or_default())));
+        let (first, size) = states.next()?;
+        let (other, found) = states.find(|(_, found)| *found != size)?;
+        Some(format!(
+            "{} is not written: onnxruntime-genai takes the states of all layers for as large as the first one's, and `{other}` is {found} where `{first}` is {size} (hint: `dijiang generate` serves the bundle)",
             files::GENAI_CONFIG
-        ));
-    }
-    let state = other_than_the_first(graph)?;
-    Some(format!(
-        "{} is not written: onnxruntime-genai has buffers for states that are alike in all layers, and `{state}` is not as that of the first (hint: `dijiang generate` serves the bundle)",
-        files::GENAI_CONFIG
-    ))
-}
-
-/// A state of fixed size that has another shape than that of the same name in the first layer that has one.
-fn other_than_the_first(graph: &Graph) -> Option<&str> {
-    let states = graph.inputs().iter().map(|input| graph.value(*input)).filter_map(|value| {
-        let (_, part) = value.name.strip_prefix(PAST)?.split_once('.')?;
-        let is_fixed = [StatePart::Sums, StatePart::Normalizer].iter().any(|fixed| fixed.name() == part);
-        is_fixed.then_some((part, value))
-    });
-    let mut first: BTreeMap<&str, &Option<Shape>> = BTreeMap::new();
-    states
-        .into_iter()
-        .find(|(part, value)| *first.entry(*part).or_insert(&value.ty.shape) != &value.ty.shape)
-        .map(|(_, value)| value.name.as_str())
+        ))
+    };
+    [StatePart::Sums, StatePart::Normalizer].into_iter().find_map(of)
 }
 
 /// The file's contents for a serving graph.

@@ -446,10 +446,10 @@ fn recipes_of_others() -> [Recipe; 3] {
 
 #[test]
 fn a_window_of_the_source_is_that_window_in_every_form() {
-    for tokens in [1, 3, 40] {
+    for (tokens, recipe) in [1, 3, 40].into_iter().zip(&recipes_of_others()) {
         let local = Local { window: tokens, sinks: 0 };
         let alone = with_window(Recipe { rule: Rule::None, ..testing::recipe() }, local);
-        for (recipe, form) in recipes_of_others().iter().flat_map(|r| FORMS.map(|form| (r, form))) {
+        for form in FORMS {
             let (graph, report) = lowered_from(testing::windowed_decoder(tokens), recipe, form);
             let site = &report.sites[0];
             let told = (site.mask, site.window, site.why_kept.as_deref());
@@ -533,9 +533,12 @@ fn the_window_of_an_operator_is_one() {
         let (graph, report) = lowered_from(source.clone(), recipe, Form::Chunked(4));
         assert_eq!((report.sites[0].mask, report.sites[0].window), ("window + key padding", Some(window)));
         let empty = ["past_key_values.0.key", "past_key_values.0.value"];
-        let ring = zeros(&[2, 1, window as usize * 16 + 2]);
+        let ring = [
+            ("past_key_values.0.conv_state", zeros(&[2, 1, window as usize * 16 + 2])),
+            ("past_key_values.0.recurrent_state", zeros(&[2, 1, 1, 1])),
+        ];
         let was = run(&source, &[&tokens[..], &empty.map(|name| (name, zeros(&[2, 1, 0, 8])))].concat());
-        let is = run(&graph, &[&tokens[..], &[("past_key_values.0.conv_state", ring)]].concat());
+        let is = run(&graph, &[&tokens[..], &ring].concat());
         near(&is["y"].to_f64(), &was["y"].to_f64(), &format!("a window of {window}"));
     }
     let (_, report) = lowered_from(grouped(""), recipe, Form::Chunked(4));
@@ -589,13 +592,13 @@ fn each_window_counts_for_itself() {
     let recipe = with_window(Recipe { rule: Rule::None, ..testing::recipe() }, LOCAL);
     let locals = [Local { window: 5, sinks: 0 }, LOCAL, Local { window: 3, sinks: 0 }];
     let forms = [&FORMS[..], &[Form::Segment(4)]].concat();
-    for (form, masks) in forms.iter().flat_map(|form| MASKS.map(|masks| (*form, masks))) {
+    for form in forms {
         let (graph, report) = lowered_from(testing::windows_beside(5, 3), &recipe, form);
         let windows: Vec<Option<u32>> = report.sites.iter().map(|site| site.window).collect();
         assert_eq!(windows, [Some(5), None, Some(3)]);
-        let given = masked(&recipe, masks);
-        let layer = Layer::new(&recipe, &graph, &given);
-        for step in [1, 4, 15] {
+        for (masks, step) in MASKS.iter().zip([4, 1, 15, 4, 7]) {
+            let given = masked(&recipe, *masks);
+            let layer = Layer::new(&recipe, &graph, &given);
             let found = fed(&graph, &given[..2], step, &OUTPUTS);
             for (found, local) in found.iter().zip(locals) {
                 near(found, &layer.near(local), &format!("{form:?} {masks:?} {local:?} by {step}"));

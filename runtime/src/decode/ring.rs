@@ -2,9 +2,11 @@
 
 use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
+use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Local;
 use dijiang_format::ring::{
-    COUNT, RingPart, RingState, count_name, packed_layer, packed_name, parts, values_name, whole,
+    COUNT, RingPart, RingState, count_name, packed_layer, packed_name, parts, unread_layer, values_name,
+    whole,
 };
 
 /// A state by its name.
@@ -16,7 +18,8 @@ pub(crate) fn arranged(
     found: Vec<Named>,
     wanted: &[(String, Vec<usize>)],
 ) -> Result<Vec<Named>, RuntimeError> {
-    if !found.iter().all(|(name, _)| is_read(name, wanted)) {
+    let is_told = |(name, tensor): &Named| is_read(name, wanted) || is_unread((name, tensor.shape()), wanted);
+    if !found.iter().all(is_told) {
         return Ok(found);
     }
     let mut all = Vec::new();
@@ -42,6 +45,13 @@ fn is_read(name: &str, wanted: &[(String, Vec<usize>)]) -> bool {
         (None, Some(layer)) => keys_of(wanted.iter().map(|(name, _)| name), layer).is_some(),
         (None, None) => false,
     }
+}
+
+/// Whether a state holds nothing, beside a ring that a graph has apart.
+fn is_unread((name, shape): (&str, &[usize]), wanted: &[(String, Vec<usize>)]) -> bool {
+    let holds_nothing = shape.len() == 4 && shape[1..] == [1, 1, 1];
+    let layer = unread_layer(name).filter(|_| holds_nothing);
+    layer.is_some_and(|layer| keys_of(wanted.iter().map(|(name, _)| name), layer).is_some())
 }
 
 /// Of the names of states, the keys of a layer's ring.
@@ -76,7 +86,7 @@ fn made(
         }
         (Some(RingState { part: RingPart::Count, local, .. }), _) => count(found, wanted, local),
         (None, Some(layer)) => packed(found, layer),
-        (None, None) => Ok(None),
+        (None, None) => unread(found, (name, shape)),
     }
 }
 
@@ -117,6 +127,13 @@ fn count(
     Ok(Some(HostTensor::from_f32(&[batch, 1], &counts)?))
 }
 
+/// The state that holds nothing, beside a ring that is there.
+fn unread(found: &[Named], (name, shape): (&str, &[usize])) -> Result<Option<HostTensor>, RuntimeError> {
+    let layer = unread_layer(name).filter(|_| shape.len() == 4 && shape[1..] == [1, 1, 1]);
+    let has_ring = layer.is_some_and(|layer| keys_of(found.iter().map(|(name, _)| name), layer).is_some());
+    Ok(if has_ring { Some(HostTensor::zeros(DType::F32, shape)?) } else { None })
+}
+
 /// The ring of a layer as one state.
 fn packed(found: &[Named], layer: &str) -> Result<Option<HostTensor>, RuntimeError> {
     let Some((name, state)) = keys_of(found.iter().map(|(name, _)| name), layer) else { return Ok(None) };
@@ -140,7 +157,6 @@ fn packed(found: &[Named], layer: &str) -> Result<Option<HostTensor>, RuntimeErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_format::dtype::DType;
     use dijiang_format::names::PAST;
 
     fn numbers(shape: &[usize], from: usize) -> HostTensor {
@@ -189,6 +205,28 @@ mod tests {
         let error = arranged(vec![keys, values, other], &wanted).expect_err("no count").to_string();
         let expected = "state: it holds past_key_values.0.ring_key.4.1 and no past_key_values.ring.4.1.count";
         assert_eq!(error, expected);
+    }
+
+    /// Of a layer that is a window alone a packed state has one that holds nothing beside it.
+    #[test]
+    fn what_holds_nothing_comes_and_goes() {
+        let apart: Vec<Named> = vec![
+            (name("0.ring_key.5.0"), numbers(&[1, 2, 5, 4], 200)),
+            (name("0.ring_value.5.0"), numbers(&[1, 2, 5, 4], 300)),
+            (name("ring.5.0.count"), HostTensor::from_f32(&[1, 1], &[7.0]).expect("a tensor")),
+        ];
+        let one = [(name("0.recurrent_state"), vec![1, 1, 1, 1]), (name("0.conv_state"), vec![1, 2, 42])];
+        let packed = arranged(apart.clone(), &one).expect("it is put together");
+        assert_eq!(wanted(&packed), one);
+        assert_eq!(arranged(packed.clone(), &wanted(&apart)).expect("it is taken apart"), apart);
+        let full: Vec<Named> = packed
+            .into_iter()
+            .map(|(name, tensor)| match unread_layer(&name) {
+                Some(_) => (name, numbers(&[1, 2, 4, 4], 0)),
+                None => (name, tensor),
+            })
+            .collect();
+        assert_eq!(arranged(full.clone(), &wanted(&apart)).expect("no error"), full, "nothing is lost");
     }
 
     /// Of two layers with five slots each, one has a sink: their counts differ from the sixth token on.

@@ -39,13 +39,19 @@ impl SiteWriter<'_, '_, '_> {
             self.output_parts(ring, local);
             return self.output_sums(recurrent);
         }
-        // onnxruntime-genai wants a state of this name, of three axes.
+        // onnxruntime-genai wants states of both names in every layer, of three axes and of four.
         let second = match (ring, recurrent.and_then(|state| state.z)) {
             (Some((_, ring)), _) => self.packed(ring),
             (None, Some(z)) => z,
             (None, None) => self.past(StatePart::Normalizer, DType::F32, &[1, 1]),
         };
-        self.output_sums(recurrent);
+        match recurrent {
+            Some(_) => self.output_sums(recurrent),
+            None => {
+                let nothing = self.past(StatePart::Sums, DType::F32, &[1, 1, 1]);
+                self.p.output(&StatePart::Sums.present(self.site.layer), nothing);
+            }
+        }
         self.p.output(&StatePart::Normalizer.present(self.site.layer), second);
     }
 
