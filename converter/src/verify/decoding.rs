@@ -174,7 +174,9 @@ fn beginnings(rows: &[Vec<i64>]) -> (Vec<Vec<i64>>, Vec<usize>) {
     let mut found = Vec::new();
     for row in rows {
         let lengths = (1..=PARTS).map(|part| (row.len() * part).div_ceil(PARTS));
-        found.extend(lengths.filter(|length| *length > 0).map(|length| (row[..length].to_vec(), before + length)));
+        found.extend(
+            lengths.filter(|length| *length > 0).map(|length| (row[..length].to_vec(), before + length)),
+        );
         before += row.len();
     }
     found.into_iter().unzip()
