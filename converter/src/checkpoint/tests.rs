@@ -605,6 +605,17 @@ fn the_window_of_mistral_is_that_of_transformers() {
     );
 }
 
+/// As a config may say by mistake, or to do harm.
+#[test]
+fn more_layers_than_memory_holds_numbers_of() {
+    for model_type in ["llama", "mistral"] {
+        let many =
+            llama().with("model_type", json!(model_type)).with("num_hidden_layers", json!(2_000_000_000));
+        let message = try_build(many.write().path()).expect_err("an error");
+        assert!(message.contains("model.layers.1.input_layernorm.weight` is missing"), "{message}");
+    }
+}
+
 /// Two layers with a window and one without, between them.
 #[test]
 fn a_mask_is_there_once_for_all_layers_that_read_it() {

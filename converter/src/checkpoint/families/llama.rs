@@ -6,6 +6,7 @@ use super::blocks::activation::{Activation, activation};
 use super::blocks::attention::{Attention, attention, split_heads};
 use super::blocks::mask::Masks;
 use super::blocks::rope::{self, Rope};
+use super::blocks::window::Windows;
 use super::{Family, meta};
 use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::Builder;
@@ -48,12 +49,11 @@ struct Llama {
 }
 
 fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
-    let layers = b.meta.layers as usize;
-    build_with(b, vec![None; layers])
+    build_with(b, Windows::default())
 }
 
 /// The graph with these windows in its layers, or with none.
-pub(super) fn build_with(b: &mut Builder<'_>, windows: Vec<Option<u64>>) -> Result<(), CheckpointError> {
+pub(super) fn build_with(b: &mut Builder<'_>, windows: Windows) -> Result<(), CheckpointError> {
     let (config, meta) = (b.config, b.meta);
     let inputs = b.inputs();
     let settings = config.rope(&ROPE_KEYS)?;

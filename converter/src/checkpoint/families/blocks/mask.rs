@@ -1,5 +1,6 @@
 //! The additive masks of causal attention with padding and a cache: one of all earlier tokens, and one of those in a window.
 
+use super::window::Windows;
 use crate::checkpoint::build::{Builder, Inputs};
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
@@ -18,41 +19,36 @@ const HIDDEN: f64 = -1e30;
 pub(crate) struct Masks {
     /// By the tokens of the window.
     made: BTreeMap<Option<u64>, ValueId>,
-    /// The window of each layer.
-    layers: Vec<Option<u64>>,
+    windows: Windows,
 }
 
 impl Masks {
     /// Writes the masks that layers with these windows read.
-    pub(crate) fn write(b: &mut Builder<'_>, inputs: &Inputs, layers: Vec<Option<u64>>) -> Self {
+    pub(crate) fn write(b: &mut Builder<'_>, inputs: &Inputs, windows: Windows) -> Self {
         b.p.set_scope("mask");
         let visible = visible(b, inputs);
         let mut made = BTreeMap::new();
-        for tokens in &layers {
-            if made.contains_key(tokens) {
-                continue;
-            }
+        for tokens in windows.kinds(b.meta.layers) {
             let seen = match tokens {
                 None => visible,
                 Some(tokens) => {
-                    let near = near(b, inputs, *tokens);
+                    let near = near(b, inputs, tokens);
                     b.p.and(visible, near)
                 }
             };
-            made.insert(*tokens, bias(b, seen));
+            made.insert(tokens, bias(b, seen));
         }
-        Self { made, layers }
+        Self { made, windows }
     }
 
     /// The same, where every layer sees all.
     pub(crate) fn full(b: &mut Builder<'_>, inputs: &Inputs) -> Self {
-        let layers = vec![None; b.meta.layers as usize];
-        Self::write(b, inputs, layers)
+        Self::write(b, inputs, Windows::default())
     }
 
     /// The mask of a layer.
     pub(crate) fn of(&self, layer: u64) -> ValueId {
-        self.made[&self.layers[layer as usize]]
+        self.made[&self.windows.of(layer)]
     }
 }
 

@@ -16,29 +16,53 @@ pub(crate) struct WindowKeys {
     pub(crate) first: Option<u64>,
 }
 
+/// The layers of a model that see a window. A config may say that there are more layers than memory could hold numbers of.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Windows {
+    /// How many tokens such a layer sees; none where there is no such layer.
+    tokens: Option<u64>,
+    /// Where layers are told one by one, whether each has the window.
+    types: Option<Vec<bool>>,
+    /// Where they are not, the first that has it.
+    first: u64,
+}
+
+impl Windows {
+    /// How many tokens a layer sees, where it does not see all.
+    pub(crate) fn of(&self, layer: u64) -> Option<u64> {
+        let slides = match &self.types {
+            Some(types) => types.get(layer as usize).copied().unwrap_or(false),
+            None => layer >= self.first,
+        };
+        self.tokens.filter(|_| slides)
+    }
+
+    /// What so many layers see: all tokens, a window, or the one here and the other there.
+    pub(crate) fn kinds(&self, layers: u64) -> Vec<Option<u64>> {
+        let ends = [0, layers.saturating_sub(1)].map(|layer| self.of(layer));
+        let told = self.types.iter().flatten().zip(0..).map(|(_, layer)| self.of(layer));
+        let mut kinds: Vec<Option<u64>> = ends.into_iter().chain(told).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+}
+
 const LAYER_TYPES: &str = "layer_types";
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 
 impl WindowKeys {
-    /// How many tokens each of so many layers sees, where it does not see all.
-    ///
-    /// `layer_types` tells, and where it is not there the family's other keys.
-    pub(crate) fn windows(&self, config: &Config, layers: u64) -> Result<Vec<Option<u64>>, CheckpointError> {
+    /// Which of so many layers have a window: `layer_types` tells, and where it is not there the family's other keys.
+    pub(crate) fn windows(&self, config: &Config, layers: u64) -> Result<Windows, CheckpointError> {
         let tokens = self.tokens(config)?;
         let first = self.first.map_or(Ok(0), |first| config.count_or("max_window_layers", first))?;
-        let Some(types) = layer_types(config, layers)? else {
-            return Ok((0..layers).map(|layer| tokens.filter(|_| layer >= first)).collect());
-        };
-        let window = |slides: bool| match (slides, tokens) {
-            (false, _) => Ok(None),
-            (true, Some(tokens)) => Ok(Some(tokens)),
-            (true, None) => {
-                let expected = format!("{FULL} in every layer, as the model has no sliding_window");
-                Err(config.bad(LAYER_TYPES, SLIDING, &expected))
-            }
-        };
-        types.into_iter().map(window).collect()
+        let types = layer_types(config, layers)?;
+        if tokens.is_none() && types.iter().flatten().any(|slides| *slides) {
+            let expected = format!("{FULL} in every layer, as the model has no sliding_window");
+            return Err(config.bad(LAYER_TYPES, SLIDING, &expected));
+        }
+        Ok(Windows { tokens, types, first })
     }
 
     fn tokens(&self, config: &Config) -> Result<Option<u64>, CheckpointError> {
@@ -86,7 +110,13 @@ mod tests {
         std::fs::write(&path, values.to_string()).expect("it is written");
         let config = Config::read(&path).expect("it is read");
         let place = format!("{}: ", path.display());
-        keys.windows(&config, 3).map_err(|e| e.to_string().replace(&place, ""))
+        let found = keys.windows(&config, 3).map_err(|e| e.to_string().replace(&place, ""))?;
+        let each: Vec<Option<u64>> = (0..3).map(|layer| found.of(layer)).collect();
+        let mut kinds = each.clone();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(found.kinds(3), kinds);
+        Ok(each)
     }
 
     #[test]
