@@ -111,7 +111,7 @@ fn a_bundle_as_it_was_converted_becomes_the_conversion_to_four_bits() {
 
 #[test]
 fn what_was_trained_is_what_is_quantised() {
-    let home = Home::with("shakespeare", "");
+    let home = Home::with("shakespeare", "--recipe gated");
     home.fine("quantize b -o untrained --no-verify");
     let (before, untrained) = (home.logits("b"), home.logits("untrained"));
     train(&home, "b");
@@ -166,7 +166,7 @@ fn bundles_that_cannot_be_quantised_are_refused() {
         exported.starts_with("error: b: its config.json is that of the PyTorch model (hint: "),
         "{exported}"
     );
-    home.convert("shakespeare", "old", "");
+    home.convert("shakespeare", "old", "--recipe gated");
     let path = home.path("old").join("dijiang.json");
     let text = std::fs::read_to_string(&path).expect("a manifest");
     let text = text.replace("\"features\": 2", "\"features\": 4");

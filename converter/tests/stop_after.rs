@@ -61,7 +61,7 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
     let all = clean.patches();
     assert!(all > 3, "{all} clean-ups are too few to tell");
     let options = ConvertOptions {
-        recipe: recipes::load(recipes::DEFAULT).expect("the recipe"),
+        recipe: recipes::load("gated").expect("the recipe"),
         target: Target::Ort,
         dtype: None,
         layers: None,
@@ -91,7 +91,7 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
 fn the_numbers_are_the_same_in_every_run_and_end_with_the_serving_graph() {
     let directory = tempfile::tempdir().expect("a directory");
     let model = write(&wordy(), directory.path());
-    let recipe = recipes::load(recipes::DEFAULT).expect("the recipe");
+    let recipe = recipes::load("gated").expect("the recipe");
     let how = CompileOptions { recipe: &recipe, target: Target::Ort, seed: 0, layers: None };
     let first = |n: usize| {
         let graph = source::open(&model, None).expect("it is read").as_read;

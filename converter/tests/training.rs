@@ -88,6 +88,10 @@ impl Setting {
     }
 
     fn train(&self, what: &str, more: &[&str]) -> Output {
+        self.training(what, more).output().expect("it runs")
+    }
+
+    fn training(&self, what: &str, more: &[&str]) -> Command {
         let (bundle, data) = (self.bundle(), self.data());
         let fixed = [what, &bundle, "--data", &data, "--batch", "4", "--context", "32", "--json"];
         // A few steps on a small model want gentler rates than the defaults, and most tests no teacher.
@@ -102,7 +106,9 @@ impl Setting {
         };
         let rest: Vec<&str> =
             gentle.iter().filter(|option| !more.contains(&option[0])).flatten().copied().collect();
-        run(&[&fixed, rest.as_slice(), more].concat())
+        let mut command = dijiang();
+        command.args(fixed).args(rest).args(more);
+        command
     }
 
     fn weights(&self) -> Vec<u8> {
@@ -324,11 +330,9 @@ fn a_killed_run_is_resumed_to_the_same_weights() {
     // One thread: sums over several come out in one order.
     let how = ["--steps", "40", "--checkpoint-every", "5", "--threads", "1"];
     assert!(whole.train("finetune", &how).status.success());
-    let (bundle, data) = (killed.bundle(), killed.data());
-    let fixed = ["finetune", &bundle, "--data", &data, "--batch", "4", "--context", "32"];
-    let started = dijiang().args(fixed).args(how).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
+    let started = killed.training("finetune", &how).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
     let mut child = started.expect("it starts");
-    let checkpoint = Path::new(&bundle).join("train/checkpoint.safetensors");
+    let checkpoint = PathBuf::from(killed.bundle()).join("train/checkpoint.safetensors");
     let patience = Instant::now() + Duration::from_mins(2);
     while !checkpoint.exists() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(5));
@@ -744,7 +748,7 @@ fn a_run_is_resumed_with_nothing_but_itself() {
     std::fs::rename(&moved, &data).expect("it is moved");
     // Another bundle's checkpoint.
     let checkpoint = std::fs::read(bundle.join("train/checkpoint.safetensors")).expect("it is there");
-    let output = setting.convert(&["--seed", "1", "--force"]);
+    let output = setting.convert(&["--recipe", "gated", "--seed", "1", "--force"]);
     assert!(output.status.success(), "{}", said(&output));
     std::fs::create_dir(bundle.join("train")).expect("it is made");
     std::fs::write(bundle.join("train/checkpoint.safetensors"), checkpoint).expect("it is written");
@@ -785,7 +789,7 @@ fn windows_are_trained_as_they_are_served() {
     let softmax = measured(&["--recipe", "softmax"]);
     let kept = measured(&["--recipe", "adaptive", "--layers", "0,2"]);
     assert!((kept / softmax - 1.0).abs() < 1e-6, "{kept} {softmax}");
-    for recipe in ["adaptive", "delta"] {
+    for recipe in ["adaptive", "gated"] {
         assert!((measured(&["--recipe", recipe]) / softmax - 1.0).abs() > 1e-4, "{recipe}");
         // Only the layer between the windows has something to calibrate.
         let calibrated = setting.train("calibrate", &["--steps", "2"]);

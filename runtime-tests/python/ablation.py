@@ -1,7 +1,7 @@
 """Recipes at equal tokens: convert, calibrate, fine-tune and evaluate each, over several seeds.
 
     python3 runtime-tests/python/ablation.py DIJIANG CHECKPOINT --train TRAIN.u16 --valid VALID.u16
-        --recipes delta runtime-tests/python/ablation/window-128.yaml --seeds 0 1 2 [--device cuda:0]
+        --recipes adaptive runtime-tests/python/ablation/window-128.yaml --seeds 0 1 2 [--device cuda:0]
         [--calibrate 158] [--finetune 256] [--batch 16] [--context 512] [--windows 64] [--out DIR]
 
 Perplexities are those of VALID in windows of --context and of four times as many tokens, and of a text of random tokens

@@ -52,11 +52,11 @@ impl Beside {
     }
 }
 
-/// The training graphs, for batches of so many rows and tokens: 5 to 11 times the serving graph, and in both the loss and
+/// The training graphs, for batches of so many rows and tokens: 5 to 15 times the serving graph, and in both the loss and
 /// its gradients up to one mask per layer, of each row, token and other token.
 pub fn training(serving: u64, layers: u64, rows: u64, tokens: u64) -> u64 {
     let masks = layers.saturating_mul(rows).saturating_mul(tokens).saturating_mul(tokens);
-    serving.saturating_mul(12).saturating_add(masks.saturating_mul(2))
+    serving.saturating_mul(16).saturating_add(masks.saturating_mul(2))
 }
 
 impl Estimate {

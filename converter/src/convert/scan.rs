@@ -216,7 +216,7 @@ fn scan_opened(
     let (layers, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
     let nothing = ParameterLayout { groups: Vec::new() };
     let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
-    let mut scanner = Scanner::new(write(dir, &graph, progress)?, options, count)?;
+    let mut scanner = Scanner::new(&write(dir, &graph, progress)?, options, count)?;
     let texts = texts(opened, options, size)?;
     progress.stage(&format!("scanning {} layers", layers.len()));
     let [copying, text] = scanner.losses(&texts, None)?;
@@ -324,9 +324,9 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new(path: PathBuf, options: &ScanOptions, layers: usize) -> Result<Self, RuntimeError> {
+    fn new(path: &Path, options: &ScanOptions, layers: usize) -> Result<Self, RuntimeError> {
         let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
-        let mut program = Program::load(&OrtRuntime::new()?, &path, &load)?;
+        let mut program = Program::load(&OrtRuntime::new()?, path, &load)?;
         let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
         let named = |name: &'static str, io: &[dijiang_runtime::Io]| io.iter().any(|io| io.name == name);
         for name in [TOKENS, LABELS, WINDOWS].into_iter().filter(|name| named(name, program.inputs())) {

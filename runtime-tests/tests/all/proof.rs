@@ -230,7 +230,7 @@ fn wrong_graphs_for_bound_memory_are_told_from_rounding() {
     if ort().is_none() {
         return;
     }
-    let bundle = Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F16);
+    let bundle = Bundle::of_fixture("llama", &recipe("gated"), Target::Ort, DType::F16);
     let found = prove(&bundle, Choice::Ort);
     assert_eq!(failing(&found), [""; 0]);
     let [prefill, decode] = ["prefill.onnx in segments", "decode.onnx token by token"]

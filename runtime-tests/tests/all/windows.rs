@@ -26,7 +26,7 @@ const CASES: [Case; 2] = [
 ];
 
 const TARGETS: [Target; 3] = [Target::Ort, Target::Portable, Target::Onnx27];
-const RECIPES: [&str; 2] = ["adaptive", "delta"];
+const RECIPES: [&str; 2] = ["adaptive", "gated"];
 
 /// Tokens of three rows; the first is several windows long.
 const ROWS: [usize; 3] = [45, 17, 1];
