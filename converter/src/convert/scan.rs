@@ -105,7 +105,8 @@ pub(super) fn wide_recipe(
             let dir = scratch.join(DIR);
             match scan_in(&dir, opened, path, (&ScanOptions::of(options), progress)) {
                 Ok(scanned) if scanned.copying.is_finite() => {
-                    opened.notes.push(told(&scanned, wide));
+                    // Where every layer has a window of its own, there is none to choose.
+                    opened.notes.extend((!scanned.wide.is_empty()).then(|| told(&scanned, wide)));
                     scanned.wide
                 }
                 Ok(_) => {
