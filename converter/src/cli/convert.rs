@@ -12,7 +12,7 @@ use crate::report::progress::Estimate;
 use crate::verify::{TEXT_CONVERTED, TEXT_SOFTMAX, Verification, VerifyOptions};
 use dijiang_format::dtype::DType;
 use dijiang_format::quantization::Quantization;
-use dijiang_format::recipe::{Attention, Rule};
+use dijiang_format::recipe::{Attention, Recipe, Rule};
 use dijiang_format::target::Target;
 use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
@@ -164,7 +164,7 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     match args.json {
         _ if args.report.on_stdout() => (),
         true => print_json(args, &converted, seconds),
-        false => print_text(args, &converted, seconds),
+        false => print_text(args, &options.recipe, &converted, seconds),
     }
     Ok(Outcome::of(converted.written))
 }
@@ -238,13 +238,12 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
 const LOST: f64 = 1.02;
 
 /// What the conversion lost, and what wins it back.
-fn verdict(args: &Args, verification: &Verification) {
+fn verdict(args: &Args, recipe: &Recipe, verification: &Verification) {
     let perplexity = |name: &str| verification.checks.iter().find(|c| c.name == name).map(|c| c.measured);
     let Some((came, converted)) = perplexity(TEXT_SOFTMAX).zip(perplexity(TEXT_CONVERTED)) else { return };
     let bundle = args.output.display();
     // Windows alone have nothing to calibrate.
-    let calibrates = recipes::load(&args.recipe).is_ok_and(|recipe| recipe.rule != Rule::None);
-    let remedy = match (converted > LOST * came, calibrates) {
+    let remedy = match (converted > LOST * came, recipe.rule != Rule::None) {
         (true, true) => format!(
             " (hint: `dijiang calibrate {bundle} --data TEXT` and then `dijiang finetune {bundle} --data TEXT` win back most of it)"
         ),
@@ -277,7 +276,7 @@ fn others(windows: usize, softmax: usize, linear: usize) -> String {
     }
 }
 
-fn print_text(args: &Args, converted: &Converted, seconds: f64) {
+fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64) {
     let linear = converted.sites.iter().filter(|s| s.is_linear()).count();
     let windows = converted.sites.iter().filter(|s| s.keeps_window()).count();
     let all = converted.sites.len() + converted.misses.len();
@@ -307,7 +306,7 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     }
     if let Some(verification) = &converted.verification {
         show::verification(verification);
-        verdict(args, verification);
+        verdict(args, recipe, verification);
     }
     let megabytes = converted.bytes_written as f64 / 1e6;
     show::line(&format!("{megabytes:.1} MB in {seconds:.1} s"));

@@ -207,6 +207,8 @@ fn scan_opened(
     options: &ScanOptions,
     progress: &mut dyn Progress,
 ) -> Result<Scanned, ConvertError> {
+    // Before the weights are written, for which there is no use without it.
+    let runtime = OrtRuntime::new()?;
     let window = options.recipe.local.map_or(0, |local| local.window);
     let size = Size { batch: options.rows, sequence: context(opened, options, window) };
     let rewrite = |error| refusal::of_pipeline(path, PassError::from(error).into());
@@ -217,32 +219,25 @@ fn scan_opened(
     let (layers, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
     let nothing = ParameterLayout { groups: Vec::new() };
     let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
-    let mut scanner = Scanner::new(&write(dir, &graph, progress)?, options, count)?;
+    let mut scanner = Scanner::new(&runtime, &write(dir, &graph, progress)?, (options, count))?;
     let texts = texts(opened, options, size)?;
     progress.stage(&format!("scanning {} layers", layers.len()));
-    let [copying, text] = scanner.losses(&texts, None)?;
+    let (copying, text) = scanner.losses(&texts, None)?;
     let mut scanned = Vec::new();
     for layer in layers {
-        let [near_copying, near_text] = scanner.losses(&texts, Some((layer, window)))?;
-        scanned.push(ScannedLayer {
-            layer,
-            copying: more(near_copying, copying).unwrap_or(f64::NAN),
-            text: more(near_text, text),
-        });
+        let (near_copying, near_text) = scanner.losses(&texts, Some((layer, window)))?;
+        let more_text = near_text.zip(text).map(|(near, whole)| near - whole);
+        scanned.push(ScannedLayer { layer, copying: near_copying - copying, text: more_text });
     }
     let most = options.recipe.wide.as_ref().map_or(0, |wide| wide.count(count));
     Ok(Scanned {
         context: size.sequence,
         window,
-        copying: copying.unwrap_or(f64::NAN),
+        copying,
         text,
         wide: dearest(&scanned, most),
         layers: scanned,
     })
-}
-
-fn more(near: Option<f64>, whole: Option<f64>) -> Option<f64> {
-    near.zip(whole).map(|(near, whole)| near - whole)
 }
 
 /// The layers that cost most, in their order; of equal ones the first.
@@ -254,10 +249,11 @@ fn dearest(scanned: &[ScannedLayer], most: usize) -> Vec<usize> {
     layers
 }
 
-/// Half a row is further away than a window reaches.
+/// Half a row is further away than a window reaches; the halves are alike.
 fn context(opened: &Source, options: &ScanOptions, window: u32) -> u64 {
     let context = options.context.unwrap_or(LEAST_CONTEXT.max(4 * u64::from(window)));
-    opened.meta.learned_positions.map_or(context, |positions| positions.min(context))
+    let context = opened.meta.learned_positions.map_or(context, |positions| positions.min(context));
+    context - context % 2
 }
 
 fn write(dir: &Path, graph: &Graph, progress: &mut dyn Progress) -> Result<PathBuf, ConvertError> {
@@ -286,15 +282,18 @@ impl Rows {
     }
 }
 
-/// Rows that come twice, and rows of the given texts.
-type Both = [Option<Rows>; 2];
+/// What is scanned on.
+struct Scannable {
+    copies: Rows,
+    given: Option<Rows>,
+}
 
-fn texts(opened: &Source, options: &ScanOptions, size: Size) -> Result<Both, ConvertError> {
+fn texts(opened: &Source, options: &ScanOptions, size: Size) -> Result<Scannable, ConvertError> {
     let half = size.sequence as usize / 2;
     // What the second half begins with was not foretold.
     let copies = Rows::new(&copies(opened, options, half), half + 1)?;
     if options.data.is_empty() {
-        return Ok([Some(copies), None]);
+        return Ok(Scannable { copies, given: None });
     }
     let tokenizer = opened.dir.join(files::TOKENIZER);
     let meta = &opened.meta;
@@ -303,7 +302,7 @@ fn texts(opened: &Source, options: &ScanOptions, size: Size) -> Result<Both, Con
     let stream = data::read(&options.data, &texts, Some(most))?;
     data::check_length(stream.len(), most)?;
     let rows = Windows::new(stream, size.sequence as usize, options.seed)?.in_order(size.batch as usize);
-    Ok([Some(copies), Some(Rows::new(&rows, 0)?)])
+    Ok(Scannable { copies, given: Some(Rows::new(&rows, 0)?) })
 }
 
 /// Tokens that no text has, and again, so that only a look at where they came before foretells them.
@@ -325,9 +324,13 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new(path: &Path, options: &ScanOptions, layers: usize) -> Result<Self, RuntimeError> {
+    fn new(
+        runtime: &OrtRuntime,
+        path: &Path,
+        (options, layers): (&ScanOptions, usize),
+    ) -> Result<Self, RuntimeError> {
         let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
-        let mut program = Program::load(&OrtRuntime::new()?, path, &load)?;
+        let mut program = Program::load(runtime, path, &load)?;
         let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
         let named = |name: &'static str, io: &[dijiang_runtime::Io]| io.iter().any(|io| io.name == name);
         for name in [TOKENS, LABELS, WINDOWS].into_iter().filter(|name| named(name, program.inputs())) {
@@ -345,17 +348,18 @@ impl Scanner {
     }
 
     /// The loss of a token of each kind, with one layer that sees so many tokens.
-    fn losses(&mut self, both: &Both, near: Option<(usize, u32)>) -> Result<[Option<f64>; 2], RuntimeError> {
+    fn losses(
+        &mut self,
+        texts: &Scannable,
+        near: Option<(usize, u32)>,
+    ) -> Result<(f64, Option<f64>), RuntimeError> {
         let mut windows = vec![WHOLE; self.layers];
         if let Some((layer, window)) = near {
             windows[layer] = window as f32;
         }
         self.give(WINDOWS, &HostTensor::from_f32(&[windows.len()], &windows)?)?;
-        let mut losses = [None, None];
-        for (loss, rows) in losses.iter_mut().zip(both) {
-            *loss = rows.as_ref().map(|rows| self.loss(rows)).transpose()?;
-        }
-        Ok(losses)
+        let copying = self.loss(&texts.copies)?;
+        Ok((copying, texts.given.as_ref().map(|rows| self.loss(rows)).transpose()?))
     }
 
     fn loss(&mut self, rows: &Rows) -> Result<f64, RuntimeError> {

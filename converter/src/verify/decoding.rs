@@ -46,12 +46,12 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// The graphs for bound memory. `served` is what the serving graph gives where `reference` is what it must.
+    /// The graphs for bound memory.
     pub(super) fn bound_graphs(
         &mut self,
-        [name, plain]: [&str; 2],
+        name: &str,
+        plain: &str,
         reference: &[f32],
-        served: &[f32],
     ) -> Result<(), VerifyError> {
         let (prefill, decode) = (files::PREFILL, files::DECODE);
         match [prefill, decode].map(|file| self.is_there(file)) {
@@ -64,7 +64,7 @@ impl Verifier<'_> {
             }
         }
         self.stage(&format!("serving from bound memory in {name}"));
-        let limit = self.bound_limit(median_error(served, reference, self.prompts.vocab()))?;
+        let limit = self.bound_limit()?;
         for decoded in self.decoded(&BOUND, [name, plain], reference)? {
             self.compare_bound(decoded, limit);
         }
@@ -127,11 +127,10 @@ impl Verifier<'_> {
     }
 
     /// In half precision the graphs for bound memory round the residuals too, and how far that carries depends on how large the
-    /// model's are: the limit is [`ROUNDINGS`] times what rounding every result does to the plain serving graph, in the
-    /// interpreter for a few tokens or in the runtime for all, where it has its own limit, as the next power of two, since last
-    /// digits differ from machine to machine. None where the interpreter does not know the graph, or half precision cannot
-    /// hold it.
-    fn bound_limit(&mut self, served: f64) -> Result<Option<f64>, VerifyError> {
+    /// model's are: the limit is [`ROUNDINGS`] times what rounding every result does to the plain serving graph, as the
+    /// next power of two, since last digits differ from machine to machine. None where the interpreter does not know
+    /// the graph, or half precision cannot hold it.
+    fn bound_limit(&mut self) -> Result<Option<f64>, VerifyError> {
         if self.dtype == DType::F32 {
             return Ok(Some(self.served_limit()));
         }
@@ -143,7 +142,7 @@ impl Verifier<'_> {
         let (Ok(exact), Ok(rounded)) = (logits(Rounding::Nothing)?, logits(Rounding::Results)?) else {
             return Ok(None);
         };
-        let error = median_error(&rounded, &exact, self.prompts.vocab()).max(served);
+        let error = median_error(&rounded, &exact, self.prompts.vocab());
         Ok(Some((ROUNDINGS * error).log2().ceil().exp2()).filter(|limit| limit.is_finite()))
     }
 

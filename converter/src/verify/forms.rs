@@ -58,7 +58,7 @@ impl Verifier<'_> {
                 self.beyond_windows(i, &mut model)?;
                 if name == ORT {
                     self.decoder(name, plain, &reference)?;
-                    self.bound_graphs([name, plain], &reference, &served)?;
+                    self.bound_graphs(name, plain, &reference)?;
                 }
             }
             Err(reason) => {

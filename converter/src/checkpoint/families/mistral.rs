@@ -11,15 +11,20 @@ use crate::checkpoint::error::CheckpointError;
 pub(super) const FAMILY: Family =
     Family { name: "mistral", model_types: &["mistral"], base_prefix: "model.", meta: read_meta, build };
 
-pub(super) const WINDOWS: WindowKeys = WindowKeys { tokens: Some(4096), switch: None, first: None };
+const WINDOWS: WindowKeys = WindowKeys { tokens: Some(4096), switch: None, first: None };
 
 fn read_meta(config: &Config) -> Result<ModelMeta, CheckpointError> {
-    let meta = llama::meta_of(config, &FAMILY)?;
+    meta_of(config, &FAMILY)
+}
+
+/// What a config of this family, or of one that is built alike, says.
+pub(super) fn meta_of(config: &Config, family: &Family) -> Result<ModelMeta, CheckpointError> {
+    let meta = llama::meta_of(config, family)?;
     WINDOWS.windows(config, meta.layers)?;
     Ok(meta)
 }
 
-fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
+pub(super) fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     let windows = WINDOWS.windows(b.config, b.meta.layers)?;
     llama::build_with(b, windows)
 }
