@@ -78,6 +78,8 @@ fn given_texts_count_too() {
     // The model was trained on such texts, and not on random tokens.
     assert!(losses.len() == 2 && losses[1] < losses[0], "{found}");
     assert!(found["layers"][0]["text"].is_number() && found["output"].is_null(), "{found}");
+    let odd = scanned(&home, "--context 201").expect("it ran before");
+    assert_eq!(odd["context"], json!(200), "the halves of a row are alike");
 }
 
 #[test]
