@@ -68,6 +68,18 @@ impl Patch<'_> {
         self.mul(x, c)
     }
 
+    /// `x` times a number, in f32 where the element type of `x` would round the number.
+    pub fn scale_by(&mut self, x: ValueId, value: f64) -> ValueId {
+        let dtype = self.dtype(x);
+        let held = Tensor::scalar(dtype, value).to_f64();
+        if held == Tensor::scalar(DType::F32, value).to_f64() {
+            return self.mul_scalar(x, value);
+        }
+        let wide = self.cast(x, DType::F32);
+        let wide = self.mul_scalar(wide, value);
+        self.cast(wide, dtype)
+    }
+
     /// A vector of integers, for shapes, axes and indices.
     pub fn ints(&mut self, values: &[i64]) -> ValueId {
         self.constant("ints", Tensor::from_i64(&[values.len() as u64], values))

@@ -215,7 +215,7 @@ pub(crate) fn read_seen(
     let q = p.reshape(q, &[0, d.kv_heads, d.group(), -1, head_dim]);
     let transposed = p.transpose(keys, &[0, 1, 3, 2]);
     let (transposed, values) = (p.unsqueeze(transposed, &[2]), p.unsqueeze(values, &[2]));
-    let q = p.mul_scalar(q, scale);
+    let q = p.scale_by(q, scale);
     let scores = p.matmul(q, transposed);
     let seen = p.unsqueeze(seen, &[1, 2]);
     let closed = p.scalar_like(scores, -CLOSED);

@@ -110,7 +110,7 @@ impl Band {
     /// softmax(scale · q kᵀ) v, `[batch, sequence, heads, value_dim]`.
     fn read(&self, p: &mut Patch<'_>, near: &Near, counts: &Counts, d: Dims) -> ValueId {
         let head_dim = p.known_dim(near.q, 3) as i64;
-        let q = p.mul_scalar(near.q, near.scale);
+        let q = p.scale_by(near.q, near.scale);
         let q = self.grid.queries(p, q, Dims { features: head_dim, ..d });
         let keys = self.visible(p, near.ring.keys, near.k, d);
         let values = self.visible(p, near.ring.values, near.v, d);
