@@ -231,6 +231,22 @@ fn a_model_that_was_trained_before_is_no_teacher_of_itself() {
 }
 
 #[test]
+fn a_weight_of_a_teacher_that_is_not_there_is_refused() {
+    if !can_run() {
+        return;
+    }
+    // Softmax everywhere: `auto` is nobody.
+    for (recipe, teacher) in [("gated", "none"), ("softmax", "auto")] {
+        let setting = Setting::new(recipe);
+        let before = setting.weights();
+        let more = ["--steps", "1", "--teacher", teacher, "--teacher-weight", "2"];
+        let refused = setting.refused(&setting.train("finetune", &more));
+        assert!(refused.contains("--teacher-weight 2: nobody teaches"), "{refused}");
+        assert_eq!(setting.weights(), before);
+    }
+}
+
+#[test]
 fn a_teacher_of_other_tokens_is_refused() {
     if !can_run() {
         return;

@@ -23,6 +23,9 @@ pub struct Recipe {
     /// Exact softmax over near tokens beside the recurrence; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Local>,
+    /// Which tokens the recurrence has beside the window.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub feed: Feed,
     /// Layers that have a longer window and nothing beside it; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wide: Option<Wide>,
@@ -142,7 +145,8 @@ pub enum Decay {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
-    /// S ← a_t S + φ(k_t) ⊗ v_t.
+    /// S ← a_t S + φ(k_t) ⊗ v_t. Beside a window both are parts of one normalisation:
+    /// o_i = (Σ_near exp(s q_i·k_j) v_j + e^b φ(q_i)ᵀ S) / (Σ_near exp(s q_i·k_j) + e^b φ(q_i)·z), b learned per query head.
     #[default]
     Linear,
     /// S ← a_t S, then S ← S + φ(k_t) ⊗ β_t (v_t - Sᵀφ(k_t)), β_t = sigmoid(w_h·x_t + b_h) per key/value head and φ(k)
@@ -160,6 +164,18 @@ pub struct Local {
     pub window: u32,
     #[serde(default)]
     pub sinks: u32,
+}
+
+/// Which tokens the recurrence has beside a window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Feed {
+    /// Every token, as it comes.
+    #[default]
+    AtOnce,
+    /// Those that have left the window: with the token of count n, φ(k) ⊗ v of the token of count n - `window` is added, where
+    /// that is no sink. a_t and β_t are those of the token of count n.
+    Leaving,
 }
 
 /// The most tokens of a window, and of sinks.
@@ -205,7 +221,17 @@ impl Recipe {
     pub fn at(&self, layer: usize, is_causal: bool) -> Cow<'_, Self> {
         if let Some(map) = self.both_ways.clone().filter(|_| !is_causal) {
             let (decay, readout, rule) = (Decay::None, Readout::Sum, Rule::Linear);
-            return Cow::Owned(Self { map, decay, readout, rule, local: None, wide: None, ..self.clone() });
+            let feed = Feed::default();
+            return Cow::Owned(Self {
+                map,
+                decay,
+                readout,
+                rule,
+                local: None,
+                feed,
+                wide: None,
+                ..self.clone()
+            });
         }
         let named = self.wide.iter().find(|wide| wide.layers.iter().flatten().any(|wide| *wide == layer));
         let Some(wide) = named else { return Cow::Borrowed(self) };
@@ -216,6 +242,7 @@ impl Recipe {
             readout: Readout::default(),
             rule: Rule::None,
             local: Some(Local { window: wide.window, sinks }),
+            feed: Feed::default(),
             wide: None,
             ..self.clone()
         })

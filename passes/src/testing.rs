@@ -8,7 +8,7 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
-use dijiang_format::recipe::{Attention, Decay, MapSpec, Readout, Recipe, Rule};
+use dijiang_format::recipe::{Attention, Decay, Feed, MapSpec, Readout, Recipe, Rule};
 use std::collections::BTreeMap;
 
 /// The names of the Rust files of a directory of this crate, without `mod` and `tests`, sorted: what a table beside
@@ -33,6 +33,7 @@ pub(crate) fn recipe() -> Recipe {
         readout: Readout::Sum,
         rule: Rule::Linear,
         local: None,
+        feed: Feed::AtOnce,
         wide: None,
         both_ways: None,
         softmax_layers: Vec::new(),

@@ -38,6 +38,28 @@ OTHERS = ["llama-linear", "llama-rope3", "ministral", "mistral", "neox-serial", 
 HYBRID = "llama_hybrid"
 # Chunks this short make four of the sequences below, whose last is not whole.
 CHUNK, TIME = 8, 27
+# What has left a window of few tokens, which a preset's is not.
+LEAVING = {
+    "leaving": """name: leaving
+map: {kind: dct-unit}
+rule: delta
+decay: learned
+local: {window: 5, sinks: 2}
+feed: leaving
+""",
+    "joined": """name: joined
+map: {kind: wdcf}
+decay: fixed
+local: {window: 5, sinks: 2}
+feed: leaving
+""",
+    "joined_softmax": """name: joined_softmax
+map: {kind: dct-softmax, features: 2, signs: true}
+decay: learned
+local: {window: 3}
+feed: leaving
+""",
+}
 
 
 def dijiang(*arguments):
@@ -51,7 +73,7 @@ def dijiang(*arguments):
 
 def make_bundle(home, name, fixture, recipe, *options):
     """A bundle with short chunks and its PyTorch model."""
-    text = (ROOT / f"converter/src/recipes/{recipe}.yaml").read_text()
+    text = LEAVING.get(recipe) or (ROOT / f"converter/src/recipes/{recipe}.yaml").read_text()
     file, bundle = home / f"{name}.yaml", home / name
     # Softmax has no chunks.
     file.write_text(text if recipe == "softmax" else f"{text}\nchunk: {CHUNK}\n")
@@ -114,7 +136,7 @@ class Torch(unittest.TestCase):
         cls.home = pathlib.Path(home.name)
         cls.bundles = {}
         for family in FAMILIES:
-            for recipe in RECIPES:
+            for recipe in [*RECIPES, *LEAVING]:
                 cls.add(f"{family}_{recipe}", family, recipe)
         for fixture in OTHERS:
             cls.add(f"{fixture}_adaptive".replace("-", "_"), fixture, "adaptive")

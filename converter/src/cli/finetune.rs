@@ -4,7 +4,7 @@ use super::training::{Common, progress};
 use super::{Failure, Outcome, numbers, show};
 use crate::train::finetune::{FinetuneOptions, Scope, finetune};
 use crate::train::schedule::{Schedule, Shape};
-use crate::train::teacher::{Source, TeacherOptions, WEIGHT};
+use crate::train::teacher::{TeacherOptions, Wanted};
 use crate::train::trainer::{NEW_RATE, WEIGHT_DECAY};
 use dijiang_format::words::counted;
 use std::path::PathBuf;
@@ -46,10 +46,10 @@ pub(super) struct Args {
     /// A bundle whose softmax model teaches, `self` for this bundle's own as it is before the run, or `none`. `auto` is `self`
     /// where the bundle has new attentions and its softmax model was not trained yet, and `none` otherwise
     #[arg(long, value_name = "BUNDLE|auto|self|none", default_value = "auto")]
-    teacher: Source,
-    /// How much of KL(teacher ‖ model) is added to the loss
-    #[arg(long, default_value_t = WEIGHT, allow_negative_numbers = true, value_parser = numbers::rate)]
-    teacher_weight: f64,
+    teacher: Wanted,
+    /// How much of KL(teacher ‖ model) is added to the loss where somebody teaches [default: 0.5]
+    #[arg(long, allow_negative_numbers = true, value_parser = numbers::rate)]
+    teacher_weight: Option<f64>,
     /// Steps between checkpoints
     #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = numbers::count64())]
     checkpoint_every: u64,
@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         sources: args.common.sources(),
         scope: args.train,
         trainer: args.common.trainer(args.weight_decay, args.new_lr),
-        teacher: Some(TeacherOptions { source: args.teacher.clone(), weight: args.teacher_weight }),
+        teacher: TeacherOptions { wanted: args.teacher.clone(), weight: args.teacher_weight },
         schedule: Schedule { shape: args.schedule, rate: args.lr, warm_up: args.warm_up.min(steps), steps },
         seed: args.common.seed,
         checkpoint_every: args.checkpoint_every as usize,

@@ -6,6 +6,7 @@ use super::{Failure, Outcome, numbers, show};
 use crate::provenance::files::{FileStatus, compare_files};
 use crate::report::outcome::Case;
 use crate::verify::{Choice, VerifyOptions, verify};
+use dijiang_runtime::Device;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   dijiang verify bundle
   dijiang verify bundle --runtime tract
+  dijiang verify bundle --device cuda:0
   dijiang verify bundle --digests")]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
@@ -30,9 +32,12 @@ pub(super) struct Args {
     /// Threads that it may take; all cores where not given
     #[arg(long, allow_negative_numbers = true, value_parser = numbers::threads())]
     threads: Option<usize>,
+    /// cpu or cuda:N: what `generate` runs is run there too, and compared with the plain form on the CPU
+    #[arg(long)]
+    device: Option<Device>,
     /// Compare every byte of the bundle with the digests in its dijiang.json, and name what differs, is missing or is not
     /// listed; nothing is run
-    #[arg(long, conflicts_with_all = ["runtime", "seed", "reference", "threads"])]
+    #[arg(long, conflicts_with_all = ["runtime", "seed", "reference", "threads", "device"])]
     digests: bool,
     /// Print one JSON object
     #[arg(long)]
@@ -56,6 +61,7 @@ fn prove(args: &Args, suite: &str, cases: &mut Vec<Case>) -> Result<Outcome, Fai
         seed: args.seed,
         reference: args.reference.clone(),
         threads: args.threads,
+        device: args.device,
     };
     let found = verify(&args.bundle, &options, &mut Bar::new())?;
     cases.extend(found.cases(suite));

@@ -465,7 +465,7 @@ fn write_bundle(
 fn write_training(bundle: &Path, manifest: &Manifest) -> Result<u64, ConvertError> {
     let sequence = training_context(manifest.model.positions);
     let options = TrainerOptions { size: Size { batch: BATCH, sequence }, ..TrainerOptions::default() };
-    let teacher = TeacherOptions::default().of(manifest).map(|teacher| teacher.weight);
+    let teacher = TeacherOptions::default().lesson(manifest).map_err(Box::new)?.map(|lesson| lesson.weight);
     let what = Trainable { teacher, ..Trainable::default() };
     let plan = write_graphs(bundle, manifest, &what, &options).map_err(Box::new)?;
     let size = |path: &PathBuf| {

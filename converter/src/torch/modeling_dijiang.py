@@ -10,10 +10,11 @@ The recurrence of every linear attention, per key/value head, is
     S_t = a_t S_{t-1} + φ(k_t) ⊗ v_t,    z_t = a_t z_{t-1} + φ(k_t),    o_t = φ(q_t)ᵀ S_t / (φ(q_t)·z_t + ε),
 
 or, under the delta rule, S_t = a_t S_{t-1} + φ(k_t) ⊗ β_t (v_t - a_t S_{t-1}ᵀφ(k_t)) and o_t = φ(q_t)ᵀ S_t, mixed per head
-with softmax over near tokens where the recipe has a window. It is computed here in chunks and without a state, as training needs it. `generate` works, but computes the whole text again
-for each token: the bundle's graphs are what serves. There is no dropout. New parameters are trained from where the
-bundle has them; what a recipe fixes (frequencies, decays) is a buffer. Weights always come from a bundle: a model made
-from a config alone is all zeros where the bundle would have its features.
+with softmax over near tokens where the recipe has a window; the sums of tokens that have left it stand in one
+normalisation with it. It is computed here in chunks and without a state, as training needs it. `generate` works, but
+computes the whole text again for each token: the bundle's graphs are what serves. There is no dropout. New parameters
+are trained from where the bundle has them; what a recipe fixes (frequencies, decays) is a buffer. Weights always come
+from a bundle: a model made from a config alone is all zeros where the bundle would have its features.
 """
 
 import math
@@ -144,7 +145,15 @@ class WdctUnit:
         return unit(F.linear(x, shared["c"]) * own["log_d"].exp()[:, None])
 
 
-class Wdcf:
+class Exponential:
+    """exp of `exponents(x, own, shared)`"""
+
+    @classmethod
+    def phi(cls, x, own, shared, is_query):
+        return bounded_exp(cls.exponents(x, own, shared), is_query)
+
+
+class Wdcf(Exponential):
     """D ⊙ exp(T C x)"""
 
     @staticmethod
@@ -156,11 +165,11 @@ class Wdcf:
         return {"t": (m,), "c": (m, d)}
 
     @staticmethod
-    def phi(x, own, shared, is_query):
-        return bounded_exp(F.linear(x, shared["c"]) * shared["t"] + own["log_d"][:, None], is_query)
+    def exponents(x, own, shared):
+        return F.linear(x, shared["c"]) * shared["t"] + own["log_d"][:, None]
 
 
-class Pff:
+class Pff(Exponential):
     """exp(ω x - c‖x‖²) / √m, with c and log √m in `norm`"""
 
     @staticmethod
@@ -172,13 +181,9 @@ class Pff:
         return {"omega": (m, d), "norm": (2,)}
 
     @staticmethod
-    def exponents(x, shared):
+    def exponents(x, own, shared):
         factor, log_root = shared["norm"]
         return F.linear(x, shared["omega"]) - factor * x.square().sum(-1, keepdim=True) - log_root
-
-    @classmethod
-    def phi(cls, x, own, shared, is_query):
-        return bounded_exp(cls.exponents(x, shared), is_query)
 
 
 class Wpff(Pff):
@@ -188,12 +193,12 @@ class Wpff(Pff):
     def per_head(m, d):
         return {"log_d": (m,)}
 
-    @classmethod
-    def phi(cls, x, own, shared, is_query):
-        return bounded_exp(cls.exponents(x, shared) + own["log_d"][:, None], is_query)
+    @staticmethod
+    def exponents(x, own, shared):
+        return Pff.exponents(x, own, shared) + own["log_d"][:, None]
 
 
-class Prf:
+class Prf(Exponential):
     """exp(ω x - ‖x‖²/2) / √m"""
 
     @staticmethod
@@ -205,10 +210,10 @@ class Prf:
         return {"omega": (m, d)}
 
     @staticmethod
-    def phi(x, own, shared, is_query):
+    def exponents(x, own, shared):
         omega = shared["omega"]
         shift = x.square().sum(-1, keepdim=True) / 2 + math.log(omega.shape[0]) / 2
-        return bounded_exp(F.linear(x, omega) - shift, is_query)
+        return F.linear(x, omega) - shift
 
 
 MAPS = {
@@ -303,7 +308,8 @@ def delta(q, k, v, log_decay, beta, size):
 
 
 def near(q, k, v, mask, local):
-    """softmax(q kᵀ) v over the last `window` tokens and the first `sinks`, by counts of tokens. q is scaled."""
+    """softmax(q kᵀ) v over the last `window` tokens and the first `sinks`, by counts of tokens, and the logarithm of the
+    sum that divides, `[..., sequence, 1]`. q is scaled."""
     batch, time = q.shape[0], q.shape[-2]
     if mask is None:
         mask = torch.ones(batch, time, dtype=torch.bool, device=q.device)
@@ -313,7 +319,20 @@ def near(q, k, v, mask, local):
     order = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
     seen = (seen & order & mask[:, None, :])[:, None, None]
     scores = (q @ k.transpose(-1, -2)).masked_fill(~seen, -6e4)
-    return scores.softmax(-1) @ v
+    return scores.softmax(-1) @ v, scores.logsumexp(-1, keepdim=True)
+
+
+def leaving(k, v, mask, local):
+    """The key and value that leave the window with each token, and whether there are any, `[batch, sequence]`."""
+    batch, time = k.shape[0], k.shape[-2]
+    if mask is None:
+        mask = torch.ones(batch, time, dtype=torch.bool, device=k.device)
+    counts = mask.cumsum(-1)
+    gone = counts - local["window"]
+    same = (gone[:, :, None] == counts[:, None, :]) & mask[:, None, :]
+    index = same.to(torch.uint8).argmax(-1)[:, None, :, None]
+    k, v = (x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])) for x in (k, v))
+    return k, v, mask & (gone > local.get("sinks", 0))
 
 
 def at(recipe, layer):
@@ -322,7 +341,7 @@ def at(recipe, layer):
     if layer not in (wide.get("layers") or []):
         return recipe
     local = {"window": wide["window"], "sinks": recipe["local"].get("sinks", 0)}
-    return {**recipe, "rule": "none", "decay": "none", "readout": "sum", "local": local}
+    return {**recipe, "rule": "none", "decay": "none", "readout": "sum", "local": local, "feed": "at-once"}
 
 
 class LinearAttention(nn.Module):
@@ -335,6 +354,7 @@ class LinearAttention(nn.Module):
         self.makes_unit = spec.get("unit", False)
         self.is_unit = getattr(self.map, "is_unit", False)
         self.rule, self.local = recipe.get("rule", "linear"), recipe.get("local")
+        self.leaves = recipe.get("feed") == "leaving"
         self.chunk = recipe["chunk"]
         self.scale = head_dim**-0.5
         features = spec["features"] * head_dim
@@ -343,8 +363,10 @@ class LinearAttention(nn.Module):
             self.add_recurrence(hidden, heads, kv_heads, (features, head_dim))
         if self.rule == "delta":
             self.beta = nn.Linear(hidden, kv_heads)
-        if self.rule != "none" and self.local:
+        if self.rule == "delta" and self.local:
             self.mix = nn.Parameter(torch.zeros(heads))
+        elif self.rule == "linear" and self.local:
+            self.far = nn.Parameter(torch.zeros(heads))
 
     def add_recurrence(self, hidden, heads, kv_heads, sizes):
         features, head_dim = sizes
@@ -367,57 +389,84 @@ class LinearAttention(nn.Module):
         with without_autocast(q):
             dtype = v.dtype
             hidden, q, k, v = wide(hidden), wide(q), wide(k), wide(v)
-            if self.rule == "linear":
-                return self.linear(hidden, q, k, v, mask).to(dtype)
-            out = None if self.rule == "none" else self.by_delta(hidden, q, k, v, mask)
-            if self.local:
-                group = q.shape[1] // k.shape[1]
-                grouped = (q * self.scale).unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
-                window = near(*grouped, mask, self.local).flatten(1, 2)
-                out = window if out is None else self.mixed(window, out)
-                out = out if mask is None else out * mask[:, None, :, None].to(out.dtype)
+            if not self.local:
+                return self.recurrence(hidden, q, k, v, mask, mask).to(dtype)
+            group = q.shape[1] // k.shape[1]
+            grouped = (q * self.scale).unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
+            out, log_sum = (x.flatten(1, 2) for x in near(*grouped, mask, self.local))
+            written = mask
+            if self.leaves:
+                k, v, written = leaving(k, v, mask, self.local)
+            if self.rule == "delta":
+                out = self.mixed(out, self.recurrence(hidden, q, k, v, mask, written))
+            elif self.rule == "linear":
+                out = self.joined(out, log_sum, hidden, (q, k, v), (mask, written))
+            out = out if mask is None else out * mask[:, None, :, None].to(out.dtype)
             return out.to(dtype)
+
+    def recurrence(self, hidden, q, k, v, mask, written):
+        """`mask` says which tokens decay the state, `written` which write into it."""
+        run = self.by_delta if self.rule == "delta" else self.linear
+        return run(hidden, q, k, v, mask, written)
 
     def mixed(self, window, out):
         share = wide(self.mix).sigmoid()[:, None, None]
         return share * window + (1 - share) * out
 
-    def by_delta(self, hidden, q, k, v, mask):
+    def joined(self, window, log_sum, hidden, tensors, masks):
+        """One normalisation of what is near and what is far."""
+        q, sums = tensors[0], self.sums(hidden, *tensors, *masks)
+        far = sums[..., -1:] + EPSILON
+        log_far = far.log() + wide(self.far)[:, None, None]
+        if hasattr(self.map, "exponents") and not self.makes_unit:
+            # What φ took out of the query.
+            log_far = log_far + self.map.exponents(*self.given(q, self.q)).amax(-1, keepdim=True)
+        out = sums[..., :-1] / far
+        return out + (log_sum - log_far).sigmoid() * (window - out)
+
+    def by_delta(self, hidden, q, k, v, mask, written):
         group = q.shape[1] // k.shape[1]
         q, k = self.features(q, self.q, True), self.features(k, self.k, False)
         log_decay = self.log_decays(hidden)
         beta = F.linear(hidden, wide(self.beta.weight), wide(self.beta.bias)).sigmoid().transpose(1, 2)
-        if mask is not None:
-            tokens = mask[:, None].to(k.dtype)
-            beta = beta * tokens
-            log_decay = None if log_decay is None else log_decay * tokens
+        if written is not None:
+            beta = beta * written[:, None].to(k.dtype)
+        if mask is not None and log_decay is not None:
+            log_decay = log_decay * mask[:, None].to(k.dtype)
         q, k, v = q.unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
         beta = beta.unsqueeze(2)
         log_decay = None if log_decay is None else log_decay.unsqueeze(2)
         out = delta(q, k, v, log_decay, beta, self.chunk).flatten(1, 2)
         return self.read(hidden, out, None) if self.group_norm else out
 
-    def linear(self, hidden, q, k, v, mask):
+    def linear(self, hidden, q, k, v, mask, written):
+        out = self.sums(hidden, q, k, v, mask, written)
+        return self.read(hidden, out[..., :-1], out[..., -1:])
+
+    def sums(self, hidden, q, k, v, mask, written):
+        """φ(q)ᵀ S and φ(q)·z behind it, `[batch, heads, sequence, values + 1]`"""
         group = q.shape[1] // k.shape[1]
         q, k = self.features(q, self.q, True), self.features(k, self.k, False)
         log_decay = self.log_decays(hidden)
-        if mask is not None:
-            tokens = mask[:, None].to(k.dtype)
-            k = k * tokens[..., None]
-            log_decay = None if log_decay is None else log_decay * tokens
+        if written is not None:
+            k = k * written[:, None, :, None].to(k.dtype)
+        if mask is not None and log_decay is not None:
+            log_decay = log_decay * mask[:, None].to(k.dtype)
         # Values of 1 beside the others sum to the normaliser. Query heads stand beside their key/value head.
         v = F.pad(v, (0, 1), value=1.0)
         q, k, v = q.unflatten(1, (-1, group)), k.unsqueeze(2), v.unsqueeze(2)
         log_decay = None if log_decay is None else log_decay.unsqueeze(2)
-        out = chunked(q, k, v, log_decay, self.chunk).flatten(1, 2)
-        return self.read(hidden, out[..., :-1], out[..., -1:])
+        return chunked(q, k, v, log_decay, self.chunk).flatten(1, 2)
 
-    def features(self, x, role, is_query):
+    def given(self, x, role):
+        """What a map takes: x̂, the parameters of a role and those that both share."""
         own = {name: wide(p) for name, p in role.named_parameters()}
         shared = {name: wide(getattr(self, name)) for name in self.shared}
         # What is unit does not depend on the length of x.
-        x = wide(x) if self.is_unit else wide(x) * math.sqrt(self.scale)
-        features = self.map.phi(x, own, shared, is_query)
+        return wide(x) if self.is_unit else wide(x) * math.sqrt(self.scale), own, shared
+
+    def features(self, x, role, is_query):
+        features = self.map.phi(*self.given(x, role), is_query)
         return unit(features) if self.makes_unit else features
 
     def log_decays(self, hidden):

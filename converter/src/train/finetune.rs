@@ -5,7 +5,7 @@ use super::data::{self, Texts, Windows};
 use super::identity::RunIdentity;
 use super::metrics::{Line, Metrics};
 use super::schedule::Schedule;
-use super::teacher::{Teacher, TeacherOptions};
+use super::teacher::{Lesson, Teacher, TeacherOptions};
 use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
 use super::weights::{Weights, WeightsError};
 use super::{TrainError, memory, plot};
@@ -98,7 +98,7 @@ pub struct FinetuneOptions {
     pub sources: Sources,
     pub scope: Scope,
     pub trainer: TrainerOptions,
-    pub teacher: Option<TeacherOptions>,
+    pub teacher: TeacherOptions,
     pub schedule: Schedule,
     pub seed: u64,
     /// Steps between checkpoints, and between validations.
@@ -134,23 +134,21 @@ pub fn finetune(
     let mut manifest = Manifest::float_weights(bundle)?;
     opened::check_whole(bundle, &manifest)?;
     super::clean(bundle)?;
-    let teacher = options.teacher.as_ref().and_then(|teacher| teacher.of(&manifest));
-    let options = &FinetuneOptions { teacher, ..options.clone() };
+    let lesson = options.teacher.lesson(&manifest)?;
     let context = options.trainer.size.sequence;
     memory::check(&manifest, options.trainer.size, options.trainer.device)?;
     let data = read_data(bundle, &manifest, &options.sources, context as usize, options.seed)?;
-    let identity = RunIdentity::of(bundle, options, &data)?;
+    let identity = RunIdentity::of(bundle, (options, lesson.as_ref()), &data)?;
     let Data { mut windows, held_out, .. } = data;
     let dir = bundle.join(DIR);
-    let weight = options.teacher.as_ref().map(|t| t.weight);
+    let weight = lesson.as_ref().map(|lesson| lesson.weight);
     let (scope, seed) = (options.scope, options.seed);
     let Plan { layout, additions, graphs } =
         write_graphs(bundle, &manifest, &Trainable { scope, seed, teacher: weight }, &options.trainer)?;
     let weights = Weights::with_additions(bundle, &layout, additions)?;
     let runtime = OrtRuntime::new()?;
-    let load =
-        |t: &TeacherOptions| Teacher::load(&runtime, &t.source, (bundle, &manifest), &dir, &options.trainer);
-    let teacher = options.teacher.as_ref().map(load).transpose()?;
+    let load = |l: &Lesson| Teacher::load(&runtime, &l.source, (bundle, &manifest), &dir, &options.trainer);
+    let teacher = lesson.as_ref().map(load).transpose()?;
     let mut trainer = Trainer::new(&graphs, layout, &weights, options.trainer.clone(), teacher)?;
     let mut run = Run { dir, options, trainer: &mut trainer, held_out, identity };
     let (first, before) = run.begin()?;
@@ -179,7 +177,7 @@ pub fn finetune(
         steps: options.schedule.steps,
         tokens,
         trained_parameters,
-        teacher: options.teacher.as_ref().map(|teacher| teacher.source.to_string()),
+        teacher: lesson.map(|lesson| lesson.source.to_string()),
         valid_perplexity_before: before,
         valid_perplexity: perplexity,
         seconds: started.elapsed().as_secs_f64(),

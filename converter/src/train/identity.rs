@@ -3,7 +3,7 @@
 
 use super::TrainError;
 use super::finetune::{Data, FinetuneOptions};
-use super::teacher::Source;
+use super::teacher::{Lesson, Source};
 use clap::ValueEnum as _;
 use dijiang_format::digest::Hasher;
 use dijiang_passes::training::parameters::Precision;
@@ -29,10 +29,14 @@ pub struct RunIdentity {
 
 impl RunIdentity {
     /// Of a run over a bundle with its data.
-    pub fn of(bundle: &Path, options: &FinetuneOptions, data: &Data) -> Result<Self, TrainError> {
+    pub fn of(
+        bundle: &Path,
+        (options, lesson): (&FinetuneOptions, Option<&Lesson>),
+        data: &Data,
+    ) -> Result<Self, TrainError> {
         let ModelIdentity { weights, conversion } = ModelIdentity::of(bundle)?;
-        let teacher = options.teacher.as_ref().map(|teacher| match &teacher.source {
-            Source::Itself | Source::Auto | Source::Nobody => Ok("self".to_owned()),
+        let teacher = lesson.map(|lesson| match &lesson.source {
+            Source::Itself => Ok("self".to_owned()),
             Source::Bundle(path) => ModelIdentity::of(path).map(|of| of.weights + " " + &of.conversion),
         });
         let mut valid = Hasher::default();
@@ -43,7 +47,7 @@ impl RunIdentity {
             data: data.digest.clone(),
             valid: valid.finish(),
             teacher: teacher.transpose()?,
-            options: told(options),
+            options: told(options, lesson),
         })
     }
 
@@ -79,7 +83,7 @@ impl RunIdentity {
     }
 }
 
-fn told(options: &FinetuneOptions) -> BTreeMap<String, String> {
+fn told(options: &FinetuneOptions, lesson: Option<&Lesson>) -> BTreeMap<String, String> {
     let (trainer, schedule) = (&options.trainer, &options.schedule);
     let shape = schedule.shape.to_possible_value();
     let precision = match trainer.precision {
@@ -104,7 +108,7 @@ fn told(options: &FinetuneOptions) -> BTreeMap<String, String> {
         ("--clip", trainer.clip_norm.to_string()),
         ("--seed", options.seed.to_string()),
     ];
-    told.extend(options.teacher.as_ref().map(|teacher| ("--teacher-weight", teacher.weight.to_string())));
+    told.extend(lesson.map(|lesson| ("--teacher-weight", lesson.weight.to_string())));
     told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 

@@ -100,6 +100,10 @@ pub enum TrainError {
     )]
     TeacherTrained { bundle: PathBuf, tensor: String, count: usize },
     #[error(
+        "--teacher-weight {weight}: nobody teaches (hint: name a teacher with --teacher BUNDLE or --teacher self, or leave --teacher-weight out)"
+    )]
+    NobodyTeaches { weight: f64 },
+    #[error(
         "{}: it has {}, expected the {expected} of the bundle it is to teach (hint: a bundle of the same model)",
         bundle.display(), counted(*found, "token")
     )]

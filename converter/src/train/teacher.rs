@@ -26,66 +26,79 @@ const FILE: &str = "teacher.onnx";
 /// Whose softmax model teaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// The bundle's own where it is still the model as it came and attentions took the place of some of its; nobody's
-    /// otherwise.
-    Auto,
-    Nobody,
     /// The bundle's own, with the weights that it has before the run.
     Itself,
     Bundle(PathBuf),
-}
-
-impl FromStr for Source {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "auto" => Self::Auto,
-            "none" => Self::Nobody,
-            "self" => Self::Itself,
-            path => Self::Bundle(path.into()),
-        })
-    }
 }
 
 /// As the command line has it.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Nobody => f.write_str("none"),
             Self::Itself => f.write_str("self"),
             Self::Bundle(path) => path.display().fmt(f),
         }
     }
 }
 
-/// What a run takes from a teacher.
-#[derive(Debug, Clone, PartialEq)]
+/// Whom a run is to learn from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// The bundle's own softmax model where it is still the model as it came and attentions took the place of some of its;
+    /// nobody otherwise.
+    #[default]
+    Auto,
+    Nobody,
+    One(Source),
+}
+
+impl FromStr for Wanted {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "none" => Self::Nobody,
+            "self" => Self::One(Source::Itself),
+            path => Self::One(Source::Bundle(path.into())),
+        })
+    }
+}
+
+/// What a run is to take from a teacher.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TeacherOptions {
-    pub source: Source,
-    /// The loss is cross-entropy and this much of KL(teacher ‖ model).
-    pub weight: f64,
+    pub wanted: Wanted,
+    /// The loss is cross-entropy and this much of KL(teacher ‖ model); [`WEIGHT`] where it is left out.
+    pub weight: Option<f64>,
 }
 
 /// What a divergence counts for where a run does not say.
 pub const WEIGHT: f64 = 0.5;
 
-impl Default for TeacherOptions {
-    fn default() -> Self {
-        Self { source: Source::Auto, weight: WEIGHT }
-    }
+/// Who teaches, and for how much.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lesson {
+    pub source: Source,
+    pub weight: f64,
 }
 
 impl TeacherOptions {
-    /// What it comes to for a bundle; none where nobody teaches.
-    pub fn of(&self, manifest: &Manifest) -> Option<Self> {
+    /// What they come to for a bundle; none where nobody teaches.
+    pub fn lesson(&self, manifest: &Manifest) -> Result<Option<Lesson>, TrainError> {
         let learns = manifest.sites.iter().any(|site| site.lowered);
-        let itself = Self { source: Source::Itself, weight: self.weight };
-        match &self.source {
-            Source::Nobody => None,
-            Source::Auto => (learns && is_as_it_came(manifest)).then_some(itself),
-            Source::Itself | Source::Bundle(_) => Some(self.clone()),
+        let source = match &self.wanted {
+            Wanted::One(source) => source.clone(),
+            Wanted::Auto if learns && is_as_it_came(manifest) => Source::Itself,
+            Wanted::Auto | Wanted::Nobody => return self.nobody(),
+        };
+        Ok(Some(Lesson { source, weight: self.weight.unwrap_or(WEIGHT) }))
+    }
+
+    fn nobody(&self) -> Result<Option<Lesson>, TrainError> {
+        match self.weight {
+            Some(weight) => Err(TrainError::NobodyTeaches { weight }),
+            None => Ok(None),
         }
     }
 }
@@ -112,7 +125,7 @@ impl Teacher {
         options: &TrainerOptions,
     ) -> Result<Self, TrainError> {
         let bundle = match source {
-            Source::Itself | Source::Auto | Source::Nobody => trained,
+            Source::Itself => trained,
             Source::Bundle(path) => {
                 fits(path, manifest, options.size.sequence as usize)?;
                 path
@@ -121,7 +134,7 @@ impl Teacher {
         let mut model = import::import(&bundle.join(files::SOFTMAX))?;
         canonicalize(&mut model)?;
         let layout = ParameterLayout::of(&model, &Selection::Everything)?;
-        if !matches!(source, Source::Bundle(_)) {
+        if *source == Source::Itself {
             as_it_came(trained, manifest, &layout)?;
         }
         let weights = Weights::open(bundle, &layout)?;

@@ -8,22 +8,33 @@ use crate::onnx::import::import;
 use crate::serving;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::serving::Device;
 use dijiang_runtime::{Engine, RuntimeError, Serving, ServingOptions};
 
 /// What one decoder is called in rows: how it takes prompts, and tokens.
-struct Fed {
+pub(super) struct Fed {
     engine: Engine,
+    device: Device,
     prompts: &'static str,
     tokens: &'static str,
 }
 
-const AS_GENERATED: Fed = Fed {
+impl Fed {
+    /// The same elsewhere.
+    pub(super) const fn on(self, device: Device) -> Self {
+        Self { device, ..self }
+    }
+}
+
+pub(super) const AS_GENERATED: Fed = Fed {
     engine: Engine::Ort,
+    device: Device::Cpu,
     prompts: "prompts as `generate` feeds them",
     tokens: "tokens as `generate` feeds them",
 };
-const BOUND: Fed = Fed {
+pub(super) const BOUND: Fed = Fed {
     engine: Engine::OrtBound,
+    device: Device::Cpu,
     prompts: "prefill.onnx in segments",
     tokens: "decode.onnx token by token",
 };
@@ -37,10 +48,19 @@ impl Verifier<'_> {
     /// gives for all tokens of the prompts, row after row.
     pub(super) fn decoder(&mut self, name: &str, plain: &str, reference: &[f32]) -> Result<(), VerifyError> {
         self.stage(&format!("decoding in {name}"));
+        self.as_generated(&AS_GENERATED, [name, name], plain, reference)
+    }
+
+    /// `names` are the place where it is fed, and that of the plain form.
+    pub(super) fn as_generated(
+        &mut self,
+        fed: &Fed,
+        names: [&str; 2],
+        plain: &str,
+        reference: &[f32],
+    ) -> Result<(), VerifyError> {
         let limit = self.served_limit();
-        for Decoded { comparison, found, expected } in
-            self.decoded(&AS_GENERATED, [name, plain], reference)?
-        {
+        for Decoded { comparison, found, expected } in self.decoded(fed, names, plain, reference)? {
             self.push(comparison.logits(limit, &found, &expected));
         }
         Ok(())
@@ -64,8 +84,19 @@ impl Verifier<'_> {
             }
         }
         self.stage(&format!("serving from bound memory in {name}"));
+        self.bound(&BOUND, [name, name], plain, reference)
+    }
+
+    /// As [`as_generated`](Self::as_generated).
+    pub(super) fn bound(
+        &mut self,
+        fed: &Fed,
+        names: [&str; 2],
+        plain: &str,
+        reference: &[f32],
+    ) -> Result<(), VerifyError> {
         let limit = self.bound_limit()?;
-        for decoded in self.decoded(&BOUND, [name, plain], reference)? {
+        for decoded in self.decoded(fed, names, plain, reference)? {
             self.compare_bound(decoded, limit);
         }
         Ok(())
@@ -75,7 +106,8 @@ impl Verifier<'_> {
     fn decoded(
         &self,
         fed: &Fed,
-        [name, plain]: [&str; 2],
+        [name, plain_in]: [&str; 2],
+        plain: &str,
         reference: &[f32],
     ) -> Result<[Decoded; 2], VerifyError> {
         let row = self.prompts.longest();
@@ -84,8 +116,9 @@ impl Verifier<'_> {
         let (rows, ends) = beginnings(&self.prompts.rows());
         // The longest row takes two segments, and the states go to and fro.
         let segment = Some(row.len().div_ceil(2));
-        let (engine, threads) = (fed.engine, self.threads);
-        let options = ServingOptions { engine, segment, threads, ..ServingOptions::default() };
+        let Fed { engine, device, .. } = *fed;
+        let threads = self.threads;
+        let options = ServingOptions { engine, device, segment, threads, ..ServingOptions::default() };
         let mut serving = serving::open_any(self.bundle, &options)?;
 
         let compared = |how: &str, found: Vec<f32>, expected: Vec<f32>| {
@@ -94,7 +127,7 @@ impl Verifier<'_> {
             let comparison = Comparison::new(
                 format!("{name}: {how} = {otherwise}"),
                 subject,
-                format!("{plain} in {name}"),
+                format!("{plain} in {plain_in}"),
             );
             Decoded { comparison, found, expected }
         };
@@ -115,7 +148,7 @@ impl Verifier<'_> {
     }
 
     /// Whether the manifest lists them, or they lie there all the same.
-    fn has_bound_graphs(&self) -> bool {
+    pub(super) fn has_bound_graphs(&self) -> bool {
         let is_bound = |file: &str| self.is_there(file) || self.manifest.file(file).is_some();
         is_bound(files::PREFILL) || is_bound(files::DECODE)
     }

@@ -71,6 +71,9 @@ impl Verifier<'_> {
                 self.stepwise(i, &mut model, stateful)?;
             }
         }
+        if name == ORT {
+            self.on_device(name, plain, &reference)?;
+        }
         Ok(reference)
     }
 

@@ -8,6 +8,7 @@
 mod at_once;
 mod cases;
 mod decoding;
+mod device;
 mod drift;
 mod far;
 mod features;
@@ -30,6 +31,7 @@ use crate::serving::OpenError;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, RuntimeVersion, SourceKind};
+use dijiang_format::serving::Device;
 use dijiang_format::target::Target;
 use dijiang_passes::ir::tensor::ReadError;
 use dijiang_runtime::{LoadOptions, OrtRuntime, Runtime, RuntimeError, TractRuntime};
@@ -100,6 +102,8 @@ pub struct VerifyOptions {
     pub reference: Option<PathBuf>,
     /// Threads inside one operator; all cores where not given.
     pub threads: Option<usize>,
+    /// Where what `generate` runs is run too. Everything else computes on the CPU.
+    pub device: Option<Device>,
 }
 
 /// Verifies the bundle in a directory.
@@ -132,6 +136,7 @@ struct Verifier<'a> {
     runtimes: Vec<Box<dyn Runtime>>,
     prompts: Prompts,
     threads: Option<usize>,
+    device: Option<Device>,
     progress: &'a mut dyn Progress,
     found: Verification,
     /// When the last row was there.
@@ -176,6 +181,7 @@ impl<'a> Verifier<'a> {
             runtimes: Vec::new(),
             prompts: Prompts::new(manifest, options.seed),
             threads: options.threads,
+            device: options.device,
             progress,
             found: Verification::default(),
             since: Instant::now(),
@@ -188,11 +194,15 @@ impl<'a> Verifier<'a> {
     fn open_runtimes(&mut self, choice: Choice) -> Result<(), VerifyError> {
         let (ort, tract) = ("everything in ONNX Runtime", "everything in tract");
         match (choice, OrtRuntime::new()) {
-            (Choice::Tract, _) => self.skip(ort, "only tract was asked for"),
+            (Choice::Tract, _) => {
+                self.skip(ort, "only tract was asked for");
+                self.skip_device("only tract was asked for, which runs on the CPU");
+            }
             (_, Ok(runtime)) => self.runtimes.push(Box::new(runtime)),
             (Choice::Ort, Err(e)) => return Err(e.into()),
             (Choice::All, Err(e)) if OrtRuntime::is_named() => return Err(e.into()),
             (Choice::All, Err(e)) => {
+                self.skip_device("ONNX Runtime is not there");
                 self.progress.say(Say::Warning, &format!("{e}; {ort} is skipped"));
                 let row = Check::skipped(ort, e.to_string());
                 self.push(row.recorded_as(without_paths(&e)));

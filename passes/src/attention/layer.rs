@@ -5,7 +5,7 @@ use crate::feature_map::{self, Numbers, Owner, Role};
 use crate::ir::eval::Array;
 use crate::ir::graph::Graph;
 use crate::testing::{self, HEAD_DIM, HEADS, HIDDEN, KV_HEADS};
-use dijiang_format::recipe::{Decay, Local, Recipe};
+use dijiang_format::recipe::{Decay, Feed, Local, Recipe, Rule};
 use std::collections::BTreeMap;
 
 /// The module of the layer.
@@ -133,10 +133,11 @@ impl<'a> Layer<'a> {
         let mut state = vec![vec![0.0; m]; HEAD_DIM as usize];
         let after = |at: usize| {
             if self.is_token(row, at) {
-                let (k, v) = (self.key(row, at, head), self.value(row, at, head));
                 let (a, beta) = (self.decay(row, at, head), self.gate("beta", self.token(row, at), head));
+                state.iter_mut().flatten().for_each(|s| *s *= a);
+                let Some(from) = self.written_with(row, at) else { return state.clone() };
+                let (k, v) = (self.key(row, from, head), self.value(row, from, head));
                 for (column, v) in state.iter_mut().zip(v) {
-                    column.iter_mut().for_each(|s| *s *= a);
                     let written = beta * (v - dot(column, &k));
                     column.iter_mut().zip(&k).for_each(|(s, k)| *s += k * written);
                 }
@@ -144,6 +145,17 @@ impl<'a> Layer<'a> {
             state.clone()
         };
         (0..self.time).map(after).collect()
+    }
+
+    /// The token that comes into the state with another.
+    fn written_with(&self, row: usize, at: usize) -> Option<usize> {
+        let Some(local) = self.recipe.local.filter(|_| self.recipe.feed == Feed::Leaving) else {
+            return Some(at);
+        };
+        let counts = self.counts(row);
+        let count = counts[at].checked_sub(local.window as usize)?;
+        let is_it = |j: &usize| self.is_token(row, *j) && counts[*j] == count;
+        (0..at).find(is_it).filter(|_| count > local.sinks as usize)
     }
 
     /// Counts of tokens up to each, itself included.
@@ -174,19 +186,74 @@ impl<'a> Layer<'a> {
     }
 
     fn softmax_over(&self, row: usize, [at, head]: [usize; 2], seen: &[usize]) -> Vec<f64> {
-        let shared = Self::shared(head);
+        let weights = seen.iter().map(|j| (*j, self.near_weight(row, [at, *j], head)));
+        self.averaged(row, head, &weights.collect::<Vec<_>>())
+    }
+
+    /// exp(q·k / √head_dim) of a query and a key.
+    fn near_weight(&self, row: usize, [at, j]: [usize; 2], head: usize) -> f64 {
         let q = Self::projected("q_proj", head, self.token(row, at));
-        let weight = |j: &usize| {
-            let k = Self::projected("k_proj", shared, self.token(row, *j));
-            (dot(&q, &k) / (HEAD_DIM as f64).sqrt()).exp()
-        };
-        let weights: Vec<f64> = seen.iter().map(weight).collect();
-        let (sum, mut out) = (weights.iter().sum::<f64>(), vec![0.0; HEAD_DIM as usize]);
-        for (weight, j) in weights.iter().zip(seen) {
-            let value = self.value(row, *j, shared);
+        let k = Self::projected("k_proj", Self::shared(head), self.token(row, j));
+        (dot(&q, &k) / (HEAD_DIM as f64).sqrt()).exp()
+    }
+
+    /// The values of tokens by their weights, which are divided by their sum.
+    fn averaged(&self, row: usize, head: usize, weights: &[(usize, f64)]) -> Vec<f64> {
+        let (sum, mut out) = (weights.iter().map(|(_, w)| w).sum::<f64>(), vec![0.0; HEAD_DIM as usize]);
+        for (j, weight) in weights {
+            let value = self.value(row, *j, Self::shared(head));
             out.iter_mut().zip(value).for_each(|(o, v)| *o += weight / sum * v);
         }
         out
+    }
+
+    /// What is near and what has left the window in one normalisation; zeros for padding.
+    pub(super) fn joined(&self, local: Local) -> Vec<f64> {
+        let mut out = Vec::new();
+        for row in 0..2 {
+            let counts = self.counts(row);
+            for (at, head) in (0..self.time).flat_map(|at| (0..HEADS as usize).map(move |head| (at, head))) {
+                let earlier = (0..=at).filter(|j| self.is_token(row, *j) && self.is_token(row, at));
+                let weight = |j: usize| {
+                    let is_near = counts[at] - counts[j] < local.window as usize;
+                    match is_near || counts[j] <= local.sinks as usize {
+                        true => (j, self.near_weight(row, [at, j], head)),
+                        false => (j, self.far_weight(row, [at, j], head)),
+                    }
+                };
+                out.extend(self.averaged(row, head, &earlier.map(weight).collect::<Vec<_>>()));
+            }
+        }
+        out
+    }
+
+    /// e^b φ(q)·φ(k) and the decays since the token left the window.
+    fn far_weight(&self, row: usize, [at, j]: [usize; 2], head: usize) -> f64 {
+        let left = (j..=at).find(|t| self.is_token(row, *t) && self.written_with(row, *t) == Some(j));
+        let left = left.expect("it has left the window");
+        let since = (left + 1..=at).filter(|t| self.is_token(row, *t));
+        let decay: f64 = since.map(|t| self.decay(row, t, Self::shared(head))).product();
+        let far = Self::weight(self.graph, &format!("{MODULE}.dijiang.far"))[head];
+        let scale = (far + self.taken(row, at, head)).exp();
+        scale * decay * dot(&self.query(row, at, head), &self.key(row, j, Self::shared(head)))
+    }
+
+    /// The logarithm of what φ(q) is divided by.
+    fn taken(&self, row: usize, at: usize, head: usize) -> f64 {
+        let map = feature_map::find(&self.recipe.map.kind).expect("a map");
+        let x = Self::projected("q_proj", head, self.token(row, at));
+        let scaled: Vec<f64> = x.iter().map(|x| x * (HEAD_DIM as f64).powf(-0.25)).collect();
+        let exponents = map.eval_exponents(&scaled, &self.numbers(Role::Query, head));
+        exponents.filter(|_| !self.recipe.map.unit).map_or(0.0, |e| e.into_iter().fold(f64::MIN, f64::max))
+    }
+
+    /// What the recipe says of a window and what stands beside it.
+    pub(super) fn beside(&self, local: Local) -> Vec<f64> {
+        match self.recipe.rule {
+            Rule::None => self.near(local),
+            Rule::Delta => self.mixed(local),
+            Rule::Linear => self.joined(local),
+        }
     }
 
     /// The window and the delta rule, each by its share; zeros for padding.

@@ -12,7 +12,7 @@ use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
-use dijiang_format::recipe::{Decay, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Wide};
+use dijiang_format::recipe::{Decay, Feed, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Wide};
 use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
@@ -247,7 +247,8 @@ fn an_encoder_reads_both_ways_and_keeps_no_state() {
 /// Gates that depend on the tokens, which at first they do not.
 fn with_gates(recipe: &Recipe) -> AddedWeights {
     let (graph, _) = lowered(recipe, Form::Parallel);
-    let gates = added_weights(&graph).into_iter().filter(|(name, _)| name.ends_with(".weight"));
+    let is_gate = |name: &str| name.ends_with(".weight") || name.ends_with(".far");
+    let gates = added_weights(&graph).into_iter().filter(|(name, _)| is_gate(name));
     let noisy = |(at, (name, tensor)): (usize, (String, Tensor))| {
         let dims: Vec<usize> = tensor.dims().iter().map(|n| *n as usize).collect();
         let values: Vec<f32> = noise(&dims, 40 + at as u64).to_f64().iter().map(|x| *x as f32).collect();
@@ -304,6 +305,10 @@ fn masked(recipe: &Recipe, masks: [&str; 2]) -> Vec<(&'static str, Array)> {
     let marks = masks.concat().bytes().map(|mark| i64::from(mark == b'1')).collect();
     given[1].1 = Array::from_i64(&[2, time], marks).expect("a mask");
     let slots = recipe.local.expect("a window").slots() as usize;
+    if recipe.rule == Rule::Linear {
+        let m = recipe.map.features * HEAD_DIM as usize;
+        given[2].1 = zeros(&[2, KV_HEADS as usize, m, HEAD_DIM as usize + 1]);
+    }
     given[3].1 = zeros(&[2, KV_HEADS as usize, slots * 2 * HEAD_DIM as usize + 2]);
     given
 }
@@ -354,6 +359,21 @@ fn near(found: &[f64], expected: &[f64], what: &str) {
     }
 }
 
+/// What the recurrence has is what has left the window.
+fn recipes_of_leaving() -> [Recipe; 5] {
+    let sums = |kind: &str, decay| recipe(kind, decay, Readout::Sum);
+    let mut unit = sums("wdcf", Decay::None);
+    unit.map.unit = true;
+    [
+        delta("dct-unit", Decay::Learned),
+        sums("dct-softmax", Decay::Learned),
+        sums("wdcf", Decay::Fixed),
+        sums("prf", Decay::None),
+        unit,
+    ]
+    .map(|recipe| Recipe { feed: Feed::Leaving, ..recipe })
+}
+
 #[test]
 fn the_window_computes_its_definition_in_every_form() {
     let alone = Recipe { rule: Rule::None, ..delta("dct-unit", Decay::None) };
@@ -363,15 +383,19 @@ fn the_window_computes_its_definition_in_every_form() {
         (alone, Local { window: 40, sinks: 1 }),
         (delta("dct-unit", Decay::Learned), LOCAL),
         (delta("wdct-unit", Decay::None), Local { window: 4, sinks: 0 }),
-    ] {
+    ]
+    .into_iter()
+    .chain(recipes_of_leaving().map(|recipe| (recipe, LOCAL)))
+    .chain(recipes_of_leaving().map(|recipe| (recipe, Local { window: 4, sinks: 0 })))
+    {
         let recipe = with_window(recipe, local);
         let added = with_gates(&recipe);
         for (form, masks) in FORMS.into_iter().flat_map(|form| MASKS.map(|masks| (form, masks))) {
             let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
             let given = masked(&recipe, masks);
             let layer = Layer::new(&recipe, &graph, &given);
-            let want = if recipe.rule == Rule::None { layer.near(local) } else { layer.mixed(local) };
-            let what = format!("{:?} {local:?} {form:?} {masks:?}", recipe.rule);
+            let want = layer.beside(local);
+            let what = format!("{:?} {:?} {local:?} {form:?} {masks:?}", recipe.rule, recipe.feed);
             near(&run(&graph, &given)["y"].to_f64(), &want, &what);
         }
     }
@@ -380,13 +404,19 @@ fn the_window_computes_its_definition_in_every_form() {
 /// In calls of every length, the state handed on.
 #[test]
 fn a_ring_holds_what_later_calls_see() {
-    let recipe = with_window(delta("dct-unit", Decay::Learned), LOCAL);
-    let added = with_gates(&recipe);
+    let plain = delta("dct-unit", Decay::Learned);
+    for recipe in recipes_of_leaving().into_iter().chain([plain]) {
+        later_calls_see(&with_window(recipe, LOCAL));
+    }
+}
+
+fn later_calls_see(recipe: &Recipe) {
+    let added = with_gates(recipe);
     let width = (HEADS * HEAD_DIM) as usize;
     for (form, masks) in FORMS.into_iter().flat_map(|form| MASKS.map(|masks| (form, masks))) {
-        let graph = lowered_with(testing::decoder(), &recipe, form, Some(&added)).0;
-        let given = masked(&recipe, masks);
-        let want = Layer::new(&recipe, &graph, &given).mixed(LOCAL);
+        let graph = lowered_with(testing::decoder(), recipe, form, Some(&added)).0;
+        let given = masked(recipe, masks);
+        let want = Layer::new(recipe, &graph, &given).beside(LOCAL);
         let time = masks[0].len();
         for step in [1, 2, 4, 7] {
             let (mut states, mut rows) = (given[2..].to_vec(), [Vec::new(), Vec::new()]);
@@ -402,7 +432,11 @@ fn a_ring_holds_what_later_calls_see() {
                 let (y, each) = (found["y"].to_f64(), (to - from) * width);
                 rows.iter_mut().enumerate().for_each(|(row, all)| all.extend(&y[row * each..][..each]));
             }
-            near(&rows.concat(), &want, &format!("{form:?} {masks:?} in steps of {step}"));
+            near(
+                &rows.concat(),
+                &want,
+                &format!("{} {form:?} {masks:?} in steps of {step}", recipe.map.kind),
+            );
         }
     }
 }
@@ -410,14 +444,17 @@ fn a_ring_holds_what_later_calls_see() {
 /// The graph of one token per row, which is never padding, goes on where that of segments stopped.
 #[test]
 fn a_token_at_a_time_is_the_same() {
-    for local in [LOCAL, Local { window: 1, sinks: 0 }] {
-        let recipe = with_window(delta("dct-unit", Decay::Learned), local);
+    let plain = delta("dct-unit", Decay::Learned);
+    let recipes = recipes_of_leaving().into_iter().chain([plain]);
+    let locals = [LOCAL, Local { window: 1, sinks: 0 }];
+    for (recipe, local) in recipes.flat_map(|recipe| locals.map(|local| (recipe.clone(), local))) {
+        let recipe = with_window(recipe, local);
         let added = with_gates(&recipe);
         let [many, one] = [Form::Segment(4), Form::OneToken("com.microsoft")]
             .map(|form| lowered_with(testing::decoder(), &recipe, form, Some(&added)).0);
         for masks in [["111111111111111"; 2], ["000011111111111", "111111111111111"]] {
             let given = masked_apart(&recipe, masks);
-            let whole = Layer::new(&recipe, &many, &given).mixed(local);
+            let whole = Layer::new(&recipe, &many, &given).beside(local);
             let want = run(&many, &given);
             near(&want["y"].to_f64(), &whole, &format!("{local:?} {masks:?} segments"));
             let mut found = run(&many, &[cut(&given[..2], 0, 5), given[2..].to_vec()].concat());

@@ -7,9 +7,10 @@ use super::{MAPS, Role};
 const ADDED: &str = ".dijiang.";
 
 /// What is added besides the parameters of feature maps, with whether training changes it.
-const OTHERS: [(&str, bool); 7] = [
+const OTHERS: [(&str, bool); 8] = [
     ("beta.bias", true),
     ("beta.weight", true),
+    ("far", true),
     ("gate.bias", true),
     ("gate.weight", true),
     ("log_decay", false),

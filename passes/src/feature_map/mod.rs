@@ -139,6 +139,17 @@ pub trait FeatureMap: Sync {
     /// parameters have the type of `x`.
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId;
 
+    /// The exponents `[.., m]` whose exponential the features are; none where they are no exponential. [`emit`](Self::emit)
+    /// takes the largest of a query's out of its features.
+    fn emit_exponents(&self, _p: &mut Patch<'_>, _x: ValueId, _parameters: &Emitted) -> Option<ValueId> {
+        None
+    }
+
+    /// The same of one vector, in f64.
+    fn eval_exponents(&self, _x: &[f64], _parameters: &Numbers) -> Option<Vec<f64>> {
+        None
+    }
+
     /// φ of one vector.
     fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64>;
 }

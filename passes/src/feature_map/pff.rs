@@ -32,12 +32,20 @@ impl FeatureMap for Pff {
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let exponents = emit_exponents(p, x, parameters);
+        let exponents = exponents(p, x, parameters);
         emit_exp(p, exponents, role)
     }
 
     fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        eval_exp(&eval_exponents(x, parameters), role)
+        eval_exp(&exponents_of(x, parameters), role)
+    }
+
+    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
+        Some(exponents(p, x, parameters))
+    }
+
+    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
+        Some(exponents_of(x, parameters))
     }
 }
 
@@ -58,7 +66,7 @@ pub(super) fn initial_for_everyone(spec: &MapSpec, d: usize, m: usize, random: &
     vec![single(&[m as u64, d as u64], &omega), single(&[2], &shape)]
 }
 
-pub(super) fn emit_exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+pub(super) fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
     let products = p.linear(x, parameters["omega"], None);
     let norm = emit_norm(p, x, 1.0);
     let parts = p.split(parameters["norm"], 0, &[1, 1]);
@@ -67,7 +75,7 @@ pub(super) fn emit_exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted
     p.sub(products, shift)
 }
 
-pub(super) fn eval_exponents(x: &[f64], parameters: &Numbers) -> Vec<f64> {
+pub(super) fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
     let shift = parameters["norm"][0] * dot(x, x) + parameters["norm"][1];
     eval_rows(&parameters["omega"], x).iter().map(|e| e - shift).collect()
 }

@@ -34,19 +34,34 @@ impl FeatureMap for Prf {
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let products = p.linear(x, parameters["omega"], None);
-        let last = p.rank(products).saturating_sub(1);
-        let m = p.known_dim(products, last) as f64;
-        let norm = emit_norm(p, x, 0.5);
-        let shift = p.add_scalar(norm, m.ln() / 2.0);
-        let exponents = p.sub(products, shift);
+        let exponents = exponents(p, x, parameters);
         emit_exp(p, exponents, role)
     }
 
     fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        let products = eval_rows(&parameters["omega"], x);
-        let shift = dot(x, x) / 2.0 + (products.len() as f64).ln() / 2.0;
-        let exponents: Vec<f64> = products.iter().map(|e| e - shift).collect();
-        eval_exp(&exponents, role)
+        eval_exp(&exponents_of(x, parameters), role)
     }
+
+    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
+        Some(exponents(p, x, parameters))
+    }
+
+    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
+        Some(exponents_of(x, parameters))
+    }
+}
+
+fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+    let products = p.linear(x, parameters["omega"], None);
+    let last = p.rank(products).saturating_sub(1);
+    let m = p.known_dim(products, last) as f64;
+    let norm = emit_norm(p, x, 0.5);
+    let shift = p.add_scalar(norm, m.ln() / 2.0);
+    p.sub(products, shift)
+}
+
+fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
+    let products = eval_rows(&parameters["omega"], x);
+    let shift = dot(x, x) / 2.0 + (products.len() as f64).ln() / 2.0;
+    products.iter().map(|e| e - shift).collect()
 }

@@ -1,7 +1,7 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{FeatureMap, MAPS, find};
-use dijiang_format::recipe::{Attention, MOST_CHUNK, MOST_LOCAL, MapSpec, Readout, Recipe, Rule};
+use dijiang_format::recipe::{Attention, Feed, MOST_CHUNK, MOST_LOCAL, MapSpec, Readout, Recipe, Rule};
 use std::ops::RangeInclusive;
 
 /// A recipe that asks for what there is not.
@@ -25,9 +25,17 @@ pub enum RecipeError {
     )]
     Nothing { recipe: String },
     #[error(
-        "recipe `{recipe}`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
+        "recipe `{recipe}`: `rule: linear` counts what is in the window twice (hint: write `feed: leaving`, or `rule: delta`)"
     )]
-    Joined { recipe: String },
+    Twice { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `rule: linear` and `local` are parts of one sum, which `readout: group-norm` does not divide by (hint: write `readout: sum`, or `rule: delta`)"
+    )]
+    NotOneSum { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `feed: leaving` says what leaves a window, and there is none (hint: write `local: {{window: 64, sinks: 4}}`)"
+    )]
+    NothingLeaves { recipe: String },
     #[error(
         "recipe `{recipe}`: `both_ways` wants features that are not negative, and those of `{kind}` have both signs"
     )]
@@ -90,11 +98,21 @@ fn check_both_ways(recipe: &Recipe) -> Result<(), RecipeError> {
 pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) -> Result<(), RecipeError> {
     let (beside, useless): (&str, &[&str]) = match (recipe.attention, recipe.rule) {
         (Attention::Softmax, _) => {
-            const USELESS: [&str; 9] =
-                ["map", "decay", "readout", "rule", "local", "wide", "both_ways", "softmax_layers", "chunk"];
+            const USELESS: [&str; 10] = [
+                "map",
+                "decay",
+                "readout",
+                "rule",
+                "local",
+                "feed",
+                "wide",
+                "both_ways",
+                "softmax_layers",
+                "chunk",
+            ];
             ("attention: softmax", &USELESS)
         }
-        (_, Rule::None) => ("rule: none", &["map", "decay", "readout"]),
+        (_, Rule::None) => ("rule: none", &["map", "decay", "readout", "feed"]),
         _ => return Ok(()),
     };
     let given: Vec<&str> = given.collect();
@@ -108,16 +126,26 @@ pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) ->
 fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
     let name = || recipe.name.clone();
     let Some(local) = recipe.local else {
-        return match recipe.rule {
-            Rule::None => Err(RecipeError::Nothing { recipe: name() }),
+        return match (recipe.rule, recipe.feed) {
+            (Rule::None, _) => Err(RecipeError::Nothing { recipe: name() }),
+            (_, Feed::Leaving) => Err(RecipeError::NothingLeaves { recipe: name() }),
             _ => Ok(()),
         };
     };
     check_range(recipe, "local.window", u64::from(local.window), 1..=u64::from(MOST_LOCAL))?;
     check_range(recipe, "local.sinks", u64::from(local.sinks), 0..=u64::from(MOST_LOCAL))?;
-    match recipe.rule {
-        Rule::Linear => Err(RecipeError::Joined { recipe: name() }),
+    match (recipe.rule, recipe.feed) {
+        (Rule::Linear, Feed::AtOnce) => Err(RecipeError::Twice { recipe: name() }),
+        (Rule::Linear, Feed::Leaving) => check_one_sum(recipe),
         _ => Ok(()),
+    }
+}
+
+/// Whether what is near and what is far are divided by one sum.
+fn check_one_sum(recipe: &Recipe) -> Result<(), RecipeError> {
+    match recipe.readout {
+        Readout::Sum => Ok(()),
+        Readout::GroupNorm => Err(RecipeError::NotOneSum { recipe: recipe.name.clone() }),
     }
 }
 
@@ -297,7 +325,17 @@ mod tests {
         );
         assert_eq!(
             refused(&Recipe { local: local(64, 4), ..recipe(plain.clone()) }),
-            "recipe `x`: `local` stands beside `rule: delta` or `rule: none`, and this is `rule: linear`"
+            "recipe `x`: `rule: linear` counts what is in the window twice (hint: write `feed: leaving`, or `rule: delta`)"
+        );
+        let leaving = Recipe { local: local(64, 4), feed: Feed::Leaving, ..recipe(plain.clone()) };
+        assert_eq!(check(&leaving), Ok(()));
+        assert_eq!(
+            refused(&Recipe { readout: Readout::GroupNorm, ..leaving.clone() }),
+            "recipe `x`: `rule: linear` and `local` are parts of one sum, which `readout: group-norm` does not divide by (hint: write `readout: sum`, or `rule: delta`)"
+        );
+        assert_eq!(
+            refused(&Recipe { local: None, ..leaving }),
+            "recipe `x`: `feed: leaving` says what leaves a window, and there is none (hint: write `local: {window: 64, sinks: 4}`)"
         );
         let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
         assert_eq!(

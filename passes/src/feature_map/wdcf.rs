@@ -46,16 +46,30 @@ impl FeatureMap for Wdcf {
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let transformed = p.linear(x, parameters["c"], None);
-        let scaled = p.mul(transformed, parameters["t"]);
-        let weighted = emit_add_per_head(p, scaled, parameters["log_d"]);
-        emit_exp(p, weighted, role)
+        let exponents = exponents(p, x, parameters);
+        emit_exp(p, exponents, role)
     }
 
     fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        let omega = frequency::scaled(&parameters["c"], &parameters["t"]);
-        let exponents: Vec<f64> =
-            eval_rows(&omega, x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect();
-        eval_exp(&exponents, role)
+        eval_exp(&exponents_of(x, parameters), role)
     }
+
+    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
+        Some(exponents(p, x, parameters))
+    }
+
+    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
+        Some(exponents_of(x, parameters))
+    }
+}
+
+fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+    let transformed = p.linear(x, parameters["c"], None);
+    let scaled = p.mul(transformed, parameters["t"]);
+    emit_add_per_head(p, scaled, parameters["log_d"])
+}
+
+fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
+    let omega = frequency::scaled(&parameters["c"], &parameters["t"]);
+    eval_rows(&omega, x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect()
 }

@@ -1,7 +1,7 @@
 //! `wpff`, weighted positive fixed features: φ(x) = D ⊙ the features of [`super::pff`] (Eq. 10), D learned per head and
 //! kept as its logarithm.
 
-use super::pff::{emit_exponents, eval_exponents, initial_for_everyone};
+use super::pff::{self, initial_for_everyone};
 use super::{
     Emitted, FeatureMap, Numbers, ParameterSpec, Role, emit_add_per_head, emit_exp, eval_exp, repeat,
 };
@@ -37,14 +37,28 @@ impl FeatureMap for Wpff {
     }
 
     fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let exponents = emit_exponents(p, x, parameters);
-        let weighted = emit_add_per_head(p, exponents, parameters["log_d"]);
-        emit_exp(p, weighted, role)
+        let exponents = exponents(p, x, parameters);
+        emit_exp(p, exponents, role)
     }
 
     fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        let exponents = eval_exponents(x, parameters);
-        let weighted: Vec<f64> = exponents.iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect();
-        eval_exp(&weighted, role)
+        eval_exp(&exponents_of(x, parameters), role)
     }
+
+    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
+        Some(exponents(p, x, parameters))
+    }
+
+    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
+        Some(exponents_of(x, parameters))
+    }
+}
+
+fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+    let unweighted = pff::exponents(p, x, parameters);
+    emit_add_per_head(p, unweighted, parameters["log_d"])
+}
+
+fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
+    pff::exponents_of(x, parameters).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect()
 }

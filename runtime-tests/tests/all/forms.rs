@@ -7,7 +7,7 @@ use crate::support::{
 use dijiang::recipes::PRESETS;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::recipe::{Local, Recipe, Wide};
+use dijiang_format::recipe::{Decay, Feed, Local, Recipe, Wide};
 use dijiang_format::target::Target;
 use dijiang_runtime::{Decoder, LoadOptions, Runtime};
 use std::path::PathBuf;
@@ -344,6 +344,32 @@ mod variants {
             forms_agree(&family, &with_a_wide_layer(&family), dtype, &mut found);
             feeding_agrees(&family, &with_a_wide_layer(&family), dtype, &mut found);
             found.finish("one layer of two is wide");
+        }
+    }
+
+    /// The delta rule, bounded features in one normalisation with the window, and exponential ones.
+    fn of_what_leaves(family: &Family) -> [Recipe; 3] {
+        let near = |name: &str| Recipe {
+            local: Some(Local { window: 16, sinks: 2 }),
+            wide: None,
+            feed: Feed::Leaving,
+            ..family.recipe(name)
+        };
+        let bounded = family.recipe("adaptive").both_ways.expect("features of encoders");
+        let joined = Recipe { map: bounded, decay: Decay::Learned, ..near("paper") };
+        [near("adaptive"), joined, near("paper")]
+    }
+
+    #[test]
+    fn forms_and_feeding_agree_where_what_leaves_the_window_is_fed() {
+        let family = Family::rotary("llama");
+        for (recipe, dtype) in
+            of_what_leaves(&family).iter().flat_map(|recipe| [DType::F32, DType::F16].map(|d| (recipe, d)))
+        {
+            let mut found = Comparisons::within(tolerance(dtype));
+            forms_agree(&family, recipe, dtype, &mut found);
+            feeding_agrees(&family, recipe, dtype, &mut found);
+            found.finish(&format!("{}, {}, what leaves", recipe.name, dtype.name()));
         }
     }
 

@@ -7,6 +7,8 @@ use dijiang::verify::{Choice, Verification, VerifyOptions, verify};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{BundleFile, Manifest};
+use dijiang_format::recipe::{Local, Recipe};
+use dijiang_format::serving::Device;
 use dijiang_format::target::Target;
 use prost::Message as _;
 use std::path::Path;
@@ -102,6 +104,54 @@ fn a_wrong_state_shows_as_soon_as_it_is_carried() {
         "tract: split at 69 = all at once",
     ];
     assert_eq!(failing(&prove(&bundle, Choice::Tract)), expected);
+}
+
+/// Two rings of as many slots hold the same until they are full.
+#[test]
+fn a_ring_that_keeps_other_tokens_shows_beyond_it() {
+    if ort().is_none() {
+        return;
+    }
+    let of = |window, sinks| {
+        let local = Some(Local { window, sinks });
+        let recipe = Recipe { local, wide: None, ..recipe("windows") };
+        Bundle::of_fixture("llama", &recipe, Target::Ort, DType::F32)
+    };
+    let bundle = of(90, 4);
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [""; 0]);
+    put(&bundle, files::MODEL, &of(92, 2).bytes(files::MODEL));
+    let beyond = "onnxruntime: served = parallel beyond a window of 94 slots";
+    assert_eq!(failing(&prove(&bundle, Choice::Ort)), [beyond, &format!("{beyond} in two calls")]);
+}
+
+/// What is run on a device is told beside what is run anyway, or why it is not.
+#[test]
+fn a_device_that_is_named_has_rows_of_its_own() {
+    let on = |bundle: &Bundle, runtimes| {
+        let options = VerifyOptions { runtimes, device: Some(Device::Cpu), ..VerifyOptions::default() };
+        let found = verify(&bundle.path(), &options, &mut Silent).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(failing(&found), [""; 0]);
+        found
+    };
+    let skipped = |found: &Verification| {
+        found.checks.iter().filter(|row| row.is_skipped() && row.name.ends_with("on cpu")).count()
+    };
+    assert_eq!(skipped(&on(&portable(), Choice::Tract)), 1);
+    if ort().is_none() {
+        return;
+    }
+    let found = on(&Bundle::of_fixture("llama", &recipe("adaptive"), Target::Ort, DType::F32), Choice::Ort);
+    let rows = found.checks.iter().filter(|check| check.name.starts_with("onnxruntime on cpu: "));
+    assert_eq!(
+        rows.map(|check| check.name.as_str()).collect::<Vec<_>>(),
+        [
+            "onnxruntime on cpu: prompts as `generate` feeds them = parallel",
+            "onnxruntime on cpu: tokens as `generate` feeds them = parallel",
+            "onnxruntime on cpu: prefill.onnx in segments = parallel",
+            "onnxruntime on cpu: decode.onnx token by token = parallel",
+        ]
+    );
+    assert_eq!(skipped(&found), 0);
 }
 
 /// Padding after a row cannot reach it, so only a row that is padded at its left is wrong.

@@ -18,6 +18,7 @@ mod delta;
 mod grid;
 pub mod grouped;
 mod inverse;
+pub(crate) mod leaving;
 mod ones;
 mod parallel;
 mod recurrent;
@@ -37,11 +38,11 @@ pub struct Recurrence {
     pub k: ValueId,
     /// `[batch, kv_heads, sequence, value_dim]`
     pub v: ValueId,
-    /// 1 for a token and 0 for padding, f32 `[batch, sequence]`; none where there is no padding
+    /// 1 for a token that writes into the state and else 0, f32 `[batch, sequence]`; none where all do
     pub valid: Option<ValueId>,
     /// log a_t, zero on padding, `[batch, kv_heads, sequence]`; none where a_t = 1
     pub log_decay: Option<ValueId>,
-    /// β_t, zero on padding, f32 `[batch, kv_heads, sequence]`, where the rule is delta
+    /// β_t, zero where nothing is written, f32 `[batch, kv_heads, sequence]`, where the rule is delta
     pub beta: Option<ValueId>,
     pub state: RecurrentState,
     pub dims: Dims,

@@ -29,6 +29,8 @@ pub struct Near {
     /// 1 for a token and 0 for padding, f32 `[batch, sequence]`; none where there is no padding
     pub valid: Option<ValueId>,
     pub ring: Ring,
+    /// Whether the sum that divides is wanted.
+    pub sums: bool,
 }
 
 /// The last keys and values.
@@ -46,6 +48,8 @@ pub struct Ring {
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
     pub read: ValueId,
+    /// log Σ exp(scale · q k), f32, last axis 1; where it [was wanted](Near::sums)
+    pub log_sum: Option<ValueId>,
     pub order: HeadOrder,
     pub ring: Ring,
 }
@@ -63,9 +67,15 @@ fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> Seen {
     let counts = Counts::new(p, near, local);
     let [keys, values] =
         [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
-    let read = read(p, near, [keys, values], (&counts, local), dims);
+    let seen = seen(p, &counts, local);
+    let scores = scores(p, (near.q, near.scale), keys, seen, dims);
+    let log_sum = near.sums.then(|| {
+        let log_sum = log_sum(p, scores);
+        p.reshape(log_sum, &[0, dims.heads, -1, 1])
+    });
+    let read = weighted(p, scores, values, dims);
     let ring = ring_after(p, near, [keys, values], (&counts, local), dims);
-    Seen { read, order: HeadOrder::HeadMajor, ring }
+    Seen { read, log_sum, order: HeadOrder::HeadMajor, ring }
 }
 
 /// The ring that a call leaves of what it found and brought, `[batch, kv_heads, slots + sequence, ·]`.
@@ -97,12 +107,29 @@ pub(super) struct Counts {
 }
 
 impl Counts {
+    /// Of each token, `[batch, sequence]`, with padding wherever it stands.
+    pub(super) fn of_tokens(p: &mut Patch<'_>, near: &Near) -> ValueId {
+        let new = match near.valid {
+            Some(valid) => p.cumsum(valid, 1, false),
+            None => Self::places(p, near),
+        };
+        p.add(near.ring.count, new)
+    }
+
+    /// 1, 2, …, f32 `[sequence]`.
+    fn places(p: &mut Patch<'_>, near: &Near) -> ValueId {
+        let time = p.shape_of(near.k, 2, 3);
+        let count = p.squeeze(time, &[0]);
+        let place = p.range(count);
+        let place = p.cast(place, DType::F32);
+        p.add_scalar(place, 1.0)
+    }
+
     /// With padding wherever it stands.
     fn new(p: &mut Patch<'_>, near: &Near, local: Local) -> Self {
         let Some(valid) = near.valid else { return Self::in_order(p, near, None, local) };
         let (before, slots) = (near.ring.count, Self::of_slots(p, near, local));
-        let new = p.cumsum(valid, 1, false);
-        let tokens = p.add(before, new);
+        let tokens = Self::of_tokens(p, near);
         let half = p.scalar_like(valid, 0.5);
         let is_token = p.greater(valid, half);
         let total = p.reduce("ReduceSum", valid, &[1], true);
@@ -112,13 +139,10 @@ impl Counts {
     /// Of tokens that stand one after the other, and before all padding: so many, `[batch, 1]`, or all.
     pub(super) fn in_order(p: &mut Patch<'_>, near: &Near, total: Option<ValueId>, local: Local) -> Self {
         let (before, slots) = (near.ring.count, Self::of_slots(p, near, local));
-        let time = p.shape_of(near.k, 2, 3);
-        let count = p.squeeze(time, &[0]);
-        let place = p.range(count);
-        let place = p.cast(place, DType::F32);
-        let place = p.add_scalar(place, 1.0);
+        let place = Self::places(p, near);
         let tokens = p.add(before, place);
         let Some(total) = total else {
+            let time = p.shape_of(near.k, 2, 3);
             let time = p.cast(time, DType::F32);
             return Self { tokens, marked: tokens, slots, after: p.add(before, time) };
         };
@@ -191,38 +215,48 @@ pub(super) fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueI
     p.min(count, within)
 }
 
-/// softmax(scale · q kᵀ) v over what each query sees.
-fn read(
-    p: &mut Patch<'_>,
-    near: &Near,
-    [keys, values]: [ValueId; 2],
-    (counts, local): (&Counts, Local),
-    d: Dims,
-) -> ValueId {
-    let seen = seen(p, counts, local);
-    read_seen(p, (near.q, near.scale), [keys, values], seen, d)
-}
-
 /// Softmax over the keys that are seen, bool `[batch or 1, sequence, keys]`.
 pub(crate) fn read_seen(
     p: &mut Patch<'_>,
-    (q, scale): (ValueId, f64),
+    q: (ValueId, f64),
     [keys, values]: [ValueId; 2],
     seen: ValueId,
     d: Dims,
 ) -> ValueId {
+    let scores = scores(p, q, keys, seen, d);
+    weighted(p, scores, values, d)
+}
+
+/// scale · q kᵀ where a key is seen, `[batch, kv_heads, group, sequence, keys]`.
+fn scores(p: &mut Patch<'_>, (q, scale): (ValueId, f64), keys: ValueId, seen: ValueId, d: Dims) -> ValueId {
     let head_dim = p.known_dim(q, 3) as i64;
     let q = p.reshape(q, &[0, d.kv_heads, d.group(), -1, head_dim]);
     let transposed = p.transpose(keys, &[0, 1, 3, 2]);
-    let (transposed, values) = (p.unsqueeze(transposed, &[2]), p.unsqueeze(values, &[2]));
+    let transposed = p.unsqueeze(transposed, &[2]);
     let q = p.scale_by(q, scale);
     let scores = p.matmul(q, transposed);
     let seen = p.unsqueeze(seen, &[1, 2]);
     let closed = p.scalar_like(scores, -CLOSED);
-    let scores = p.select(seen, scores, closed);
+    p.select(seen, scores, closed)
+}
+
+/// The values by the softmax of their scores, `[batch, heads, sequence, value_dim]`.
+fn weighted(p: &mut Patch<'_>, scores: ValueId, values: ValueId, d: Dims) -> ValueId {
+    let values = p.unsqueeze(values, &[2]);
     let probabilities = p.softmax(scores, -1);
     let mixed = p.matmul(probabilities, values);
     p.reshape(mixed, &[0, d.heads, -1, d.value_dim])
+}
+
+/// log Σ exp over the last axis, f32: of numbers up to the largest of them, which is taken out.
+pub(super) fn log_sum(p: &mut Patch<'_>, scores: ValueId) -> ValueId {
+    let scores = p.cast(scores, DType::F32);
+    let most = p.reduce("ReduceMax", scores, &[-1], true);
+    let below = p.sub(scores, most);
+    let powers = p.exp(below);
+    let sum = p.reduce("ReduceSum", powers, &[-1], true);
+    let log = p.log(sum);
+    p.add(most, log)
 }
 
 /// In the range of f16; what is masked is then still nothing beside a score that is not.
@@ -279,6 +313,15 @@ pub(super) fn rows_of_heads(
     let first = p.reshape_to(first, shape);
     let rows = p.unsqueeze(rows, &[1]);
     p.add(first, rows)
+}
+
+/// What lies in slots `[batch, n]` of a ring, `[batch, kv_heads, n, width]`.
+pub(super) fn in_ring(p: &mut Patch<'_>, ring: ValueId, slots: ValueId, heads: i64) -> ValueId {
+    let (batch, width) = (p.shape_of(ring, 0, 1), p.shape_of(ring, 2, 3));
+    let rows = rows_of_heads(p, slots, (batch, heads), width);
+    let last = p.known_dim(ring, 3) as i64;
+    let flat = p.reshape(ring, &[-1, last]);
+    p.gather(flat, rows, 0)
 }
 
 /// Where the token with a count stands in the call, `[batch, slots]`; anything where it is none of its tokens.

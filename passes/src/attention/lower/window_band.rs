@@ -5,7 +5,7 @@
 //! near by place.
 
 use super::grid::Grid;
-use super::window::{CLOSED, Counts, Near, Seen, ring_after, rows_of_heads};
+use super::window::{CLOSED, Counts, Near, Seen, log_sum, ring_after, rows_of_heads};
 use super::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -18,22 +18,29 @@ use dijiang_format::recipe::Local;
 pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Seen {
     let order = near.valid.map(|valid| Order::new(p, valid));
     let near = match &order {
-        Some(order) => order.together(p, near, d),
+        Some(order) => order.all_together(p, near, d),
         None => *near,
     };
     let total = order.as_ref().map(|order| order.total);
     let counts = Counts::in_order(p, &near, total, local);
     let band = Band::new(p, &near, local);
-    let read = band.read(p, &near, &counts, d);
+    let scores = band.scores(p, &near, &counts, d);
+    let log_sum = near.sums.then(|| {
+        let log_sum = log_sum(p, scores);
+        band.grid.join(p, log_sum, d.heads, 1)
+    });
+    let read = band.read(p, &near, scores, d);
     let [keys, values] =
         [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
     let ring = ring_after(p, &near, [keys, values], (&counts, local), d);
-    let read = order.map_or(read, |order| order.apart(p, read, d));
-    Seen { read, order: HeadOrder::TokenMajor, ring }
+    let order = order.as_ref();
+    let read = order.map_or(read, |order| order.read_apart(p, read, d.heads, d.value_dim));
+    let log_sum = log_sum.map(|x| order.map_or(x, |order| order.read_apart(p, x, d.heads, 1)));
+    Seen { read, log_sum, order: HeadOrder::TokenMajor, ring }
 }
 
 /// The tokens of each row before its padding.
-struct Order {
+pub(super) struct Order {
     /// Where each token goes, i64 `[batch, sequence]`.
     places: ValueId,
     /// Where what stands at each place comes from, i64 `[batch, sequence]`.
@@ -43,7 +50,7 @@ struct Order {
 }
 
 impl Order {
-    fn new(p: &mut Patch<'_>, valid: ValueId) -> Self {
+    pub(super) fn new(p: &mut Patch<'_>, valid: ValueId) -> Self {
         let total = p.reduce("ReduceSum", valid, &[1], true);
         let one = p.scalar_like(valid, 1.0);
         let padding = p.sub(one, valid);
@@ -63,25 +70,39 @@ impl Order {
         Self { places, sources, total }
     }
 
-    fn together(&self, p: &mut Patch<'_>, near: &Near, d: Dims) -> Near {
-        let [q, k, v] = [(near.q, d.heads), (near.k, d.kv_heads), (near.v, d.kv_heads)].map(|(x, heads)| {
-            let (batch, time, width) = (p.shape_of(x, 0, 1), p.shape_of(x, 2, 3), p.known_dim(x, 3) as i64);
-            let rows = rows_of_heads(p, self.sources, (batch, heads), time);
-            let flat = p.reshape(x, &[-1, width]);
-            p.within(TOGETHER, |p| p.gather(flat, rows, 0))
-        });
+    fn all_together(&self, p: &mut Patch<'_>, near: &Near, d: Dims) -> Near {
+        let [q, k, v] = [(near.q, d.heads), (near.k, d.kv_heads), (near.v, d.kv_heads)]
+            .map(|(x, heads)| self.together(p, x, heads));
         Near { q, k, v, valid: None, ..*near }
     }
 
-    /// `[batch, sequence, heads, value_dim]` in the order of the call.
-    fn apart(&self, p: &mut Patch<'_>, read: ValueId, d: Dims) -> ValueId {
+    /// `[batch, heads, sequence, ·]` with the tokens before the padding.
+    pub(super) fn together(&self, p: &mut Patch<'_>, x: ValueId, heads: i64) -> ValueId {
+        moved(p, x, self.sources, heads)
+    }
+
+    /// The other way round.
+    pub(super) fn apart(&self, p: &mut Patch<'_>, x: ValueId, heads: i64) -> ValueId {
+        moved(p, x, self.places, heads)
+    }
+
+    /// `[batch, sequence, heads, width]` in the order of the call.
+    fn read_apart(&self, p: &mut Patch<'_>, read: ValueId, heads: i64, width: i64) -> ValueId {
         let (batch, time) = (p.shape_of(read, 0, 1), p.shape_of(read, 1, 2));
         let rows = rows_of_heads(p, self.places, (batch, 1), time);
         let rows = p.squeeze(rows, &[1]);
-        let flat = p.reshape(read, &[-1, d.heads * d.value_dim]);
+        let flat = p.reshape(read, &[-1, heads * width]);
         let rows = p.within(TOGETHER, |p| p.gather(flat, rows, 0));
-        p.reshape(rows, &[0, 0, d.heads, d.value_dim])
+        p.reshape(rows, &[0, 0, heads, width])
     }
+}
+
+/// `[batch, heads, sequence, ·]` with the token at each place that `from` says, i64 `[batch, sequence]`.
+fn moved(p: &mut Patch<'_>, x: ValueId, from: ValueId, heads: i64) -> ValueId {
+    let (batch, time, width) = (p.shape_of(x, 0, 1), p.shape_of(x, 2, 3), p.known_dim(x, 3) as i64);
+    let rows = rows_of_heads(p, from, (batch, heads), time);
+    let flat = p.reshape(x, &[-1, width]);
+    p.within(TOGETHER, |p| p.gather(flat, rows, 0))
 }
 
 /// How a sequence is cut: into blocks of W tokens, or into one that is shorter.
@@ -107,13 +128,12 @@ impl Band {
         Self { grid, local, earlier, sinks: p.min(past, sinks) }
     }
 
-    /// softmax(scale · q kᵀ) v, `[batch, sequence, heads, value_dim]`.
-    fn read(&self, p: &mut Patch<'_>, near: &Near, counts: &Counts, d: Dims) -> ValueId {
+    /// scale · q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, W + block + sinks]`.
+    fn scores(&self, p: &mut Patch<'_>, near: &Near, counts: &Counts, d: Dims) -> ValueId {
         let head_dim = p.known_dim(near.q, 3) as i64;
         let q = p.scale_by(near.q, near.scale);
         let q = self.grid.queries(p, q, Dims { features: head_dim, ..d });
         let keys = self.visible(p, near.ring.keys, near.k, d);
-        let values = self.visible(p, near.ring.values, near.v, d);
         let transposed = p.transpose(keys, &[0, 1, 2, 4, 3]);
         let scores = p.matmul(q, transposed);
         let width = p.shape_of(keys, 3, 4);
@@ -121,7 +141,13 @@ impl Band {
         let seen = self.seen(p, counts);
         let seen = p.unsqueeze(seen, &[3]);
         let closed = p.scalar_like(scores, -CLOSED);
-        let scores = p.select(seen, scores, closed);
+        p.select(seen, scores, closed)
+    }
+
+    /// The values by the softmax of their scores, `[batch, sequence, heads, value_dim]`.
+    fn read(&self, p: &mut Patch<'_>, near: &Near, scores: ValueId, d: Dims) -> ValueId {
+        let values = self.visible(p, near.ring.values, near.v, d);
+        let width = p.shape_of(values, 3, 4);
         let probabilities = p.softmax(scores, -1);
         let probabilities = self.grid.by_row(p, probabilities, d, width);
         let mixed = p.matmul(probabilities, values);

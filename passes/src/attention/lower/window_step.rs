@@ -1,7 +1,7 @@
 //! The window of one token per row, which is never padding: it is written into its slot, and read with all that the ring
 //! then holds.
 
-use super::window::{CLOSED, Near, Ring, Seen, modulo, row, wrapped};
+use super::window::{CLOSED, Near, Ring, Seen, log_sum, modulo, row, wrapped};
 use super::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -25,12 +25,16 @@ pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Se
     let probabilities = p.softmax(scores, -1);
     let mixed = p.matmul(probabilities, values);
     let read = p.reshape(mixed, &[0, d.heads, 1, d.value_dim]);
+    let log_sum = near.sums.then(|| {
+        let log_sum = log_sum(p, scores);
+        p.reshape(log_sum, &[0, d.heads, 1, 1])
+    });
     let ring = Ring { keys, values, count: wrapped(p, count, local) };
-    Seen { read, order: HeadOrder::HeadMajor, ring }
+    Seen { read, log_sum, order: HeadOrder::HeadMajor, ring }
 }
 
 /// Where the next token goes, i64 `[batch]`.
-fn slot(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
+pub(super) fn slot(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
     let sinks = f64::from(local.sinks);
     let since = p.add_scalar(count, -sinks);
     let within = modulo(p, since, local.window);

@@ -7,22 +7,43 @@ use crate::ir::graph::ValueId;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
 
+/// φ of queries and keys.
+pub(super) struct Features {
+    pub(super) q: ValueId,
+    pub(super) k: ValueId,
+    /// The logarithm of what φ took out of each query, f32 `[batch, heads, sequence, 1]`, where it took something out and
+    /// what is near is part of the same sum.
+    pub(super) taken: Option<ValueId>,
+}
+
 impl SiteWriter<'_, '_, '_> {
     /// φ of queries and keys, each scaled by √scale.
-    pub(super) fn features(&mut self) -> (ValueId, ValueId) {
+    pub(super) fn features(&mut self) -> Features {
         let spec = &self.options.recipe.map;
         // `rewrite` has checked the recipe.
         let Some(map) = feature_map::find(&spec.kind) else {
             self.p.fail(format!("no feature map is called `{}`", spec.kind));
-            return (self.site.q, self.site.k);
+            return Features { q: self.site.q, k: self.site.k, taken: None };
         };
         let mut shared = Emitted::new();
+        let stored = [Role::Query, Role::Key].map(|role| self.emitted(map, role, &mut shared));
         if self.joins_heads(map) {
-            return self.features_of_all(map, &mut shared);
+            return self.features_of_all(map, stored);
         }
-        let q = self.features_of(map, Role::Query, &mut shared);
-        let k = self.features_of(map, Role::Key, &mut shared);
-        (q, k)
+        let q = self.features_of(map, Role::Query, &stored[0]);
+        let k = self.features_of(map, Role::Key, &stored[1]);
+        Features { q, k, taken: self.taken_out(map, &stored[0]) }
+    }
+
+    fn taken_out(&mut self, map: &dyn FeatureMap, stored: &Emitted) -> Option<ValueId> {
+        if !self.is_joined() || self.options.recipe.map.unit {
+            return None;
+        }
+        let emitted = self.in_type(map, stored, DType::F32);
+        let x = self.p.cast(self.site.q, DType::F32);
+        let x = if map.is_scaled() { self.scaled(x) } else { x };
+        let exponents = map.emit_exponents(self.p, x, &emitted)?;
+        Some(self.p.reduce("ReduceMax", exponents, &[-1], true))
     }
 
     /// Whether queries and keys of a token are too few for two products: φ of a unit map is the same for both.
@@ -30,9 +51,8 @@ impl SiteWriter<'_, '_, '_> {
         matches!(self.options.form, Form::OneToken(_)) && map.is_unit()
     }
 
-    fn features_of_all(&mut self, map: &dyn FeatureMap, shared: &mut Emitted) -> (ValueId, ValueId) {
+    fn features_of_all(&mut self, map: &dyn FeatureMap, [q, k]: [Emitted; 2]) -> Features {
         let dtype = self.feature_type(map);
-        let [q, k] = [Role::Query, Role::Key].map(|role| self.emitted(map, role, shared));
         let all = map.parameters().iter().map(|parameter| {
             let (q, k) = (q[parameter.name], k[parameter.name]);
             let value = if parameter.owner == Owner::Head { self.p.concat(&[q, k], 0) } else { q };
@@ -43,27 +63,31 @@ impl SiteWriter<'_, '_, '_> {
         let x = self.p.cast(x, dtype);
         let features = self.emit(map, x, &all, Role::Query);
         let parts = self.p.split(features, 1, &[self.site.heads as i64, self.site.kv_heads as i64]);
-        (parts[0], parts[1])
+        Features { q: parts[0], k: parts[1], taken: None }
     }
 
-    pub(super) fn features_of(&mut self, map: &dyn FeatureMap, role: Role, shared: &mut Emitted) -> ValueId {
+    fn features_of(&mut self, map: &dyn FeatureMap, role: Role, stored: &Emitted) -> ValueId {
         let x = match role {
             Role::Query => self.site.q,
             Role::Key => self.site.k,
         };
         let dtype = self.feature_type(map);
-        let stored = self.emitted(map, role, shared);
-        let cast = |parameter: &ParameterSpec| {
-            let value = stored[parameter.name];
-            (parameter.name, self.p.cast(value, dtype))
-        };
-        let emitted = map.parameters().iter().map(cast).collect();
+        let emitted = self.in_type(map, stored, dtype);
         let x = self.p.cast(x, dtype);
         if self.puts_heads_first() {
             return self.features_by_head(map, role, x, &emitted);
         }
         let scaled = if map.is_scaled() { self.scaled(x) } else { x };
         self.emit(map, scaled, &emitted, role)
+    }
+
+    /// The parameters in an element type.
+    fn in_type(&mut self, map: &dyn FeatureMap, stored: &Emitted, dtype: DType) -> Emitted {
+        let cast = |parameter: &ParameterSpec| {
+            let value = stored[parameter.name];
+            (parameter.name, self.p.cast(value, dtype))
+        };
+        map.parameters().iter().map(cast).collect()
     }
 
     /// The parameters as they are stored; those of everyone are written once.

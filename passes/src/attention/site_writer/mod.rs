@@ -1,6 +1,6 @@
 //! Writes the attention of a recipe for one site.
 
-use super::lower::window::Ring;
+use super::lower::window::{Near, Ring};
 use super::lower::{Dims, HeadOrder, Lowered, Recurrence, RecurrentState, bidirectional};
 use super::plan::Plan;
 use super::rewrite::Options;
@@ -11,23 +11,37 @@ use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::MADE;
-use dijiang_format::recipe::{Local, Readout, Rule};
+use dijiang_format::recipe::{Feed, Local, Readout, Rule};
 
 mod features;
 mod gates;
+mod joined;
+mod leaving;
 mod near;
 mod readout;
 mod ring;
 mod state;
 
+use features::Features;
 use gates::Gates;
 
 /// What the recurrence of a site gives.
 struct Linear {
     read: ValueId,
     order: HeadOrder,
+    /// What φ took out of the queries.
+    taken: Option<ValueId>,
     /// None where there is no order.
     state: Option<RecurrentState>,
+}
+
+/// Which tokens there are, f32 `[batch, sequence]`: 1 or 0; all of them where it is none.
+#[derive(Clone, Copy)]
+struct Tokens {
+    /// Those that are no padding, which decay the state.
+    valid: Option<ValueId>,
+    /// Those that write into it.
+    written: Option<ValueId>,
 }
 
 /// What a site carries from call to call.
@@ -51,12 +65,14 @@ impl SiteWriter<'_, '_, '_> {
         self.p.set_scope(&format!("{}{MADE}", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let Plan { rule, local, .. } = self.plan;
-        let linear = (rule != Rule::None).then(|| self.linear(valid));
-        let near = local.map(|local| self.near(local, valid));
+        let near = local.map(|local| (local, self.near(local, valid)));
+        let linear = (rule != Rule::None).then(|| self.beside(near.as_ref(), valid));
+        let near = near.map(|(local, near)| self.seen(&near, local));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
         let ring = local.zip(near.as_ref().map(|near| near.ring));
         let (read, order) = match (linear, near) {
             (Some(linear), None) => (linear.read, linear.order),
+            (Some(linear), Some(near)) if self.is_joined() => self.joined(&linear, &near, valid),
             (Some(linear), Some(near)) => self.mixed(&linear, &near, valid),
             (None, Some(near)) => self.without_padding((near.read, near.order), valid),
             (None, None) => {
@@ -71,13 +87,21 @@ impl SiteWriter<'_, '_, '_> {
         (out, has_state.then_some(SiteState { recurrent, ring }))
     }
 
+    /// What the recurrence gives, of all tokens or of those that leave the window.
+    fn beside(&mut self, near: Option<&(Local, Near)>, valid: Option<ValueId>) -> Linear {
+        match near.filter(|_| self.options.recipe.feed == Feed::Leaving) {
+            Some((local, near)) => self.of_leaving(near, *local),
+            None => self.linear(Tokens { valid, written: valid }),
+        }
+    }
+
     /// What the recurrence gives.
-    fn linear(&mut self, valid: Option<ValueId>) -> Linear {
-        let (q, mut k) = self.features();
+    fn linear(&mut self, tokens: Tokens) -> Linear {
+        let Features { q, mut k, taken } = self.features();
         let causal = self.site.mask.is_causal();
-        if let Some(valid) = valid.filter(|_| !(causal && self.masks_otherwise())) {
-            let tokens = self.p.unsqueeze(valid, &[1, 3]);
-            k = self.p.mul(k, tokens);
+        if let Some(written) = tokens.written.filter(|_| !(causal && self.masks_otherwise())) {
+            let written = self.p.unsqueeze(written, &[1, 3]);
+            k = self.p.mul(k, written);
         }
         let v = match self.puts_heads_first() {
             true => self.site.v,
@@ -86,7 +110,7 @@ impl SiteWriter<'_, '_, '_> {
         let dims = self.dims(q);
         let (sums, state) = match causal {
             true => {
-                let lowered = self.recurrence([q, k, v], valid, dims);
+                let lowered = self.recurrence([q, k, v], tokens, dims);
                 (lowered.sums, Some(lowered.state))
             }
             false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
@@ -96,7 +120,7 @@ impl SiteWriter<'_, '_, '_> {
             Readout::Sum => self.read_sum(&sums),
             Readout::GroupNorm => self.read_group_norm(&sums),
         };
-        Linear { read, order: sums.order, state }
+        Linear { read, order: sums.order, taken, state }
     }
 
     /// `[batch, heads, sequence, ·]` or `[batch, sequence, heads, ·]` in the other order, if it is not that already.
@@ -126,7 +150,12 @@ impl SiteWriter<'_, '_, '_> {
 
     /// Whether what is read is divided by φ(q)·z.
     fn divides(&self) -> bool {
-        self.options.recipe.readout == Readout::Sum && self.plan.rule == Rule::Linear
+        self.options.recipe.readout == Readout::Sum && self.plan.rule == Rule::Linear && !self.is_joined()
+    }
+
+    /// Whether what is near and what is far are parts of one sum.
+    fn is_joined(&self) -> bool {
+        self.plan.rule == Rule::Linear && self.plan.local.is_some()
     }
 
     fn parameter(&mut self, role: Option<Role>, name: &str, tensor: Tensor) -> ValueId {
@@ -152,17 +181,17 @@ impl SiteWriter<'_, '_, '_> {
     }
 
     /// The causal sums, and the state in and out. Padding neither adds to the state nor decays it.
-    fn recurrence(&mut self, [q, k, v]: [ValueId; 3], valid: Option<ValueId>, dims: Dims) -> Lowered {
+    fn recurrence(&mut self, [q, k, v]: [ValueId; 3], tokens: Tokens, dims: Dims) -> Lowered {
         let Gates { mut log_decay, mut beta } = self.gates();
-        if let Some((valid, log)) = valid.zip(log_decay) {
+        if let Some((valid, log)) = tokens.valid.zip(log_decay) {
             let tokens = self.p.unsqueeze(valid, &[1]);
             log_decay = Some(self.p.mul(log, tokens));
         }
-        if let Some((valid, all)) = valid.zip(beta) {
-            let tokens = self.p.unsqueeze(valid, &[1]);
-            beta = Some(self.p.mul(all, tokens));
+        if let Some((written, all)) = tokens.written.zip(beta) {
+            let written = self.p.unsqueeze(written, &[1]);
+            beta = Some(self.p.mul(all, written));
         }
-        let state = self.past_state(dims);
+        let (valid, state) = (tokens.written, self.past_state(dims));
         self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, beta, state, dims })
     }
 

@@ -13,12 +13,15 @@ use dijiang_format::recipe::Local;
 const SHARE: f32 = 3.0;
 
 impl SiteWriter<'_, '_, '_> {
-    pub(super) fn near(&mut self, local: Local, valid: Option<ValueId>) -> Seen {
-        let ring = self.past_ring(local);
+    pub(super) fn near(&mut self, local: Local, valid: Option<ValueId>) -> Near {
+        let (ring, sums) = (self.past_ring(local), self.is_joined());
         let site = self.site;
-        let near = Near { q: site.q, k: site.k, v: site.v, scale: site.scale, valid, ring };
-        let dims = self.dims(site.q);
-        window::lower(self.p, self.options.form, &near, local, dims)
+        Near { q: site.q, k: site.k, v: site.v, scale: site.scale, valid, ring, sums }
+    }
+
+    pub(super) fn seen(&mut self, near: &Near, local: Local) -> Seen {
+        let dims = self.dims(self.site.q);
+        window::lower(self.p, self.options.form, near, local, dims)
     }
 
     /// g · window + (1 - g) · linear, g = sigmoid(mix) per query head; 0 on padding.

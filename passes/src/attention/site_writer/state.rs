@@ -9,7 +9,7 @@ use dijiang_format::names::StatePart;
 
 impl SiteWriter<'_, '_, '_> {
     pub(super) fn past_state(&mut self, dims: Dims) -> RecurrentState {
-        let (heads, features, width) = (self.site.kv_heads, dims.features as u64, self.site.value_dim);
+        let (heads, features, width) = (self.site.kv_heads, dims.features as u64, dims.value_dim as u64);
         RecurrentState {
             s: self.past(StatePart::Sums, DType::F32, &[heads, features, width]),
             z: dims.divides.then(|| self.past(StatePart::Normalizer, DType::F32, &[heads, features])),
