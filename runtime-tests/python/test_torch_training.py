@@ -14,7 +14,7 @@ import unittest
 import numpy as np
 import onnxruntime as ort
 
-from test_torch import FAMILIES, RECIPES, dijiang, load, make_bundle, torch
+from test_torch import FAMILIES, LEAVING, RECIPES, dijiang, load, make_bundle, torch
 
 import torch_gradients
 
@@ -38,7 +38,7 @@ class Training(unittest.TestCase):
 
     def bundles(self):
         for family in FAMILIES:
-            for recipe in RECIPES:
+            for recipe in [*RECIPES, *LEAVING]:
                 name = f"{family}_{recipe}"
                 bundle = make_bundle(self.home, name, family, recipe, "--dtype", "f32", "--force")
                 with self.subTest(name):
@@ -49,6 +49,7 @@ class Training(unittest.TestCase):
         data = self.home / "rows.u16"
         rows.astype("<u2").tofile(data)
         size = ["--batch", ROWS, "--context", TIME, "--schedule", "constant", "--warm-up", 0]
+        size += ["--teacher", "none", "--weight-decay", 0.1]
         return dijiang("finetune", bundle, "--data", data, "--valid", data, *size, *options)
 
     def rows(self, model):
