@@ -670,7 +670,7 @@ fn a_bundle_is_compared_with_that_of_its_baseline() {
 #[expect(clippy::print_stderr, reason = "the figure is what it is run for")]
 fn twelve_jobs_beside_each_other_against_one_by_one() {
     let home = Home::new(&MODELS);
-    let recipes = ["adaptive", "paper", "softmax", "retnet"];
+    let recipes = ["adaptive", "paper", "softmax", "decayed"];
     let jobs = MODELS.iter().flat_map(|model| recipes.map(|recipe| plan_job(&home, model, recipe, &[])));
     let plan = home.plan(jobs.collect());
     let mut single = 0.0;

@@ -238,6 +238,7 @@ fn options(proof: &Proof) -> ConvertOptions {
         target: Target::Ort,
         dtype: None,
         layers: None,
+        keep: None,
         weights: None,
         seed: 0,
         train: false,

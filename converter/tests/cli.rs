@@ -355,13 +355,13 @@ fn nothing_linear_is_refused() {
     );
     assert_eq!(home.dijiang("inspect m.onnx --json").fine().object()["refused"], json!(NOTHING_LINEAR));
     home.dijiang("convert m.onnx -o bundle --no-verify --recipe softmax").fine();
-    for recipe in ["paper", "performer", "pff", "wpff", "retnet"] {
+    for recipe in ["paper", "performer", "pff", "wpff", "decayed", "elu"] {
         home.dijiang(&format!("convert m.onnx -o bundle --no-verify --recipe {recipe} --force")).fine();
     }
     assert_eq!(home.dijiang("convert m.onnx -o bundle --no-verify --recipe released --force").code, 2);
 }
 
-const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads what the values are projected from, and they are not the output of one linear layer (hint: --recipe windows converts 2 of 2 attentions, and so do paper, performer, pff, wpff and retnet)";
+const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; attention.0 stays softmax: the recipe's gate reads what the values are projected from, and they are not the output of one linear layer (hint: --recipe windows converts 2 of 2 attentions, and so do paper, performer, pff, wpff, decayed and elu)";
 
 const COUNTED: &str = "  weight %table: f32[64, 16] = random(3)
   %h.0.ids = Gather(%embed, %input_ids) {axis: 0}
@@ -609,8 +609,8 @@ fn configs_that_do_not_fit_are_refused() {
 #[test]
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");

@@ -22,6 +22,7 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
         target,
         dtype: Some(DType::F32),
         layers: None,
+        keep: None,
         weights: None,
         seed: 0,
         train: false,

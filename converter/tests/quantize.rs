@@ -93,7 +93,7 @@ fn files(bundle: &Path) -> Vec<(String, Vec<u8>)> {
 fn a_bundle_as_it_was_converted_becomes_the_conversion_to_four_bits() {
     for (fixture, more) in [
         ("shakespeare", "--seed 3"),
-        ("llama", "--layers 1 --recipe retnet"),
+        ("llama", "--layers 1 --recipe decayed"),
         ("neox", "--recipe softmax"),
         ("opt", "--recipe paper"),
     ] {

@@ -69,6 +69,48 @@ fn the_layers_that_cost_most_are_wide_and_a_conversion_finds_the_same() {
 }
 
 #[test]
+fn layers_are_kept_by_what_they_cost_and_the_frontier_says_what_others_would() {
+    let home = Home::empty();
+    let Some(found) = scanned(&home, "--keep 2 -o hybrid.yaml --svg frontier.svg --threads 1") else {
+        return;
+    };
+    let costs = |list: &str| -> Vec<f64> {
+        let all = found[list].as_array().expect("a list").iter();
+        all.map(|each| each["copying"].as_f64().expect("a number")).collect()
+    };
+    let kept: Vec<usize> = found["kept"].as_array().expect("layers").iter().filter_map(index).collect();
+    let least = kept.iter().map(|layer| costs("layers")[*layer]).fold(f64::MAX, f64::min);
+    let more = costs("layers").into_iter().filter(|cost| *cost > least).count();
+    assert_eq!((kept.len(), more, &found["wide"]), (2, 1, &json!([])));
+    // Five layers: 0 to 4 of them kept.
+    let frontier = costs("frontier");
+    assert_eq!(frontier.len(), 5);
+    assert!(frontier[0] > frontier[2] && frontier[2] > frontier[4], "{frontier:?}");
+    let drawn = std::fs::read_to_string(home.path("frontier.svg")).expect("a picture");
+    assert!(drawn.contains("texts that come twice") && drawn.contains("<polyline"), "{drawn}");
+
+    convert(&home, "-o A --recipe hybrid.yaml");
+    let told = convert(&home, "-o B --keep 2");
+    let listed = kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    assert!(told.contains(&format!("layers {listed} stay softmax: of texts")), "{told}");
+    let [a, b] = ["A", "B"].map(|bundle| recipe_of(&home, bundle));
+    assert_eq!((&a["softmax_layers"], &a), (&json!(kept), &b));
+    assert!(a["wide"].is_null(), "{a}");
+
+    convert(&home, "-o C --keep auto --recipe gated");
+    let layers = recipe_of(&home, "C")["softmax_layers"].as_array().map(Vec::len);
+    let left = |layers: usize| frontier[layers] / frontier[0];
+    assert!(
+        layers.is_some_and(|layers| left(layers) <= 0.1 && left(layers - 1) > 0.1),
+        "{layers:?} {frontier:?}"
+    );
+}
+
+fn index(value: &Value) -> Option<usize> {
+    value.as_u64().map(|n| n as usize)
+}
+
+#[test]
 fn given_texts_count_too() {
     let home = Home::empty();
     let text = format!("{MODEL}/valid.txt");

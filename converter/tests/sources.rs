@@ -187,7 +187,7 @@ fn the_estimate_of_the_disk_is_near_what_is_written() {
         ("llama", " --recipe paper --target portable"),
         ("llama", " --recipe softmax"),
         ("opt", " --train"),
-        ("shakespeare", " --recipe retnet --target onnx27"),
+        ("shakespeare", " --recipe decayed --target onnx27"),
         ("shakespeare", " --weights int4"),
         ("shakespeare", " --link"),
     ] {

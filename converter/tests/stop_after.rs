@@ -65,6 +65,7 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
         target: Target::Ort,
         dtype: None,
         layers: None,
+        keep: None,
         weights: None,
         seed: 0,
         train: false,

@@ -56,6 +56,7 @@ fn a_checkpoint_converts_and_its_numbers_are_those_of_the_seed() {
         target: Target::Ort,
         dtype: None,
         layers: None,
+        keep: None,
         weights: None,
         seed: 0,
         train: false,

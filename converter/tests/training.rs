@@ -319,7 +319,7 @@ fn fitted_features_lower_the_perplexity_without_a_step() {
         assert!(output.status.success(), "{recipe}: {}", said(&output));
         std::fs::read(dir.path().join("bundle/model.safetensors")).expect("it is there")
     };
-    for recipe in ["gated", "retnet"] {
+    for recipe in ["gated", "decayed"] {
         let weights = convert(recipe);
         let fitted = calibrate();
         let object: Value = serde_json::from_slice(&fitted.stdout).expect("it is JSON");

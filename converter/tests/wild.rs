@@ -345,6 +345,7 @@ impl Home {
             target: Target::Ort,
             dtype: None,
             layers: None,
+            keep: None,
             weights: None,
             seed: 0,
             train: false,

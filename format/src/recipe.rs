@@ -258,6 +258,8 @@ pub enum Readout {
     Sum,
     /// Normalised per head and gated by SiLU(W_g x), as in the released code.
     GroupNorm,
+    /// Divided by its root mean square per head and gated by SiLU(W_g x) (RetNet, Sun et al. 2023).
+    RmsNorm,
 }
 
 impl MapSpec {

@@ -162,7 +162,7 @@ class Torch(unittest.TestCase):
                         self.assertLess(difference(found[real], expected[real]), self.LIMIT, form)
 
     def test_a_changed_decay_is_seen(self):
-        bundle = self.bundles["llama_retnet"]
+        bundle = self.bundles["llama_decayed"]
         model, mask = load(bundle).eval(), np.ones((3, TIME), dtype=np.int64)
         for layer in model.layers:
             layer.self_attn.dijiang.log_decay.mul_(1.1)

@@ -4,6 +4,7 @@ use super::bar::Bar;
 use super::report::ReportArgs;
 use super::{Failure, Outcome, numbers, show};
 use crate::bundle::room;
+use crate::convert::scan::Keep;
 use crate::convert::stop_after::convert_first;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert, estimate};
 use crate::recipes;
@@ -30,6 +31,7 @@ use std::time::Instant;
   dijiang convert model -o bundle
   dijiang convert model -o bundle --recipe paper --dtype f16
   dijiang convert model.onnx -o bundle --target portable
+  dijiang convert model -o bundle --keep 4
   dijiang convert model -o bundle --layers 4-23 --weights int4 --checksums")]
 pub(super) struct Args {
     /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
@@ -51,6 +53,10 @@ pub(super) struct Args {
     /// Rewrite only these layers, such as 0-3,7; the others stay softmax
     #[arg(long, value_parser = layers)]
     layers: Option<Layers>,
+    /// Leave so many layers softmax, with a cache that grows: those that lose most where they see near tokens alone, which is
+    /// measured; auto: as few as leave a tenth of what it costs to keep none. No layer is wide then
+    #[arg(long, value_name = "N|auto", conflicts_with_all = ["layers", "stop_after", "estimate"])]
+    keep: Option<Keep>,
     /// Seed of the new parameters and of the checks' prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -134,6 +140,7 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
         dtype: args.dtype,
         weights: args.weights,
         layers: args.layers.clone(),
+        keep: args.keep,
         seed: args.seed,
         train: args.train,
         force: args.force,

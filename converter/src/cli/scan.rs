@@ -1,30 +1,39 @@
-//! `dijiang scan SRC [-o RECIPE.yaml]`
+//! `dijiang scan SRC [-o RECIPE.yaml] [--keep N|auto]`
 
 use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
-use crate::convert::scan::{ROWS, ScanOptions, Scanned, scan};
+use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, kept, scan};
 use crate::recipes;
+use crate::report::plot::{Line, Panel, colour, draw};
 use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Recipe;
 use dijiang_runtime::{Device, write_file};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Measure which layers of a model look far, and write a recipe that gives those a longer window.
+/// Measure which layers of a model look far, and write a recipe that gives those a longer window or leaves them softmax.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   dijiang scan model
   dijiang scan model -o far.yaml --device cuda:0
-  dijiang scan model --data text.txt --one-in 4 --window 512 -o far.yaml")]
+  dijiang scan model --data text.txt --one-in 4 --window 512 -o far.yaml
+  dijiang scan model --keep 4 -o hybrid.yaml --svg frontier.svg")]
 pub(super) struct Args {
     /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
     source: PathBuf,
     /// The recipe to write, for `convert --recipe`
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The recipe that it is made of; it has a window
+    /// The recipe that it is made of; without --keep it has a window
     #[arg(long, default_value = recipes::DEFAULT)]
     recipe: String,
+    /// How many layers stay softmax, with a cache that grows, in place of wide ones; auto: as few as leave a tenth of what it
+    /// costs to keep none. What more and fewer would cost together is measured too
+    #[arg(long, value_name = "N|auto", conflicts_with_all = ["window", "one_in"])]
+    keep: Option<Keep>,
+    /// A picture of what more and fewer kept layers cost
+    #[arg(long, value_name = "FILE", requires = "keep")]
+    svg: Option<PathBuf>,
     /// Tokens that a wide layer sees, in place of the recipe's
     #[arg(long, allow_negative_numbers = true, value_parser = numbers::count32())]
     window: Option<u32>,
@@ -62,6 +71,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let recipe = recipe(args)?;
     let options = ScanOptions {
         recipe: recipe.clone(),
+        keep: args.keep,
+        frontier: args.keep.is_some(),
         dtype: args.dtype,
         layers: None,
         data: args.data.clone(),
@@ -72,10 +83,18 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.seed,
     };
     let scanned = scan(&args.source, &std::env::temp_dir(), &options, &mut Bar::new())?;
-    let recipe = recipes::with_wide(recipe, scanned.wide.clone());
+    let recipe = match args.keep {
+        Some(_) => kept(recipe, scanned.kept.clone()),
+        None => recipes::with_wide(recipe, scanned.wide.clone()),
+    };
+    let write = |path: &Path, text: &str| {
+        write_file(path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
+    };
     if let Some(output) = &args.output {
-        write_file(output, recipes::to_yaml(&recipe)?.as_bytes())
-            .map_err(|e| format!("{}: {e}", output.display()))?;
+        write(output, &recipes::to_yaml(&recipe)?)?;
+    }
+    if let Some(svg) = &args.svg {
+        write(svg, &picture(&scanned))?;
     }
     match args.json {
         true => show::object(&object(args, &scanned)?),
@@ -87,6 +106,9 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 /// The recipe with what the call says.
 fn recipe(args: &Args) -> Result<Recipe, Failure> {
     let mut recipe = recipes::load(&args.recipe)?;
+    if args.keep.is_some() {
+        return Ok(recipe);
+    }
     let Some(wide) = recipe.wide.as_mut() else {
         return Err(format!(
             "recipe `{}`: it has no `wide` layers to find (hint: write `wide: {{window: 256, one_in: 5}}` beside its `local`, or take --recipe {})",
@@ -106,6 +128,20 @@ fn object(args: &Args, scanned: &Scanned) -> Result<Value, Failure> {
     Ok(object)
 }
 
+/// What is lost over how many layers stay softmax.
+fn picture(scanned: &Scanned) -> String {
+    let line = |name: &str, number: usize, cost: &dyn Fn(&Kept) -> Option<f64>| Line {
+        name: name.to_owned(),
+        colour: colour(number),
+        points: scanned.frontier.iter().filter_map(|kept| Some((kept.layers as f64, cost(kept)?))).collect(),
+    };
+    let lines = vec![
+        line("texts that come twice", 0, &|kept| Some(kept.copying)),
+        line("given texts", 1, &|kept| kept.text),
+    ];
+    draw(&Panel { x: "layers that stay softmax", y: "nats a token more", doubling: false, log: false, lines })
+}
+
 fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
     let text = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:>10.4}"));
     show::line(&format!(
@@ -116,15 +152,23 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
     ));
     show::line(&format!("{:>7}{:>10.4}{}", "all see", scanned.copying, text(scanned.text)));
     for layer in &scanned.layers {
-        let mark = if scanned.wide.contains(&layer.layer) { "  wide" } else { "" };
+        let mark = match (scanned.wide.contains(&layer.layer), scanned.kept.contains(&layer.layer)) {
+            (true, _) => "  wide",
+            (_, true) => "  softmax",
+            _ => "",
+        };
         show::line(&format!("{:>7}{:>+10.4}{}{mark}", layer.layer, layer.copying, text(layer.text)));
     }
-    let wide: Vec<String> = scanned.wide.iter().map(ToString::to_string).collect();
+    let (what, chosen) = match args.keep {
+        Some(_) => ("softmax", &scanned.kept),
+        None => ("wide", &scanned.wide),
+    };
     show::line(&format!(
-        "nats a token, and how many more where one layer sees {} tokens back; wide: {}",
+        "nats a token, and how many more where one layer sees {} tokens back; {what}: {}",
         scanned.window,
-        if wide.is_empty() { "none".to_owned() } else { wide.join(", ") }
+        if chosen.is_empty() { "none".to_owned() } else { listed(chosen) }
     ));
+    print_frontier(&scanned.frontier);
     match &args.output {
         Some(output) => show::line(&format!(
             "{}: the recipe `{}` (next: `dijiang convert {} -o BUNDLE --recipe {}`)",
@@ -134,5 +178,19 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
             output.display()
         )),
         None => show::line("nothing was written (hint: -o RECIPE.yaml)"),
+    }
+}
+
+fn listed(layers: &[usize]) -> String {
+    layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn print_frontier(frontier: &[Kept]) {
+    for kept in frontier {
+        let text = kept.text.map_or_else(String::new, |text| format!(", {text:+.4} on the given texts"));
+        show::line(&format!(
+            "{:>7} layers softmax and all others near: {:+.4} copying{text}",
+            kept.layers, kept.copying
+        ));
     }
 }

@@ -75,6 +75,8 @@ pub struct ConvertOptions {
     pub weights: Option<Quantization>,
     /// Layers to rewrite; all where it is `None`.
     pub layers: Option<Vec<usize>>,
+    /// How many of them stay softmax, of those that look far.
+    pub keep: Option<scan::Keep>,
     pub seed: u64,
     /// Write the training graphs too, of the defaults of a run.
     pub train: bool,
@@ -176,6 +178,11 @@ pub enum ConvertError {
     Train(#[from] Box<TrainError>),
     #[error(transparent)]
     Data(#[from] DataError),
+    #[error(
+        "{}: which layers to keep cannot be measured, as the loss of the model as it came is no number (hint: name them in a recipe, `softmax_layers: [7, 8]`)",
+        path.display()
+    )]
+    NothingToKeep { path: PathBuf },
     #[error("the graph that is scanned: {0}")]
     Scan(#[from] TrainingError),
     #[error(transparent)]
@@ -306,7 +313,7 @@ pub(crate) fn convert_opened(
     let bundle = NewBundle::begin(target, conversion.options.force)?;
     let from = bundle.path().to_owned();
     let wide =
-        scan::wide_recipe(&mut opened, conversion.source, (bundle.path(), conversion.options), progress);
+        scan::measured_recipe(&mut opened, conversion.source, (bundle.path(), conversion.options), progress);
     if wide.is_err() {
         stored_file::check(conversion.read.iter())?;
     }

@@ -106,6 +106,7 @@ fn as_before(manifest: &Manifest, options: &RequantizeOptions) -> ConvertOptions
         dtype: Some(manifest.dtype),
         weights: Some(options.weights),
         layers: Some(linear),
+        keep: None,
         seed: manifest.seed,
         train: false,
         force: options.force,

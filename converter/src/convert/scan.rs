@@ -1,5 +1,6 @@
 //! Which layers look far: what it costs the model as it came to see near tokens alone in one layer, on texts that come twice
-//! and on given ones. Those that cost most are the wide ones of a recipe ([`dijiang_format::recipe::Wide`]).
+//! and on given ones. Those that cost most are the wide ones of a recipe ([`dijiang_format::recipe::Wide`]), or those that
+//! stay softmax.
 
 use super::{ConvertError, ConvertOptions, plan_weights, refusal, source, write_graph, write_weights};
 use crate::convert::source::Source;
@@ -22,8 +23,9 @@ use dijiang_passes::training::parameters::{ParameterLayout, Precision};
 use dijiang_passes::training::specialize::{Size, TOKENS};
 use dijiang_passes::training::step::{COUNT, LABELS, LOSS_SUM, evaluation};
 use dijiang_runtime::{Device, DeviceTensor, HostTensor, LoadOptions, OrtRuntime, Program, RuntimeError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// The graph file, in a directory that is gone afterwards; in a conversion this one, in that of the bundle.
 const FILE: &str = "scan.onnx";
@@ -38,11 +40,43 @@ const LEAST_CONTEXT: u64 = 256;
 /// Defaults of a scan.
 pub const ROWS: u64 = 2;
 
+/// What a layer sees while it is scanned, where the recipe has no window.
+const NEAR: u32 = 32;
+
+/// How many layers stay softmax.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    Layers(usize),
+    /// As few as leave a tenth of what it costs to keep none.
+    Auto,
+}
+
+impl FromStr for Keep {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => match number.parse() {
+                Ok(layers) if layers > 0 => Ok(Self::Layers(layers)),
+                _ => Err("expected auto, or how many layers: 1 or more".to_owned()),
+            },
+        }
+    }
+}
+
+/// The share of what keeping no layer costs that [`Keep::Auto`] leaves.
+const LEFT: f64 = 0.1;
+
 /// How to scan.
 #[derive(Debug, Clone)]
 pub struct ScanOptions {
     /// `local` says what a layer sees that is not wide, and `wide` how many are.
     pub recipe: Recipe,
+    /// How many stay softmax; none is wide then.
+    pub keep: Option<Keep>,
+    /// Whether what several layers cost together is measured too.
+    pub frontier: bool,
     pub dtype: Option<DType>,
     /// Only these layers are converted; all where it is `None`.
     pub layers: Option<Vec<usize>>,
@@ -71,6 +105,27 @@ pub struct Scanned {
     pub layers: Vec<ScannedLayer>,
     /// Those that the recipe makes wide.
     pub wide: Vec<usize>,
+    /// Those that stay softmax.
+    pub kept: Vec<usize>,
+    /// What it costs to let all layers see near tokens alone but so many, where that was measured.
+    pub frontier: Vec<Kept>,
+}
+
+/// What the model loses where all layers but those that cost most see near tokens alone.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Kept {
+    /// How many layers see everything.
+    pub layers: usize,
+    /// Nats a token more than where all do, on texts that come twice.
+    pub copying: f64,
+    /// The same on the given texts.
+    pub text: Option<f64>,
+}
+
+impl Kept {
+    fn cost(&self) -> f64 {
+        self.copying + self.text.unwrap_or(0.0)
+    }
 }
 
 /// What a layer costs that sees near tokens alone.
@@ -89,9 +144,47 @@ impl ScannedLayer {
     }
 }
 
-/// The recipe of a conversion with its wide layers named: measured, where it does not name them itself. Where that cannot be
-/// done there are none, and the source's warnings say so.
-pub(super) fn wide_recipe(
+/// The recipe of a conversion with the layers named that are not as the others.
+pub(super) fn measured_recipe(
+    opened: &mut Source,
+    path: &Path,
+    (scratch, options): (&Path, &ConvertOptions),
+    progress: &mut dyn Progress,
+) -> Result<Recipe, ConvertError> {
+    match options.keep {
+        None => wide_recipe(opened, path, (scratch, options), progress),
+        Some(keep) => {
+            let dir = scratch.join(DIR);
+            let how = ScanOptions { frontier: keep == Keep::Auto, ..ScanOptions::of(options) };
+            let scanned = scan_in(&dir, opened, path, (&how, progress));
+            let scanned = scanned.map_err(|error| error.placed(&dir, scratch))?;
+            if !scanned.copying.is_finite() {
+                return Err(ConvertError::NothingToKeep { path: path.to_owned() });
+            }
+            opened.notes.push(told_kept(&scanned));
+            Ok(kept(options.recipe.clone(), scanned.kept))
+        }
+    }
+}
+
+/// A recipe with layers that stay softmax beside those that do already, and none that is wide.
+pub fn kept(recipe: Recipe, layers: Vec<usize>) -> Recipe {
+    let all: BTreeSet<usize> = recipe.softmax_layers.iter().copied().chain(layers).collect();
+    Recipe { wide: None, softmax_layers: all.into_iter().collect(), ..recipe }
+}
+
+fn told_kept(scanned: &Scanned) -> String {
+    let layers: Vec<String> = scanned.kept.iter().map(ToString::to_string).collect();
+    format!(
+        "layers {} stay softmax: of texts that come twice they lose most where they see {} tokens back",
+        layers.join(", "),
+        scanned.window
+    )
+}
+
+/// The recipe with its wide layers named: measured, where it does not name them itself. Where that cannot be done there are
+/// none, and the source's warnings say so.
+fn wide_recipe(
     opened: &mut Source,
     path: &Path,
     (scratch, options): (&Path, &ConvertOptions),
@@ -173,6 +266,8 @@ impl ScanOptions {
     fn of(options: &ConvertOptions) -> Self {
         Self {
             recipe: options.recipe.clone(),
+            keep: options.keep,
+            frontier: false,
             dtype: options.dtype,
             layers: options.layers.clone(),
             data: Vec::new(),
@@ -209,7 +304,7 @@ fn scan_opened(
 ) -> Result<Scanned, ConvertError> {
     // Before the weights are written, for which there is no use without it.
     let runtime = OrtRuntime::new()?;
-    let window = options.recipe.local.map_or(0, |local| local.window);
+    let window = options.recipe.local.map_or(NEAR, |local| local.window);
     let size = Size { batch: options.rows, sequence: context(opened, options, window) };
     let rewrite = |error| refusal::of_pipeline(path, PassError::from(error).into());
     let mut graph = opened.graph.clone();
@@ -222,22 +317,72 @@ fn scan_opened(
     let mut scanner = Scanner::new(&runtime, &write(dir, &graph, progress)?, (options, count))?;
     let texts = texts(opened, options, size)?;
     progress.stage(&format!("scanning {} layers", layers.len()));
-    let (copying, text) = scanner.losses(&texts, None)?;
+    let whole = scanner.losses(&texts, &[], window)?;
     let mut scanned = Vec::new();
     for layer in layers {
-        let (near_copying, near_text) = scanner.losses(&texts, Some((layer, window)))?;
-        let more_text = near_text.zip(text).map(|(near, whole)| near - whole);
-        scanned.push(ScannedLayer { layer, copying: near_copying - copying, text: more_text });
+        let (copying, text) = more(scanner.losses(&texts, &[layer], window)?, whole);
+        scanned.push(ScannedLayer { layer, copying, text });
     }
-    let most = options.recipe.wide.as_ref().map_or(0, |wide| wide.count(count));
+    let frontier = match options.frontier {
+        true => frontier(&mut scanner, &texts, (&scanned, window), (whole, progress))?,
+        false => Vec::new(),
+    };
+    let kept = match options.keep {
+        None => 0,
+        Some(Keep::Layers(layers)) => layers,
+        Some(Keep::Auto) => enough(&frontier),
+    };
+    let wide = options.recipe.wide.as_ref().filter(|_| options.keep.is_none());
+    let most = wide.map_or(0, |wide| wide.count(count));
     Ok(Scanned {
         context: size.sequence,
         window,
-        copying,
-        text,
+        copying: whole.0,
+        text: whole.1,
         wide: dearest(&scanned, most),
+        kept: dearest(&scanned, kept),
         layers: scanned,
+        frontier,
     })
+}
+
+/// Losses on the two kinds of texts.
+type Losses = (f64, Option<f64>);
+
+fn more(near: Losses, whole: Losses) -> Losses {
+    (near.0 - whole.0, near.1.zip(whole.1).map(|(near, whole)| near - whole))
+}
+
+/// What is lost together by all layers but the dearest 0, 1, 2, 3, 4, 6, 8, 12, … of them.
+fn frontier(
+    scanner: &mut Scanner,
+    texts: &Scannable,
+    (scanned, window): (&[ScannedLayer], u32),
+    (whole, progress): (Losses, &mut dyn Progress),
+) -> Result<Vec<Kept>, RuntimeError> {
+    progress.stage("measuring what several layers cost together");
+    let mut found = Vec::new();
+    for layers in counts(scanned.len()) {
+        let far = dearest(scanned, layers);
+        let near: Vec<usize> = scanned.iter().map(|s| s.layer).filter(|l| !far.contains(l)).collect();
+        let (copying, text) = more(scanner.losses(texts, &near, window)?, whole);
+        found.push(Kept { layers, copying, text });
+    }
+    Ok(found)
+}
+
+/// 0 to 4, and from there on every half of a doubling, below `layers`.
+fn counts(layers: usize) -> Vec<usize> {
+    let powers = (1..).map(|n| 1usize << n).take_while(|n| *n < layers);
+    let all: BTreeSet<usize> = [0, 1].into_iter().chain(powers.flat_map(|n| [n, n + n / 2])).collect();
+    all.into_iter().filter(|n| *n < layers).collect()
+}
+
+/// The fewest layers that leave a tenth of what keeping none costs; all but one where none do.
+fn enough(frontier: &[Kept]) -> usize {
+    let none = frontier.first().map_or(0.0, Kept::cost);
+    let enough = frontier.iter().find(|kept| kept.cost() <= LEFT * none);
+    enough.or(frontier.last()).map_or(0, |kept| kept.layers)
 }
 
 /// The layers that cost most, in their order; of equal ones the first.
@@ -347,16 +492,10 @@ impl Scanner {
         Ok(Self { program, inputs, outputs, layers })
     }
 
-    /// The loss of a token of each kind, with one layer that sees so many tokens.
-    fn losses(
-        &mut self,
-        texts: &Scannable,
-        near: Option<(usize, u32)>,
-    ) -> Result<(f64, Option<f64>), RuntimeError> {
+    /// The loss of a token of each kind, with layers that see so many tokens.
+    fn losses(&mut self, texts: &Scannable, near: &[usize], window: u32) -> Result<Losses, RuntimeError> {
         let mut windows = vec![WHOLE; self.layers];
-        if let Some((layer, window)) = near {
-            windows[layer] = window as f32;
-        }
+        near.iter().for_each(|layer| windows[*layer] = window as f32);
         self.give(WINDOWS, &HostTensor::from_f32(&[windows.len()], &windows)?)?;
         let copying = self.loss(&texts.copies)?;
         Ok((copying, texts.given.as_ref().map(|rows| self.loss(rows)).transpose()?))
@@ -385,6 +524,23 @@ mod tests {
 
     fn layer(layer: usize, copying: f64, text: f64) -> ScannedLayer {
         ScannedLayer { layer, copying, text: Some(text) }
+    }
+
+    #[test]
+    fn counts_of_kept_layers_are_close_where_they_are_few() {
+        assert_eq!(counts(30), [0, 1, 2, 3, 4, 6, 8, 12, 16, 24]);
+        assert_eq!([counts(0), counts(1), counts(3)], [vec![], vec![0], vec![0, 1, 2]]);
+    }
+
+    #[test]
+    fn enough_is_what_leaves_a_tenth() {
+        let kept = |costs: &[f64]| -> Vec<Kept> {
+            let all = costs.iter().enumerate();
+            all.map(|(layers, copying)| Kept { layers, copying: *copying, text: None }).collect()
+        };
+        assert_eq!(enough(&kept(&[10.0, 2.0, 0.9, 0.1])), 2);
+        assert_eq!(enough(&kept(&[10.0, 9.0])), 1, "none is enough");
+        assert_eq!(enough(&[]), 0);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("performer", include_str!("performer.yaml")),
     ("pff", include_str!("pff.yaml")),
     ("wpff", include_str!("wpff.yaml")),
+    ("decayed", include_str!("decayed.yaml")),
+    ("elu", include_str!("elu.yaml")),
     ("retnet", include_str!("retnet.yaml")),
     ("softmax", include_str!("softmax.yaml")),
 ];
@@ -118,7 +120,7 @@ mod tests {
         let cases = [
             (
                 load("adaptve"),
-                "no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, retnet, softmax, or the path of a .yaml file",
+                "no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file",
             ),
             (
                 parse("name: x\nmap: {kind: elu}", "x.yaml"),
@@ -130,7 +132,7 @@ mod tests {
             ),
             (
                 parse("name: x\nmpa: {}", "x.yaml"),
-                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
+                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `feed`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
             ),
         ];
         for (result, want) in cases {

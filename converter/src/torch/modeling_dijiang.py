@@ -112,7 +112,7 @@ class DctSoftmax:
 class DctUnit:
     """W x + bias, of length one"""
 
-    is_unit = True
+    takes_x = True
 
     @staticmethod
     def per_head(m, d):
@@ -130,7 +130,7 @@ class DctUnit:
 class WdctUnit:
     """D ⊙ C x, of length one"""
 
-    is_unit = True
+    takes_x = True
 
     @staticmethod
     def per_head(m, d):
@@ -216,9 +216,45 @@ class Prf(Exponential):
         return F.linear(x, omega) - shift
 
 
+class Elu:
+    """elu(x) + 1, of x as it is"""
+
+    takes_x = True
+
+    @staticmethod
+    def per_head(m, d):
+        return {}
+
+    @staticmethod
+    def shared(m, d):
+        return {}
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return F.elu(x) + 1
+
+
+class Identity:
+    """x"""
+
+    @staticmethod
+    def per_head(m, d):
+        return {}
+
+    @staticmethod
+    def shared(m, d):
+        return {}
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return x
+
+
 MAPS = {
     "dct-softmax": DctSoftmax,
     "dct-unit": DctUnit,
+    "elu": Elu,
+    "identity": Identity,
     "pff": Pff,
     "prf": Prf,
     "wdcf": Wdcf,
@@ -352,13 +388,14 @@ class LinearAttention(nn.Module):
         spec = recipe["map"]
         self.map = MAPS[spec["kind"]]
         self.makes_unit = spec.get("unit", False)
-        self.is_unit = getattr(self.map, "is_unit", False)
+        self.takes_x = getattr(self.map, "takes_x", False)
         self.rule, self.local = recipe.get("rule", "linear"), recipe.get("local")
         self.leaves = recipe.get("feed") == "leaving"
         self.chunk = recipe["chunk"]
         self.scale = head_dim**-0.5
         features = spec["features"] * head_dim
-        self.decay, self.group_norm = recipe["decay"], recipe["readout"] == "group-norm"
+        self.decay, self.readout_norm = recipe["decay"], recipe["readout"]
+        self.is_normalised = self.readout_norm != "sum"
         if self.rule != "none":
             self.add_recurrence(hidden, heads, kv_heads, (features, head_dim))
         if self.rule == "delta":
@@ -381,7 +418,7 @@ class LinearAttention(nn.Module):
             self.gate = nn.Linear(hidden, kv_heads)
         elif self.decay == "fixed":
             self.register_buffer("log_decay", torch.zeros(kv_heads, 1))
-        if self.group_norm:
+        if self.is_normalised:
             self.readout = nn.Linear(hidden, heads * head_dim, bias=False)
 
     def forward(self, hidden, q, k, v, mask):
@@ -437,7 +474,7 @@ class LinearAttention(nn.Module):
         beta = beta.unsqueeze(2)
         log_decay = None if log_decay is None else log_decay.unsqueeze(2)
         out = delta(q, k, v, log_decay, beta, self.chunk).flatten(1, 2)
-        return self.read(hidden, out, None) if self.group_norm else out
+        return self.read(hidden, out, None) if self.is_normalised else out
 
     def linear(self, hidden, q, k, v, mask, written):
         out = self.sums(hidden, q, k, v, mask, written)
@@ -462,8 +499,8 @@ class LinearAttention(nn.Module):
         """What a map takes: x̂, the parameters of a role and those that both share."""
         own = {name: wide(p) for name, p in role.named_parameters()}
         shared = {name: wide(getattr(self, name)) for name in self.shared}
-        # What is unit does not depend on the length of x.
-        return wide(x) if self.is_unit else wide(x) * math.sqrt(self.scale), own, shared
+        # Some maps take x as it is.
+        return wide(x) if self.takes_x else wide(x) * math.sqrt(self.scale), own, shared
 
     def features(self, x, role, is_query):
         features = self.map.phi(*self.given(x, role), is_query)
@@ -479,11 +516,15 @@ class LinearAttention(nn.Module):
         return None
 
     def read(self, hidden, num, den):
-        if not self.group_norm:
+        if not self.is_normalised:
             return num / (den + EPSILON)
         gate = F.silu(F.linear(hidden, wide(self.readout.weight)))
         heads, width = num.shape[1], num.shape[-1]
-        return F.layer_norm(num, (width,), eps=1e-5) * gate.unflatten(-1, (heads, width)).transpose(1, 2)
+        if self.readout_norm == "rms-norm":
+            normal = num * torch.rsqrt(num.square().mean(-1, keepdim=True) + 1e-6)
+        else:
+            normal = F.layer_norm(num, (width,), eps=1e-5)
+        return normal * gate.unflatten(-1, (heads, width)).transpose(1, 2)
 
 
 def softmax_attention(q, k, v, mask, window=None):

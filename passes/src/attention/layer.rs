@@ -5,7 +5,7 @@ use crate::feature_map::{self, Numbers, Owner, Role};
 use crate::ir::eval::Array;
 use crate::ir::graph::Graph;
 use crate::testing::{self, HEAD_DIM, HEADS, HIDDEN, KV_HEADS};
-use dijiang_format::recipe::{Decay, Feed, Local, Recipe, Rule};
+use dijiang_format::recipe::{Decay, Feed, Local, Readout, Recipe, Rule};
 use std::collections::BTreeMap;
 
 /// The module of the layer.
@@ -73,7 +73,7 @@ impl<'a> Layer<'a> {
 
     fn phi(&self, x: &[f64], role: Role, head: usize) -> Vec<f64> {
         let map = feature_map::find(&self.recipe.map.kind).expect("a map");
-        let root = if map.is_unit() { 1.0 } else { (HEAD_DIM as f64).powf(-0.25) };
+        let root = if map.is_scaled() { (HEAD_DIM as f64).powf(-0.25) } else { 1.0 };
         let scaled: Vec<f64> = x.iter().map(|x| x * root).collect();
         let features = map.eval(&scaled, &self.numbers(role, head), role);
         if self.recipe.map.unit { feature_map::eval_unit(&features) } else { features }
@@ -91,6 +91,43 @@ impl<'a> Layer<'a> {
 
     pub(super) fn value(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
         Self::projected("v_proj", head, self.token(row, at))
+    }
+
+    /// Sums over φ(k) ⊗ v, normalised per head and gated by SiLU(W_g x), where nothing is padding.
+    pub(super) fn normalised(&self) -> Vec<f64> {
+        let weight = Self::weight(self.graph, &format!("{MODULE}.dijiang.readout.weight"));
+        let rows: Vec<&[f64]> = weight.chunks(HIDDEN as usize).collect();
+        let mut out = Vec::new();
+        for (row, at) in (0..2).flat_map(|row| (0..self.time).map(move |at| (row, at))) {
+            for head in 0..HEADS as usize {
+                let normal = self.normal(&self.summed(row, at, head));
+                let gates = rows[head * HEAD_DIM as usize..].iter().map(|w| dot(w, self.token(row, at)));
+                out.extend(normal.iter().zip(gates).map(|(x, gate)| x * gate / (1.0 + (-gate).exp())));
+            }
+        }
+        out
+    }
+
+    /// Σ_{j≤i} φ(q_i)·φ(k_j) Π_{j<t≤i} a_t v_j.
+    fn summed(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
+        let (q, shared) = (self.query(row, at, head), Self::shared(head));
+        let mut sum = vec![0.0; HEAD_DIM as usize];
+        for j in 0..=at {
+            let decay: f64 = (j + 1..=at).map(|t| self.decay(row, t, shared)).product();
+            let weight = decay * dot(&q, &self.key(row, j, shared));
+            sum.iter_mut().zip(self.value(row, j, shared)).for_each(|(s, v)| *s += weight * v);
+        }
+        sum
+    }
+
+    fn normal(&self, x: &[f64]) -> Vec<f64> {
+        let n = x.len() as f64;
+        let (mean, epsilon) = match self.recipe.readout {
+            Readout::GroupNorm => (x.iter().sum::<f64>() / n, 1e-5),
+            _ => (0.0, 1e-6),
+        };
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        x.iter().map(|x| (x - mean) / (variance + epsilon).sqrt()).collect()
     }
 
     /// sigmoid(w·x + b) of a gate.

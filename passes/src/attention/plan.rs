@@ -71,7 +71,7 @@ fn of_recipe(site: &AttentionSite, recipe: &Recipe) -> Result<Plan, String> {
         return Err(format!("its mask is {}, and {what} follows the order of the tokens", mask.name()));
     }
     let reads_hidden =
-        recipe.decay == Decay::Learned || recipe.readout == Readout::GroupNorm || recipe.rule == Rule::Delta;
+        recipe.decay == Decay::Learned || recipe.readout != Readout::Sum || recipe.rule == Rule::Delta;
     if reads_hidden && site.hidden.is_none() {
         return Err(
             "the recipe's gate reads what the values are projected from, and they are not the output of one linear layer"

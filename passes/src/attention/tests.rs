@@ -16,9 +16,10 @@ use dijiang_format::recipe::{Decay, Feed, Lengths, Local, MapSpec, Radial, Reado
 use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
+    let takes_features = feature_map::find(kind).is_some_and(|map| map.fields().contains(&"features"));
     let map = MapSpec {
         kind: kind.to_owned(),
-        features: 2,
+        features: if takes_features { 2 } else { 1 },
         signs: kind == "dct-softmax",
         lengths: Lengths::Quantiles,
         radial: Radial::Normal,
@@ -90,6 +91,8 @@ pub(crate) fn every_recipe() -> Vec<Recipe> {
     let maps = positive_maps().map(|m| recipe(m.name(), Decay::None, Readout::Sum));
     let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
     let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));
+    let retention = recipe("identity", Decay::Fixed, Readout::RmsNorm);
+    let readouts = readouts.into_iter().chain([retention]);
     let deltas = [Decay::None, Decay::Fixed, Decay::Learned].map(|decay| delta("dct-unit", decay));
     let others = ["dct-softmax", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
     maps.chain(decays).chain(readouts).chain(deltas).chain(others).collect()
@@ -223,6 +226,20 @@ fn every_map_computes_its_definition() {
         for (a, b) in got.iter().zip(&want) {
             assert!((a - b).abs() < ROUNDED, "{}: {a} {b}", map.name());
         }
+    }
+}
+
+#[test]
+fn a_readout_that_normalises_computes_its_definition() {
+    let recipes = [
+        recipe("identity", Decay::Fixed, Readout::RmsNorm),
+        recipe("dct-softmax", Decay::Fixed, Readout::GroupNorm),
+    ];
+    for (recipe, form) in recipes.iter().flat_map(|recipe| FORMS.map(|form| (recipe, form))) {
+        let given = inputs(recipe, 7, 0);
+        let (graph, _) = lowered(recipe, form);
+        let want = Layer::new(recipe, &graph, &given).normalised();
+        near(&run(&graph, &given)["y"].to_f64(), &want, &format!("{} {form:?}", recipe.map.kind));
     }
 }
 
@@ -450,7 +467,8 @@ fn a_token_at_a_time_is_the_same() {
     for (recipe, local) in recipes.flat_map(|recipe| locals.map(|local| (recipe.clone(), local))) {
         let recipe = with_window(recipe, local);
         let added = with_gates(&recipe);
-        let [many, one] = [Form::Segment(4), Form::OneToken("com.microsoft")]
+        // Whole segments: the call of all tokens is three, and the first part one.
+        let [many, one] = [Form::Segment(5), Form::OneToken("com.microsoft")]
             .map(|form| lowered_with(testing::decoder(), &recipe, form, Some(&added)).0);
         for masks in [["111111111111111"; 2], ["000011111111111", "111111111111111"]] {
             let given = masked_apart(&recipe, masks);
@@ -761,7 +779,8 @@ fn near_misses_say_why() {
 
 #[test]
 fn only_a_readout_that_divides_carries_a_normaliser() {
-    for (readout, operators, width) in [(Readout::Sum, 2, None), (Readout::GroupNorm, 1, Some(1))] {
+    let others = [Readout::GroupNorm, Readout::RmsNorm].map(|readout| (readout, 1, Some(1)));
+    for (readout, operators, width) in [(Readout::Sum, 2, None)].into_iter().chain(others) {
         let recipe = recipe("dct-softmax", Decay::Fixed, readout);
         let (graph, _) = lowered(&recipe, Form::Operator("com.microsoft"));
         let found = graph.nodes().filter(|(_, node)| node.op.name() == "LinearAttention").count();

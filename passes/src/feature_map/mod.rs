@@ -18,6 +18,8 @@ pub mod recipe_check;
 
 mod dct_softmax;
 mod dct_unit;
+mod elu;
+mod identity;
 mod pff;
 mod prf;
 mod wdcf;
@@ -158,6 +160,8 @@ pub trait FeatureMap: Sync {
 pub static MAPS: &[&dyn FeatureMap] = &[
     &dct_softmax::DctSoftmax,
     &dct_unit::DctUnit,
+    &elu::Elu,
+    &identity::Identity,
     &pff::Pff,
     &prf::Prf,
     &wdcf::Wdcf,

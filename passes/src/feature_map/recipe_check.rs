@@ -29,7 +29,7 @@ pub enum RecipeError {
     )]
     Twice { recipe: String },
     #[error(
-        "recipe `{recipe}`: `rule: linear` and `local` are parts of one sum, which `readout: group-norm` does not divide by (hint: write `readout: sum`, or `rule: delta`)"
+        "recipe `{recipe}`: `rule: linear` and `local` are parts of one sum, and no other `readout` than `sum` divides by it (hint: write `readout: sum`, or `rule: delta`)"
     )]
     NotOneSum { recipe: String },
     #[error(
@@ -46,7 +46,7 @@ pub enum RecipeError {
     NoLocal { recipe: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
     Useless { recipe: String, field: &'static str, beside: &'static str },
-    #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {known})")]
+    #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {})", if known.is_empty() { "nothing" } else { known })]
     Ignored { recipe: String, field: &'static str, kind: &'static str, known: String },
 }
 
@@ -145,7 +145,7 @@ fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
 fn check_one_sum(recipe: &Recipe) -> Result<(), RecipeError> {
     match recipe.readout {
         Readout::Sum => Ok(()),
-        Readout::GroupNorm => Err(RecipeError::NotOneSum { recipe: recipe.name.clone() }),
+        Readout::GroupNorm | Readout::RmsNorm => Err(RecipeError::NotOneSum { recipe: recipe.name.clone() }),
     }
 }
 
@@ -285,6 +285,9 @@ mod tests {
             specs.iter().filter(|(_, spec)| is_refused(spec)).map(|(field, _)| *field).collect()
         };
         assert_eq!(ignored("prf"), ["signs", "lengths", "radial", "unit", "basis"]);
+        for kind in ["elu", "identity"] {
+            assert_eq!(ignored(kind).len(), specs.len(), "{kind}");
+        }
         assert_eq!(ignored("dct-softmax"), ["basis"]);
         for kind in ["pff", "wpff"] {
             assert_eq!(ignored(kind), ["signs", "unit", "basis"], "{kind}");
@@ -331,7 +334,7 @@ mod tests {
         assert_eq!(check(&leaving), Ok(()));
         assert_eq!(
             refused(&Recipe { readout: Readout::GroupNorm, ..leaving.clone() }),
-            "recipe `x`: `rule: linear` and `local` are parts of one sum, which `readout: group-norm` does not divide by (hint: write `readout: sum`, or `rule: delta`)"
+            "recipe `x`: `rule: linear` and `local` are parts of one sum, and no other `readout` than `sum` divides by it (hint: write `readout: sum`, or `rule: delta`)"
         );
         assert_eq!(
             refused(&Recipe { local: None, ..leaving }),

@@ -288,7 +288,7 @@ macro_rules! matrix {
     };
 }
 
-matrix!(adaptive, windows, gated, paper, released, performer, pff, wpff, retnet);
+matrix!(adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet);
 
 #[test]
 fn every_linear_preset_is_tested() {

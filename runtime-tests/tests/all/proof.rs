@@ -241,7 +241,7 @@ fn an_operator_without_its_decay_differs_from_the_parallel_graph() {
     if ort().is_none() {
         return;
     }
-    let bundle = Bundle::of_fixture("llama", &recipe("retnet"), Target::Ort, DType::F32);
+    let bundle = Bundle::of_fixture("llama", &recipe("decayed"), Target::Ort, DType::F32);
     damage(&bundle, files::MODEL, |model| {
         let node = nodes(model).iter_mut().find(|n| n.op_type == "LinearAttention").expect("the operator");
         let rule = node.attribute.iter_mut().find(|a| a.name == "update_rule").expect("its rule");

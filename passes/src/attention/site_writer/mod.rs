@@ -65,8 +65,10 @@ impl SiteWriter<'_, '_, '_> {
         self.p.set_scope(&format!("{}{MADE}", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let Plan { rule, local, .. } = self.plan;
-        let near = local.map(|local| (local, self.near(local, valid)));
-        let linear = (rule != Rule::None).then(|| self.beside(near.as_ref(), valid));
+        let leaves = self.options.recipe.feed == Feed::Leaving;
+        let leaving = local.filter(|_| leaves).map(|local| (local, self.near(local, valid)));
+        let linear = (rule != Rule::None).then(|| self.beside(leaving.as_ref(), valid));
+        let near = leaving.or_else(|| local.map(|local| (local, self.near(local, valid))));
         let near = near.map(|(local, near)| self.seen(&near, local));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
         let ring = local.zip(near.as_ref().map(|near| near.ring));
@@ -88,8 +90,8 @@ impl SiteWriter<'_, '_, '_> {
     }
 
     /// What the recurrence gives, of all tokens or of those that leave the window.
-    fn beside(&mut self, near: Option<&(Local, Near)>, valid: Option<ValueId>) -> Linear {
-        match near.filter(|_| self.options.recipe.feed == Feed::Leaving) {
+    fn beside(&mut self, leaving: Option<&(Local, Near)>, valid: Option<ValueId>) -> Linear {
+        match leaving {
             Some((local, near)) => self.of_leaving(near, *local),
             None => self.linear(Tokens { valid, written: valid }),
         }
@@ -118,7 +120,7 @@ impl SiteWriter<'_, '_, '_> {
         let read = match self.options.recipe.readout {
             Readout::Sum if !dims.divides => sums.num,
             Readout::Sum => self.read_sum(&sums),
-            Readout::GroupNorm => self.read_group_norm(&sums),
+            Readout::GroupNorm | Readout::RmsNorm => self.read_normalised(&sums),
         };
         Linear { read, order: sums.order, taken, state }
     }

@@ -6,6 +6,7 @@ use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
+use dijiang_format::recipe::Readout;
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
 const EPSILON: f64 = 1e-30;
@@ -30,8 +31,8 @@ impl SiteWriter<'_, '_, '_> {
         self.p.reshape_to(read, like)
     }
 
-    /// GroupNorm over each head, gated by SiLU(W_g x) (RetNet; the released code).
-    pub(super) fn read_group_norm(&mut self, sums: &Sums) -> ValueId {
+    /// A norm over each head, gated by SiLU(W_g x) (RetNet; the released code).
+    pub(super) fn read_normalised(&mut self, sums: &Sums) -> ValueId {
         let site = self.site;
         let Some(hidden) = site.hidden else {
             self.p.fail("the readout's gate reads the hidden state, which was not found".to_owned());
@@ -43,12 +44,8 @@ impl SiteWriter<'_, '_, '_> {
         let deviation = (width as f64).sqrt().recip();
         let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
         let weight = self.parameter(None, "readout.weight", Tensor::from_f32(&[rows, width], &values));
+        let normal = self.normal(sums.num);
         let p = &mut *self.p;
-        let ones =
-            p.constant("ones", Tensor::from_f32(&[site.value_dim], &vec![1.0; site.value_dim as usize]));
-        let zeros =
-            p.constant("zeros", Tensor::from_f32(&[site.value_dim], &vec![0.0; site.value_dim as usize]));
-        let normal = p.layer_norm(sums.num, ones, zeros, 1e-5);
         let wide = p.cast(hidden, DType::F32);
         let gate = p.linear(wide, weight, None);
         let open = p.sigmoid(gate);
@@ -59,5 +56,22 @@ impl SiteWriter<'_, '_, '_> {
             HeadOrder::TokenMajor => heads,
         };
         p.mul(normal, heads)
+    }
+
+    /// Of the values of each head, without parameters; the epsilons are those of the two sources.
+    fn normal(&mut self, x: ValueId) -> ValueId {
+        let width = self.site.value_dim;
+        let p = &mut *self.p;
+        let mut all = |name: &str, value: f32| {
+            p.constant(name, Tensor::from_f32(&[width], &vec![value; width as usize]))
+        };
+        let ones = all("ones", 1.0);
+        match self.options.recipe.readout {
+            Readout::RmsNorm => p.rms_norm(x, ones, 1e-6),
+            Readout::Sum | Readout::GroupNorm => {
+                let zeros = all("zeros", 0.0);
+                p.layer_norm(x, ones, zeros, 1e-5)
+            }
+        }
     }
 }

@@ -69,6 +69,7 @@ pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
         target: Target::Ort,
         dtype: Some(DType::F32),
         layers: None,
+        keep: None,
         weights: None,
         seed: 0,
         train: false,
