@@ -97,7 +97,23 @@ fn every_figure_says_what_it_is_of() {
         let task = row["task"].as_str().expect("a name").trim_start_matches(MODEL);
         format!("{task} {} {} {} n {} each {each}\n", row["version"], row["metric"], row["context"], row["n"])
     };
-    assert_snapshot!(found.iter().map(row).collect::<String>(), @"");
+    assert_snapshot!(found.iter().map(row).collect::<String>(), @r#"
+    /valid.txt null "perplexity" 32 n 496 each 16
+    /valid.txt null "perplexity" 64 n 504 each 8
+    piqa 1 "acc" null n 2 each 2
+    piqa 1 "acc_norm" null n 2 each 2
+    winogrande 1 "acc" null n 2 each 2
+    lambada 1 "acc" null n 2 each 2
+    lambada 1 "perplexity" null n 2 each 2
+    copy null "acc" 32 n 30 each 2
+    copy null "negative_log_likelihood" 32 n 30 each 2
+    copy null "acc" 64 n 62 each 2
+    copy null "negative_log_likelihood" 64 n 62 each 2
+    recall null "acc" 32 n 8 each 8
+    recall null "negative_log_likelihood" 32 n 8 each 8
+    recall null "acc" 64 n 8 each 8
+    recall null "negative_log_likelihood" 64 n 8 each 8
+    "#);
     // The model is one of Shakespeare: it prefers what he may have written.
     let piqa = found.iter().find(|row| row["task"] == "piqa").expect("its row");
     assert_eq!(piqa["each"][0], 1.0, "{piqa}");
@@ -150,5 +166,13 @@ fn a_wrong_file_or_call_ends_with_a_line_and_exit_2() {
         "--task piqa",
         "--task =a.jsonl",
     ];
-    assert_snapshot!(told.map(refused).concat(), @"");
+    assert_snapshot!(told.map(refused).concat(), @r#"
+    error: a.jsonl: line 1: `label` is missing, expected 0 or 1 (hint: --task piqa takes lines of {"goal": …, "sol1": …, "sol2": …}, and the labels 0 or 1 beside it in NAME-labels.lst or as "label")
+    error: bad.jsonl: line 1: it is not UTF-8 text (hint: --task piqa takes lines of {"goal": …, "sol1": …, "sol2": …}, and the labels 0 or 1 beside it in NAME-labels.lst or as "label")
+    error: a.jsonl: line 1: `context` is missing, expected text (hint: --task mine takes lines of {"context": …, "choices": […], "answer": 0})
+    error: nowhere.jsonl: No such file or directory (os error 2) (hint: --task piqa takes lines of {"goal": …, "sol1": …, "sol2": …}, and the labels 0 or 1 beside it in NAME-labels.lst or as "label")
+    error: bundle: the directory holds none of *.txt (hint: --task race takes a file or a directory of files *.txt, each {"article": …, "questions": […], "options": [[four texts], …], "answers": ["A", …]})
+    error: invalid value 'piqa' for '--task <TASK>': expected NAME=PATH, copy or recall
+    error: invalid value '=a.jsonl' for '--task <TASK>': expected NAME=PATH, copy or recall
+    "#);
 }

@@ -34,25 +34,25 @@ fn read(input: &Input<'_>) -> Result<Vec<Question>, TaskFileError> {
 
 fn question(block: &[(At<'_>, &str)]) -> Result<Question, TaskFileError> {
     let (last, _) = block[block.len() - 1];
-    if let Some(name) = LINES.get(block.len()) {
-        return Err(last.wrong(name, "missing after this line", "a line of text"));
-    }
+    let line = |number: usize| {
+        let missing = || last.wrong(LINES[number], "missing after this line", "a line of text");
+        block.get(number).copied().ok_or_else(missing)
+    };
     if let Some((at, line)) = block.get(LINES.len()) {
         return Err(at.wrong("the line after option D", short(line), "empty"));
     }
-    let (at, letter) = block[0];
+    let (at, letter) = line(0)?;
     let answer = LETTERS.iter().position(|known| *known == letter.trim());
     let answer = answer.ok_or_else(|| at.wrong(LINES[0], short(letter.trim()), one_of(&LETTERS)))?;
+    let ((_, passage), (_, question)) = (line(1)?, line(2)?);
     let option = |number: usize| {
-        let (at, line) = block[3 + number];
+        let (at, line) = line(3 + number)?;
         let text = line.strip_prefix(MARKS[number]).and_then(|rest| rest.strip_prefix('.'));
-        text.map(spaced).ok_or_else(|| {
-            at.wrong(LINES[3 + number], short(line), format!("{}. and its text", MARKS[number]))
-        })
+        let expected = || format!("{}. and its text", MARKS[number]);
+        text.map(spaced).ok_or_else(|| at.wrong(LINES[3 + number], short(line), expected()))
     };
     let options = (0..MARKS.len()).map(option).collect::<Result<Vec<_>, _>>()?;
-    let mut context =
-        format!("Passage: {}\nQuestion: {}\nChoices:\n", spaced(block[1].1), spaced(block[2].1));
+    let mut context = format!("Passage: {}\nQuestion: {}\nChoices:\n", spaced(passage), spaced(question));
     for (mark, option) in MARKS.iter().zip(&options) {
         context += &format!("{mark}. {option}\n");
     }

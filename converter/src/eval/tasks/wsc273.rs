@@ -4,6 +4,7 @@
 use super::{ACC, Input, Task};
 use crate::eval::question::Question;
 use crate::eval::source::{At, Source, TaskFileError, short};
+use dijiang_format::words::counted;
 use quick_xml::Reader;
 use quick_xml::events::Event;
 
@@ -59,6 +60,9 @@ fn schemas(source: &Source) -> Result<Vec<Schema>, TaskFileError> {
                     schemas.push(Schema { line, ..Schema::default() });
                 }
             }
+            Event::Text(part) if path.is_empty() && !part.trim().is_empty() => {
+                return Err(broken(format!("text outside of XML ({})", short(part.trim()))));
+            }
             Event::Text(part) => text.push_str(&part),
             Event::GeneralRef(name) => {
                 text.push_str(&resolved(&name).ok_or_else(|| broken(format!("&{};", &*name)))?)
@@ -107,7 +111,7 @@ impl Schema {
         let pronoun = given("pron", &self.pronoun)?;
         let (before, after) = (given("txt1", &self.before)?, given("txt2", &self.after)?);
         let [first, second] = self.answers.as_slice() else {
-            let found = format!("there {} times", self.answers.len());
+            let found = format!("given {}", counted(self.answers.len(), "time"));
             return Err(at.wrong("<answer>", found, "two"));
         };
         let correct = given("correctAnswer", &self.correct)?;
