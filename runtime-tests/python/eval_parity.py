@@ -4,7 +4,9 @@
 
 CHECKPOINT is a Hugging Face model, BUNDLE what `dijiang convert CHECKPOINT --recipe softmax` made of it, DATA a
 directory with the publishers' files (see FILES). The harness reads them as local JSON data sets, in the columns that its
-own data sets have. What it answered stays in WORK, and is not computed again. Needs `lm_eval`, torch and transformers.
+own data sets have, and both tokenise by the checkpoint's tokenizer.json: transformers 5 makes another tokenizer of one whose
+`tokenizer_class` is LlamaTokenizer. What the harness answered stays in WORK, and is not computed again. Needs `lm_eval`,
+torch, transformers and accelerate.
 """
 
 import argparse
@@ -115,6 +117,14 @@ def description(task, harness, work, data):
     return folder
 
 
+def tokenizer(checkpoint):
+    from transformers import PreTrainedTokenizerFast
+
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    named = {name: config[name] for name in ["bos_token", "eos_token", "pad_token"] if isinstance(config.get(name), str)}
+    return PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"), **named)
+
+
 def harness_answers(task, given):
     """Of each question the log-likelihoods of its choices, as the harness has them."""
     kept = given.work / f"{task}.{given.limit}.harness.json"
@@ -127,7 +137,13 @@ def harness_answers(task, given):
 
     torch.set_num_threads(given.threads)
     folder = description(task, Path(lm_eval.__file__).parent / "tasks", given.work, given.data)
-    model = HFLM(pretrained=str(given.checkpoint), dtype="float32", device="cpu", batch_size=8)
+    model = HFLM(
+        pretrained=str(given.checkpoint),
+        tokenizer=tokenizer(given.checkpoint),
+        dtype="float32",
+        device="cpu",
+        batch_size=8,
+    )
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=[f"local_{task}"],
