@@ -2,7 +2,6 @@
 #![allow(clippy::print_stderr)]
 
 mod home;
-mod served;
 
 use home::Home;
 use insta::assert_snapshot;
@@ -19,10 +18,13 @@ fn home() -> Option<Home> {
         return None;
     }
     let home = Home::empty();
-    for (name, recipe, target) in
-        [("linear", "adaptive", "ort"), ("soft", "softmax", "ort"), ("plain", "softmax", "portable")]
-    {
-        served::convert_to(&home.path(name), "shakespeare", recipe, &["--target", target]);
+    for (name, options) in [
+        ("linear", "--recipe adaptive"),
+        ("soft", "--recipe softmax"),
+        ("plain", "--recipe softmax --target portable"),
+    ] {
+        let output = home.run(&format!("convert {MODEL} -o {name} {options} --dtype f32 --no-verify"));
+        assert!(output.status.success(), "{}", said(&output));
     }
     let piqa = [
         r#"{"goal": "What is thy name?", "sol1": "My name is Gremio.", "sol2": "xqzv&&", "label": 0}"#,

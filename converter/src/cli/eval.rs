@@ -29,7 +29,7 @@ pub(super) struct Args {
     #[arg(long, required_unless_present = "task")]
     perplexity: Option<PathBuf>,
     /// NAME=PATH: piqa, winogrande, wsc, wsc273, arc_easy, arc_challenge, logiqa, siqa, boolq, hellaswag, mmlu, copa, race or
-    /// lambada by their publishers' files; with any other name a line per question, {"context": "…", "choices": ["…"],
+    /// lambada by their publishers' files; with any other name a line per question, {"context": …, "choices": […],
     /// "answer": 0}. copy and recall are without a file
     #[arg(long, value_parser = task)]
     task: Vec<(String, Option<PathBuf>)>,
@@ -197,7 +197,8 @@ impl Told {
                 "choice": answered.likeliest(), "answer": answered.question.answer,
                 "asked": texts.collect::<Vec<_>>(),
             });
-            self.samples += &format!("{sample}\n");
+            self.samples.push_str(&sample.to_string());
+            self.samples.push('\n');
         }
     }
 }

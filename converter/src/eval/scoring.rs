@@ -166,7 +166,10 @@ mod tests {
         Tokens { ids: ids.to_vec(), begin }
     }
 
-    fn split(tokens: &[Tokens]) -> Vec<(Vec<i64>, Vec<Vec<i64>>, Vec<usize>)> {
+    /// What is shared, the rests, and what of them is not scored.
+    type Split = (Vec<i64>, Vec<Vec<i64>>, Vec<usize>);
+
+    fn split(tokens: &[Tokens]) -> Vec<Split> {
         let jobs = jobs_of(0, tokens);
         jobs.into_iter().map(|job| (job.branches.shared, job.branches.rests, job.skipped)).collect()
     }

@@ -21,10 +21,10 @@ pub enum TaskFileError {
         path: PathBuf,
         line: usize,
         /// Between backticks where it has a name.
-        field: String,
-        found: String,
-        expected: String,
-        task: String,
+        field: Box<str>,
+        found: Box<str>,
+        expected: Box<str>,
+        task: Box<str>,
         format: &'static str,
     },
     #[error("{}: the directory holds none of {names} (hint: --task {task} takes {format})", path.display())]
@@ -60,10 +60,10 @@ impl At<'_> {
         TaskFileError::Field {
             path: self.path.to_owned(),
             line: self.line,
-            field: field.to_owned(),
-            found: found.to_string(),
-            expected: expected.to_string(),
-            task: self.about.task.clone(),
+            field: field.into(),
+            found: found.to_string().into(),
+            expected: expected.to_string().into(),
+            task: self.about.task.as_str().into(),
             format: self.about.format,
         }
     }
@@ -82,7 +82,7 @@ impl Source {
             Ok(text) => Ok(Self { path, text, about: about.clone() }),
             Err(error) => {
                 let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-                let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+                let line = valid.split(|byte| *byte == b'\n').count();
                 Err(TaskFileError::NotText { path, line, task, format })
             }
         }

@@ -42,7 +42,7 @@ impl Measured {
                 let figure = |row: &&Value| {
                     let mut found = of(&text(&row["metric"]), &text(&row["task"]), &row["value"]);
                     if own.iter().any(|other| is_twin(row, other)) {
-                        found.of += &format!(" at {}", row["context"]);
+                        found.of = format!("{} at {}", found.of, row["context"]);
                     }
                     found
                 };

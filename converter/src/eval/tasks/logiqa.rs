@@ -54,7 +54,7 @@ fn question(block: &[(At<'_>, &str)]) -> Result<Question, TaskFileError> {
     let options = (0..MARKS.len()).map(option).collect::<Result<Vec<_>, _>>()?;
     let mut context = format!("Passage: {}\nQuestion: {}\nChoices:\n", spaced(passage), spaced(question));
     for (mark, option) in MARKS.iter().zip(&options) {
-        context += &format!("{mark}. {option}\n");
+        context.extend([mark, ". ", option.as_str(), "\n"]);
     }
     Ok(Question::choices(&(context + "Answer:"), &options, answer))
 }

@@ -42,7 +42,7 @@ fn subject(input: &Input<'_>, file: &Path) -> Result<Vec<Question>, TaskFileErro
         subject.replace('_', " ")
     );
     for row in solved(input, file, subject)? {
-        before += &format!("{} {}\n\n", row.asked, LETTERS[row.answer]);
+        before.extend([row.asked.as_str(), " ", LETTERS[row.answer], "\n\n"]);
     }
     let rows = rows(input, file, input.extent.limit)?;
     let question = |row: Row| Question::choices(&(before.clone() + &row.asked), &LETTERS, row.answer);
@@ -90,10 +90,7 @@ fn row(source: &Source, line: usize, record: &StringRecord) -> Result<Row, TaskF
     let letter = record[5].trim();
     let answer = LETTERS.iter().position(|known| *known == letter);
     let answer = answer.ok_or_else(|| at.wrong("the column `answer`", short(letter), one_of(&LETTERS)))?;
-    let choices: String = LETTERS
-        .iter()
-        .zip(record.iter().skip(1))
-        .map(|(letter, text)| format!("{letter}. {text}\n"))
-        .collect();
+    let choices = LETTERS.iter().zip(record.iter().skip(1));
+    let choices: String = choices.flat_map(|(letter, text)| [letter, ". ", text, "\n"]).collect();
     Ok(Row { asked: format!("{}\n{choices}Answer:", record[0].trim()), answer })
 }

@@ -45,8 +45,8 @@ fn question(record: &Record<'_>) -> Result<Question, TaskFileError> {
         let answer = options[answer];
         match question.strip_suffix(BLANK) {
             // One space of it stays.
-            Some(before) => context += &format!("{before} {answer}\n"),
-            None => context += &format!("Question: {question}\nAnswer: {answer}\n"),
+            Some(before) => context.extend([before, " ", answer, "\n"]),
+            None => context.extend(["Question: ", question, "\nAnswer: ", answer, "\n"]),
         }
     }
     let (options, answer) = problem(last)?;

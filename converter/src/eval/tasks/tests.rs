@@ -348,7 +348,7 @@ fn every_task_has_a_row_and_a_file() {
 /// Empty, no text, another task's, cut short.
 #[test]
 fn what_is_no_file_of_a_task_is_refused() {
-    let mut told = String::new();
+    let mut told = Vec::new();
     for (task, name, good) in GOOD {
         Files::of(&[(name, good)]).shown(task, name);
         assert_eq!(
@@ -356,7 +356,7 @@ fn what_is_no_file_of_a_task_is_refused() {
             format!("{name}: it holds no questions")
         );
         let bytes = [good.as_bytes(), b"\n\n\xff"].concat();
-        let line = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = bytes.split(|byte| *byte == b'\n').count();
         let refused = Files::of_bytes(&[(name, &bytes)]).refused(task, name);
         assert_eq!(refused, format!("{name}: line {line}: it is not UTF-8 text"));
         let cut = &good[..good.len() * 2 / 3];
@@ -371,11 +371,11 @@ fn what_is_no_file_of_a_task_is_refused() {
             if !is_same {
                 let refused = Files::of(&[(name, text)]).refused(task, name);
                 assert!(refused.starts_with(&format!("{name}: line ")), "{task} of {other}: {refused}");
-                told += &format!("{task} of {other}: {refused}\n");
+                told.push(format!("{task} of {other}: {refused}"));
             }
         }
     }
-    let of = |task: &str| told.lines().find(|line| line.starts_with(task)).unwrap_or_default().to_owned();
+    let of = |task: &str| told.iter().find(|line| line.starts_with(task)).cloned().unwrap_or_default();
     assert_snapshot!(GOOD.map(|(task, ..)| of(task)).join("\n"), @r#"
     arc_challenge of boolq: a.jsonl: line 1: `question.stem` is missing, expected text
     arc_easy of boolq: a.jsonl: line 1: `question.stem` is missing, expected text

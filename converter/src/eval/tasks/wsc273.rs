@@ -48,7 +48,7 @@ fn schemas(source: &Source) -> Result<Vec<Schema>, TaskFileError> {
     loop {
         let event = reader.read_event();
         let end = (reader.buffer_position() as usize).min(source.text.len());
-        line += source.text.as_bytes()[counted..end].iter().filter(|byte| **byte == b'\n').count();
+        line += source.text.as_bytes()[counted..end].split(|byte| *byte == b'\n').count() - 1;
         counted = end;
         let at = source.at(line);
         let broken = |what: String| at.wrong("it", what, "a collection of schemas in XML");
@@ -65,7 +65,7 @@ fn schemas(source: &Source) -> Result<Vec<Schema>, TaskFileError> {
             }
             Event::Text(part) => text.push_str(&part),
             Event::GeneralRef(name) => {
-                text.push_str(&resolved(&name).ok_or_else(|| broken(format!("&{};", &*name)))?)
+                text += &resolved(&name).ok_or_else(|| broken(format!("&{};", &*name)))?;
             }
             Event::End(_) => {
                 if let (Some(schema), Some(tag)) = (schemas.last_mut(), path.pop()) {
