@@ -383,7 +383,7 @@ fn what_is_no_file_of_a_task_is_refused() {
     copa of arc_challenge: a.jsonl: line 1: `question` is an object, expected cause or effect
     hellaswag of arc_challenge: a.jsonl: line 1: `ctx_b` is missing, expected text
     lambada of arc_challenge: a.jsonl: line 1: `text` is missing, expected text
-    logiqa of arc_challenge: a.txt: line 2: the question is missing after this line, expected a line of text
+    logiqa of arc_challenge: a.txt: line 1: the answer is "{"id": "a", "question": …", expected a, b, c or d
     mmlu of arc_challenge: a_test.csv: line 1: the column after `answer` is " {"text": "fog"", expected none
     piqa of arc_challenge: a.jsonl: line 1: `label` is missing, expected 0 or 1
     race of arc_challenge: a.txt: line 1: it is no JSON (trailing characters at line 2 column 1), expected an object
