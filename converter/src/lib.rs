@@ -7,6 +7,7 @@ pub mod bundle;
 pub mod checkpoint;
 pub mod cli;
 pub mod convert;
+pub mod eval;
 pub mod onnx;
 pub mod provenance;
 pub mod recipes;

@@ -4,7 +4,7 @@
 mod served;
 
 use dijiang::serving::open;
-use dijiang_runtime::{Engine, Serving, ServingOptions};
+use dijiang_runtime::{Branches, Branching, Engine, Scored, Serving, ServingOptions};
 use served::{SAME, assert_within, convert_to, logits, or_skip};
 use std::path::{Path, PathBuf};
 
@@ -135,14 +135,57 @@ fn scores_are_the_same_by_every_decoder() {
         for mut serving in [by_token, with(512), with(4)] {
             serving.start(2).expect("it starts");
             let first = serving.score(&[prompt(9), prompt(9)]).expect("it runs");
+            serving.start(2).expect("it starts");
+            serving.prefill(&[prompt(9), prompt(9)]).expect("it runs");
             let second = serving.score(&[prompt(5), prompt(3)]).expect("it runs");
             assert_eq!([&first[0], &second[0], &second[1]].map(Vec::len), [8, 5, 3]);
             scores.push([first, second].concat().concat());
         }
-        assert!(scores[0].iter().all(|score| *score < 0.0));
+        assert!(scores[0].iter().all(|score| score.log_probability < 0.0));
         for other in &scores[1..] {
-            for (a, b) in scores[0].iter().zip(other) {
-                assert!((a - b).abs() < 1e-4, "{a} and {b}");
+            assert_close(&scores[0], other);
+        }
+    }
+}
+
+fn assert_close(some: &[Scored], others: &[Scored]) {
+    assert_eq!(some.len(), others.len());
+    for (a, b) in some.iter().zip(others) {
+        assert!((a.log_probability - b.log_probability).abs() < 1e-4, "{a:?} and {b:?}");
+        assert_eq!(a.is_likeliest, b.is_likeliest, "{a:?} and {b:?}");
+    }
+}
+
+/// Side by side behind one past, one after the other behind a cache that an operator writes, and each text anew.
+#[test]
+fn branches_have_the_scores_of_whole_texts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = |shared: i64, rests: &[i64]| Branches {
+        shared: prompt(shared),
+        rests: rests.iter().map(|length| prompt(*length)).collect(),
+    };
+    let texts = [text(9, &[1, 4, 2]), text(3, &[5]), text(5, &[1, 1])];
+    let wanted = [("adaptive", "ort", Branching::Together), ("softmax", "ort", Branching::Alone)];
+    for (recipe, target, branching) in
+        wanted.into_iter().chain([("softmax", "portable", Branching::Together)])
+    {
+        let bundle = convert("llama", recipe, dir.path(), &["--target", target]);
+        if made(&bundle, 4).is_none() {
+            return;
+        }
+        for segment in [512, 4] {
+            let options = ServingOptions { all_logits: true, ..options(segment) };
+            let mut serving = open(&bundle, &options).expect("it opens");
+            assert_eq!(serving.branching(), branching, "{recipe} {target}");
+            let found = serving.score_branches(&texts).expect("it runs");
+            for (text, found) in texts.iter().zip(found) {
+                assert_eq!(text.rests.len(), found.len());
+                for (rest, found) in text.rests.iter().zip(found) {
+                    serving.start(1).expect("it starts");
+                    let whole = [text.shared.as_slice(), rest].concat();
+                    let whole = serving.score(&[whole]).expect("it runs").concat();
+                    assert_close(&found, &whole[text.shared.len() - 1..]);
+                }
             }
         }
     }

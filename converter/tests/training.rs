@@ -443,7 +443,11 @@ fn evaluation_gives_the_perplexity_of_validation_and_answers_questions() {
     std::fs::write(&questions, r#"{"context": "I", "choices": ["a"], "answer": 1}"#).expect("it is written");
     let refused = eval(&["--task", &task]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(said(&refused).contains("line 1: answer 1 of 1 choices"), "{}", said(&refused));
+    assert!(
+        said(&refused).contains("line 1: `answer` is 1, expected 0 (hint: --task words takes lines of "),
+        "{}",
+        said(&refused)
+    );
 }
 
 /// A limit on the size of files stands for a disk that is full.

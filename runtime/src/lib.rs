@@ -14,7 +14,7 @@ mod tract;
 
 pub use dijiang_format::serving::{Device, Engine};
 
-pub use decode::decoder::Decoder;
+pub use decode::decoder::{Branching, Decoder, Scored};
 pub use decode::greedy::greedy;
 pub use decode::host::HostDecoder;
 pub use decode::identity::ModelIdentity;
@@ -24,7 +24,7 @@ pub use files::temporary;
 pub use generate::continuation::{GenerateOptions, Generated, generate};
 pub use generate::pieces::{Pieces, TextError};
 pub use generate::sample::Sampler;
-pub use generate::serving::{BOUND_SEGMENT, Serving, ServingOptions};
+pub use generate::serving::{BOUND_SEGMENT, Branches, Serving, ServingOptions};
 pub use generate::text::{TextStream, Tokenizer};
 pub use ort::device_memory::memory_in_use;
 pub use ort::program::{DeviceTensor, Program};

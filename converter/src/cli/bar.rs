@@ -10,6 +10,9 @@ use std::time::Duration;
 const BYTES: &str =
     "{spinner} {msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
 
+/// What is shown of a stage that counts steps.
+const ITEMS: &str = "{spinner} {msg} {wide_bar} {pos}/{len} {eta} left";
+
 fn needs(estimate: &Estimate) -> String {
     let Estimate { disk, memory } = estimate;
     format!("up to {} of disk and about {} of memory are needed", DecimalBytes(*disk), DecimalBytes(*memory))
@@ -51,6 +54,15 @@ impl Bar {
         Self { bar }
     }
 
+    fn begin(&self, what: &str, total: u64, template: &str) {
+        tracing::info!("{what}");
+        self.bar.set_length(total);
+        self.bar.set_position(0);
+        self.bar.reset_eta();
+        self.style(template);
+        self.bar.set_message(what.to_owned());
+    }
+
     fn style(&self, template: &str) {
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style);
@@ -76,16 +88,15 @@ impl Progress for Bar {
     }
 
     fn bytes(&mut self, what: &str, total: u64) {
-        tracing::info!("{what}");
-        self.bar.set_length(total);
-        self.bar.set_position(0);
-        self.bar.reset_eta();
-        self.style(BYTES);
-        self.bar.set_message(what.to_owned());
+        self.begin(what, total, BYTES);
     }
 
-    fn advance(&mut self, bytes: u64) {
-        self.bar.inc(bytes);
+    fn items(&mut self, what: &str, total: u64) {
+        self.begin(what, total, ITEMS);
+    }
+
+    fn advance(&mut self, more: u64) {
+        self.bar.inc(more);
     }
 
     fn say(&mut self, what: Say, line: &str) {

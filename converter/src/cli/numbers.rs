@@ -53,6 +53,11 @@ pub(super) fn context() -> ValueParser {
     whole(2..=MOST)
 }
 
+/// Solved questions before each.
+pub(super) fn shots() -> ValueParser {
+    whole(0..=MOST as usize)
+}
+
 pub(super) fn threads() -> ValueParser {
     whole(1..=MOST_THREADS)
 }

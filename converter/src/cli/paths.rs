@@ -38,6 +38,7 @@ const PATHS: &[(&str, Use)] = &[
     ("directory", Use::Writes),
     ("output", Use::Writes),
     ("save_state", Use::Writes),
+    ("samples", Use::Writes),
     ("svg", Use::WritesBeside),
     ("profile", Use::WritesInto),
 ];

@@ -29,8 +29,13 @@ pub trait Progress: Send {
     /// A stage of `total` bytes begins.
     fn bytes(&mut self, what: &str, total: u64);
 
-    /// So many more bytes are done.
-    fn advance(&mut self, bytes: u64);
+    /// A stage of `total` steps begins.
+    fn items(&mut self, what: &str, _total: u64) {
+        self.stage(what);
+    }
+
+    /// So many more bytes or steps are done.
+    fn advance(&mut self, more: u64);
 
     /// A line of its own, which stays.
     fn say(&mut self, what: Say, line: &str);
@@ -50,7 +55,7 @@ impl Progress for Silent {
 
     fn bytes(&mut self, _what: &str, _total: u64) {}
 
-    fn advance(&mut self, _bytes: u64) {}
+    fn advance(&mut self, _more: u64) {}
 
     fn say(&mut self, _what: Say, _line: &str) {}
 

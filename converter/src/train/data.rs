@@ -25,8 +25,6 @@ pub enum DataError {
     Vocabulary { path: PathBuf, id: u64, at: usize, vocab: u64 },
     #[error("{}: line {line}: {reason} (hint: expected {{\"text\": \"…\"}} on each line)", path.display())]
     Json { path: PathBuf, line: usize, reason: String },
-    #[error("{}: line {line}: {reason} (hint: expected {{\"context\": \"…\", \"choices\": [\"…\"], \"answer\": 0}} on each line)", path.display())]
-    Question { path: PathBuf, line: usize, reason: String },
     #[error("{}: {bytes} bytes are no whole number of {width}-byte tokens", path.display())]
     Width { path: PathBuf, bytes: usize, width: usize },
     #[error("{}: it is not UTF-8 text (hint: .u16 and .u32 files hold tokens, .jsonl texts)", path.display())]

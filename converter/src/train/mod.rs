@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 pub mod calibrate;
 pub mod checkpoint;
 pub mod data;
-pub mod evaluate;
 pub mod finetune;
 pub mod fit;
 pub mod identity;
@@ -110,10 +109,6 @@ pub enum TrainError {
     TeacherVocabulary { bundle: PathBuf, found: u64, expected: u64 },
     #[error("the model has {}, and --context asks for {context}", counted(*positions, "position"))]
     Positions { positions: u64, context: usize },
-    #[error(
-        "--max-tokens {most}: a row takes --context {context} tokens, and only whole rows are measured (hint: --max-tokens {context} or more, or a smaller --context)"
-    )]
-    MaxTokens { most: usize, context: usize },
     #[error("--validation-windows 0: without a window there is nothing to validate on (hint: 1 or more)")]
     NoValidation,
 }

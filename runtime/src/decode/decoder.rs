@@ -47,31 +47,71 @@ pub trait Decoder: Debug + Send {
     /// does not depend on the numbers.
     fn skip_to(&mut self, columns: usize) -> Result<(), RuntimeError>;
 
-    /// Feeds rows as [`Decoder::prefill`] does, and returns the natural logarithm of each token's probability after
-    /// those before it. The first token after a start has no such number and is left out. Where rows are of different
-    /// lengths, the state afterwards is of no use.
-    fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f64>>, RuntimeError> {
+    /// How texts that begin alike are best fed.
+    fn branching(&self) -> Branching {
+        Branching::Together
+    }
+
+    /// Goes through rows as [`Decoder::prefill`] does, and tells what each token was after those before it. The first
+    /// token after a start has nothing before it and is left out. Rows are not fed to their ends: the state afterwards is
+    /// of no use.
+    fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<Scored>>, RuntimeError> {
         let mut scores = vec![Vec::new(); rows.len()];
-        for column in 0..width(rows) {
+        let columns = width(rows);
+        for column in 0..columns {
             if self.columns() > 0 {
                 let logits = self.logits()?;
                 let numbers = logits.to_f32()?;
                 let each = numbers.chunks(logits.shape()[1].max(1));
                 for ((score, row), logits) in scores.iter_mut().zip(rows).zip(each) {
                     if let Some(token) = row.get(column) {
-                        score.push(log_probability(logits, *token)?);
+                        score.push(Scored::of(logits, *token)?);
                     }
                 }
             }
-            let tokens: Vec<i64> = rows.iter().map(|row| row.get(column).copied().unwrap_or(0)).collect();
-            self.decode(&tokens)?;
+            if column + 1 < columns {
+                let tokens: Vec<i64> = rows.iter().map(|row| row.get(column).copied().unwrap_or(0)).collect();
+                self.decode(&tokens)?;
+            }
         }
         Ok(scores)
     }
 }
 
+/// How a decoder goes on from one state in several ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branching {
+    /// As rows side by side, each of its own length.
+    Together,
+    /// One way after the other, since rows that have a past cost a call for each of their tokens.
+    Alone,
+    /// Not at all: there is no state.
+    Never,
+}
+
+/// What a token was, after those before it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// The natural logarithm of its probability.
+    pub log_probability: f64,
+    /// Whether [`greedy`](crate::decode::greedy::greedy) choice falls on it.
+    pub is_likeliest: bool,
+}
+
+impl Scored {
+    pub(crate) fn of(logits: &[f32], token: i64) -> Result<Self, RuntimeError> {
+        let log_probability = log_probability(logits, token)?;
+        let chosen = logits[token as usize];
+        // The lowest id of a tie is the likeliest.
+        let (before, from) = logits.split_at(token as usize);
+        let is_likeliest =
+            before.iter().all(|other| *other < chosen) && from.iter().all(|other| *other <= chosen);
+        Ok(Self { log_probability, is_likeliest })
+    }
+}
+
 /// ln softmax(logits)\[token\], with the sum in f64.
-pub(crate) fn log_probability(logits: &[f32], token: i64) -> Result<f64, RuntimeError> {
+fn log_probability(logits: &[f32], token: i64) -> Result<f64, RuntimeError> {
     let chosen = usize::try_from(token).ok().and_then(|token| logits.get(token));
     let chosen = chosen.ok_or_else(|| RuntimeError::BadCall {
         place: "input_ids",
@@ -95,6 +135,8 @@ mod tests {
         // ln(1 / (1 + 1/e))
         assert!((log_probability(&logits, 2).expect("a token") + 0.313_261_69).abs() < 1e-6);
         assert!(log_probability(&[f32::NAN, 1.0], 1).expect("a token").is_nan());
+        let likeliest = |token| Scored::of(&[1.0, 3.0, 3.0, 2.0], token).expect("a token").is_likeliest;
+        assert_eq!([0, 1, 2, 3].map(likeliest), [false, true, false, false]);
         for token in [-1, 4] {
             let refused = log_probability(&logits, token).expect_err("it is no token").to_string();
             assert_eq!(

@@ -1,7 +1,7 @@
 //! Drives a causal language model graph by host tensors: ids go in and all logits come back. The states stay in the
 //! session between calls.
 
-use crate::decode::decoder::{Decoder, log_probability};
+use crate::decode::decoder::{Branching, Decoder, Scored};
 use crate::decode::greedy::greedy;
 use crate::decode::integers;
 use crate::decode::layout::{DecoderIo, StateIo};
@@ -273,40 +273,45 @@ impl Decoder for HostDecoder {
         self.set_state(DecoderState { tensors, history }, None)
     }
 
+    fn branching(&self) -> Branching {
+        let is_one = self.layout.fixed_batch.is_some() || self.layout.mask.is_none();
+        match self.layout.states.is_empty() {
+            true => Branching::Never,
+            false if is_one || (self.is_grouped && self.grows()) => Branching::Alone,
+            false => Branching::Together,
+        }
+    }
+
     /// All logits of a segment come to the host at once.
-    fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f64>>, RuntimeError> {
-        let mut before = self.last.take().map(|logits| logits.to_f32()).transpose()?;
+    fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<Scored>>, RuntimeError> {
         let mut scores = vec![Vec::new(); rows.len()];
-        let columns = width(rows);
+        if let Some(logits) = self.last.take() {
+            // What came before predicts the first token.
+            let numbers = logits.to_f32()?;
+            for ((score, row), logits) in
+                scores.iter_mut().zip(rows).zip(numbers.chunks(logits.shape()[1].max(1)))
+            {
+                if let Some(token) = row.first() {
+                    score.push(Scored::of(logits, *token)?);
+                }
+            }
+        }
+        let columns = width(rows).saturating_sub(1);
         let longest = self.segment_for(columns);
         for start in (0..columns).step_by(longest) {
             let length = longest.min(columns - start);
             let (ids, mask) = segment(rows, start, length);
             let logits = self.feed(&ids, Some(&mask))?;
-            let vocabulary = logits.shape()[2];
+            let vocabulary = logits.shape()[2].max(1);
             let numbers = logits.to_f32()?;
-            let mut ends = Vec::new();
-            for (row, score) in scores.iter_mut().enumerate() {
-                let own = &numbers[row * length * vocabulary..(row + 1) * length * vocabulary];
-                let first = before.as_ref().map(|all| &all[row * vocabulary..(row + 1) * vocabulary]);
-                let each = first.into_iter().map(Some).chain(own.chunks(vocabulary).map(Some));
-                // Without a token before it, nothing predicts the first one.
-                let each =
-                    if before.is_some() { each.collect() } else { [vec![None], each.collect()].concat() };
-                let real = mask[row].iter().sum::<i64>() as usize;
-                for (token, logits) in ids[row][..real].iter().zip(&each) {
-                    if let Some(logits) = logits {
-                        score.push(log_probability(logits, *token)?);
-                    }
+            let own = numbers.chunks(length * vocabulary);
+            for ((score, row), own) in scores.iter_mut().zip(rows).zip(own) {
+                let predicted = row.iter().skip(start + 1);
+                for (token, logits) in predicted.zip(own.chunks(vocabulary)) {
+                    score.push(Scored::of(logits, *token)?);
                 }
-                ends.extend_from_slice(&own[(length - 1) * vocabulary..]);
             }
-            before = Some(ends);
         }
-        let batch = self.batch();
-        self.last = before
-            .map(|numbers| HostTensor::from_f32(&[batch, numbers.len() / batch.max(1)], &numbers))
-            .transpose()?;
         Ok(scores)
     }
 }

@@ -16,6 +16,19 @@ pub struct DecoderState {
 }
 
 impl DecoderState {
+    /// Some of its rows, in this order; a row may come several times.
+    pub fn rows(&self, rows: &[usize]) -> Result<Self, RuntimeError> {
+        let gather = |(name, tensor): &(String, HostTensor)| Ok((name.clone(), tensor.rows(rows)?));
+        let tensors = self.tensors.iter().map(gather).collect::<Result<_, RuntimeError>>()?;
+        let History { mask, seen, columns } = &self.history;
+        let history = History {
+            mask: rows.iter().map(|row| mask[*row].clone()).collect(),
+            seen: rows.iter().map(|row| seen[*row]).collect(),
+            columns: *columns,
+        };
+        Ok(Self { tensors, history })
+    }
+
     /// A state of another graph of the bundle as this one has it: rings apart or together, in widths that differ by zeros
     /// after the numbers.
     pub(crate) fn fitted(mut self, layout: &DecoderIo) -> Result<Self, RuntimeError> {

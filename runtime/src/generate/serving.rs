@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::decode::bound::BoundDecoder;
-use crate::decode::decoder::Decoder;
+use crate::decode::decoder::{Branching, Decoder, Scored};
 use crate::decode::greedy::greedy;
 use crate::decode::growing::GrowingDecoder;
 use crate::decode::host::HostDecoder;
@@ -62,6 +62,15 @@ impl Default for ServingOptions {
             all_logits: false,
         }
     }
+}
+
+/// A text that goes on in several ways.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Branches {
+    /// The tokens that all of them begin with, one at least.
+    pub shared: Vec<i64>,
+    /// What follows in each, one token at least.
+    pub rests: Vec<Vec<i64>>,
 }
 
 /// A loaded bundle with the state of some sequences.
@@ -148,12 +157,61 @@ impl Serving {
         self.checked(next)
     }
 
-    /// Feeds rows and returns the log-probabilities of their tokens; see [`Decoder::score`].
-    pub fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<f64>>, RuntimeError> {
+    /// Goes through rows and tells what each token was; see [`Decoder::score`].
+    pub fn score(&mut self, rows: &[Vec<i64>]) -> Result<Vec<Vec<Scored>>, RuntimeError> {
         if rows.iter().any(Vec::is_empty) {
             return Err(bad_call("rows", "one has no tokens, expected at least one"));
         }
         self.decoder.score(rows)
+    }
+
+    /// How texts that begin alike are best fed.
+    pub fn branching(&self) -> Branching {
+        self.decoder.branching()
+    }
+
+    /// Forgets everything, and tells what the tokens of every way to go on were, of each text. What a text's ways share
+    /// is fed once. The state afterwards is of no use.
+    pub fn score_branches(&mut self, texts: &[Branches]) -> Result<Vec<Vec<Vec<Scored>>>, RuntimeError> {
+        match self.branching() {
+            Branching::Together => self.score_together(texts),
+            Branching::Alone => texts.iter().map(|text| self.score_alone(text)).collect(),
+            Branching::Never => texts.iter().map(|text| self.score_anew(text)).collect(),
+        }
+    }
+
+    fn score_together(&mut self, texts: &[Branches]) -> Result<Vec<Vec<Vec<Scored>>>, RuntimeError> {
+        let shared: Vec<Vec<i64>> = texts.iter().map(|text| text.shared.clone()).collect();
+        self.start(texts.len())?;
+        self.prefill(&shared)?;
+        let (state, logits) = (self.decoder.state()?, self.decoder.logits()?);
+        let rows: Vec<usize> =
+            texts.iter().enumerate().flat_map(|(row, text)| text.rests.iter().map(move |_| row)).collect();
+        self.decoder.set_state(state.rows(&rows)?, Some(logits.rows(&rows)?))?;
+        let rests: Vec<Vec<i64>> = texts.iter().flat_map(|text| text.rests.clone()).collect();
+        let mut scores = self.score(&rests)?.into_iter();
+        Ok(texts.iter().map(|text| scores.by_ref().take(text.rests.len()).collect()).collect())
+    }
+
+    fn score_alone(&mut self, text: &Branches) -> Result<Vec<Vec<Scored>>, RuntimeError> {
+        self.start(1)?;
+        self.prefill(std::slice::from_ref(&text.shared))?;
+        let (state, logits) = (self.decoder.state()?, self.decoder.logits()?);
+        let mut scores = Vec::new();
+        for rest in &text.rests {
+            self.decoder.set_state(state.clone(), Some(logits.clone()))?;
+            scores.extend(self.score(std::slice::from_ref(rest))?);
+        }
+        Ok(scores)
+    }
+
+    fn score_anew(&mut self, text: &Branches) -> Result<Vec<Vec<Scored>>, RuntimeError> {
+        let whole = |rest: &Vec<i64>| {
+            self.start(1)?;
+            let mut scores = self.score(&[[text.shared.as_slice(), rest].concat()])?.concat();
+            Ok(scores.split_off(scores.len() - rest.len()))
+        };
+        text.rests.iter().map(whole).collect()
     }
 
     /// The logits after each row's last token, f32 `[batch, vocabulary]`.

@@ -226,6 +226,21 @@ impl HostTensor {
         Ok(Self { dtype: first.dtype, shape, data })
     }
 
+    /// Some places of the first axis, in this order; a place may come several times.
+    pub fn rows(&self, rows: &[usize]) -> Result<Self, TensorError> {
+        let extent = self.shape.first().copied().unwrap_or(0);
+        let outside = |end: usize| TensorError::Range { axis: 0, start: 0, end, shape: self.shape.clone() };
+        if self.shape.is_empty() || rows.iter().any(|row| *row >= extent) {
+            return Err(outside(rows.iter().max().map_or(0, |row| row + 1)));
+        }
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        let mut data = Vec::with_capacity(byte_len(self.dtype, &shape)?);
+        let width = self.stride(0);
+        rows.iter().for_each(|row| data.extend_from_slice(&self.data[row * width..(row + 1) * width]));
+        Ok(Self { dtype: self.dtype, shape, data })
+    }
+
     /// Bytes between neighbours on `axis`.
     fn stride(&self, axis: usize) -> usize {
         self.shape[axis + 1..].iter().product::<usize>() * self.dtype.size()
@@ -303,6 +318,17 @@ mod tests {
             whole.slice(1, 1, 2).unwrap().to_f32().unwrap(),
             [4.0, 5.0, 6.0, 7.0, 16.0, 17.0, 18.0, 19.0]
         );
+    }
+
+    #[test]
+    fn rows_come_in_the_order_that_is_asked_for() {
+        let whole = iota(&[3, 2]);
+        let found = whole.rows(&[2, 0, 2]).unwrap();
+        assert_eq!(
+            (found.shape(), found.to_f32().unwrap()),
+            (&[3, 2][..], vec![4.0, 5.0, 0.0, 1.0, 4.0, 5.0])
+        );
+        assert!(whole.rows(&[3]).is_err() && iota(&[]).rows(&[0]).is_err());
     }
 
     #[test]

@@ -61,7 +61,7 @@ const FILES: [(&str, Files); 8] = [
 ];
 
 /// Options that are no step's: the command, the option, and what is written in its place.
-const NOT_FOR_STEPS: [(StepCommand, &str, &str); 10] = [
+const NOT_FOR_STEPS: [(StepCommand, &str, &str); 11] = [
     (StepCommand::Convert, "output", "`out` of the job"),
     (StepCommand::Convert, "recipe", "`recipe` of the job"),
     (StepCommand::Convert, "target", "`target` of the job"),
@@ -71,6 +71,7 @@ const NOT_FOR_STEPS: [(StepCommand, &str, &str); 10] = [
     (StepCommand::Finetune, "resume", "nothing: a batch that was stopped goes on by itself"),
     (StepCommand::Quantize, "output", "nothing: the job's bundle is quantized in its place"),
     (StepCommand::Quantize, "force", "nothing: the job's bundle is quantized in its place"),
+    (StepCommand::Eval, "samples", "nothing: type the command by itself"),
     (StepCommand::Bench, "against", "`baseline` of the job"),
 ];
 

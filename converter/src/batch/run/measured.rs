@@ -13,7 +13,7 @@ use std::fmt;
 pub struct Measured {
     /// The command.
     pub step: String,
-    /// `perplexity` or `accuracy`.
+    /// `perplexity`, `accuracy` or another one of `eval`.
     pub metric: String,
     /// The text or the task.
     pub of: String,
@@ -34,8 +34,19 @@ impl Measured {
             Some(StepCommand::Eval) => {
                 let rows = result["results"].as_array().into_iter().flatten();
                 let own = rows.filter(|row| row["bundle"] == BUNDLE);
+                let own: Vec<&Value> = own.collect();
+                let is_twin = |a: &Value, b: &Value| {
+                    ["metric", "task"].iter().all(|key| a[*key] == b[*key]) && a["context"] != b["context"]
+                };
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                own.map(|row| of(&text(&row["metric"]), &text(&row["task"]), &row["value"])).collect()
+                let figure = |row: &&Value| {
+                    let mut found = of(&text(&row["metric"]), &text(&row["task"]), &row["value"]);
+                    if own.iter().any(|other| is_twin(row, other)) {
+                        found.of = format!("{} at {}", found.of, row["context"]);
+                    }
+                    found
+                };
+                own.iter().map(figure).collect()
             }
             Some(StepCommand::Calibrate | StepCommand::Finetune) => {
                 let value = &result["valid_perplexity"];
@@ -91,6 +102,9 @@ mod tests {
                 "eval: perplexity NaN of odd.txt"
             ]
         );
+        let at = |context: u64| json!({"bundle": BUNDLE, "task": "copy", "metric": "acc", "value": 0.5, "context": context});
+        let found = told("eval", &json!({"results": [at(256), at(512)]}));
+        assert_eq!(found, ["eval: acc 0.5000 of copy at 256", "eval: acc 0.5000 of copy at 512"]);
         let trained = json!({"valid_perplexity_before": 9.0, "valid_perplexity": 8.5});
         assert_eq!(told("finetune", &trained), ["finetune: perplexity 8.5000 of the validation text"]);
         assert!(told("convert", &json!({"checks": []})).is_empty());

@@ -4,9 +4,9 @@ use super::names::{BASELINE, BUNDLE};
 use super::record::StepRecord;
 use crate::batch::plan::{Job, Quantity, StepCommand, Threshold};
 use crate::bundle::model_files;
+use crate::eval::statistics::mean;
 use crate::report::message::number;
 use crate::report::outcome::{Case, CaseStatus};
-use crate::train::evaluate::mean;
 use dijiang_format::manifest::{Extent, Manifest, State};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -78,8 +78,8 @@ impl<'a> Evidence<'a> {
     fn measure(&self, quantity: Quantity) -> Result<Figure, String> {
         match quantity {
             Quantity::CheckError => self.check_error(),
-            Quantity::PerplexityRatio => self.worst(quantity, "perplexity", ratio),
-            Quantity::AccuracyDifference => self.worst(quantity, "accuracy", difference),
+            Quantity::PerplexityRatio => self.worst(quantity, &["perplexity"], ratio),
+            Quantity::AccuracyDifference => self.worst(quantity, &["accuracy", "acc"], difference),
             Quantity::SpeedRatio => self.speed_ratio(),
             Quantity::StateBytes => state_bytes(&self.manifest()?.state),
             Quantity::BundleBytes => {
@@ -119,14 +119,15 @@ impl<'a> Evidence<'a> {
     fn worst(
         &self,
         quantity: Quantity,
-        metric: &str,
+        metrics: &[&str],
         compare: fn(&Measurement<'_>, &Measurement<'_>) -> Figure,
     ) -> Result<Figure, String> {
-        let ours = measurements(self.steps, metric, BUNDLE);
+        let ours = measurements(self.steps, metrics, BUNDLE);
+        let metric = metrics[0];
         if ours.is_empty() {
             return Err(format!("no step measured {metric} (hint: add a step `eval`)"));
         }
-        let theirs = self.of_baseline(metric);
+        let theirs = self.of_baseline(metrics);
         let figures = ours.iter().map(|(of, ours)| {
             let other = theirs.get(of).ok_or_else(|| {
                 let baseline = self.job.baseline.as_deref().unwrap_or("none");
@@ -144,9 +145,9 @@ impl<'a> Evidence<'a> {
     }
 
     /// Measured by the job's own steps, or else by those of the baseline.
-    fn of_baseline(&self, metric: &str) -> Measurements<'a> {
-        let mut found = measurements(self.baseline.unwrap_or_default(), metric, BUNDLE);
-        found.extend(measurements(self.steps, metric, BASELINE));
+    fn of_baseline(&self, metrics: &[&str]) -> Measurements<'a> {
+        let mut found = measurements(self.baseline.unwrap_or_default(), metrics, BUNDLE);
+        found.extend(measurements(self.steps, metrics, BASELINE));
         found
     }
 
@@ -186,9 +187,9 @@ fn is_worse(quantity: Quantity, a: f64, b: f64) -> bool {
     }
 }
 
-/// By the digest of the file that was measured on, or its name where that is not known, and over how many tokens or
-/// questions: names of files are not the same in all jobs.
-type Measurements<'a> = BTreeMap<(&'a str, u64), Measurement<'a>>;
+/// By the digest of the file that was measured on, or its name where that is not known, over how many tokens or
+/// questions, and in rows of how many tokens: names of files are not the same in all jobs.
+type Measurements<'a> = BTreeMap<(&'a str, u64, Option<u64>), Measurement<'a>>;
 
 /// What a step `eval` measured.
 #[derive(Debug)]
@@ -200,20 +201,21 @@ struct Measurement<'a> {
 }
 
 /// The last one of each task.
-fn measurements<'a>(steps: &'a [StepRecord], metric: &str, bundle: &str) -> Measurements<'a> {
+fn measurements<'a>(steps: &'a [StepRecord], metrics: &[&str], bundle: &str) -> Measurements<'a> {
     let evals = steps.iter().filter(|step| step.command == StepCommand::Eval.name());
     let results = evals.flat_map(|step| {
         let rows = step.result["results"].as_array().into_iter().flatten();
         rows.map(move |row| (step, row))
     });
-    let meant = results.filter(|(_, row)| row["metric"] == *metric && row["bundle"] == *bundle);
+    let is_meant = |row: &Value| metrics.iter().any(|metric| row["metric"] == **metric);
+    let meant = results.filter(|(_, row)| is_meant(row) && row["bundle"] == *bundle);
     let read = |(step, row): (&'a StepRecord, &'a Value)| {
         let each = row["each"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
         // A number that JSON has none for is written as nothing.
         let value = row["value"].as_f64().unwrap_or(f64::NAN);
         let task = row["task"].as_str()?;
         let n = row["n"].as_u64()?;
-        let key = (digest_of(step, task).unwrap_or(task), n);
+        let key = (digest_of(step, task).unwrap_or(task), n, row["context"].as_u64());
         Some((key, Measurement { task, value, n, each }))
     };
     meant.filter_map(read).collect()
@@ -409,6 +411,17 @@ mod tests {
         assert_eq!(told, "Passed: -0.2500 ± 0.2500 over 4 questions of copa, expected at least -0.3000");
         let told = judged(Quantity::AccuracyDifference, -0.2, &ours, &theirs);
         assert!(told.starts_with("Failed: -0.2500"), "{told}");
+    }
+
+    #[test]
+    fn tasks_with_names_and_rows_of_every_length_are_compared() {
+        let row = |context: u64, value: f64| json!({"bundle": BUNDLE, "task": "recall", "metric": "acc", "value": value, "n": 64, "each": [], "context": context});
+        let step = |values: [f64; 2]| {
+            let [short, long] = values;
+            [done(StepCommand::Eval, json!({"results": [row(256, short), row(512, long)]}))]
+        };
+        let told = judged(Quantity::AccuracyDifference, -0.1, &step([0.5, 0.9]), &step([0.8, 0.9]));
+        assert!(told.starts_with("Failed: -0.3000 over 64 questions of recall"), "{told}");
     }
 
     #[test]
