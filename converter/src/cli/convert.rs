@@ -17,6 +17,7 @@ use dijiang_format::recipe::{Attention, Recipe, Rule};
 use dijiang_format::target::Target;
 use dijiang_format::words::counted;
 use dijiang_passes::attention::patterns::NearMiss;
+use dijiang_passes::attention::rewrite::SiteReport;
 use dijiang_passes::ir::patch::Step;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -283,6 +284,28 @@ fn others(windows: usize, softmax: usize, linear: usize) -> String {
     }
 }
 
+/// The most attentions that are told one by one why they stay softmax.
+const TOLD: usize = 4;
+
+/// Why attentions stay softmax, those of one reason together where they are many.
+fn kept_lines(sites: &[SiteReport]) -> Vec<String> {
+    let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (reason, name) in sites.iter().filter_map(|site| Some((site.why_kept.as_deref()?, &site.name))) {
+        match by_reason.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(name),
+            None => by_reason.push((reason, vec![name])),
+        }
+    }
+    let lines = |(reason, names): (&str, Vec<&str>)| -> Vec<String> {
+        let more = names.len() - 1;
+        match names.len() <= TOLD {
+            true => names.iter().map(|name| format!("  {name} stays softmax: {reason}")).collect(),
+            false => vec![format!("  {} and {more} more stay softmax: {reason}", names[0])],
+        }
+    };
+    by_reason.into_iter().flat_map(lines).collect()
+}
+
 fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64) {
     let linear = converted.sites.iter().filter(|s| s.is_linear()).count();
     let windows = converted.sites.iter().filter(|s| s.keeps_window()).count();
@@ -298,11 +321,7 @@ fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64)
         converted.dtype,
         args.weights.map_or(String::new(), |weights| format!(", {} weights", weights.name()))
     ));
-    for site in &converted.sites {
-        if let Some(reason) = &site.why_kept {
-            show::line(&format!("  {} stays softmax: {reason}", site.name));
-        }
-    }
+    kept_lines(&converted.sites).iter().for_each(|line| show::line(line));
     for input in &converted.added_inputs {
         show::line(&format!(
             "  `{input}` is a new input: the graph counted it from the cache or the sequence"
@@ -325,6 +344,33 @@ fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_attentions_of_one_reason_are_one_line() {
+        let site = |layer: usize, why: &str| SiteReport {
+            name: format!("h.{layer}.attn"),
+            layer,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            mask: "causal",
+            window: None,
+            rotary: false,
+            cache: false,
+            why_kept: Some(why.to_owned()),
+        };
+        let four: Vec<SiteReport> = (0..4).map(|layer| site(layer, "the recipe keeps softmax")).collect();
+        assert_eq!(kept_lines(&four)[3], "  h.3.attn stays softmax: the recipe keeps softmax");
+        let five = [&four[..], &[site(4, "the recipe keeps softmax"), site(5, "no cache")]].concat();
+        assert_eq!(
+            kept_lines(&five),
+            [
+                "  h.0.attn and 4 more stay softmax: the recipe keeps softmax",
+                "  h.5.attn stays softmax: no cache"
+            ]
+        );
+    }
 
     #[test]
     fn layers_are_numbers_and_ranges() {

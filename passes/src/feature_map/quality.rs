@@ -95,7 +95,25 @@ impl Features {
 #[derive(Debug, Clone)]
 pub struct Row {
     pub label: &'static str,
-    pub errors: Vec<KernelError>,
+    pub errors: Vec<Cell>,
+}
+
+/// An error, averaged over seeds.
+#[derive(Debug, Clone, Copy)]
+pub struct Cell {
+    pub error: KernelError,
+    /// The standard error of its mean.
+    pub spread: f64,
+}
+
+impl Cell {
+    fn of(errors: &[KernelError]) -> Self {
+        let n = errors.len() as f64;
+        let mean = |f: fn(&KernelError) -> f64| errors.iter().map(f).sum::<f64>() / n;
+        let error = KernelError { mean: mean(|e| e.mean), bias: mean(|e| e.bias) };
+        let squares: f64 = errors.iter().map(|e| (e.mean - error.mean).powi(2)).sum();
+        Self { error, spread: (squares / (n - 1.0).max(1.0) / n).sqrt() }
+    }
 }
 
 /// The table of `docs/kernel-quality.md`: each map over m = `multiples` · head_dim, averaged over seeds.
@@ -127,9 +145,7 @@ pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> V
                         measure(&Setup { spec, head_dim, length, pairs: 1000, seed })
                     })
                     .collect();
-                let mean =
-                    |f: fn(&KernelError) -> f64| errors.iter().map(f).sum::<f64>() / errors.len() as f64;
-                KernelError { mean: mean(|e| e.mean), bias: mean(|e| e.bias) }
+                Cell::of(&errors)
             };
             Row { label, errors: multiples.iter().map(at).collect() }
         })
