@@ -423,7 +423,7 @@ fn what_is_wrong_in_a_line_is_named() {
         wrong("arc_easy", ARC, ("\"text\": \"fire\"", "\"texts\": \"fire\"")),
         wrong("logiqa", LOGIQA, ("c\n", "e\n")),
         wrong("logiqa", LOGIQA, ("B.It is old.\n", "")),
-        wrong("logiqa", LOGIQA, ("D.It", "E.It")),
+        wrong("logiqa", LOGIQA, ("D.It is large.", "D.")),
         wrong("siqa", SIQA, ("\"1\"}", "\"0\"}")),
         wrong("boolq", BOOLQ, ("true", "1")),
         wrong("hellaswag", HELLASWAG, ("\"label\": 0", "\"label\": 4")),
@@ -454,8 +454,8 @@ fn what_is_wrong_in_a_line_is_named() {
     a.jsonl: line 1: `answerKey` is "E", expected A, B or C
     a.jsonl: line 1: `question.choices.1.text` is missing, expected text
     a.txt: line 2: the answer is "e", expected a, b, c or d
-    a.txt: line 6: option B is "C.It is blue.", expected B. and its text
-    a.txt: line 8: option D is "E.It is large.", expected D. and its text
+    a.txt: line 7: option D is missing after this line, expected a line of text
+    a.txt: line 8: option D is "D.", expected D. and its text
     a.jsonl: line 1: `label` is "0", expected 1 to 3
     a.jsonl: line 1: `answer` is 1, expected true or false
     a.jsonl: line 1: `label` is 4, expected 0 to 3
