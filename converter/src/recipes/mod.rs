@@ -123,8 +123,8 @@ mod tests {
                 "no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file",
             ),
             (
-                parse("name: x\nmap: {kind: elu}", "x.yaml"),
-                "x.yaml: recipe `x`: no feature map is called `elu` (there are: dct-softmax, dct-unit, pff, prf, wdcf, wdct-unit, wpff)",
+                parse("name: x\nmap: {kind: relu}", "x.yaml"),
+                "x.yaml: recipe `x`: no feature map is called `relu` (there are: dct-softmax, dct-unit, elu, identity, pff, prf, wdcf, wdct-unit, wpff)",
             ),
             (
                 parse("name: x\nmap: {kind: wdcf}\nrule: none\nlocal: {window: 4}", "x.yaml"),
