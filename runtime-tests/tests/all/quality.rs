@@ -115,7 +115,9 @@ fn recipes_before_training_on_shakespeare() {
             performer: perplexity 32.7, KL 2.43, agreement 0.24
             pff: perplexity 32.7, KL 2.47, agreement 0.24
             wpff: perplexity 32.7, KL 2.47, agreement 0.24
-            retnet: perplexity 35.6, KL 2.55, agreement 0.26
+            decayed: perplexity 35.6, KL 2.55, agreement 0.26
+            elu: perplexity 47.3, KL 2.84, agreement 0.26
+            retnet: perplexity 167, KL 4.04, agreement 0.10
             ");
         }
     }
