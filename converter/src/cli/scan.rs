@@ -7,6 +7,7 @@ use crate::recipes;
 use crate::report::plot::{Line, Panel, colour, draw};
 use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Recipe;
+use dijiang_format::words::counted;
 use dijiang_runtime::{Device, write_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -189,8 +190,9 @@ fn print_frontier(frontier: &[Kept]) {
     for kept in frontier {
         let text = kept.text.map_or_else(String::new, |text| format!(", {text:+.4} on the given texts"));
         show::line(&format!(
-            "{:>7} layers softmax and all others near: {:+.4} copying{text}",
-            kept.layers, kept.copying
+            "{:>14} softmax and all others near: {:+.4} copying{text}",
+            counted(kept.layers, "layer"),
+            kept.copying
         ));
     }
 }
