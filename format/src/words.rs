@@ -8,9 +8,19 @@ pub fn counted<N: Copy + Display + PartialEq + From<u8>>(number: N, thing: &str)
     format!("{number} {thing}{end}")
 }
 
+/// Things one after the other: `1, 4, 7`.
+pub fn listed<T: Display>(things: &[T]) -> String {
+    things.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn things_have_commas_between_them() {
+        assert_eq!([listed(&[1, 4, 7]), listed::<u8>(&[])], ["1, 4, 7", ""]);
+    }
 
     #[test]
     fn one_thing_is_singular() {

@@ -7,7 +7,7 @@ use crate::recipes;
 use crate::report::plot::{Line, Panel, colour, draw};
 use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Recipe;
-use dijiang_format::words::counted;
+use dijiang_format::words::{counted, listed};
 use dijiang_runtime::{Device, write_file};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -180,10 +180,6 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
         )),
         None => show::line("nothing was written (hint: -o RECIPE.yaml)"),
     }
-}
-
-fn listed(layers: &[usize]) -> String {
-    layers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn print_frontier(frontier: &[Kept]) {

@@ -11,6 +11,7 @@ use dijiang_format::files;
 use dijiang_format::names::WINDOWS;
 use dijiang_format::recipe::{Recipe, Wide};
 use dijiang_format::target::PORTABLE_OPSET;
+use dijiang_format::words::listed;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::Options;
 use dijiang_passes::attention::scan_graph::write_windows;
@@ -122,12 +123,6 @@ pub struct Kept {
     pub text: Option<f64>,
 }
 
-impl Kept {
-    fn cost(&self) -> f64 {
-        self.copying + self.text.unwrap_or(0.0)
-    }
-}
-
 /// What a layer costs that sees near tokens alone.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct ScannedLayer {
@@ -138,10 +133,9 @@ pub struct ScannedLayer {
     pub text: Option<f64>,
 }
 
-impl ScannedLayer {
-    fn cost(&self) -> f64 {
-        self.copying + self.text.unwrap_or(0.0)
-    }
+/// What losses on the two kinds of texts come to.
+fn cost(copying: f64, text: Option<f64>) -> f64 {
+    copying + text.unwrap_or(0.0)
 }
 
 /// The recipe of a conversion with the layers named that are not as the others.
@@ -174,10 +168,9 @@ pub fn kept(recipe: Recipe, layers: Vec<usize>) -> Recipe {
 }
 
 fn told_kept(scanned: &Scanned) -> String {
-    let layers: Vec<String> = scanned.kept.iter().map(ToString::to_string).collect();
     format!(
         "layers {} stay softmax: of texts that come twice they lose most where they see {} tokens back",
-        layers.join(", "),
+        listed(&scanned.kept),
         scanned.window
     )
 }
@@ -252,10 +245,9 @@ fn unmeasured(path: &Path, why: &str) -> String {
 }
 
 fn told(scanned: &Scanned, wide: &Wide) -> String {
-    let layers: Vec<String> = scanned.wide.iter().map(ToString::to_string).collect();
     format!(
         "layers {} see {} tokens back, and the others {}: of texts that come twice they lose most without",
-        layers.join(", "),
+        listed(&scanned.wide),
         wide.window,
         scanned.window
     )
@@ -380,15 +372,17 @@ fn counts(layers: usize) -> Vec<usize> {
 
 /// The fewest layers that leave a tenth of what keeping none costs; all but one where none do.
 fn enough(frontier: &[Kept]) -> usize {
-    let none = frontier.first().map_or(0.0, Kept::cost);
-    let enough = frontier.iter().find(|kept| kept.cost() <= LEFT * none);
+    let cost = |kept: &Kept| cost(kept.copying, kept.text);
+    let none = frontier.first().map_or(0.0, cost);
+    let enough = frontier.iter().find(|kept| cost(kept) <= LEFT * none);
     enough.or(frontier.last()).map_or(0, |kept| kept.layers)
 }
 
 /// The layers that cost most, in their order; of equal ones the first.
 fn dearest(scanned: &[ScannedLayer], most: usize) -> Vec<usize> {
     let mut by_cost: Vec<&ScannedLayer> = scanned.iter().collect();
-    by_cost.sort_by(|a, b| b.cost().total_cmp(&a.cost()).then(a.layer.cmp(&b.layer)));
+    let cost = |scanned: &ScannedLayer| cost(scanned.copying, scanned.text);
+    by_cost.sort_by(|a, b| cost(b).total_cmp(&cost(a)).then(a.layer.cmp(&b.layer)));
     let mut layers: Vec<usize> = by_cost.iter().take(most).map(|scanned| scanned.layer).collect();
     layers.sort_unstable();
     layers

@@ -74,19 +74,11 @@ impl Asking<'_> {
     }
 
     fn scores(&mut self, jobs: &[Job]) -> Result<Vec<Vec<Vec<Scored>>>, RuntimeError> {
-        if self.branches {
-            let branches: Vec<Branches> = jobs.iter().map(|job| job.branches.clone()).collect();
-            return self.serving.score_branches(&branches);
+        let branches: Vec<Branches> = jobs.iter().map(|job| job.branches.clone()).collect();
+        match self.branches {
+            true => self.serving.score_branches(&branches),
+            false => self.serving.score_apart(&branches),
         }
-        let mut whole = |shared: &[i64], rest: &[i64]| -> Result<Vec<Scored>, RuntimeError> {
-            self.serving.start(1)?;
-            let mut scores = self.serving.score(&[[shared, rest].concat()])?.concat();
-            Ok(scores.split_off(shared.len() - 1))
-        };
-        let each = jobs.iter().map(|Job { branches: Branches { shared, rests }, .. }| {
-            rests.iter().map(|rest| whole(shared, rest)).collect()
-        });
-        each.collect()
     }
 
     /// Spaces at the end of the context belong to what follows it, and the whole is tokenised before it is split.

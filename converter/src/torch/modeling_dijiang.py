@@ -216,11 +216,7 @@ class Prf(Exponential):
         return F.linear(x, omega) - shift
 
 
-class Elu:
-    """elu(x) + 1, of x as it is"""
-
-    takes_x = True
-
+class WithoutParameters:
     @staticmethod
     def per_head(m, d):
         return {}
@@ -228,22 +224,20 @@ class Elu:
     @staticmethod
     def shared(m, d):
         return {}
+
+
+class Elu(WithoutParameters):
+    """elu(x) + 1, of x as it is"""
+
+    takes_x = True
 
     @staticmethod
     def phi(x, own, shared, is_query):
         return F.elu(x) + 1
 
 
-class Identity:
+class Identity(WithoutParameters):
     """x"""
-
-    @staticmethod
-    def per_head(m, d):
-        return {}
-
-    @staticmethod
-    def shared(m, d):
-        return {}
 
     @staticmethod
     def phi(x, own, shared, is_query):

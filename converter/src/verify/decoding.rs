@@ -12,29 +12,19 @@ use dijiang_format::serving::Device;
 use dijiang_runtime::{Engine, RuntimeError, Serving, ServingOptions};
 
 /// What one decoder is called in rows: how it takes prompts, and tokens.
-pub(super) struct Fed {
+struct Fed {
     engine: Engine,
-    device: Device,
     prompts: &'static str,
     tokens: &'static str,
 }
 
-impl Fed {
-    /// The same elsewhere.
-    pub(super) const fn on(self, device: Device) -> Self {
-        Self { device, ..self }
-    }
-}
-
-pub(super) const AS_GENERATED: Fed = Fed {
+const AS_GENERATED: Fed = Fed {
     engine: Engine::Ort,
-    device: Device::Cpu,
     prompts: "prompts as `generate` feeds them",
     tokens: "tokens as `generate` feeds them",
 };
-pub(super) const BOUND: Fed = Fed {
+const BOUND: Fed = Fed {
     engine: Engine::OrtBound,
-    device: Device::Cpu,
     prompts: "prefill.onnx in segments",
     tokens: "decode.onnx token by token",
 };
@@ -44,32 +34,31 @@ pub(super) const BOUND: Fed = Fed {
 const ROUNDINGS: f64 = 4.0;
 
 impl Verifier<'_> {
-    /// What a CPU decodes by, in the arithmetic of the served graph. `reference` holds the logits that the form `plain`
-    /// gives for all tokens of the prompts, row after row.
-    pub(super) fn decoder(&mut self, name: &str, plain: &str, reference: &[f32]) -> Result<(), VerifyError> {
-        self.stage(&format!("decoding in {name}"));
-        self.as_generated(&AS_GENERATED, [name, name], plain, reference)
-    }
-
-    /// `names` are the place where it is fed, and that of the plain form.
+    /// What decodes a bundle token by token, in the arithmetic of the served graph. `names` are the place where it is fed, and
+    /// that of the plain form; `reference` holds the logits that the form `plain` gives for all tokens of the prompts, row
+    /// after row.
     pub(super) fn as_generated(
         &mut self,
-        fed: &Fed,
+        device: Device,
         names: [&str; 2],
         plain: &str,
         reference: &[f32],
     ) -> Result<(), VerifyError> {
+        self.stage(&format!("decoding in {}", names[0]));
         let limit = self.served_limit();
-        for Decoded { comparison, found, expected } in self.decoded(fed, names, plain, reference)? {
+        for Decoded { comparison, found, expected } in
+            self.decoded((&AS_GENERATED, device), names, plain, reference)?
+        {
             self.push(comparison.logits(limit, &found, &expected));
         }
         Ok(())
     }
 
-    /// The graphs for bound memory.
+    /// The graphs for bound memory; the rest is as in [`as_generated`](Self::as_generated).
     pub(super) fn bound_graphs(
         &mut self,
-        name: &str,
+        device: Device,
+        names: [&str; 2],
         plain: &str,
         reference: &[f32],
     ) -> Result<(), VerifyError> {
@@ -79,24 +68,13 @@ impl Verifier<'_> {
             [false, false] if !self.has_bound_graphs() => return Ok(()),
             [is_there, _] => {
                 let missing = if is_there { decode } else { prefill };
-                self.skip_bound_graphs(name, &format!("{missing} is missing"));
+                self.skip_bound_graphs(names[0], &format!("{missing} is missing"));
                 return Ok(());
             }
         }
-        self.stage(&format!("serving from bound memory in {name}"));
-        self.bound(&BOUND, [name, name], plain, reference)
-    }
-
-    /// As [`as_generated`](Self::as_generated).
-    pub(super) fn bound(
-        &mut self,
-        fed: &Fed,
-        names: [&str; 2],
-        plain: &str,
-        reference: &[f32],
-    ) -> Result<(), VerifyError> {
+        self.stage(&format!("serving from bound memory in {}", names[0]));
         let limit = self.bound_limit()?;
-        for decoded in self.decoded(fed, names, plain, reference)? {
+        for decoded in self.decoded((&BOUND, device), names, plain, reference)? {
             self.compare_bound(decoded, limit);
         }
         Ok(())
@@ -105,7 +83,7 @@ impl Verifier<'_> {
     /// The last tokens of all rows after their prompts, and every token of the longest row.
     fn decoded(
         &self,
-        fed: &Fed,
+        (fed, device): (&Fed, Device),
         [name, plain_in]: [&str; 2],
         plain: &str,
         reference: &[f32],
@@ -116,8 +94,7 @@ impl Verifier<'_> {
         let (rows, ends) = beginnings(&self.prompts.rows());
         // The longest row takes two segments, and the states go to and fro.
         let segment = Some(row.len().div_ceil(2));
-        let Fed { engine, device, .. } = *fed;
-        let threads = self.threads;
+        let (engine, threads) = (fed.engine, self.threads);
         let options = ServingOptions { engine, device, segment, threads, ..ServingOptions::default() };
         let mut serving = serving::open_any(self.bundle, &options)?;
 
@@ -148,7 +125,7 @@ impl Verifier<'_> {
     }
 
     /// Whether the manifest lists them, or they lie there all the same.
-    pub(super) fn has_bound_graphs(&self) -> bool {
+    fn has_bound_graphs(&self) -> bool {
         let is_bound = |file: &str| self.is_there(file) || self.manifest.file(file).is_some();
         is_bound(files::PREFILL) || is_bound(files::DECODE)
     }

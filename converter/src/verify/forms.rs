@@ -4,6 +4,7 @@ use super::run::Model;
 use super::table::{Comparison, Measure};
 use super::{EXACT, ORT, Verifier, VerifyError, forms_alike};
 use dijiang_format::files;
+use dijiang_format::serving::Device;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, all at once = token by token = split = padded, runtime = runtime.
@@ -57,8 +58,8 @@ impl Verifier<'_> {
                 self.stepwise(i, &mut model, files::MODEL)?;
                 self.beyond_windows(i, &mut model)?;
                 if name == ORT {
-                    self.decoder(name, plain, &reference)?;
-                    self.bound_graphs(name, plain, &reference)?;
+                    self.as_generated(Device::Cpu, [name; 2], plain, &reference)?;
+                    self.bound_graphs(Device::Cpu, [name; 2], plain, &reference)?;
                 }
             }
             Err(reason) => {

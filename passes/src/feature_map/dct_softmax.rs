@@ -1,7 +1,7 @@
 //! `dct-softmax`: φ(x) = softmax over the m features of (W x + log D), W learned per head and
 //! started at T C, with `signs` at T C and -T C. The bounded form of the released code.
 
-use super::{Emitted, FeatureMap, Numbers, ParameterSpec, Role, eval_rows, frequency, repeat};
+use super::{Emitted, FeatureMap, Numbers, ParameterSpec, eval_rows, frequency, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -50,7 +50,7 @@ impl FeatureMap for DctSoftmax {
         vec![repeat(heads, &[m as u64, d as u64], &w), repeat(heads, &[m as u64], &vec![0.0; m])]
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, _role: Role) -> ValueId {
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
         let transposed = p.transpose(parameters["w"], &[0, 2, 1]);
         let products = p.matmul(x, transposed);
         let spread = p.unsqueeze(parameters["log_d"], &[1]);
@@ -58,7 +58,7 @@ impl FeatureMap for DctSoftmax {
         p.softmax(logits, -1)
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, _role: Role) -> Vec<f64> {
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
         let logits: Vec<f64> =
             eval_rows(&parameters["w"], x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

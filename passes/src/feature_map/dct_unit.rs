@@ -4,7 +4,7 @@
 //! With more than `head_dim` features, further bases stand below C.
 
 use super::{
-    Emitted, FeatureMap, Numbers, ParameterSpec, Role, emit_add_per_head, emit_unit, eval_rows, eval_unit,
+    Emitted, FeatureMap, Numbers, ParameterSpec, emit_add_per_head, emit_unit, eval_rows, eval_unit,
     frequency, repeat,
 };
 use crate::ir::graph::ValueId;
@@ -46,14 +46,14 @@ impl FeatureMap for DctUnit {
         vec![repeat(heads, &[m as u64, d as u64], &w), repeat(heads, &[m as u64], &vec![0.0; m])]
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, _role: Role) -> ValueId {
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
         let transposed = p.transpose(parameters["w"], &[0, 2, 1]);
         let products = p.matmul(x, transposed);
         let shifted = emit_add_per_head(p, products, parameters["bias"]);
         emit_unit(p, shifted)
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, _role: Role) -> Vec<f64> {
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
         let products = eval_rows(&parameters["w"], x);
         let shifted: Vec<f64> = products.iter().zip(&parameters["bias"]).map(|(y, b)| y + b).collect();
         eval_unit(&shifted)

@@ -1,11 +1,8 @@
 //! `elu`: φ(x) = elu(x) + 1, feature by feature (Katharopoulos et al. 2020): x + 1 above zero, and exp(x) below.
 
-use super::{Emitted, FeatureMap, Numbers, ParameterSpec, Role};
+use super::{Emitted, FeatureMap, Numbers};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::ir::tensor::Tensor;
-use crate::numeric::random::Random;
-use dijiang_format::recipe::MapSpec;
 
 pub(super) struct Elu;
 
@@ -23,22 +20,14 @@ impl FeatureMap for Elu {
         false
     }
 
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        &[]
-    }
-
-    fn initial(&self, _: &MapSpec, _heads: usize, _head_dim: usize, _: &mut Random) -> Vec<Tensor> {
-        Vec::new()
-    }
-
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, _: &Emitted, _role: Role) -> ValueId {
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, _: &Emitted) -> ValueId {
         let zero = p.scalar_like(x, 0.0);
         let (above, below) = (p.max(x, zero), p.min(x, zero));
         let power = p.exp(below);
         p.add(above, power)
     }
 
-    fn eval(&self, x: &[f64], _: &Numbers, _role: Role) -> Vec<f64> {
+    fn eval_plain(&self, x: &[f64], _: &Numbers) -> Vec<f64> {
         x.iter().map(|x| if *x > 0.0 { x + 1.0 } else { x.exp() }).collect()
     }
 }

@@ -1,11 +1,8 @@
 //! `identity`: φ(x) = x (RetNet, Sun et al. 2023): the scaled score itself in the place of its exponential.
 
-use super::{Emitted, FeatureMap, Numbers, ParameterSpec, Role};
+use super::{Emitted, FeatureMap, Numbers};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
-use crate::ir::tensor::Tensor;
-use crate::numeric::random::Random;
-use dijiang_format::recipe::MapSpec;
 
 pub(super) struct Identity;
 
@@ -22,19 +19,11 @@ impl FeatureMap for Identity {
         false
     }
 
-    fn parameters(&self) -> &'static [ParameterSpec] {
-        &[]
-    }
-
-    fn initial(&self, _: &MapSpec, _heads: usize, _head_dim: usize, _: &mut Random) -> Vec<Tensor> {
-        Vec::new()
-    }
-
-    fn emit(&self, _: &mut Patch<'_>, x: ValueId, _: &Emitted, _role: Role) -> ValueId {
+    fn emit_plain(&self, _: &mut Patch<'_>, x: ValueId, _: &Emitted) -> ValueId {
         x
     }
 
-    fn eval(&self, x: &[f64], _: &Numbers, _role: Role) -> Vec<f64> {
+    fn eval_plain(&self, x: &[f64], _: &Numbers) -> Vec<f64> {
         x.to_vec()
     }
 }

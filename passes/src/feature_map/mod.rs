@@ -126,7 +126,9 @@ pub trait FeatureMap: Sync {
     }
 
     /// Its parameters, in the order they are drawn.
-    fn parameters(&self) -> &'static [ParameterSpec];
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        &[]
+    }
 
     /// The learned parameter `[heads, m, head_dim]` that holds the frequencies T C, which may then be scaled.
     fn frequencies(&self) -> Option<&'static ParameterSpec> {
@@ -135,25 +137,45 @@ pub trait FeatureMap: Sync {
 
     /// What the parameters of one attention site are at first, for `heads` heads of one role, in their order. Those of
     /// everyone must come out equal for both roles: draw them first.
-    fn initial(&self, spec: &MapSpec, heads: usize, head_dim: usize, random: &mut Random) -> Vec<Tensor>;
+    fn initial(&self, _spec: &MapSpec, _heads: usize, _head_dim: usize, _random: &mut Random) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    /// Whether the features are an exponential.
+    fn is_exponential(&self) -> bool {
+        false
+    }
+
+    /// Writes the features, or where they [are an exponential](Self::is_exponential) its exponents: `x` and what comes of it
+    /// as of [`emit`](Self::emit).
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId;
+
+    /// The same of one vector, in f64.
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64>;
 
     /// Writes φ: `x` `[batch, heads, sequence, head_dim]` → `[batch, heads, sequence, m]`, or without the batch;
     /// parameters have the type of `x`.
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId;
+    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
+        let plain = self.emit_plain(p, x, parameters);
+        if self.is_exponential() { emit_exp(p, plain, role) } else { plain }
+    }
 
     /// The exponents `[.., m]` whose exponential the features are; none where they are no exponential. [`emit`](Self::emit)
     /// takes the largest of a query's out of its features.
-    fn emit_exponents(&self, _p: &mut Patch<'_>, _x: ValueId, _parameters: &Emitted) -> Option<ValueId> {
-        None
+    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
+        self.is_exponential().then(|| self.emit_plain(p, x, parameters))
     }
 
     /// The same of one vector, in f64.
-    fn eval_exponents(&self, _x: &[f64], _parameters: &Numbers) -> Option<Vec<f64>> {
-        None
+    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
+        self.is_exponential().then(|| self.eval_plain(x, parameters))
     }
 
     /// φ of one vector.
-    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64>;
+    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
+        let plain = self.eval_plain(x, parameters);
+        if self.is_exponential() { eval_exp(&plain, role) } else { plain }
+    }
 }
 
 /// Every map.

@@ -5,10 +5,7 @@
 //! averages exp((v·(q + k))²/2). With `radial: chi` the lengths are those of a standard normal vector
 //! and c = ½, and the average is exactly exp(q·k).
 
-use super::{
-    Emitted, FeatureMap, Numbers, ParameterSpec, Role, dot, emit_exp, emit_norm, eval_exp, eval_rows,
-    frequency, single,
-};
+use super::{Emitted, FeatureMap, Numbers, ParameterSpec, dot, emit_norm, eval_rows, frequency, single};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -31,21 +28,16 @@ impl FeatureMap for Pff {
         initial_for_everyone(spec, d, self.features(spec, d), random)
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let exponents = exponents(p, x, parameters);
-        emit_exp(p, exponents, role)
+    fn is_exponential(&self) -> bool {
+        true
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        eval_exp(&exponents_of(x, parameters), role)
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+        exponents(p, x, parameters)
     }
 
-    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
-        Some(exponents(p, x, parameters))
-    }
-
-    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
-        Some(exponents_of(x, parameters))
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
+        exponents_of(x, parameters)
     }
 }
 

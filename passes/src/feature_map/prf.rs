@@ -1,9 +1,7 @@
 //! `prf`, positive random features: φ(x) = exp(ω x - ‖x‖²/2) / √m, ω ~ N(0, I) (Eq. 5; Performer,
 //! Choromanski et al. 2021). The average of φ(q)·φ(k) is exactly exp(q·k).
 
-use super::{
-    Emitted, FeatureMap, Numbers, ParameterSpec, Role, dot, emit_exp, emit_norm, eval_exp, eval_rows, single,
-};
+use super::{Emitted, FeatureMap, Numbers, ParameterSpec, dot, emit_norm, eval_rows, single};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -33,35 +31,22 @@ impl FeatureMap for Prf {
         vec![single(&[m as u64, d as u64], &omega)]
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let exponents = exponents(p, x, parameters);
-        emit_exp(p, exponents, role)
+    fn is_exponential(&self) -> bool {
+        true
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        eval_exp(&exponents_of(x, parameters), role)
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+        let products = p.linear(x, parameters["omega"], None);
+        let last = p.rank(products).saturating_sub(1);
+        let m = p.known_dim(products, last) as f64;
+        let norm = emit_norm(p, x, 0.5);
+        let shift = p.add_scalar(norm, m.ln() / 2.0);
+        p.sub(products, shift)
     }
 
-    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
-        Some(exponents(p, x, parameters))
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
+        let products = eval_rows(&parameters["omega"], x);
+        let shift = dot(x, x) / 2.0 + (products.len() as f64).ln() / 2.0;
+        products.iter().map(|e| e - shift).collect()
     }
-
-    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
-        Some(exponents_of(x, parameters))
-    }
-}
-
-fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
-    let products = p.linear(x, parameters["omega"], None);
-    let last = p.rank(products).saturating_sub(1);
-    let m = p.known_dim(products, last) as f64;
-    let norm = emit_norm(p, x, 0.5);
-    let shift = p.add_scalar(norm, m.ln() / 2.0);
-    p.sub(products, shift)
-}
-
-fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
-    let products = eval_rows(&parameters["omega"], x);
-    let shift = dot(x, x) / 2.0 + (products.len() as f64).ln() / 2.0;
-    products.iter().map(|e| e - shift).collect()
 }

@@ -4,8 +4,7 @@
 //! With more than `head_dim` features, further bases take the place of C.
 
 use super::{
-    Emitted, FeatureMap, Numbers, ParameterSpec, Role, emit_add_per_head, emit_exp, eval_exp, eval_rows,
-    frequency, repeat, single,
+    Emitted, FeatureMap, Numbers, ParameterSpec, emit_add_per_head, eval_rows, frequency, repeat, single,
 };
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
@@ -45,31 +44,18 @@ impl FeatureMap for Wdcf {
         ]
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let exponents = exponents(p, x, parameters);
-        emit_exp(p, exponents, role)
+    fn is_exponential(&self) -> bool {
+        true
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        eval_exp(&exponents_of(x, parameters), role)
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+        let transformed = p.linear(x, parameters["c"], None);
+        let scaled = p.mul(transformed, parameters["t"]);
+        emit_add_per_head(p, scaled, parameters["log_d"])
     }
 
-    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
-        Some(exponents(p, x, parameters))
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
+        let omega = frequency::scaled(&parameters["c"], &parameters["t"]);
+        eval_rows(&omega, x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect()
     }
-
-    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
-        Some(exponents_of(x, parameters))
-    }
-}
-
-fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
-    let transformed = p.linear(x, parameters["c"], None);
-    let scaled = p.mul(transformed, parameters["t"]);
-    emit_add_per_head(p, scaled, parameters["log_d"])
-}
-
-fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
-    let omega = frequency::scaled(&parameters["c"], &parameters["t"]);
-    eval_rows(&omega, x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect()
 }

@@ -4,8 +4,7 @@
 //! With more than `head_dim` features, further bases stand below C.
 
 use super::{
-    Emitted, FeatureMap, Numbers, ParameterSpec, Role, emit_unit, eval_rows, eval_unit, frequency, repeat,
-    single,
+    Emitted, FeatureMap, Numbers, ParameterSpec, emit_unit, eval_rows, eval_unit, frequency, repeat, single,
 };
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
@@ -43,7 +42,7 @@ impl FeatureMap for WdctUnit {
         vec![single(&[m as u64, d as u64], &c), repeat(heads, &[m as u64], &vec![0.0; m])]
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, _role: Role) -> ValueId {
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
         let transformed = p.linear(x, parameters["c"], None);
         let weights = p.exp(parameters["log_d"]);
         let weights = p.unsqueeze(weights, &[1]);
@@ -51,7 +50,7 @@ impl FeatureMap for WdctUnit {
         emit_unit(p, weighed)
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, _role: Role) -> Vec<f64> {
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
         let transformed = eval_rows(&parameters["c"], x);
         let weighed: Vec<f64> =
             transformed.iter().zip(&parameters["log_d"]).map(|(y, d)| y * d.exp()).collect();

@@ -2,9 +2,7 @@
 //! kept as its logarithm.
 
 use super::pff::{self, initial_for_everyone};
-use super::{
-    Emitted, FeatureMap, Numbers, ParameterSpec, Role, emit_add_per_head, emit_exp, eval_exp, repeat,
-};
+use super::{Emitted, FeatureMap, Numbers, ParameterSpec, emit_add_per_head, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -36,29 +34,16 @@ impl FeatureMap for Wpff {
         all
     }
 
-    fn emit(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted, role: Role) -> ValueId {
-        let exponents = exponents(p, x, parameters);
-        emit_exp(p, exponents, role)
+    fn is_exponential(&self) -> bool {
+        true
     }
 
-    fn eval(&self, x: &[f64], parameters: &Numbers, role: Role) -> Vec<f64> {
-        eval_exp(&exponents_of(x, parameters), role)
+    fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
+        let unweighted = pff::exponents(p, x, parameters);
+        emit_add_per_head(p, unweighted, parameters["log_d"])
     }
 
-    fn emit_exponents(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> Option<ValueId> {
-        Some(exponents(p, x, parameters))
+    fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
+        pff::exponents_of(x, parameters).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect()
     }
-
-    fn eval_exponents(&self, x: &[f64], parameters: &Numbers) -> Option<Vec<f64>> {
-        Some(exponents_of(x, parameters))
-    }
-}
-
-fn exponents(p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
-    let unweighted = pff::exponents(p, x, parameters);
-    emit_add_per_head(p, unweighted, parameters["log_d"])
-}
-
-fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
-    pff::exponents_of(x, parameters).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect()
 }

@@ -176,8 +176,13 @@ impl Serving {
         match self.branching() {
             Branching::Together => self.score_together(texts),
             Branching::Alone => texts.iter().map(|text| self.score_alone(text)).collect(),
-            Branching::Never => texts.iter().map(|text| self.score_anew(text)).collect(),
+            Branching::Never => self.score_apart(texts),
         }
+    }
+
+    /// The same with every text fed whole for each of its ways.
+    pub fn score_apart(&mut self, texts: &[Branches]) -> Result<Vec<Vec<Vec<Scored>>>, RuntimeError> {
+        texts.iter().map(|text| self.score_anew(text)).collect()
     }
 
     fn score_together(&mut self, texts: &[Branches]) -> Result<Vec<Vec<Vec<Scored>>>, RuntimeError> {
