@@ -34,7 +34,8 @@ def filled(name, dtype, shape):
 
 
 def bind(session, sizes):
-    binding, tensors = session.io_binding(), []
+    """A state is one buffer, past and present, as `generate` has it."""
+    binding, tensors = session.io_binding(), {}
     for put, declared, make in (
         (binding.bind_input, session.get_inputs(), filled),
         (binding.bind_output, session.get_outputs(), lambda _, dtype, shape: torch.zeros(shape, dtype=dtype, device=DEVICE)),
@@ -42,8 +43,9 @@ def bind(session, sizes):
         for io in declared:
             dtype, element = TYPES[io.type]
             shape = [dim if isinstance(dim, int) else sizes.get(dim, 1) for dim in io.shape]
-            tensor = make(io.name, dtype, shape)
-            tensors.append(tensor)
+            past = tensors.get(io.name.replace("present", "past_key_values", 1))
+            tensor = past if past is not None and past.shape == tuple(shape) else make(io.name, dtype, shape)
+            tensors[io.name] = tensor
             put(io.name, DEVICE, 0, element, shape, tensor.data_ptr())
     return binding, tensors
 

@@ -28,10 +28,15 @@ impl Grid {
     }
 
     /// Chunks of `chunk` tokens; `one` is 1.
-    pub(super) fn of(p: &mut Patch<'_>, time: ValueId, chunk: ValueId, one: ValueId) -> Self {
+    fn of(p: &mut Patch<'_>, time: ValueId, chunk: ValueId, one: ValueId) -> Self {
         let up = p.add(time, chunk);
         let up = p.sub(up, one);
         let count = p.div(up, chunk);
+        Self::exactly(p, time, chunk, count)
+    }
+
+    /// `count` chunks of `chunk` tokens.
+    pub(super) fn exactly(p: &mut Patch<'_>, time: ValueId, chunk: ValueId, count: ValueId) -> Self {
         let whole = p.mul(count, chunk);
         Self { time, chunk, count, missing: p.sub(whole, time) }
     }

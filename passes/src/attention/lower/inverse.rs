@@ -1,17 +1,21 @@
 //! (I + A)⁻¹ of a strictly lower triangle A = tril(x yᵀ ⊙ D, -1) of each chunk, D_ij = exp(L_i - L_j).
 //!
 //! Powers of A explode for keys that are alike, though the inverse stays small: of 64 tokens of one kind they reach 10⁵
-//! in f32. So only small blocks on the diagonal are inverted by a product of powers,
-//! (I + B)⁻¹ = (I - B)(I + B²)(I + B⁴)…, and joined two by two:
-//! [P 0; Q R]⁻¹ = [P⁻¹ 0; -R⁻¹ Q P⁻¹ R⁻¹].
+//! in f32. So none are taken. Squares on the diagonal are joined two by two,
+//! [P 0; Q R]⁻¹ = [P⁻¹ 0; -R⁻¹ Q P⁻¹ R⁻¹]: in a block of BLOCK tokens all squares of one size at once, as
+//! X ← X - X Q X, where X holds their inverses and Q what stands between the two of each pair.
 
-use super::{decay_of, lower_triangle};
+use super::decay_of;
+use super::grid::decay_between;
 use crate::ir::graph::ValueId;
+use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use dijiang_format::dtype::DType;
 
-/// How often the powers of a block are squared: a block of 2^(SQUARINGS + 1) tokens is inverted at most.
-const SQUARINGS: u32 = 4;
+/// How often the squares of a block double, from one token.
+const DOUBLINGS: u32 = 6;
+/// The tokens of a block at most.
+pub(super) const BLOCK: u32 = 1 << DOUBLINGS;
 
 /// What A is made of, f32.
 pub(super) struct Triangle {
@@ -62,27 +66,30 @@ impl Triangle {
     /// The inverses of the blocks on the diagonal, `[batch, heads, blocks, size, size]`.
     fn of_blocks(&self, p: &mut Patch<'_>, blocks: Blocks) -> ValueId {
         let m = p.known_dim(self.rows, 4) as i64;
-        // A longer block would need more squarings: a call of so many tokens fails here and gives no wrong numbers.
-        let most = p.ints(&[2 << SQUARINGS]);
+        // A longer block would need more doublings: a call of so many tokens fails here and gives no wrong numbers.
+        let most = p.ints(&[i64::from(BLOCK)]);
         let size = p.min(blocks.size, most);
         let sizes = [blocks.count, size];
         let [x, y] = [self.rows, self.columns].map(|x| Self::cut(p, x, &sizes, Some(m)));
-        let log = self.log.map(|log| Self::cut(p, log, &sizes, None));
         let transposed = p.transpose(y, &[0, 1, 2, 4, 3]);
-        let products = p.matmul(x, transposed);
-        let products = decayed(p, products, log.map(|log| [log, log]));
-        let count = p.squeeze(size, &[0]);
-        let below = lower_triangle(p, count, true);
-        let triangle = p.mul(products, below);
-        let identity = identity(p, count);
-        let mut power = triangle;
-        let mut inverse = p.sub(identity, triangle);
-        for _ in 0..SQUARINGS {
-            power = p.matmul(power, power);
-            let more = p.matmul(inverse, power);
-            inverse = p.add(inverse, more);
+        let mut products = p.matmul(x, transposed);
+        let tokens = p.squeeze(size, &[0]);
+        if let Some(log) = self.log {
+            let log = Self::cut(p, log, &sizes, None);
+            let (row, column) = (p.unsqueeze(log, &[4]), p.unsqueeze(log, &[3]));
+            let decay = decay_between(p, row, column, tokens, false);
+            products = p.mul(products, decay);
         }
-        inverse
+        let between = between_pairs(p, tokens);
+        let identity = identity(p, tokens);
+        let first = p.mul(products, between[0]);
+        let alone = p.sub(identity, first);
+        between[1..].iter().fold(alone, |inverse, between| {
+            let between = p.mul(products, *between);
+            let corner = p.matmul(between, inverse);
+            let corner = p.matmul(inverse, corner);
+            p.sub(inverse, corner)
+        })
     }
 
     /// The inverses of blocks of twice the size.
@@ -133,6 +140,27 @@ fn decayed(p: &mut Patch<'_>, products: ValueId, logs: Option<[ValueId; 2]>) -> 
     let between = p.sub(row, column);
     let decay = decay_of(p, between);
     p.mul(products, decay)
+}
+
+/// Where a row is in the second square of a pair and a column in the first, f32 `[size, size]`, for squares of 1, 2, 4 …
+/// tokens.
+fn between_pairs(p: &mut Patch<'_>, size: ValueId) -> Vec<ValueId> {
+    let index = p.range(size);
+    let squares: Vec<[ValueId; 2]> = (0..=DOUBLINGS)
+        .map(|doubling| {
+            let tokens = p.ints(&[1 << doubling]);
+            let square = p.div(index, tokens);
+            [p.unsqueeze(square, &[1]), p.unsqueeze(square, &[0])]
+        })
+        .collect();
+    let between = squares.windows(2).map(|at| {
+        let ([row, column], [pair_row, pair_column]) = (at[0], at[1]);
+        let is_later = p.greater(row, column);
+        let is_pair = p.equal(pair_row, pair_column);
+        let between = p.node(Op::new("And"), &[is_later, is_pair]);
+        p.cast(between, DType::F32)
+    });
+    between.collect()
 }
 
 /// `[size, size]`, f32.
