@@ -40,6 +40,15 @@ pub fn is_exact(name: &str) -> bool {
     is_made(name) && name.split('/').any(|part| part == EXACT)
 }
 
+/// In the names of values that gradients take for constants. What is computed from them is such that its gradient is whole
+/// without theirs.
+pub const HELD: &str = "held";
+
+/// Whether a value of this name is one of them.
+pub fn is_held(name: &str) -> bool {
+    is_made(name) && name.split('/').any(|part| part == HELD)
+}
+
 /// In the names of values that are rows in another order, in which the tokens of a row stand before its padding: without
 /// padding they are as they were.
 pub const TOGETHER: &str = "together";

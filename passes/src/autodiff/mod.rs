@@ -12,6 +12,7 @@ use crate::ir::infer::Type;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::is_held;
 use dims::Dims;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -107,13 +108,13 @@ fn has_gradient(ty: &Type) -> bool {
     ty.dtype.is_none_or(DType::is_float)
 }
 
-/// The values that change with `wrt`, itself included.
+/// The values that change with `wrt`, itself included. Those that are held do not.
 fn dependent(graph: &Graph, wrt: &[ValueId]) -> BTreeSet<ValueId> {
     let keep = |v: &ValueId| has_gradient(&graph.value(*v).ty);
     let mut found: BTreeSet<ValueId> = wrt.iter().copied().filter(keep).collect();
     for id in graph.order() {
         let node = graph.node(id);
-        if node.inputs.iter().flatten().any(|v| found.contains(v)) {
+        if !is_held(&node.name) && node.inputs.iter().flatten().any(|v| found.contains(v)) {
             found.extend(node.outputs.iter().copied().filter(keep));
         }
     }

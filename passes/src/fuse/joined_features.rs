@@ -115,6 +115,13 @@ fn both_anew(w: &mut Sweep<'_>, [a, b]: [ValueId; 2], axis: usize, joined: &mut 
             let x = both(w, pair(0).filter(|_| over_last && axis + 1 < whole)?, axis, joined)?;
             Some(w.patch.node(op, &[x]))
         }
+        ("", "SimplifiedLayerNormalization") if axis + 1 < whole => {
+            let over_last = matches!(op.int("axis"), Some(last) if last == -1 || last == whole as i64 - 1);
+            let [weight, twin] = pair(1)?;
+            let weight = w.current((over_last && weight == twin).then_some(weight)?);
+            let x = both(w, pair(0)?, axis, joined)?;
+            Some(w.patch.node(op, &[x, weight]))
+        }
         ("com.microsoft", "RotaryEmbedding") if axis == 1 && whole == 4 => {
             let x = both(w, pair(0)?, axis, joined)?;
             let mut inputs = vec![x];

@@ -1,6 +1,6 @@
 //! Matches: three products or more of one value with weights, each with a bias or none with one
 //! Becomes: one product with the weights one after the other, and a split
-//! Exact: yes, up to the order of summation
+//! Exact: yes, up to the order of summation, and to rounding of a bias that was added in f32
 //! Declines when: there are two, where the split costs what a product saves. Where there are more weights than a join
 //! may name, there are several joins
 
@@ -8,6 +8,7 @@ use crate::canon::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::serving_graph::join_weights::is_stored;
+use dijiang_format::dtype::DType;
 use dijiang_format::joined::MOST_PARTS;
 
 pub(super) struct JoinedProducts;
@@ -22,8 +23,10 @@ impl GraphRule for JoinedProducts {
             let first = member(w.graph, node)?;
             let runs = runs(w.graph, beside(w.graph, &first));
             let all = runs.into_iter().find(|run| run[0].y == first.y && run.len() >= LEAST)?;
+            let dtype = w.graph.value(first.y).ty.dtype?;
             let weights: Vec<ValueId> = all.iter().map(|one| one.weight).collect();
-            let biases: Vec<ValueId> = all.iter().filter_map(|one| one.bias).collect();
+            let biases = all.iter().filter_map(|one| one.bias);
+            let biases: Vec<ValueId> = biases.map(|bias| w.patch.cast(bias, dtype)).collect();
             let weight = w.patch.concat(&weights, 0);
             let bias = (!biases.is_empty()).then(|| w.patch.concat(&biases, 0));
             let x = w.current(first.x);
@@ -32,7 +35,8 @@ impl GraphRule for JoinedProducts {
             let axis = w.patch.rank(y) as i64 - 1;
             let parts = w.patch.split(y, axis, &sizes);
             for (one, part) in all.iter().zip(&parts) {
-                w.stand_for(one.y, *part);
+                let part = if one.is_widened { w.patch.cast(*part, DType::F32) } else { *part };
+                w.stand_for(one.y, part);
             }
             // The first stands for itself by now.
             None
@@ -63,6 +67,7 @@ fn runs(graph: &Graph, all: Vec<Member>) -> Vec<Vec<Member>> {
 
 /// How many weights are one after the other in what is stored.
 fn parts_of(graph: &Graph, stored: ValueId) -> usize {
+    let stored = graph.made_by(stored, "Cast").and_then(|cast| cast.input(0)).unwrap_or(stored);
     match graph.made_by(stored, "Concat") {
         Some(join) => join.inputs.iter().flatten().map(|part| parts_of(graph, *part)).sum(),
         None => 1,
@@ -76,6 +81,32 @@ struct Member {
     bias: Option<ValueId>,
     /// The product, with its bias.
     y: ValueId,
+    /// Whether the product is made f32 before the bias is added.
+    is_widened: bool,
+}
+
+impl Member {
+    /// With a bias that is added in f32, if there is one.
+    fn with_late_bias(self, graph: &Graph) -> Self {
+        let wide = match graph.value(self.y).uses[..] {
+            [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Cast") => graph.node(node).outputs[0],
+            _ => return self,
+        };
+        let is_f32 = graph.value(wide).ty.dtype == Some(DType::F32);
+        match bias_of(graph, wide).filter(|_| is_f32) {
+            Some((bias, y)) => Self { bias: Some(bias), y, is_widened: true, ..self },
+            None => self,
+        }
+    }
+}
+
+/// The bias that a value's only reader adds, and the sum.
+fn bias_of(graph: &Graph, value: ValueId) -> Option<(ValueId, ValueId)> {
+    let [Use::Node { node, slot: 0 }] = graph.value(value).uses[..] else { return None };
+    let add = graph.node(node);
+    let is_bias = |bias: &ValueId| is_stored(graph, *bias) && graph.value(*bias).ty.rank() == Some(1);
+    let bias = add.input(1).filter(|bias| add.op.is("Add") && is_bias(bias))?;
+    Some((bias, add.outputs[0]))
 }
 
 fn member(graph: &Graph, product: &Node) -> Option<Member> {
@@ -88,16 +119,8 @@ fn member(graph: &Graph, product: &Node) -> Option<Member> {
     }
     let rows = found.ty.shape.as_ref()?[0].known()? as i64;
     let y = product.outputs[0];
-    let (bias, y) = match graph.value(y).uses[..] {
-        [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Add") => {
-            let add = graph.node(node);
-            let is_bias = |bias: &ValueId| is_stored(graph, *bias) && graph.value(*bias).ty.rank() == Some(1);
-            let bias = add.input(1).filter(is_bias);
-            (bias, if bias.is_some() { add.outputs[0] } else { y })
-        }
-        _ => (None, y),
-    };
-    Some(Member { x: product.input(0)?, weight, rows, bias, y })
+    let (bias, y) = bias_of(graph, y).map_or((None, y), |(bias, sum)| (Some(bias), sum));
+    Some(Member { x: product.input(0)?, weight, rows, bias, y, is_widened: false })
 }
 
 /// The products that can be one with this one, itself among them, in the order of their reading.
@@ -105,6 +128,10 @@ fn beside(graph: &Graph, one: &Member) -> Vec<Member> {
     let readers = graph.value(one.x).uses.iter().filter_map(|user| match user {
         Use::Node { node, slot: 0 } => member(graph, graph.node(*node)),
         _ => None,
+    });
+    let readers = readers.map(|other| match (one.bias, other.bias) {
+        (Some(_), None) => other.with_late_bias(graph),
+        _ => other,
     });
     let dtype = |value: ValueId| graph.value(value).ty.dtype;
     let fits = |other: &Member| {

@@ -16,11 +16,13 @@ mod head_parts;
 mod head_rows;
 mod joined_features;
 mod joined_products;
+mod joined_shares;
 mod log_sigmoid;
 mod partial_rotary;
 mod rms_norm;
 mod rotary;
 mod rows_together;
+mod shifted_norm;
 mod silu;
 mod skip_norm;
 mod unit_transpose;
@@ -38,8 +40,10 @@ pub static FUSIONS: &[&dyn GraphRule] = &[
     &head_parts::HeadParts,
     &head_rows::HeadRows,
     &joined_products::JoinedProducts,
+    &joined_shares::JoinedShares,
     &early_cast::EarlyCast,
     &joined_features::JoinedFeatures,
+    &shifted_norm::ShiftedNorm,
     &rows_together::RowsTogether,
     &skip_norm::SkipNorm,
 ];

@@ -80,6 +80,20 @@ impl Patch<'_> {
         self.cast(wide, dtype)
     }
 
+    /// What `write` makes of `x`, in f32 where `x` is bf16: ONNX Runtime has no kernel of `Pad` and `Expand` for it.
+    pub fn wider_than_bf16(
+        &mut self,
+        x: ValueId,
+        write: impl FnOnce(&mut Self, ValueId) -> ValueId,
+    ) -> ValueId {
+        if self.dtype(x) != DType::BF16 {
+            return write(self, x);
+        }
+        let wide = self.cast(x, DType::F32);
+        let made = write(self, wide);
+        self.cast(made, DType::BF16)
+    }
+
     /// A vector of integers, for shapes, axes and indices.
     pub fn ints(&mut self, values: &[i64]) -> ValueId {
         self.constant("ints", Tensor::from_i64(&[values.len() as u64], values))

@@ -4,6 +4,7 @@
 
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::patch::{Patch, PatchError};
+use dijiang_format::dtype::DType;
 use dijiang_format::joined::{self, MOST_PARTS, RowRange, WeightPart};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +37,8 @@ fn parts(graph: &Graph, value: ValueId) -> Option<Vec<WeightPart>> {
             Some(all)
         }
         "Reshape" => Some(vec![some_rows(graph, value)?]),
+        // A runtime rounds it where it reads it.
+        "Cast" if graph.value(value).ty.dtype.is_some_and(DType::is_float) => parts(graph, node.input(0)?),
         _ => None,
     }
 }
@@ -90,6 +93,13 @@ pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
                 continue;
             };
             let name = joined::print(&parts);
+            let is_taken = |dtype: DType| {
+                let other = graph.find_value(&name).or_else(|| inputs.get(&name).copied());
+                other.is_some_and(|other| p.ty(other).dtype != Some(dtype))
+            };
+            if is_taken(dtype) {
+                continue;
+            }
             let input = *inputs.entry(name.clone()).or_insert_with(|| p.input(&name, dtype, shape));
             p.replace(value, input);
         }

@@ -39,7 +39,7 @@ struct SharedGraphs {
     options: LoadOptions,
     /// Reads what the graphs declare, and owns the memory.
     program: Program,
-    weights: BTreeMap<String, Weight>,
+    weights: BTreeMap<(String, DType), Weight>,
 }
 
 /// The sequences of one start.
@@ -100,13 +100,18 @@ struct Weight {
 }
 
 impl Weight {
-    /// The whole tensor and its parts, by name.
-    fn all(name: &str, tensor: &DeviceTensor, parts: &[weight_file::StoredPart]) -> Vec<(String, Self)> {
+    /// The whole tensor and its parts, by name and element type: what a graph reads as one is of one type.
+    fn all(
+        name: &str,
+        tensor: &DeviceTensor,
+        parts: &[weight_file::StoredPart],
+    ) -> Vec<((String, DType), Self)> {
         let there = |at: usize, shape: &[usize]| Self { tensor: tensor.clone(), at, shape: shape.to_vec() };
-        let mut all = vec![(name.to_owned(), there(0, tensor.shape()))];
+        let named = |name: &str| (name.to_owned(), tensor.dtype());
+        let mut all = vec![(named(name), there(0, tensor.shape()))];
         let mut at = 0;
         for part in parts.iter().filter(|part| part.name != name) {
-            all.push((part.name.clone(), there(at, &part.shape)));
+            all.push((named(&part.name), there(at, &part.shape)));
             at += part.shape.iter().product::<usize>();
         }
         all
@@ -259,7 +264,8 @@ impl SharedGraphs {
     /// Loads a graph for so many rows of so many tokens, and those of its weights that are not there yet.
     fn load(&mut self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
         let program = self.load_graph(file, shape)?;
-        let is_new = |io: &&Io| is_weight(&io.name) && !self.weights.contains_key(&io.name);
+        let is_new =
+            |io: &&Io| is_weight(&io.name) && !self.weights.contains_key(&(io.name.clone(), io.dtype));
         let names: Vec<Io> = program.inputs().iter().filter(is_new).cloned().collect();
         weight_file::read(&self.bundle, &names, &mut |name, tensor, parts| {
             let there = self.program.allocate(tensor.dtype(), tensor.shape())?;
@@ -495,7 +501,7 @@ impl Memory {
                 MASK => self.mask.as_ref().map(|integers| &integers.tensor),
                 POSITIONS => self.positions.as_ref().map(|integers| &integers.tensor),
                 name => {
-                    if let Some(weight) = shared.weights.get(name) {
+                    if let Some(weight) = shared.weights.get(&(name.to_owned(), io.dtype)) {
                         program.bind_input_part(name, &weight.tensor, weight.at, &weight.shape)?;
                     }
                     continue;

@@ -26,7 +26,7 @@ pub(crate) struct StoredPart {
 type Take<'a> = dyn FnMut(&str, &HostTensor, &[StoredPart]) -> Result<(), RuntimeError> + 'a;
 
 /// Hands over the tensors that are declared, in their order, each with its parts; the bundle must have them in that
-/// type and shape. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
+/// shape. What has another element type there is rounded. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
 pub(crate) fn read(bundle: &Path, declared: &[Io], take: &mut Take<'_>) -> Result<(), RuntimeError> {
     let paths = paths(bundle)?;
     let mut files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
@@ -158,16 +158,26 @@ impl WeightFile {
     fn elements(&mut self, name: &str, dtype: DType, shape: Vec<usize>) -> Result<HostTensor, RuntimeError> {
         let path = &self.path;
         let missing = || failed(path, format!("it has no tensor `{name}`"));
-        let (begin, end) = self.header.info(name).ok_or_else(missing)?.data_offsets;
-        if byte_len(dtype, &shape)? != end - begin {
+        let info = self.header.info(name).ok_or_else(missing)?;
+        let (begin, end) = info.data_offsets;
+        let stored = [dtype, DType::F32, DType::F16, DType::BF16].into_iter().find(|of| is_of(info, *of));
+        let stored = stored.filter(|stored| *stored == dtype || dtype.is_float());
+        let Some(stored) = stored.filter(|of| byte_len(*of, &shape).is_ok_and(|len| len == end - begin))
+        else {
             return Err(failed(path, format!("`{name}` is not {dtype} there")));
-        }
+        };
         let io = |error: std::io::Error| failed(path, error.to_string());
         let mut bytes = vec![0; end - begin];
         self.file.seek(SeekFrom::Start(self.start + begin as u64)).map_err(io)?;
         self.file.read_exact(&mut bytes).map_err(io)?;
-        Ok(HostTensor::new(dtype, shape, bytes)?)
+        let tensor = HostTensor::new(stored, shape, bytes)?;
+        Ok(if stored == dtype { tensor } else { tensor.to_float(dtype)? })
     }
+}
+
+/// Whether a tensor of a file has this element type.
+fn is_of(info: &TensorInfo, dtype: DType) -> bool {
+    format!("{:?}", info.dtype).eq_ignore_ascii_case(dtype.name())
 }
 
 #[cfg(test)]

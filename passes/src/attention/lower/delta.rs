@@ -70,7 +70,13 @@ fn up_to_multiple(p: &mut Patch<'_>, x: ValueId, by: ValueId) -> (ValueId, Value
     (count, p.mul(count, by))
 }
 
-pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, beta: ValueId, chunks: Chunks) -> Lowered {
+/// `is_trained`: whether the graph is.
+pub(super) fn lower(
+    p: &mut Patch<'_>,
+    r: &Recurrence,
+    beta: ValueId,
+    (chunks, is_trained): (Chunks, bool),
+) -> Lowered {
     let d = r.dims;
     let time = p.shape_of(r.k, 2, 3);
     let grid = chunks.grid(p, time);
@@ -80,7 +86,8 @@ pub(super) fn lower(p: &mut Patch<'_>, r: &Recurrence, beta: ValueId, chunks: Ch
     let beta = grid.cut(p, beta, &[d.kv_heads], &[]);
     let log = r.log_decay.map(|log| Logs::new(p, &grid, log, d.kv_heads));
 
-    let written = Written::new(p, [k, v, beta], log.as_ref(), &grid, chunks.halvings());
+    let inverse = Inverse { halvings: chunks.halvings(), is_trained };
+    let written = Written::new(p, [k, v, beta], log.as_ref(), &grid, inverse);
     let start = p.unsqueeze(r.state.s, &[2]);
     let states = match chunks {
         Chunks::One => States { before: start, after: written.step.applied(p, start) },
@@ -126,6 +133,13 @@ impl Step {
     }
 }
 
+/// How triangles are inverted.
+#[derive(Clone, Copy)]
+struct Inverse {
+    halvings: u32,
+    is_trained: bool,
+}
+
 /// What the tokens of each chunk write, and what becomes of the state there.
 struct Written {
     /// `[batch, kv_heads, chunks, chunk, value_dim]`
@@ -141,12 +155,12 @@ impl Written {
         [k, v, beta]: [ValueId; 3],
         log: Option<&Logs>,
         grid: &Grid,
-        halvings: u32,
+        Inverse { halvings, is_trained }: Inverse,
     ) -> Self {
         let m = p.known_dim(k, 4) as i64;
         let beta = p.unsqueeze(beta, &[4]);
         let (count, chunk, inside) = (grid.count, grid.chunk, log.map(|log| log.inside));
-        let triangle = Triangle { rows: p.mul(k, beta), columns: k, log: inside, count, chunk };
+        let triangle = Triangle { rows: p.mul(k, beta), columns: k, log: inside, count, chunk, is_trained };
         let inverse = triangle.inverse(p, halvings);
         let values = p.mul(v, beta);
         let mut rates = p.neg(beta);
@@ -202,7 +216,9 @@ impl Chain {
         step: Step,
         (count, pairings): (ValueId, u32),
     ) -> States {
-        let Some(pairings) = pairings.checked_sub(1) else { return self.joined_states(p, start, step, count) };
+        let Some(pairings) = pairings.checked_sub(1) else {
+            return self.joined_states(p, start, step, count);
+        };
         let two = p.ints(&[2]);
         let pairs = p.div(count, two);
         let [first, second] = self.halves(p, step, [pairs, two]);

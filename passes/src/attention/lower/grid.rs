@@ -89,9 +89,11 @@ impl Grid {
             pads.push(p.ints(&vec![0; tail]));
         }
         let pads = p.concat(&pads, 0);
-        let dtype = p.dtype(x);
-        let zero = p.constant("zero", Tensor::scalar(dtype, 0.0));
-        p.node(Op::new("Pad"), &[x, pads, zero])
+        p.wider_than_bf16(x, |p, x| {
+            let dtype = p.dtype(x);
+            let zero = p.constant("zero", Tensor::scalar(dtype, 0.0));
+            p.node(Op::new("Pad"), &[x, pads, zero])
+        })
     }
 
     /// `[batch, kv_heads, chunks, group, chunk, width]` → `[batch, sequence, heads, width]`, without the padding.

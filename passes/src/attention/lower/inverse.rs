@@ -4,13 +4,17 @@
 //! in f32. So none are taken. Squares on the diagonal are joined two by two,
 //! [P 0; Q R]⁻¹ = [P⁻¹ 0; -R⁻¹ Q P⁻¹ R⁻¹]: in a block of BLOCK tokens all squares of one size at once, as
 //! X ← X - X Q X, where X holds their inverses and Q what stands between the two of each pair.
+//!
+//! A graph that is trained holds X there and takes X + X (I - X - A X), one step of Newton's method, which changes nothing
+//! but roundings: its gradient by A is that of the inverse, -Xᵀ dX Xᵀ, in two products.
 
-use super::decay_of;
 use super::grid::decay_between;
+use super::{decay_of, lower_triangle};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::HELD;
 
 /// How often the squares of a block double, from one token.
 const DOUBLINGS: u32 = 6;
@@ -28,17 +32,36 @@ pub(super) struct Triangle {
     pub(super) count: ValueId,
     /// `[1]`, a multiple of 2^halvings
     pub(super) chunk: ValueId,
+    /// Whether the graph is trained.
+    pub(super) is_trained: bool,
 }
 
 impl Triangle {
-    /// `[batch, heads, chunks, chunk, chunk]`; blocks of chunk / 2^halvings tokens are inverted by powers.
+    /// `[batch, heads, chunks, chunk, chunk]`; chunks are halved so many times down to blocks.
     pub(super) fn inverse(&self, p: &mut Patch<'_>, halvings: u32) -> ValueId {
-        let mut blocks = self.blocks(p, halvings);
-        let mut inverse = self.of_blocks(p, blocks);
+        if !self.is_trained {
+            let products = self.products(p, halvings);
+            return self.joined_up(p, products, halvings);
+        }
+        let products = self.products(p, 0);
+        let inverse = p.within(HELD, |p| match halvings {
+            0 => self.joined_up(p, products, 0),
+            _ => {
+                let products = self.products(p, halvings);
+                self.joined_up(p, products, halvings)
+            }
+        });
+        products.stepped(p, inverse)
+    }
+
+    /// From the products of blocks.
+    fn joined_up(&self, p: &mut Patch<'_>, products: Products, halvings: u32) -> ValueId {
+        let mut inverse = products.inverse(p);
+        let mut size = products.size;
         for left in (0..halvings).rev() {
             let pairs = self.blocks(p, left);
-            inverse = self.joined(p, inverse, [blocks.size, pairs.count]);
-            blocks = pairs;
+            inverse = self.joined(p, inverse, [size, pairs.count]);
+            size = pairs.size;
         }
         let lead = p.ints(&[0, 0]);
         let shape = p.concat(&[lead, self.count, self.chunk, self.chunk], 0);
@@ -63,33 +86,22 @@ impl Triangle {
         p.reshape_to(x, shape)
     }
 
-    /// The inverses of the blocks on the diagonal, `[batch, heads, blocks, size, size]`.
-    fn of_blocks(&self, p: &mut Patch<'_>, blocks: Blocks) -> ValueId {
+    /// x yᵀ ⊙ D of the blocks that chunks halved so many times have on their diagonals.
+    fn products(&self, p: &mut Patch<'_>, halvings: u32) -> Products {
+        let blocks = self.blocks(p, halvings);
         let m = p.known_dim(self.rows, 4) as i64;
-        // A longer block would need more doublings: a call of so many tokens fails here and gives no wrong numbers.
-        let most = p.ints(&[i64::from(BLOCK)]);
-        let size = p.min(blocks.size, most);
-        let sizes = [blocks.count, size];
+        let sizes = [blocks.count, blocks.size];
         let [x, y] = [self.rows, self.columns].map(|x| Self::cut(p, x, &sizes, Some(m)));
         let transposed = p.transpose(y, &[0, 1, 2, 4, 3]);
-        let mut products = p.matmul(x, transposed);
-        let tokens = p.squeeze(size, &[0]);
+        let mut all = p.matmul(x, transposed);
         if let Some(log) = self.log {
             let log = Self::cut(p, log, &sizes, None);
             let (row, column) = (p.unsqueeze(log, &[4]), p.unsqueeze(log, &[3]));
+            let tokens = p.squeeze(blocks.size, &[0]);
             let decay = decay_between(p, row, column, tokens, false);
-            products = p.mul(products, decay);
+            all = p.mul(all, decay);
         }
-        let between = between_pairs(p, tokens);
-        let identity = identity(p, tokens);
-        let first = p.mul(products, between[0]);
-        let alone = p.sub(identity, first);
-        between[1..].iter().fold(alone, |inverse, between| {
-            let between = p.mul(products, *between);
-            let corner = p.matmul(between, inverse);
-            let corner = p.matmul(inverse, corner);
-            p.sub(inverse, corner)
-        })
+        Products { all, size: blocks.size }
     }
 
     /// The inverses of blocks of twice the size.
@@ -117,6 +129,48 @@ impl Triangle {
         let none = p.mul(corner, zero);
         let (above, below) = (p.concat(&[first, none], 4), p.concat(&[corner, second], 4));
         p.concat(&[above, below], 3)
+    }
+}
+
+/// x yᵀ ⊙ D of blocks; what stands on their diagonals and above is not read.
+#[derive(Clone, Copy)]
+struct Products {
+    /// `[batch, heads, blocks, size, size]`
+    all: ValueId,
+    /// `[1]`
+    size: ValueId,
+}
+
+impl Products {
+    /// The inverse of each block.
+    fn inverse(self, p: &mut Patch<'_>) -> ValueId {
+        // A longer block would need more doublings: a call of so many tokens fails here and gives no wrong numbers.
+        let most = p.ints(&[i64::from(BLOCK)]);
+        let size = p.min(self.size, most);
+        let tokens = p.squeeze(size, &[0]);
+        let between = between_pairs(p, tokens);
+        let identity = identity(p, tokens);
+        let first = p.mul(self.all, between[0]);
+        let alone = p.sub(identity, first);
+        between[1..].iter().fold(alone, |inverse, between| {
+            let between = p.mul(self.all, *between);
+            let corner = p.matmul(between, inverse);
+            let corner = p.matmul(inverse, corner);
+            p.sub(inverse, corner)
+        })
+    }
+
+    /// One step of Newton's method from the inverse.
+    fn stepped(self, p: &mut Patch<'_>, inverse: ValueId) -> ValueId {
+        let tokens = p.squeeze(self.size, &[0]);
+        let below = lower_triangle(p, tokens, true);
+        let triangle = p.mul(self.all, below);
+        let product = p.matmul(triangle, inverse);
+        let product = p.add(inverse, product);
+        let identity = identity(p, tokens);
+        let rest = p.sub(identity, product);
+        let step = p.matmul(inverse, rest);
+        p.add(inverse, step)
     }
 }
 

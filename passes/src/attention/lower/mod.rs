@@ -143,9 +143,12 @@ impl Form {
             (Self::Parallel, None) => parallel::lower(p, r),
             (Self::Chunked(size), None) => chunked::lower(p, r, size),
             (Self::Segment(size), None) => segment::lower(p, r, size),
-            (Self::Parallel, Some(beta)) => exactly(p, |p| delta::lower(p, r, beta, delta::Chunks::One)),
+            (Self::Parallel, Some(beta)) => {
+                exactly(p, |p| delta::lower(p, r, beta, (delta::Chunks::One, true)))
+            }
             (Self::Chunked(size) | Self::Segment(size), Some(beta)) => {
-                exactly(p, |p| delta::lower(p, r, beta, delta::Chunks::Of(size)))
+                let is_trained = !self.is_served();
+                exactly(p, |p| delta::lower(p, r, beta, (delta::Chunks::Of(size), is_trained)))
             }
         }
     }

@@ -171,7 +171,7 @@ impl Band {
         let (lead, count, width) = (p.shape_of(near, 0, 3), p.shape_of(far, 2, 3), p.ints(&[width]));
         let shape = p.concat(&[lead, count, width], 0);
         let far = p.unsqueeze(far, &[2]);
-        let far = p.expand(far, shape);
+        let far = p.wider_than_bf16(far, |p, far| p.expand(far, shape));
         p.concat(&[near, far], 3)
     }
 

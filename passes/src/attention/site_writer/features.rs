@@ -46,9 +46,10 @@ impl SiteWriter<'_, '_, '_> {
         Some(self.p.reduce("ReduceMax", exponents, &[-1], true))
     }
 
-    /// Whether queries and keys of a token are too few for two products: φ of a unit map is the same for both.
+    /// Whether queries and keys of a token are too few for two products: φ of a unit map is the same for both. Where no
+    /// window reads them too, fusion joins them earlier.
     fn joins_heads(&self, map: &dyn FeatureMap) -> bool {
-        matches!(self.options.form, Form::OneToken(_)) && map.is_unit()
+        matches!(self.options.form, Form::OneToken(_)) && map.is_unit() && self.plan.local.is_some()
     }
 
     fn features_of_all(&mut self, map: &dyn FeatureMap, [q, k]: [Emitted; 2]) -> Features {

@@ -36,16 +36,13 @@ impl SiteWriter<'_, '_, '_> {
         }
     }
 
-    /// Both by one product, in f32: so narrow a one costs more to begin than to compute.
+    /// Both by one product: so narrow a one costs more to begin than to compute.
     fn gates_at_once(&mut self, hidden: ValueId) -> Gates {
         let (decay, beta) = (self.decay_gate(hidden), self.beta_gate(hidden));
+        let weight = self.p.concat(&[decay.weight, beta.weight], 0);
+        let bias = self.p.concat(&[decay.bias, beta.bias], 0);
+        let logits = self.gate(hidden, Gate { weight, bias });
         let p = &mut *self.p;
-        let weight = p.concat(&[decay.weight, beta.weight], 0);
-        let bias = p.concat(&[decay.bias, beta.bias], 0);
-        let x = p.cast(hidden, DType::F32);
-        let products = p.linear(x, weight, None);
-        let logits = p.add(products, bias);
-        let logits = p.transpose(logits, &[0, 2, 1]);
         let heads = self.site.kv_heads as i64;
         let parts = p.split(logits, 1, &[heads, heads]);
         let beta = p.sigmoid(parts[1]);

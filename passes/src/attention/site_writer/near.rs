@@ -34,14 +34,14 @@ impl SiteWriter<'_, '_, '_> {
         let heads = self.site.heads;
         let logits = Tensor::from_f32(&[heads], &vec![SHARE; heads as usize]);
         let logits = self.parameter(None, "mix", logits);
+        let read = self.in_order(near.read, near.order, linear.order);
+        let dtype = self.mixed_in(read);
         let share = self.p.sigmoid(logits);
+        let [read, linear_read, share] = [read, linear.read, share].map(|x| self.p.cast(x, dtype));
         let share = match linear.order {
             HeadOrder::HeadMajor => self.p.unsqueeze(share, &[1, 2]),
             HeadOrder::TokenMajor => self.p.unsqueeze(share, &[1]),
         };
-        let read = self.in_order(near.read, near.order, linear.order);
-        let dtype = self.mixed_in(read);
-        let [read, linear_read, share] = [read, linear.read, share].map(|x| self.p.cast(x, dtype));
         // In f32 in training too, as the two may be much alike.
         let mixed = self.p.within(EXACT, |p| {
             let apart = p.sub(read, linear_read);
