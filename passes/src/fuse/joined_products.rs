@@ -22,7 +22,9 @@ impl GraphRule for JoinedProducts {
         rewrite_nodes(graph, self.name(), |w, node| {
             let first = member(w.graph, node)?;
             let runs = runs(w.graph, beside(w.graph, &first));
-            let all = runs.into_iter().find(|run| run[0].y == first.y && run.len() >= LEAST)?;
+            let is_first =
+                |run: &[Member]| run.iter().find(|one| !one.is_widened).map(|one| one.y) == Some(first.y);
+            let all = runs.into_iter().find(|run| is_first(run) && run.len() >= LEAST)?;
             let dtype = w.graph.value(first.y).ty.dtype?;
             let weights: Vec<ValueId> = all.iter().map(|one| one.weight).collect();
             let biases = all.iter().filter_map(|one| one.bias);
@@ -207,6 +209,38 @@ mod tests {
         assert!(graph.nodes().all(|(_, node)| !node.op.is("Concat")));
         let names = graph.inputs().iter().map(|v| joined::parse(&graph.value(*v).name).len());
         assert_eq!(names.filter(|parts| *parts == MOST_PARTS).count(), 2);
+    }
+
+    /// As gates have it.
+    #[test]
+    fn a_bias_that_is_added_in_f32_joins_those_of_the_others() {
+        insta::assert_snapshot!(after(
+            &JoinedProducts,
+            r#"graph "g" {
+  input %x: f16[batch, time, 2]
+  weight %g: f32[1, 2] = [0.5, 1.5]
+  weight %q: f16[2, 2] = [1.0, 2.0, 3.0, 4.0]
+  weight %k: f16[1, 2] = [5.0, 6.0]
+  weight %late: f32[1] = [0.25]
+  weight %two: f16[2] = [0.5, -0.5]
+  weight %one: f16[1] = [1.0]
+  %narrow = Cast(%g) {to: "f16"}
+  %tg = Transpose(%narrow) {perm: [1, 0]}
+  %tq = Transpose(%q) {perm: [1, 0]}
+  %tk = Transpose(%k) {perm: [1, 0]}
+  %a = MatMul(%x, %tg)
+  %wide = Cast(%a) {to: "f32"}
+  %gate = Add(%wide, %late)
+  %b = MatMul(%x, %tq)
+  %c = MatMul(%x, %tk)
+  %d = Add(%b, %two)
+  %e = Add(%c, %one)
+  output "gate" %gate
+  output "d" %d
+  output "e" %e
+}"#,
+            &INPUTS,
+        ));
     }
 
     #[test]

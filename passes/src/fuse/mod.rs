@@ -43,8 +43,8 @@ pub static FUSIONS: &[&dyn GraphRule] = &[
     &joined_shares::JoinedShares,
     &early_cast::EarlyCast,
     &joined_features::JoinedFeatures,
-    &shifted_norm::ShiftedNorm,
     &rows_together::RowsTogether,
+    &shifted_norm::ShiftedNorm,
     &skip_norm::SkipNorm,
 ];
 
