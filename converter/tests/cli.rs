@@ -1139,3 +1139,74 @@ fn what_is_no_run_is_not_drawn() {
         assert!(!home.path("m.svg").exists());
     }
 }
+
+/// The checkpoint of the authors' code in `model`, without a tensor of its last layer.
+fn without(home: &Home, name: &str) {
+    let path = home.path("model/model.safetensors");
+    let bytes = std::fs::read(&path).expect("the weights");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let name = format!("gpt_neox.layers.1.attention.{name}");
+    let left = file.tensors().into_iter().filter(|(other, _)| *other != name);
+    let written = safetensors::serialize(left, None).expect("it is laid out");
+    std::fs::write(path, written).expect("it is written");
+}
+
+#[test]
+fn a_checkpoint_of_the_authors_code_is_converted_to_what_that_code_computes() {
+    for fixture in ["authors", "authors-edited"] {
+        let home = Home::with(fixture);
+        let ran = home.dijiang("convert model -o bundle --json");
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        assert_eq!((&told["recipe"], &told["written"]), (&json!("released"), &json!(true)));
+        let notes = told["notes"].to_string();
+        assert!(notes.contains("past its 20 positions the last weights and the decay hold"), "{notes}");
+        let checks = told["checks"].as_array().expect("checks");
+        let is_there = |name: &str| checks.iter().any(|check| check["name"] == name && check["ok"] == true);
+        assert!(is_there("onnxruntime: parallel = reference"), "{checks:?}");
+        assert!(!told["checks"].to_string().contains("softmax = reference"));
+        let skipped = told["skipped"].to_string();
+        assert!(skipped.contains("the attention is the source's own"), "{skipped}");
+        // Buffers that the code makes anew change nothing, and are told all the same.
+        let warned = told["warnings"].to_string();
+        assert_eq!(warned.contains("attention.masked_bias`): not read"), fixture == "authors", "{warned}");
+        let manifest = home.json("bundle/dijiang.json");
+        assert_eq!(
+            (&manifest["source"]["own_attention"], &manifest["recipe"]["by_position"]),
+            (&json!(true), &json!(20))
+        );
+        let taught = refused(&home, "calibrate bundle --data model/config.json");
+        assert_eq!(
+            taught,
+            "error: bundle: its attention came with its checkpoint, and there is no softmax model that it could be calibrated to (hint: `dijiang finetune bundle` trains it)"
+        );
+    }
+}
+
+#[test]
+fn another_attention_than_that_of_the_authors_checkpoint_is_refused() {
+    let home = Home::with("authors");
+    for asked in ["--recipe paper", "--recipe softmax", "--recipe adaptive", "--layers 0", "--keep 1"] {
+        let told = refused(&home, &format!("{CONVERT} {asked}"));
+        let what =
+            if asked.starts_with("--recipe") { asked } else { asked.split(' ').next().expect("a word") };
+        assert_eq!(
+            told,
+            format!(
+                "error: model: its attention is linear already, in the authors' released form, and {what} would leave that out (hint: take {what} out; --recipe released is what it is)"
+            )
+        );
+    }
+    assert_eq!(home.dijiang(&format!("{CONVERT} --recipe released --stop-after 3")).code, 2);
+    assert_eq!(home.dijiang(&format!("{CONVERT} --recipe released --estimate")).code, 0);
+    let scanned = refused(&home, "scan model --data model/config.json");
+    assert!(
+        scanned.contains("there is no softmax whose reach could be scanned (hint: `dijiang convert model"),
+        "{scanned}"
+    );
+    without(&home, "W_G");
+    assert_eq!(
+        refused(&home, CONVERT),
+        "error: model: tensor `gpt_neox.layers.1.attention.W_G` is missing; gpt_neox needs it with shape [16, 16]"
+    );
+}

@@ -17,6 +17,10 @@ pub struct Recipe {
     pub decay: Decay,
     #[serde(default)]
     pub readout: Readout,
+    /// Weights of each head for so many positions, on what a token writes and on what a query reads, as the authors' code
+    /// has them; past the last position those of the last hold. None where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_position: Option<u64>,
     /// How a token changes the state.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rule: Rule,
@@ -40,6 +44,9 @@ pub struct Recipe {
     #[serde(default = "default_chunk")]
     pub chunk: u32,
 }
+
+/// The most positions that have weights of their own.
+pub const MOST_POSITIONS: u64 = 1 << 20;
 
 /// The most tokens of a chunk: its scores are a square of so many.
 pub const MOST_CHUNK: u32 = 1 << 16;
@@ -137,6 +144,8 @@ pub enum Decay {
     None,
     /// A fixed γ per key/value head: 1 - 2^(-5-h) (RetNet, Sun et al. 2023).
     Fixed,
+    /// A fixed γ per key/value head: 1 - e^l, l evenly spaced from ln 1/32 to ln 1/512 (the authors' released code).
+    Released,
     /// sigmoid(w_h·x_t + b_h) per key/value head (Peng et al. 2021).
     Learned,
 }
@@ -226,6 +235,7 @@ impl Recipe {
                 map,
                 decay,
                 readout,
+                by_position: None,
                 rule,
                 local: None,
                 feed,
@@ -240,6 +250,7 @@ impl Recipe {
             map: MapSpec::default(),
             decay: Decay::default(),
             readout: Readout::default(),
+            by_position: None,
             rule: Rule::None,
             local: Some(Local { window: wide.window, sinks }),
             feed: Feed::default(),
@@ -256,7 +267,8 @@ pub enum Readout {
     /// Divided by φ(q)·z; as it is under the delta rule, which needs no z.
     #[default]
     Sum,
-    /// Normalised per head and gated by SiLU(W_g x), as in the released code.
+    /// Normalised in groups, weighed and shifted, and gated by SiLU(W_g x), as in the authors' released code: a group is as
+    /// many consecutive channels of all heads as there are heads, and straddles them.
     GroupNorm,
     /// Divided by its root mean square per head and gated by SiLU(W_g x) (RetNet, Sun et al. 2023).
     RmsNorm,

@@ -29,12 +29,15 @@ pub(crate) struct Origin<'a> {
     pub(crate) meta: &'a ModelMeta,
     /// And in the bundle.
     pub(crate) dtype: DType,
+    /// Whether its attention is its own.
+    pub(crate) own_attention: bool,
 }
 
 /// What a manifest says before anything is compiled.
 pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Manifest {
-    let Origin { kind, stored, files, meta, dtype } = origin;
-    let source = manifest::Source { kind: *kind, dtype: *stored, files: files.clone() };
+    let Origin { kind, stored, files, meta, dtype, own_attention } = origin;
+    let source =
+        manifest::Source { kind: *kind, dtype: *stored, files: files.clone(), own_attention: *own_attention };
     let model = manifest::Model {
         family: meta.family.to_owned(),
         vocab: meta.vocab,

@@ -124,7 +124,7 @@ mod tests {
             ),
             (
                 parse("name: x\nmap: {kind: relu}", "x.yaml"),
-                "x.yaml: recipe `x`: no feature map is called `relu` (there are: dct-softmax, dct-unit, elu, identity, pff, prf, wdcf, wdct-unit, wpff)",
+                "x.yaml: recipe `x`: no feature map is called `relu` (there are: dct-softmax, dct-transposed, dct-unit, elu, identity, pff, prf, wdcf, wdct-unit, wpff)",
             ),
             (
                 parse("name: x\nmap: {kind: wdcf}\nrule: none\nlocal: {window: 4}", "x.yaml"),
@@ -132,7 +132,7 @@ mod tests {
             ),
             (
                 parse("name: x\nmpa: {}", "x.yaml"),
-                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `feed`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
+                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `by_position`, `rule`, `local`, `feed`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
             ),
         ];
         for (result, want) in cases {

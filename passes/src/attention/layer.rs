@@ -93,17 +93,16 @@ impl<'a> Layer<'a> {
         Self::projected("v_proj", head, self.token(row, at))
     }
 
-    /// Sums over φ(k) ⊗ v, normalised per head and gated by SiLU(W_g x), where nothing is padding.
+    /// Sums over φ(k) ⊗ v, normalised and gated by SiLU(W_g x), where nothing is padding.
     pub(super) fn normalised(&self) -> Vec<f64> {
         let weight = Self::weight(self.graph, &format!("{MODULE}.dijiang.readout.weight"));
         let rows: Vec<&[f64]> = weight.chunks(HIDDEN as usize).collect();
         let mut out = Vec::new();
         for (row, at) in (0..2).flat_map(|row| (0..self.time).map(move |at| (row, at))) {
-            for head in 0..HEADS as usize {
-                let normal = self.normal(&self.summed(row, at, head));
-                let gates = rows[head * HEAD_DIM as usize..].iter().map(|w| dot(w, self.token(row, at)));
-                out.extend(normal.iter().zip(gates).map(|(x, gate)| x * gate / (1.0 + (-gate).exp())));
-            }
+            let merged: Vec<f64> = (0..HEADS as usize).flat_map(|head| self.summed(row, at, head)).collect();
+            let gates = rows.iter().map(|w| dot(w, self.token(row, at)));
+            let normal = self.normal(&merged);
+            out.extend(normal.iter().zip(gates).map(|(x, gate)| x * gate / (1.0 + (-gate).exp())));
         }
         out
     }
@@ -114,19 +113,40 @@ impl<'a> Layer<'a> {
         let mut sum = vec![0.0; HEAD_DIM as usize];
         for j in 0..=at {
             let decay: f64 = (j + 1..=at).map(|t| self.decay(row, t, shared)).product();
-            let weight = decay * dot(&q, &self.key(row, j, shared));
+            let by_position = self.by_position("sums", at, head) * self.by_position("values", j, shared);
+            let weight = by_position * decay * dot(&q, &self.key(row, j, shared));
             sum.iter_mut().zip(self.value(row, j, shared)).for_each(|(s, v)| *s += weight * v);
         }
         sum
     }
 
-    fn normal(&self, x: &[f64]) -> Vec<f64> {
-        let n = x.len() as f64;
-        let (mean, epsilon) = match self.recipe.readout {
-            Readout::GroupNorm => (x.iter().sum::<f64>() / n, 1e-5),
-            _ => (0.0, 1e-6),
-        };
-        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    /// The weight of a position, where each has one.
+    fn by_position(&self, name: &str, at: usize, head: usize) -> f64 {
+        let Some(positions) = self.recipe.by_position else { return 1.0 };
+        let table = Self::weight(self.graph, &format!("{MODULE}.dijiang.positions.{name}"));
+        let row = at.min(positions as usize - 1);
+        table[row * (table.len() / positions as usize) + head]
+    }
+
+    /// Of the channels of all heads.
+    fn normal(&self, merged: &[f64]) -> Vec<f64> {
+        if self.recipe.readout != Readout::GroupNorm {
+            return merged
+                .chunks(HEAD_DIM as usize)
+                .flat_map(|head| Self::normal_of(head, 0.0, 1e-6))
+                .collect();
+        }
+        let of_groups = merged.chunks(HEADS as usize).flat_map(|group| {
+            let mean = group.iter().sum::<f64>() / group.len() as f64;
+            Self::normal_of(group, mean, 1e-5)
+        });
+        let [weight, bias] =
+            ["weight", "bias"].map(|name| Self::weight(self.graph, &format!("{MODULE}.dijiang.norm.{name}")));
+        of_groups.zip(weight.iter().zip(bias)).map(|(x, (weight, bias))| x * weight + bias).collect()
+    }
+
+    fn normal_of(x: &[f64], mean: f64, epsilon: f64) -> Vec<f64> {
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
         x.iter().map(|x| (x - mean) / (variance + epsilon).sqrt()).collect()
     }
 
@@ -142,6 +162,11 @@ impl<'a> Layer<'a> {
         match self.recipe.decay {
             Decay::None => 1.0,
             Decay::Fixed => 1.0 - (-5.0 - head as f64).exp2(),
+            Decay::Released => {
+                let (first, last) = ((1.0 / 32.0f64).ln(), (1.0 / 512.0f64).ln());
+                let spaced = first + (last - first) * head as f64 / (KV_HEADS - 1) as f64;
+                1.0 - spaced.exp()
+            }
             Decay::Learned => self.gate("gate", self.token(row, at), head),
         }
     }

@@ -119,6 +119,10 @@ pub enum RewriteError {
     #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
     NoSuchLayer { layer: usize, last: usize },
     #[error(
+        "the graph has no input `{POSITIONS}`, by which `by_position` finds the weights of a token (hint: export the model with it, or take `by_position` out of the recipe)"
+    )]
+    NoPositions,
+    #[error(
         "the graph counts positions from the first token of each call, at {place:?} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     )]
     Positions { place: String },
@@ -145,6 +149,10 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     let plans = plans(&found.sites, options);
     let lowered = found.sites.iter().zip(&plans).filter(|(_, plan)| plan.is_ok()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
+    let reads_positions = options.recipe.by_position.is_some() && plans.iter().flatten().any(Plan::learns);
+    if reads_positions && graph.input(POSITIONS).is_none() {
+        return Err(RewriteError::NoPositions);
+    }
     for (site, plan) in found.sites.iter().zip(plans) {
         if let Ok(plan) = plan {
             patch_site(graph, RULE, &Work { site, plan, options }, replace_site)?;

@@ -11,6 +11,7 @@ use crate::ir::graph::Graph;
 use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
+use crate::numeric::random::Random;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
 use dijiang_format::recipe::{Decay, Feed, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Wide};
 use std::collections::BTreeMap;
@@ -28,6 +29,11 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
     Recipe { map, decay, readout, ..testing::recipe() }
 }
 
+/// The authors' form, with weights for so many positions.
+fn released(by_position: Option<u64>) -> Recipe {
+    Recipe { by_position, ..recipe("dct-transposed", Decay::Released, Readout::GroupNorm) }
+}
+
 fn delta(kind: &str, decay: Decay) -> Recipe {
     let mut recipe = Recipe { rule: Rule::Delta, ..recipe(kind, decay, Readout::Sum) };
     recipe.map.unit = !feature_map::find(kind).expect("a map").is_unit();
@@ -35,7 +41,12 @@ fn delta(kind: &str, decay: Decay) -> Recipe {
 }
 
 pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
-    lowered_from(testing::decoder(), recipe, form)
+    lowered_from(decoder_of(recipe), recipe, form)
+}
+
+/// With positions, where the recipe reads them.
+fn decoder_of(recipe: &Recipe) -> Graph {
+    if recipe.by_position.is_some() { testing::placed_decoder() } else { testing::decoder() }
 }
 
 fn lowered_from(graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
@@ -60,11 +71,15 @@ fn lowered_with(
 pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
     let m = recipe.map.features * HEAD_DIM as usize;
     let mask = (0..2 * time).map(|i| i64::from(i >= pads)).collect();
+    let places: Vec<i64> =
+        (0..time).map(|i| i.saturating_sub(pads)).chain(0..time).map(|i| i as i64).collect();
+    let places = Array::from_i64(&[2, time], places).expect("positions");
     vec![
         ("hidden", noise(&[2, time, testing::HIDDEN as usize], 11)),
         ("attention_mask", Array::from_i64(&[2, time], mask).expect("a mask")),
         ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, HEAD_DIM as usize])),
         ("past_key_values.0.conv_state", normaliser(recipe, m)),
+        ("position_ids", places),
     ]
 }
 
@@ -92,7 +107,7 @@ pub(crate) fn every_recipe() -> Vec<Recipe> {
     let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
     let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));
     let retention = recipe("identity", Decay::Fixed, Readout::RmsNorm);
-    let readouts = readouts.into_iter().chain([retention]);
+    let readouts = readouts.into_iter().chain([retention, released(None), released(Some(5))]);
     let deltas = [Decay::None, Decay::Fixed, Decay::Learned].map(|decay| delta("dct-unit", decay));
     let others = ["dct-softmax", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
     maps.chain(decays).chain(readouts).chain(deltas).chain(others).collect()
@@ -179,7 +194,7 @@ fn cut(given: &[(&'static str, Array)], from: usize, to: usize) -> Vec<(&'static
             Array::B(_) => unreachable!("no such input"),
         }
     };
-    let tokens = |name: &str| name == "hidden" || name == "attention_mask";
+    let tokens = |name: &str| ["hidden", "attention_mask", "position_ids"].contains(&name);
     given.iter().map(|(n, a)| (*n, if tokens(n) { slice(a) } else { a.clone() })).collect()
 }
 
@@ -234,13 +249,39 @@ fn a_readout_that_normalises_computes_its_definition() {
     let recipes = [
         recipe("identity", Decay::Fixed, Readout::RmsNorm),
         recipe("dct-softmax", Decay::Fixed, Readout::GroupNorm),
+        released(None),
+        // Fewer positions than tokens: the last weights hold.
+        released(Some(5)),
     ];
     for (recipe, form) in recipes.iter().flat_map(|recipe| FORMS.map(|form| (recipe, form))) {
         let given = inputs(recipe, 7, 0);
-        let (graph, _) = lowered(recipe, form);
+        let mut added = added_weights(&lowered(recipe, form).0);
+        for (name, weight) in &mut added {
+            if name.contains(".positions.") || name.contains(".norm.") {
+                *weight = Tensor::from_f32(weight.dims(), &noise_of(weight, name));
+            }
+        }
+        let (graph, _) = lowered_with(decoder_of(recipe), recipe, form, Some(&added));
         let want = Layer::new(recipe, &graph, &given).normalised();
         near(&run(&graph, &given)["y"].to_f64(), &want, &format!("{} {form:?}", recipe.map.kind));
     }
+}
+
+/// As many numbers as a weight has, named after it.
+fn noise_of(weight: &Tensor, name: &str) -> Vec<f32> {
+    let mut random = Random::named(13, name);
+    (0..weight.len()).map(|_| random.normal() as f32).collect()
+}
+
+#[test]
+fn weights_by_position_want_positions() {
+    let recipe = released(Some(5));
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+    let refused = rewrite(&mut testing::decoder(), &options).expect_err("there are none");
+    assert_eq!(
+        refused.to_string(),
+        "the graph has no input `position_ids`, by which `by_position` finds the weights of a token (hint: export the model with it, or take `by_position` out of the recipe)"
+    );
 }
 
 #[test]

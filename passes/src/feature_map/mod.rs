@@ -17,6 +17,7 @@ pub mod quality;
 pub mod recipe_check;
 
 mod dct_softmax;
+mod dct_transposed;
 mod dct_unit;
 mod elu;
 mod identity;
@@ -181,6 +182,7 @@ pub trait FeatureMap: Sync {
 /// Every map.
 pub static MAPS: &[&dyn FeatureMap] = &[
     &dct_softmax::DctSoftmax,
+    &dct_transposed::DctTransposed,
     &dct_unit::DctUnit,
     &elu::Elu,
     &identity::Identity,
@@ -270,6 +272,14 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// Rows · x, for row-major rows as long as x.
 fn eval_rows(rows: &[f64], x: &[f64]) -> Vec<f64> {
     rows.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+}
+
+/// The softmax of a row.
+fn eval_softmax(logits: &[f64]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = logits.iter().map(|x| (x - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.iter().map(|x| x / sum).collect()
 }
 
 /// A per-head parameter, the same for every head at first.

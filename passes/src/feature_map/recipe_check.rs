@@ -1,7 +1,9 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{FeatureMap, MAPS, find};
-use dijiang_format::recipe::{Attention, Feed, MOST_CHUNK, MOST_LOCAL, MapSpec, Readout, Recipe, Rule};
+use dijiang_format::recipe::{
+    Attention, Feed, MOST_CHUNK, MOST_LOCAL, MOST_POSITIONS, MapSpec, Readout, Recipe, Rule,
+};
 use std::ops::RangeInclusive;
 
 /// A recipe that asks for what there is not.
@@ -44,6 +46,10 @@ pub enum RecipeError {
         "recipe `{recipe}`: `wide` has the sinks of `local`, and there is none (hint: write `local: {{window: 64, sinks: 4}}`)"
     )]
     NoLocal { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `by_position` weighs what the readout normalises, under `rule: linear` alone (hint: write `readout: group-norm`, and neither `rule` nor `local`)"
+    )]
+    ByPosition { recipe: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
     Useless { recipe: String, field: &'static str, beside: &'static str },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {})", if known.is_empty() { "nothing" } else { known })]
@@ -58,6 +64,7 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     let map = check_map(recipe, &recipe.map)?;
     check_range(recipe, "chunk", u64::from(recipe.chunk), 1..=u64::from(MOST_CHUNK))?;
     check_rule(recipe, map)?;
+    check_by_position(recipe)?;
     check_local(recipe)?;
     check_wide(recipe)?;
     check_both_ways(recipe)
@@ -98,10 +105,11 @@ fn check_both_ways(recipe: &Recipe) -> Result<(), RecipeError> {
 pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) -> Result<(), RecipeError> {
     let (beside, useless): (&str, &[&str]) = match (recipe.attention, recipe.rule) {
         (Attention::Softmax, _) => {
-            const USELESS: [&str; 10] = [
+            const USELESS: [&str; 11] = [
                 "map",
                 "decay",
                 "readout",
+                "by_position",
                 "rule",
                 "local",
                 "feed",
@@ -120,6 +128,15 @@ pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) ->
         Some(field) => Err(RecipeError::Useless { recipe: recipe.name.clone(), field, beside }),
         None => Ok(()),
     }
+}
+
+/// Whether weights by position have sums to weigh that nothing divides.
+fn check_by_position(recipe: &Recipe) -> Result<(), RecipeError> {
+    let Some(positions) = recipe.by_position else { return Ok(()) };
+    if recipe.readout == Readout::Sum || recipe.rule != Rule::Linear || recipe.local.is_some() {
+        return Err(RecipeError::ByPosition { recipe: recipe.name.clone() });
+    }
+    check_range(recipe, "by_position", positions, 1..=MOST_POSITIONS)
 }
 
 /// Whether the window is one, and has what it stands beside.
@@ -250,6 +267,28 @@ mod tests {
     }
 
     #[test]
+    fn weights_by_position_want_sums_that_nothing_divides() {
+        let weighed = |readout, by_position| Recipe {
+            readout,
+            by_position: Some(by_position),
+            ..recipe(MapSpec::default())
+        };
+        assert_eq!(check(&weighed(Readout::GroupNorm, 2048)), Ok(()));
+        assert_eq!(
+            refused(&weighed(Readout::GroupNorm, 0)),
+            "recipe `x`: `by_position` is 0, expected 1 to 1048576"
+        );
+        let unit = MapSpec { kind: "dct-unit".to_owned(), ..MapSpec::default() };
+        let delta = Recipe { rule: Rule::Delta, map: unit, ..weighed(Readout::GroupNorm, 8) };
+        for recipe in [weighed(Readout::Sum, 8), delta] {
+            assert_eq!(
+                refused(&recipe),
+                "recipe `x`: `by_position` weighs what the readout normalises, under `rule: linear` alone (hint: write `readout: group-norm`, and neither `rule` nor `local`)"
+            );
+        }
+    }
+
+    #[test]
     fn wide_layers_are_wider_than_the_others() {
         let local = Some(Local { window: 32, sinks: 4 });
         let near = Recipe { rule: Rule::None, local, ..recipe(MapSpec::default()) };
@@ -289,6 +328,7 @@ mod tests {
             assert_eq!(ignored(kind).len(), specs.len(), "{kind}");
         }
         assert_eq!(ignored("dct-softmax"), ["basis"]);
+        assert_eq!(ignored("dct-transposed"), ["features", "signs", "unit", "basis"]);
         for kind in ["pff", "wpff"] {
             assert_eq!(ignored(kind), ["signs", "unit", "basis"], "{kind}");
         }

@@ -13,6 +13,7 @@ use dijiang_format::dtype::DType;
 use dijiang_format::names::MADE;
 use dijiang_format::recipe::{Feed, Local, Readout, Rule};
 
+mod by_position;
 mod features;
 mod gates;
 mod joined;
@@ -105,9 +106,10 @@ impl SiteWriter<'_, '_, '_> {
             let written = self.p.unsqueeze(written, &[1, 3]);
             k = self.p.mul(k, written);
         }
-        let v = match self.puts_heads_first() {
-            true => self.site.v,
-            false => self.p.cast(self.site.v, DType::F32),
+        let v = match (self.options.recipe.by_position, self.puts_heads_first()) {
+            (Some(positions), _) => self.weighed_values(positions),
+            (None, true) => self.site.v,
+            (None, false) => self.p.cast(self.site.v, DType::F32),
         };
         let dims = self.dims(q);
         let (sums, state) = match causal {
@@ -120,7 +122,13 @@ impl SiteWriter<'_, '_, '_> {
         let read = match self.options.recipe.readout {
             Readout::Sum if !dims.divides => sums.num,
             Readout::Sum => self.read_sum(&sums),
-            Readout::GroupNorm | Readout::RmsNorm => self.read_normalised(&sums),
+            Readout::GroupNorm | Readout::RmsNorm => {
+                let sums = match self.options.recipe.by_position {
+                    Some(positions) => self.weighed_sums(sums, positions),
+                    None => sums,
+                };
+                self.read_normalised(&sums)
+            }
         };
         Linear { read, order: sums.order, taken, state }
     }

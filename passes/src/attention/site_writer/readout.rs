@@ -44,7 +44,10 @@ impl SiteWriter<'_, '_, '_> {
         let deviation = (width as f64).sqrt().recip();
         let values: Vec<f32> = (0..rows * width).map(|_| (random.normal() * deviation) as f32).collect();
         let weight = self.parameter(None, "readout.weight", Tensor::from_f32(&[rows, width], &values));
-        let normal = self.normal(sums.num);
+        let normal = match self.options.recipe.readout {
+            Readout::RmsNorm => self.rms_normal(sums),
+            Readout::Sum | Readout::GroupNorm => self.group_normal(sums),
+        };
         let p = &mut *self.p;
         let wide = p.cast(hidden, DType::F32);
         let gate = p.linear(wide, weight, None);
@@ -58,20 +61,33 @@ impl SiteWriter<'_, '_, '_> {
         p.mul(normal, heads)
     }
 
-    /// Of the values of each head, without parameters; the epsilons are those of the two sources.
-    fn normal(&mut self, x: ValueId) -> ValueId {
-        let width = self.site.value_dim;
+    /// Of the values of each head, without parameters.
+    fn rms_normal(&mut self, sums: &Sums) -> ValueId {
+        let ones = self.everywhere("ones", self.site.value_dim, 1.0);
+        self.p.rms_norm(sums.num, ones, 1e-6)
+    }
+
+    /// Of groups of as many consecutive channels of all heads as there are heads, weighed and shifted channel by channel.
+    fn group_normal(&mut self, sums: &Sums) -> ValueId {
+        let (heads, width) = (self.site.heads, self.site.value_dim);
+        let [ones, zeros] =
+            [("ones", 1.0), ("zeros", 0.0)].map(|(name, value)| self.everywhere(name, heads, value));
+        let [weight, bias] = [("norm.weight", 1.0), ("norm.bias", 0.0)].map(|(name, value)| {
+            let channels = vec![value; (heads * width) as usize];
+            self.parameter(None, name, Tensor::from_f32(&[heads * width], &channels))
+        });
+        let by_token = self.in_order(sums.num, sums.order, HeadOrder::TokenMajor);
         let p = &mut *self.p;
-        let mut all = |name: &str, value: f32| {
-            p.constant(name, Tensor::from_f32(&[width], &vec![value; width as usize]))
-        };
-        let ones = all("ones", 1.0);
-        match self.options.recipe.readout {
-            Readout::RmsNorm => p.rms_norm(x, ones, 1e-6),
-            Readout::Sum | Readout::GroupNorm => {
-                let zeros = all("zeros", 0.0);
-                p.layer_norm(x, ones, zeros, 1e-5)
-            }
-        }
+        let groups = p.reshape(by_token, &[0, 0, width as i64, heads as i64]);
+        let normal = p.layer_norm(groups, ones, zeros, 1e-5);
+        let merged = p.reshape(normal, &[0, 0, (heads * width) as i64]);
+        let weighed = p.mul(merged, weight);
+        let shifted = p.add(weighed, bias);
+        let split = p.reshape(shifted, &[0, 0, heads as i64, width as i64]);
+        self.in_order(split, HeadOrder::TokenMajor, sums.order)
+    }
+
+    fn everywhere(&mut self, name: &str, width: u64, value: f32) -> ValueId {
+        self.p.constant(name, Tensor::from_f32(&[width], &vec![value; width as usize]))
     }
 }

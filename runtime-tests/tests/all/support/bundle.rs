@@ -66,6 +66,7 @@ impl Bundle {
 pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
     ConvertOptions {
         recipe: recipe.clone(),
+        is_default_recipe: false,
         target: Target::Ort,
         dtype: Some(DType::F32),
         layers: None,
