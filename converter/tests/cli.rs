@@ -609,8 +609,8 @@ fn configs_that_do_not_fit_are_refused() {
 #[test]
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");
@@ -1090,7 +1090,7 @@ fn sizes_without_reason_are_refused() {
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: prf, signs: true, radial: chi}\n")
         .expect("it is written");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features, rows)");
 }
 
 #[test]
@@ -1209,4 +1209,30 @@ fn another_attention_than_that_of_the_authors_checkpoint_is_refused() {
         refused(&home, CONVERT),
         "error: model: tensor `gpt_neox.layers.1.attention.W_G` is missing; gpt_neox needs it with shape [16, 16]"
     );
+}
+
+#[test]
+fn a_text_longer_than_the_positions_that_a_recipe_tells_apart_is_refused() {
+    let home = Home::with("shakespeare");
+    std::fs::write(home.path("near.yaml"), "name: near\nmap: {kind: cosformer, positions: 16}")
+        .expect("it is written");
+    let ran = home.dijiang("convert model -o bundle --recipe near.yaml");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(home.json("bundle/dijiang.json")["model"]["positions"], 16);
+    assert_eq!(home.dijiang("generate bundle --prompt ROMEO: -n 10").code, 0);
+    insta::assert_snapshot!(refused(&home, "generate bundle --prompt ROMEO: -n 11"), @"error: prompt: 6 tokens and 11 new ones, but the model has 16 positions (hint: -n 10 at most)");
+    insta::assert_snapshot!(refused(&home, "eval bundle --perplexity model/tokenizer.json --context 32"), @"error: the model has 16 positions, and --context asks for 32");
+    // The model's own, where the recipe does not say.
+    let ran = home.dijiang("convert model -o far --recipe cosformer --no-verify");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let positions = &home.json("model/config.json")["max_position_embeddings"];
+    let manifest = home.json("far/dijiang.json");
+    assert_eq!(
+        (&manifest["model"]["positions"], &manifest["recipe"]["map"]["positions"]),
+        (positions, positions)
+    );
+    let mut config = home.json("model/config.json");
+    config.as_object_mut().expect("an object").remove("max_position_embeddings");
+    std::fs::write(home.path("model/config.json"), config.to_string()).expect("it is written");
+    insta::assert_snapshot!(refused(&home, "convert model -o none --recipe cosformer --no-verify"), @"error: recipe `cosformer`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` in `map`)");
 }

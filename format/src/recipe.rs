@@ -81,6 +81,12 @@ pub struct MapSpec {
     /// The rows that are learned begin as this basis (`dct-unit`).
     #[serde(skip_serializing_if = "is_default")]
     pub basis: Basis,
+    /// How rows that are drawn stand to each other (`prf`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub rows: Rows,
+    /// How many positions features are told apart by (`cosformer`); those of the model where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<u64>,
 }
 
 /// Of fields that recipes from before they were there lack.
@@ -99,6 +105,16 @@ pub enum Basis {
     Identity,
 }
 
+/// How rows that are drawn stand to each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rows {
+    /// Orthogonal, as many at a time as there are dimensions, each as long as an independent one.
+    #[default]
+    Orthogonal,
+    Independent,
+}
+
 impl Default for MapSpec {
     fn default() -> Self {
         Self {
@@ -109,6 +125,8 @@ impl Default for MapSpec {
             radial: Radial::Normal,
             unit: false,
             basis: Basis::Dct,
+            rows: Rows::Orthogonal,
+            positions: None,
         }
     }
 }
@@ -285,6 +303,8 @@ impl MapSpec {
             ("radial", self.radial != default.radial),
             ("unit", self.unit != default.unit),
             ("basis", self.basis != default.basis),
+            ("rows", self.rows != default.rows),
+            ("positions", self.positions != default.positions),
         ];
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }

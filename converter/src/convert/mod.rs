@@ -6,11 +6,11 @@ pub mod estimate;
 pub mod genai;
 pub mod inputs;
 pub(crate) mod manifest;
-mod own;
 pub mod quantization;
 pub mod refusal;
 pub mod requantize;
 pub mod scan;
+mod settled;
 pub mod source;
 pub mod stop_after;
 
@@ -242,7 +242,7 @@ pub fn convert(
     let mut opened = source::open(source, options.dtype)?;
     opened.warnings.extend(left_out(&opened));
     let own = opened.own_attention.take();
-    let options = own::settled(source, options, own.as_ref())?;
+    let options = settled::settled(source, options, (&opened.meta, own.as_ref()))?;
     let conversion = Conversion { own: own.as_ref(), ..Conversion::new(source, target, &options) };
     convert_opened(opened, conversion, progress)
 }
@@ -277,7 +277,7 @@ fn left_out(opened: &Source) -> Vec<String> {
 pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, ConvertError> {
     check_source(source)?;
     let Source { mut graph, meta, maps, dir, own_attention, .. } = source::open(source, options.dtype)?;
-    let options = &own::settled(source, options, own_attention.as_ref())?;
+    let options = &settled::settled(source, options, (&meta, own_attention.as_ref()))?;
     let parameters = parameters(&graph);
     quantize(source, options, &mut graph)?;
     let added = own_attention.as_ref().map(|own| &own.added);
@@ -294,7 +294,7 @@ pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, Con
         compiled: &compiled,
         parameters,
         texts: &dir,
-        positions: meta.learned_positions,
+        positions: manifest::positions(&options.recipe, &meta),
         inputs: &[],
         written: Mutex::default(),
     };
@@ -411,7 +411,7 @@ fn write_bundle(
         compiled: &compiled,
         parameters,
         texts: &dir,
-        positions: meta.learned_positions,
+        positions: manifest::positions(&options.recipe, &meta),
         inputs: &files,
         written: Mutex::default(),
     };

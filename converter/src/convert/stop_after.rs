@@ -10,7 +10,7 @@ use crate::convert::manifest::{Origin, describe};
 use crate::convert::refusal::{check_source, of_pipeline};
 use crate::convert::source::{self, Source};
 use crate::convert::{
-    ConvertError, ConvertOptions, graph_bytes, own, plan_weights, write_file, write_graph, write_weights,
+    ConvertError, ConvertOptions, graph_bytes, plan_weights, settled, write_file, write_graph, write_weights,
 };
 use crate::report::progress::{Estimate, Progress};
 use dijiang_format::files;
@@ -31,7 +31,7 @@ pub fn convert_first(
     check_source(source)?;
     let mut opened = source::open(source, options.dtype)?;
     let own = opened.own_attention.take();
-    let options = &own::settled(source, options, own.as_ref())?;
+    let options = &settled::settled(source, options, (&opened.meta, own.as_ref()))?;
     opened.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let read: Vec<Tensor> = opened.as_read.consts().map(|(_, _, tensor)| tensor.clone()).collect();
     let bundle = NewBundle::begin(target, options.force)?;

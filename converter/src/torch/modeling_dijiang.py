@@ -254,6 +254,18 @@ class WithoutParameters:
         return {}
 
 
+class Cosformer(WithoutParameters):
+    """relu of x as it is, turned by position"""
+
+    takes_x = True
+    is_turned = True
+    least_sum = 1e-6
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return x.relu()
+
+
 class Elu(WithoutParameters):
     """elu(x) + 1, of x as it is"""
 
@@ -273,6 +285,7 @@ class Identity(WithoutParameters):
 
 
 MAPS = {
+    "cosformer": Cosformer,
     "dct-softmax": DctSoftmax,
     "dct-transposed": DctTransposed,
     "dct-unit": DctUnit,
@@ -284,6 +297,12 @@ MAPS = {
     "wdct-unit": WdctUnit,
     "wpff": Wpff,
 }
+
+
+def turned(x, tokens, most):
+    """[x sin(πi/2M), x cos(πi/2M)], i the position of a token counted from 1 and M the most of them."""
+    angles = (tokens.positions[:, None, :, None] + 1).to(x.dtype) * (math.pi / 2 / most)
+    return torch.cat((x * angles.sin(), x * angles.cos()), -1)
 
 
 def unit(x):
@@ -427,6 +446,8 @@ class LinearAttention(nn.Module):
         self.map = MAPS[spec["kind"]]
         self.makes_unit = spec.get("unit", False)
         self.takes_x = getattr(self.map, "takes_x", False)
+        self.turns_by = spec["positions"] if getattr(self.map, "is_turned", False) else None
+        self.least_sum = getattr(self.map, "least_sum", None)
         self.rule, self.local = recipe.get("rule", "linear"), recipe.get("local")
         self.leaves = recipe.get("feed") == "leaving"
         self.chunk = recipe["chunk"]
@@ -472,6 +493,8 @@ class LinearAttention(nn.Module):
             hidden, q, k, v = wide(hidden), wide(q), wide(k), wide(v)
             if self.by_position:
                 return self.weighed(hidden, (q, k, v), mask, positions).to(dtype)
+            if self.turns_by:
+                return self.linear(hidden, q, k, v, mask, mask, tokens).to(dtype)
             if not self.local:
                 return self.recurrence(hidden, q, k, v, mask, mask).to(dtype)
             group = q.shape[1] // k.shape[1]
@@ -529,14 +552,16 @@ class LinearAttention(nn.Module):
         out = self.sums(hidden, q, k, v, mask, mask)[..., :-1]
         return self.read(hidden, out * self.positions.of(self.positions.sums, positions), None)
 
-    def linear(self, hidden, q, k, v, mask, written):
-        out = self.sums(hidden, q, k, v, mask, written)
+    def linear(self, hidden, q, k, v, mask, written, tokens=None):
+        out = self.sums(hidden, q, k, v, mask, written, tokens)
         return self.read(hidden, out[..., :-1], out[..., -1:])
 
-    def sums(self, hidden, q, k, v, mask, written):
+    def sums(self, hidden, q, k, v, mask, written, tokens=None):
         """φ(q)ᵀ S and φ(q)·z behind it, `[batch, heads, sequence, values + 1]`"""
         group = q.shape[1] // k.shape[1]
         q, k = self.features(q, self.q, True), self.features(k, self.k, False)
+        if self.turns_by:
+            q, k = (turned(x, tokens, self.turns_by) for x in (q, k))
         log_decay = self.log_decays(hidden)
         if written is not None:
             k = k * written[:, None, :, None].to(k.dtype)
@@ -570,7 +595,7 @@ class LinearAttention(nn.Module):
 
     def read(self, hidden, num, den):
         if not self.is_normalised:
-            return num / (den + EPSILON)
+            return num / (den + EPSILON if self.least_sum is None else den.clamp(min=self.least_sum))
         gate = F.silu(F.linear(hidden, wide(self.readout.weight)))
         heads, width = num.shape[1], num.shape[-1]
         if self.readout_norm == "rms-norm":

@@ -17,6 +17,7 @@ pub(super) struct Layer<'a> {
     graph: &'a Graph,
     hidden: Vec<f64>,
     mask: Vec<f64>,
+    positions: Vec<f64>,
     pub(super) time: usize,
 }
 
@@ -28,8 +29,9 @@ impl<'a> Layer<'a> {
     pub(super) fn new(recipe: &'a Recipe, graph: &'a Graph, given: &[(&'static str, Array)]) -> Self {
         let by_name: BTreeMap<&str, &Array> = given.iter().map(|(name, array)| (*name, array)).collect();
         let time = by_name["hidden"].shape()[1];
-        let (hidden, mask) = (by_name["hidden"].to_f64(), by_name["attention_mask"].to_f64());
-        Self { recipe, graph, hidden, mask, time }
+        let [hidden, mask] = ["hidden", "attention_mask"].map(|name| by_name[name].to_f64());
+        let positions = by_name.get("position_ids").map(|places| places.to_f64()).unwrap_or_default();
+        Self { recipe, graph, hidden, mask, positions, time }
     }
 
     /// The key/value head of a query head.
@@ -71,6 +73,13 @@ impl<'a> Layer<'a> {
         parameters.collect()
     }
 
+    /// The features of a token, turned where the map says so.
+    fn turned(&self, features: Vec<f64>, row: usize, at: usize) -> Vec<f64> {
+        let map = feature_map::find(&self.recipe.map.kind).expect("a map");
+        let Some(positions) = self.recipe.map.positions.filter(|_| map.is_turned()) else { return features };
+        feature_map::eval_turned(&features, self.positions[row * self.time + at] as usize, positions)
+    }
+
     fn phi(&self, x: &[f64], role: Role, head: usize) -> Vec<f64> {
         let map = feature_map::find(&self.recipe.map.kind).expect("a map");
         let root = if map.is_scaled() { (HEAD_DIM as f64).powf(-0.25) } else { 1.0 };
@@ -81,12 +90,14 @@ impl<'a> Layer<'a> {
 
     /// φ(q).
     pub(super) fn query(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.phi(&Self::projected("q_proj", head, self.token(row, at)), Role::Query, head)
+        let features = self.phi(&Self::projected("q_proj", head, self.token(row, at)), Role::Query, head);
+        self.turned(features, row, at)
     }
 
     /// φ(k).
     pub(super) fn key(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.phi(&Self::projected("k_proj", head, self.token(row, at)), Role::Key, head)
+        let features = self.phi(&Self::projected("k_proj", head, self.token(row, at)), Role::Key, head);
+        self.turned(features, row, at)
     }
 
     pub(super) fn value(&self, row: usize, at: usize, head: usize) -> Vec<f64> {

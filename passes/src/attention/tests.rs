@@ -24,9 +24,14 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
         signs: kind == "dct-softmax",
         lengths: Lengths::Quantiles,
         radial: Radial::Normal,
+        positions: is_turned(kind).then_some(16),
         ..MapSpec::default()
     };
     Recipe { map, decay, readout, ..testing::recipe() }
+}
+
+fn is_turned(kind: &str) -> bool {
+    feature_map::find(kind).is_some_and(FeatureMap::is_turned)
 }
 
 /// The authors' form, with weights for so many positions.
@@ -46,7 +51,8 @@ pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
 
 /// With positions, where the recipe reads them.
 fn decoder_of(recipe: &Recipe) -> Graph {
-    if recipe.by_position.is_some() { testing::placed_decoder() } else { testing::decoder() }
+    let reads_positions = recipe.by_position.is_some() || is_turned(&recipe.map.kind);
+    if reads_positions { testing::placed_decoder() } else { testing::decoder() }
 }
 
 fn lowered_from(graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
@@ -69,7 +75,8 @@ fn lowered_with(
 
 /// Inputs of `time` tokens for two rows; `pads` of row 0 are padding at the left.
 pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
-    let m = recipe.map.features * HEAD_DIM as usize;
+    let map = feature_map::find(&recipe.map.kind).expect("a map");
+    let m = map.features(&recipe.map, HEAD_DIM as usize);
     let mask = (0..2 * time).map(|i| i64::from(i >= pads)).collect();
     let places: Vec<i64> =
         (0..time).map(|i| i.saturating_sub(pads)).chain(0..time).map(|i| i as i64).collect();
@@ -221,6 +228,8 @@ fn definition(
                 den += weight;
                 num.iter_mut().zip(layer.value(row, j, shared)).for_each(|(n, v)| *n += weight * v);
             }
+            let least = feature_map::find(&recipe.map.kind).and_then(FeatureMap::least_sum).unwrap_or(0.0);
+            let den = f64::max(den, least);
             out.extend(num.iter().map(|n| if den == 0.0 { 0.0 } else { n / den }));
         }
     }
@@ -274,19 +283,21 @@ fn noise_of(weight: &Tensor, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn weights_by_position_want_positions() {
-    let recipe = released(Some(5));
-    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
-    let refused = rewrite(&mut testing::decoder(), &options).expect_err("there are none");
-    assert_eq!(
-        refused.to_string(),
-        "the graph has no input `position_ids`, by which `by_position` finds the weights of a token (hint: export the model with it, or take `by_position` out of the recipe)"
-    );
+fn what_tells_tokens_apart_wants_positions() {
+    for recipe in [released(Some(5)), recipe("cosformer", Decay::None, Readout::Sum)] {
+        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+        let refused = rewrite(&mut testing::decoder(), &options).expect_err("there are none");
+        assert_eq!(
+            refused.to_string(),
+            "the graph has no input `position_ids`, by which the recipe tells tokens apart (hint: export the model with it, or take another --recipe)"
+        );
+    }
 }
 
 #[test]
 fn an_encoder_reads_both_ways_and_keeps_no_state() {
-    for map in positive_maps() {
+    // The encoder of the tests has no positions to turn by.
+    for map in positive_maps().filter(|map| !map.is_turned()) {
         // There is no order that a decay could follow.
         let recipe = recipe(map.name(), Decay::Learned, Readout::Sum);
         let given: Vec<_> = inputs(&recipe, 7, 2).into_iter().take(2).collect();

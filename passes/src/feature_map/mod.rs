@@ -16,6 +16,7 @@ pub mod frequency;
 pub mod quality;
 pub mod recipe_check;
 
+mod cosformer;
 mod dct_softmax;
 mod dct_transposed;
 mod dct_unit;
@@ -126,6 +127,17 @@ pub trait FeatureMap: Sync {
         true
     }
 
+    /// Whether features are turned by the position of their token: [φ sin(πi/2M), φ cos(πi/2M)], i counted from 1 and M the
+    /// `positions` of the spec. [`features`](Self::features) counts both.
+    fn is_turned(&self) -> bool {
+        false
+    }
+
+    /// The least that φ(q)·z counts as, where it may be next to nothing.
+    fn least_sum(&self) -> Option<f64> {
+        None
+    }
+
     /// Its parameters, in the order they are drawn.
     fn parameters(&self) -> &'static [ParameterSpec] {
         &[]
@@ -181,6 +193,7 @@ pub trait FeatureMap: Sync {
 
 /// Every map.
 pub static MAPS: &[&dyn FeatureMap] = &[
+    &cosformer::Cosformer,
     &dct_softmax::DctSoftmax,
     &dct_transposed::DctTransposed,
     &dct_unit::DctUnit,
@@ -227,6 +240,12 @@ fn eval_exp(exponents: &[f64], role: Role) -> Vec<f64> {
         Role::Key => x.clamp(-MAX_EXPONENT, MAX_EXPONENT),
     });
     bounded.map(f64::exp).collect()
+}
+
+/// What features of the token at a position, counted from 0, are turned to in f64.
+pub fn eval_turned(features: &[f64], position: usize, positions: u64) -> Vec<f64> {
+    let angle = std::f64::consts::FRAC_PI_2 * (position + 1) as f64 / positions as f64;
+    [angle.sin(), angle.cos()].iter().flat_map(|turn| features.iter().map(move |x| x * turn)).collect()
 }
 
 /// Added to the squared length of features.

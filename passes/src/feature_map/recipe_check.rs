@@ -50,6 +50,10 @@ pub enum RecipeError {
         "recipe `{recipe}`: `by_position` weighs what the readout normalises, under `rule: linear` alone (hint: write `readout: group-norm`, and neither `rule` nor `local`)"
     )]
     ByPosition { recipe: String },
+    #[error(
+        "recipe `{recipe}`: how many positions `{kind}` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` in `map`)"
+    )]
+    NoPositions { recipe: String, kind: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
     Useless { recipe: String, field: &'static str, beside: &'static str },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {})", if known.is_empty() { "nothing" } else { known })]
@@ -70,6 +74,17 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     check_both_ways(recipe)
 }
 
+/// Whether it can do it without knowing the model.
+pub fn check_whole(recipe: &Recipe) -> Result<(), RecipeError> {
+    check(recipe)?;
+    let specs = std::iter::once(&recipe.map).chain(&recipe.both_ways);
+    let unknown = |spec: &&MapSpec| is_turned(spec) && spec.positions.is_none();
+    match specs.into_iter().find(unknown) {
+        Some(spec) => Err(RecipeError::NoPositions { recipe: recipe.name.clone(), kind: spec.kind.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// The map of a spec, where it reads all that the spec says.
 fn check_map(recipe: &Recipe, spec: &MapSpec) -> Result<&'static dyn FeatureMap, RecipeError> {
     let Some(map) = find(&spec.kind) else {
@@ -81,6 +96,7 @@ fn check_map(recipe: &Recipe, spec: &MapSpec) -> Result<&'static dyn FeatureMap,
         });
     };
     check_range(recipe, "map.features", spec.features as u64, 1..=MOST_FEATURES)?;
+    check_range(recipe, "map.positions", spec.positions.unwrap_or(1), 1..=MOST_POSITIONS)?;
     match spec.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
         Some(field) => Err(RecipeError::Ignored {
             recipe: recipe.name.clone(),
@@ -153,9 +169,18 @@ fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
     check_range(recipe, "local.sinks", u64::from(local.sinks), 0..=u64::from(MOST_LOCAL))?;
     match (recipe.rule, recipe.feed) {
         (Rule::Linear, Feed::AtOnce) => Err(RecipeError::Twice { recipe: name() }),
+        (Rule::Linear, Feed::Leaving) if is_turned(&recipe.map) => Err(RecipeError::Useless {
+            recipe: name(),
+            field: "local",
+            beside: "features that are turned by position",
+        }),
         (Rule::Linear, Feed::Leaving) => check_one_sum(recipe),
         _ => Ok(()),
     }
+}
+
+fn is_turned(spec: &MapSpec) -> bool {
+    find(&spec.kind).is_some_and(FeatureMap::is_turned)
 }
 
 /// Whether what is near and what is far are divided by one sum.
@@ -210,7 +235,7 @@ fn check_range(
 mod tests {
     use super::*;
     use crate::testing;
-    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Wide};
+    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Rows, Wide};
 
     fn recipe(map: MapSpec) -> Recipe {
         Recipe { name: "x".to_owned(), map, ..testing::recipe() }
@@ -267,6 +292,26 @@ mod tests {
     }
 
     #[test]
+    fn features_that_are_turned_want_to_know_how_far() {
+        let spec = |positions| MapSpec { kind: "cosformer".to_owned(), positions, ..MapSpec::default() };
+        let turned = |positions| recipe(spec(positions));
+        assert_eq!((check(&turned(None)), check_whole(&turned(Some(16)))), (Ok(()), Ok(())));
+        let told = |recipe: &Recipe| check_whole(recipe).expect_err("it is refused").to_string();
+        assert_eq!(
+            told(&turned(None)),
+            "recipe `x`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` in `map`)"
+        );
+        assert_eq!(refused(&turned(Some(0))), "recipe `x`: `map.positions` is 0, expected 1 to 1048576");
+        let both = Recipe { both_ways: Some(spec(None)), ..recipe(MapSpec::default()) };
+        assert!(told(&both).contains("how many positions"));
+        let local = Some(Local { window: 4, sinks: 0 });
+        assert_eq!(
+            refused(&Recipe { local, feed: Feed::Leaving, ..turned(Some(16)) }),
+            "recipe `x`: `local` means nothing beside `features that are turned by position` (hint: take one of them out)"
+        );
+    }
+
+    #[test]
     fn weights_by_position_want_sums_that_nothing_divides() {
         let weighed = |readout, by_position| Recipe {
             readout,
@@ -315,6 +360,8 @@ mod tests {
             ("radial", MapSpec { radial: Radial::Chi, ..plain.clone() }),
             ("unit", MapSpec { unit: true, ..plain.clone() }),
             ("basis", MapSpec { basis: Basis::Identity, ..plain.clone() }),
+            ("rows", MapSpec { rows: Rows::Independent, ..plain.clone() }),
+            ("positions", MapSpec { positions: Some(16), ..plain.clone() }),
         ];
         let ignored = |kind: &str| -> Vec<&str> {
             let is_refused = |spec: &MapSpec| {
@@ -323,18 +370,22 @@ mod tests {
             };
             specs.iter().filter(|(_, spec)| is_refused(spec)).map(|(field, _)| *field).collect()
         };
-        assert_eq!(ignored("prf"), ["signs", "lengths", "radial", "unit", "basis"]);
+        assert_eq!(ignored("prf"), ["signs", "lengths", "radial", "unit", "basis", "positions"]);
+        assert_eq!(ignored("cosformer"), ["features", "signs", "lengths", "radial", "unit", "basis", "rows"]);
         for kind in ["elu", "identity"] {
             assert_eq!(ignored(kind).len(), specs.len(), "{kind}");
         }
-        assert_eq!(ignored("dct-softmax"), ["basis"]);
-        assert_eq!(ignored("dct-transposed"), ["features", "signs", "unit", "basis"]);
+        assert_eq!(ignored("dct-softmax"), ["basis", "rows", "positions"]);
+        assert_eq!(ignored("dct-transposed"), ["features", "signs", "unit", "basis", "rows", "positions"]);
         for kind in ["pff", "wpff"] {
-            assert_eq!(ignored(kind), ["signs", "unit", "basis"], "{kind}");
+            assert_eq!(ignored(kind), ["signs", "unit", "basis", "rows", "positions"], "{kind}");
         }
-        assert_eq!(ignored("wdcf"), ["signs", "basis"]);
-        assert_eq!(ignored("dct-unit"), ["signs", "lengths", "radial", "unit"]);
-        assert_eq!(ignored("wdct-unit"), ["signs", "lengths", "radial", "unit", "basis"]);
+        assert_eq!(ignored("wdcf"), ["signs", "basis", "rows", "positions"]);
+        assert_eq!(ignored("dct-unit"), ["signs", "lengths", "radial", "unit", "rows", "positions"]);
+        assert_eq!(
+            ignored("wdct-unit"),
+            ["signs", "lengths", "radial", "unit", "basis", "rows", "positions"]
+        );
         let delta = |map| Recipe { rule: Rule::Delta, ..recipe(map) };
         assert_eq!(check(&delta(MapSpec { unit: true, ..MapSpec::default() })), Ok(()));
         assert_eq!(check(&delta(MapSpec { kind: "dct-unit".to_owned(), ..MapSpec::default() })), Ok(()));
@@ -383,7 +434,7 @@ mod tests {
         let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
         assert_eq!(
             refused(&recipe(prf)),
-            "recipe `x`: `map.radial` means nothing to `prf` (it reads: features)"
+            "recipe `x`: `map.radial` means nothing to `prf` (it reads: features, rows)"
         );
     }
 }

@@ -7,7 +7,6 @@ use crate::attention::lower::{HeadOrder, Sums};
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::POSITIONS;
 
 impl SiteWriter<'_, '_, '_> {
     /// β_j v_j, f32 `[batch, kv_heads, sequence, value_dim]`
@@ -35,11 +34,7 @@ impl SiteWriter<'_, '_, '_> {
     fn by_position(&mut self, name: &str, [positions, heads]: [u64; 2]) -> ValueId {
         let ones = vec![1.0; (positions * heads) as usize];
         let table = self.parameter(None, name, Tensor::from_f32(&[positions, heads], &ones));
-        let Some(places) = self.p.graph().input(POSITIONS) else {
-            self.p.fail(format!("weights by position read the input `{POSITIONS}`, which the graph lacks"));
-            return table;
-        };
-        let places = self.p.cast(places, DType::I64);
+        let Some(places) = self.places() else { return table };
         let last = self.p.constant("last_position", Tensor::scalar(DType::I64, positions as f64 - 1.0));
         let places = self.p.min(places, last);
         self.p.gather(table, places, 0)

@@ -19,6 +19,7 @@ mod gates;
 mod joined;
 mod leaving;
 mod near;
+mod positions;
 mod readout;
 mod ring;
 mod state;

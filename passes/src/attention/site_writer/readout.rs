@@ -2,6 +2,7 @@
 
 use super::SiteWriter;
 use crate::attention::lower::{HeadOrder, Sums};
+use crate::feature_map::{self, FeatureMap};
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
@@ -18,8 +19,7 @@ impl SiteWriter<'_, '_, '_> {
             self.p.fail("the readout divides by a sum that was not computed".to_owned());
             return sums.num;
         };
-        let epsilon = if self.p.dtype(den) == DType::F16 { HALF_EPSILON } else { EPSILON };
-        let den = self.p.add_scalar(den, epsilon);
+        let den = self.divisor(den);
         if !self.puts_heads_first() {
             return self.p.div(sums.num, den);
         }
@@ -31,7 +31,18 @@ impl SiteWriter<'_, '_, '_> {
         self.p.reshape_to(read, like)
     }
 
-    /// A norm over each head, gated by SiLU(W_g x) (RetNet; the released code).
+    /// φ(q)·z, of which nothing is left to divide by zero.
+    fn divisor(&mut self, den: ValueId) -> ValueId {
+        let map = feature_map::find(&self.options.recipe.map.kind);
+        if let Some(least) = map.and_then(FeatureMap::least_sum) {
+            let least = self.p.scalar_like(den, least);
+            return self.p.max(den, least);
+        }
+        let epsilon = if self.p.dtype(den) == DType::F16 { HALF_EPSILON } else { EPSILON };
+        self.p.add_scalar(den, epsilon)
+    }
+
+    /// A norm, over each head or over groups, gated by SiLU(W_g x) (RetNet; the released code).
     pub(super) fn read_normalised(&mut self, sums: &Sums) -> ValueId {
         let site = self.site;
         let Some(hidden) = site.hidden else {
