@@ -609,8 +609,8 @@ fn configs_that_do_not_fit_are_refused() {
 #[test]
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, softmax, or the path of a .yaml file)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, linformer, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, linformer, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");
@@ -1171,6 +1171,7 @@ fn a_checkpoint_of_the_authors_code_is_converted_to_what_that_code_computes() {
         let warned = told["warnings"].to_string();
         assert_eq!(warned.contains("attention.masked_bias`): not read"), fixture == "authors", "{warned}");
         let manifest = home.json("bundle/dijiang.json");
+        schema::check_value("dijiang", &manifest);
         assert_eq!(
             (&manifest["source"]["own_attention"], &manifest["recipe"]["by_position"]),
             (&json!(true), &json!(20))
@@ -1231,8 +1232,15 @@ fn a_text_longer_than_the_positions_that_a_recipe_tells_apart_is_refused() {
         (&manifest["model"]["positions"], &manifest["recipe"]["map"]["positions"]),
         (positions, positions)
     );
+    let ran = home.dijiang("convert model -o slots --recipe linformer");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let manifest = home.json("slots/dijiang.json");
+    assert_eq!(
+        (&manifest["model"]["positions"], &manifest["recipe"]["slots"]["positions"]),
+        (positions, positions)
+    );
     let mut config = home.json("model/config.json");
     config.as_object_mut().expect("an object").remove("max_position_embeddings");
     std::fs::write(home.path("model/config.json"), config.to_string()).expect("it is written");
-    insta::assert_snapshot!(refused(&home, "convert model -o none --recipe cosformer --no-verify"), @"error: recipe `cosformer`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` in `map`)");
+    insta::assert_snapshot!(refused(&home, "convert model -o none --recipe cosformer --no-verify"), @"error: recipe `cosformer`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)");
 }

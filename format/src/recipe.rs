@@ -24,6 +24,9 @@ pub struct Recipe {
     /// How a token changes the state.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rule: Rule,
+    /// The slots that `rule: slots` sums tokens in; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Slots>,
     /// Exact softmax over near tokens beside the recurrence; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Local>,
@@ -179,9 +182,26 @@ pub enum Rule {
     /// S ← a_t S, then S ← S + φ(k_t) ⊗ β_t (v_t - Sᵀφ(k_t)), β_t = sigmoid(w_h·x_t + b_h) per key/value head and φ(k)
     /// a unit vector (Schlag et al. 2021; Yang et al. 2024). Nothing divides what is read.
     Delta,
+    /// Softmax over r slots in the place of tokens, whose keys and values are sums of those of tokens by learned weights of
+    /// their position: K ← K + e_j ⊗ k_j, V ← V + f_j ⊗ v_j, o_i = softmax(s K q_i)ᵀ V (Wang et al. 2020; summed token by token,
+    /// as masking the scores of whole sums would show what comes later).
+    Slots,
     /// There is no state: the window alone.
     None,
 }
+
+/// The slots of `rule: slots`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slots {
+    pub count: u32,
+    /// How many positions have weights; as many as the model has where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<u64>,
+}
+
+/// The most slots.
+pub const MOST_SLOTS: u32 = 1 << 12;
 
 /// Softmax over the last tokens and the first, as it was. By counts: n_i is how many tokens of the row that are no padding
 /// stand up to i, i itself included; j is visible to i where n_i - n_j < `window` or n_j ≤ `sinks`.
@@ -255,6 +275,7 @@ impl Recipe {
                 readout,
                 by_position: None,
                 rule,
+                slots: None,
                 local: None,
                 feed,
                 wide: None,
@@ -270,6 +291,7 @@ impl Recipe {
             readout: Readout::default(),
             by_position: None,
             rule: Rule::None,
+            slots: None,
             local: Some(Local { window: wide.window, sinks }),
             feed: Feed::default(),
             wide: None,

@@ -34,6 +34,7 @@ pub(crate) fn recipe() -> Recipe {
         readout: Readout::Sum,
         by_position: None,
         rule: Rule::Linear,
+        slots: None,
         local: None,
         feed: Feed::AtOnce,
         wide: None,

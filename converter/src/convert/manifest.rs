@@ -37,7 +37,8 @@ pub(crate) struct Origin<'a> {
 /// How many positions there are, where the model has so many and no more, or the recipe tells so many apart.
 pub(crate) fn positions(recipe: &Recipe, meta: &ModelMeta) -> Option<u64> {
     let told = std::iter::once(&recipe.map).chain(&recipe.both_ways).filter_map(|spec| spec.positions);
-    told.chain(meta.learned_positions).min()
+    let of_slots = recipe.slots.and_then(|slots| slots.positions);
+    told.chain(of_slots).chain(meta.learned_positions).min()
 }
 
 /// What a manifest says before anything is compiled.

@@ -24,6 +24,9 @@ pub(super) fn settled(
             spec.positions = spec.positions.or(meta.max_positions);
         }
     }
+    if let Some(slots) = &mut recipe.slots {
+        slots.positions = slots.positions.or(meta.max_positions);
+    }
     Ok(ConvertOptions { recipe, ..options.clone() })
 }
 

@@ -419,7 +419,7 @@ def at(recipe, layer):
     if layer not in (wide.get("layers") or []):
         return recipe
     local = {"window": wide["window"], "sinks": recipe["local"].get("sinks", 0)}
-    alone = {"rule": "none", "decay": "none", "readout": "sum", "by_position": None, "feed": "at-once"}
+    alone = {"rule": "none", "slots": None, "decay": "none", "readout": "sum", "by_position": None, "feed": "at-once"}
     return {**recipe, **alone, "local": local}
 
 
@@ -435,6 +435,21 @@ class ByPosition(nn.Module):
         """`[batch, heads, sequence, 1]`"""
         rows = wide(table)[positions.clamp(max=table.shape[0] - 1)]
         return rows.transpose(1, 2)[..., None]
+
+
+class Slots(nn.Module):
+    """What a token adds to the keys and the values of slots, by its position and for each key/value head."""
+
+    def __init__(self, slots, kv_heads):
+        super().__init__()
+        self.count = slots["count"]
+        self.keys = nn.Parameter(torch.zeros(slots["positions"], kv_heads * self.count))
+        self.values = nn.Parameter(torch.zeros(slots["positions"], kv_heads * self.count))
+
+    def of(self, table, positions, mask):
+        """`[batch, kv_heads, sequence, slots]`, 0 on padding"""
+        rows = wide(table)[positions.clamp(max=table.shape[0] - 1)].unflatten(-1, (-1, self.count)).transpose(1, 2)
+        return rows if mask is None else rows * mask[:, None, :, None].to(rows.dtype)
 
 
 class LinearAttention(nn.Module):
@@ -456,7 +471,9 @@ class LinearAttention(nn.Module):
         self.decay, self.readout_norm = recipe["decay"], recipe["readout"]
         self.is_normalised = self.readout_norm != "sum"
         self.by_position = recipe.get("by_position")
-        if self.rule != "none":
+        if self.rule == "slots":
+            self.slots = Slots(recipe["slots"], kv_heads)
+        elif self.rule != "none":
             self.add_recurrence(hidden, heads, kv_heads, (features, head_dim))
         if self.rule == "delta":
             self.beta = nn.Linear(hidden, kv_heads)
@@ -491,6 +508,8 @@ class LinearAttention(nn.Module):
         with without_autocast(q):
             dtype = v.dtype
             hidden, q, k, v = wide(hidden), wide(q), wide(k), wide(v)
+            if self.rule == "slots":
+                return self.slotted((q, k, v), mask, positions).to(dtype)
             if self.by_position:
                 return self.weighed(hidden, (q, k, v), mask, positions).to(dtype)
             if self.turns_by:
@@ -544,6 +563,15 @@ class LinearAttention(nn.Module):
         log_decay = None if log_decay is None else log_decay.unsqueeze(2)
         out = delta(q, k, v, log_decay, beta, self.chunk).flatten(1, 2)
         return self.read(hidden, out, None) if self.is_normalised else out
+
+    def slotted(self, tensors, mask, positions):
+        """Softmax over slots: their scores are what a query reads of sums of k ⊗ e, and their values sums of f ⊗ v."""
+        q, k, v = tensors
+        e, f = (self.slots.of(table, positions, mask) for table in (self.slots.keys, self.slots.values))
+        group = q.shape[1] // k.shape[1]
+        q, k, v, e, f = (q * self.scale).unflatten(1, (-1, group)), *(x.unsqueeze(2) for x in (k, v, e, f))
+        shares = chunked(q, k, e, None, self.chunk).softmax(-1)
+        return chunked(shares, f, v, None, self.chunk).flatten(1, 2)
 
     def weighed(self, hidden, tensors, mask, positions):
         """Sums whose values and results have weights by position, and which nothing divides."""

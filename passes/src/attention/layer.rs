@@ -131,6 +131,34 @@ impl<'a> Layer<'a> {
         sum
     }
 
+    /// Softmax over slots, `[2, time, heads, head_dim]`.
+    pub(super) fn slotted(&self, count: usize) -> Vec<f64> {
+        let [e, f] = ["keys", "values"]
+            .map(|name| Self::weight(self.graph, &format!("{MODULE}.dijiang.slots.{name}")));
+        let mut out = Vec::new();
+        for (row, at) in (0..2).flat_map(|row| (0..self.time).map(move |at| (row, at))) {
+            for head in 0..HEADS as usize {
+                let (q, shared) = (self.query(row, at, head), Self::shared(head));
+                let (mut scores, mut values) = (vec![0.0; count], vec![vec![0.0; HEAD_DIM as usize]; count]);
+                for j in (0..=at).filter(|j| self.is_token(row, *j)) {
+                    let place = self.positions[row * self.time + j] as usize * KV_HEADS as usize + shared;
+                    let (score, v) = (dot(&q, &self.key(row, j, shared)), self.value(row, j, shared));
+                    for slot in 0..count {
+                        scores[slot] += score * e[place * count + slot];
+                        let weight = f[place * count + slot];
+                        values[slot].iter_mut().zip(&v).for_each(|(sum, v)| *sum += weight * v);
+                    }
+                }
+                let powers: Vec<f64> = scores.iter().map(|score| score.exp()).collect();
+                let total: f64 = powers.iter().sum();
+                out.extend((0..HEAD_DIM as usize).map(|i| {
+                    powers.iter().zip(&values).map(|(power, value)| power / total * value[i]).sum::<f64>()
+                }));
+            }
+        }
+        out
+    }
+
     /// The weight of a position, where each has one.
     fn by_position(&self, name: &str, at: usize, head: usize) -> f64 {
         let Some(positions) = self.recipe.by_position else { return 1.0 };
@@ -325,7 +353,7 @@ impl<'a> Layer<'a> {
         match self.recipe.rule {
             Rule::None => self.near(local),
             Rule::Delta => self.mixed(local),
-            Rule::Linear => self.joined(local),
+            Rule::Linear | Rule::Slots => self.joined(local),
         }
     }
 

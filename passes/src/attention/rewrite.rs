@@ -170,7 +170,9 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
 
 /// Whether what is written tells tokens apart by their positions.
 fn reads_positions(recipe: &Recipe) -> bool {
-    recipe.by_position.is_some() || feature_map::find(&recipe.map.kind).is_some_and(FeatureMap::is_turned)
+    recipe.by_position.is_some()
+        || recipe.slots.is_some()
+        || feature_map::find(&recipe.map.kind).is_some_and(FeatureMap::is_turned)
 }
 
 /// Without a cache that grows a decoder cannot count the tokens that came before.

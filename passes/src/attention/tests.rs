@@ -13,7 +13,9 @@ use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
 use crate::numeric::random::Random;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
-use dijiang_format::recipe::{Decay, Feed, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Wide};
+use dijiang_format::recipe::{
+    Decay, Feed, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Slots, Wide,
+};
 use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
@@ -39,6 +41,11 @@ fn released(by_position: Option<u64>) -> Recipe {
     Recipe { by_position, ..recipe("dct-transposed", Decay::Released, Readout::GroupNorm) }
 }
 
+fn slots() -> Recipe {
+    let slots = Some(Slots { count: 3, positions: Some(16) });
+    Recipe { rule: Rule::Slots, slots, ..recipe("identity", Decay::None, Readout::Sum) }
+}
+
 fn delta(kind: &str, decay: Decay) -> Recipe {
     let mut recipe = Recipe { rule: Rule::Delta, ..recipe(kind, decay, Readout::Sum) };
     recipe.map.unit = !feature_map::find(kind).expect("a map").is_unit();
@@ -51,7 +58,8 @@ pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
 
 /// With positions, where the recipe reads them.
 fn decoder_of(recipe: &Recipe) -> Graph {
-    let reads_positions = recipe.by_position.is_some() || is_turned(&recipe.map.kind);
+    let reads_positions =
+        recipe.by_position.is_some() || recipe.slots.is_some() || is_turned(&recipe.map.kind);
     if reads_positions { testing::placed_decoder() } else { testing::decoder() }
 }
 
@@ -77,6 +85,7 @@ fn lowered_with(
 pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
     let map = feature_map::find(&recipe.map.kind).expect("a map");
     let m = map.features(&recipe.map, HEAD_DIM as usize);
+    let width = recipe.slots.map_or(HEAD_DIM as usize, |slots| slots.count as usize);
     let mask = (0..2 * time).map(|i| i64::from(i >= pads)).collect();
     let places: Vec<i64> =
         (0..time).map(|i| i.saturating_sub(pads)).chain(0..time).map(|i| i as i64).collect();
@@ -84,7 +93,7 @@ pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static
     vec![
         ("hidden", noise(&[2, time, testing::HIDDEN as usize], 11)),
         ("attention_mask", Array::from_i64(&[2, time], mask).expect("a mask")),
-        ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, HEAD_DIM as usize])),
+        ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, width])),
         ("past_key_values.0.conv_state", normaliser(recipe, m)),
         ("position_ids", places),
     ]
@@ -92,6 +101,9 @@ pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static
 
 /// z of no tokens, or where nothing divides by it what is passed on as it is.
 fn normaliser(recipe: &Recipe, features: usize) -> Array {
+    if let Some(slots) = recipe.slots {
+        return zeros(&[2, KV_HEADS as usize, slots.count as usize * HEAD_DIM as usize]);
+    }
     match (recipe.readout, recipe.rule) {
         (Readout::Sum, Rule::Linear) => zeros(&[2, KV_HEADS as usize, features]),
         _ => noise(&[2, 1, 1], 12),
@@ -117,7 +129,7 @@ pub(crate) fn every_recipe() -> Vec<Recipe> {
     let readouts = readouts.into_iter().chain([retention, released(None), released(Some(5))]);
     let deltas = [Decay::None, Decay::Fixed, Decay::Learned].map(|decay| delta("dct-unit", decay));
     let others = ["dct-softmax", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
-    maps.chain(decays).chain(readouts).chain(deltas).chain(others).collect()
+    maps.chain(decays).chain(readouts).chain(deltas).chain(others).chain([slots()]).collect()
 }
 
 #[test]
@@ -276,6 +288,17 @@ fn a_readout_that_normalises_computes_its_definition() {
     }
 }
 
+#[test]
+fn slots_compute_their_definition() {
+    let recipe = slots();
+    for form in FORMS.into_iter().chain([Form::Segment(7)]) {
+        let given = inputs(&recipe, 7, 2);
+        let (graph, _) = lowered(&recipe, form);
+        let want = Layer::new(&recipe, &graph, &given).slotted(3);
+        near(&run(&graph, &given)["y"].to_f64(), &want, &format!("{form:?}"));
+    }
+}
+
 /// As many numbers as a weight has, named after it.
 fn noise_of(weight: &Tensor, name: &str) -> Vec<f32> {
     let mut random = Random::named(13, name);
@@ -284,7 +307,7 @@ fn noise_of(weight: &Tensor, name: &str) -> Vec<f32> {
 
 #[test]
 fn what_tells_tokens_apart_wants_positions() {
-    for recipe in [released(Some(5)), recipe("cosformer", Decay::None, Readout::Sum)] {
+    for recipe in [released(Some(5)), recipe("cosformer", Decay::None, Readout::Sum), slots()] {
         let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
         let refused = rewrite(&mut testing::decoder(), &options).expect_err("there are none");
         assert_eq!(

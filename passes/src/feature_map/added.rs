@@ -7,7 +7,7 @@ use super::{MAPS, Role};
 const ADDED: &str = ".dijiang.";
 
 /// What is added besides the parameters of feature maps, with whether training changes it.
-const OTHERS: [(&str, bool); 12] = [
+const OTHERS: [(&str, bool); 14] = [
     ("beta.bias", true),
     ("beta.weight", true),
     ("far", true),
@@ -20,6 +20,8 @@ const OTHERS: [(&str, bool); 12] = [
     ("positions.sums", true),
     ("positions.values", true),
     ("readout.weight", true),
+    ("slots.keys", true),
+    ("slots.values", true),
 ];
 
 /// The name of an added weight.

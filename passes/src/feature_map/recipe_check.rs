@@ -2,7 +2,8 @@
 
 use super::{FeatureMap, MAPS, find};
 use dijiang_format::recipe::{
-    Attention, Feed, MOST_CHUNK, MOST_LOCAL, MOST_POSITIONS, MapSpec, Readout, Recipe, Rule,
+    Attention, Decay, Feed, MOST_CHUNK, MOST_LOCAL, MOST_POSITIONS, MOST_SLOTS, MapSpec, Readout, Recipe,
+    Rule,
 };
 use std::ops::RangeInclusive;
 
@@ -51,7 +52,15 @@ pub enum RecipeError {
     )]
     ByPosition { recipe: String },
     #[error(
-        "recipe `{recipe}`: how many positions `{kind}` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` in `map`)"
+        "recipe `{recipe}`: `rule: slots` {reason} (hint: write `map: {{kind: identity}}`, `rule: slots` and `slots: {{count: 32}}`, and nothing else)"
+    )]
+    Slots { recipe: String, reason: &'static str },
+    #[error(
+        "recipe `{recipe}`: `slots` is what `rule: slots` sums in, and the rule is another (hint: write `rule: slots`)"
+    )]
+    SlotsAlone { recipe: String },
+    #[error(
+        "recipe `{recipe}`: how many positions `{kind}` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)"
     )]
     NoPositions { recipe: String, kind: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
@@ -69,6 +78,7 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     check_range(recipe, "chunk", u64::from(recipe.chunk), 1..=u64::from(MOST_CHUNK))?;
     check_rule(recipe, map)?;
     check_by_position(recipe)?;
+    check_slots(recipe)?;
     check_local(recipe)?;
     check_wide(recipe)?;
     check_both_ways(recipe)
@@ -77,6 +87,9 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
 /// Whether it can do it without knowing the model.
 pub fn check_whole(recipe: &Recipe) -> Result<(), RecipeError> {
     check(recipe)?;
+    if recipe.slots.is_some_and(|slots| slots.positions.is_none()) {
+        return Err(RecipeError::NoPositions { recipe: recipe.name.clone(), kind: "slots".to_owned() });
+    }
     let specs = std::iter::once(&recipe.map).chain(&recipe.both_ways);
     let unknown = |spec: &&MapSpec| is_turned(spec) && spec.positions.is_none();
     match specs.into_iter().find(unknown) {
@@ -121,12 +134,13 @@ fn check_both_ways(recipe: &Recipe) -> Result<(), RecipeError> {
 pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) -> Result<(), RecipeError> {
     let (beside, useless): (&str, &[&str]) = match (recipe.attention, recipe.rule) {
         (Attention::Softmax, _) => {
-            const USELESS: [&str; 11] = [
+            const USELESS: [&str; 12] = [
                 "map",
                 "decay",
                 "readout",
                 "by_position",
                 "rule",
+                "slots",
                 "local",
                 "feed",
                 "wide",
@@ -144,6 +158,28 @@ pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) ->
         Some(field) => Err(RecipeError::Useless { recipe: recipe.name.clone(), field, beside }),
         None => Ok(()),
     }
+}
+
+/// Whether slots are those of the rule that has them, which has nothing else.
+fn check_slots(recipe: &Recipe) -> Result<(), RecipeError> {
+    let name = || recipe.name.clone();
+    let slots = match (recipe.rule, recipe.slots) {
+        (Rule::Slots, Some(slots)) => slots,
+        (Rule::Slots, None) => return Err(RecipeError::Slots { recipe: name(), reason: "has none" }),
+        (_, Some(_)) => return Err(RecipeError::SlotsAlone { recipe: name() }),
+        (_, None) => return Ok(()),
+    };
+    let others = [
+        (recipe.map.kind != "identity", "takes queries and keys as they are"),
+        (recipe.decay != Decay::None, "knows no decay"),
+        (recipe.readout != Readout::Sum, "knows no other readout than softmax"),
+        (recipe.local.is_some(), "stands beside no window"),
+    ];
+    if let Some((_, reason)) = others.into_iter().find(|(is_there, _)| *is_there) {
+        return Err(RecipeError::Slots { recipe: name(), reason });
+    }
+    check_range(recipe, "slots.count", u64::from(slots.count), 2..=u64::from(MOST_SLOTS))?;
+    check_range(recipe, "slots.positions", slots.positions.unwrap_or(1), 1..=MOST_POSITIONS)
 }
 
 /// Whether weights by position have sums to weigh that nothing divides.
@@ -235,7 +271,7 @@ fn check_range(
 mod tests {
     use super::*;
     use crate::testing;
-    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Rows, Wide};
+    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Rows, Slots, Wide};
 
     fn recipe(map: MapSpec) -> Recipe {
         Recipe { name: "x".to_owned(), map, ..testing::recipe() }
@@ -299,7 +335,7 @@ mod tests {
         let told = |recipe: &Recipe| check_whole(recipe).expect_err("it is refused").to_string();
         assert_eq!(
             told(&turned(None)),
-            "recipe `x`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` in `map`)"
+            "recipe `x`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)"
         );
         assert_eq!(refused(&turned(Some(0))), "recipe `x`: `map.positions` is 0, expected 1 to 1048576");
         let both = Recipe { both_ways: Some(spec(None)), ..recipe(MapSpec::default()) };
@@ -309,6 +345,34 @@ mod tests {
             refused(&Recipe { local, feed: Feed::Leaving, ..turned(Some(16)) }),
             "recipe `x`: `local` means nothing beside `features that are turned by position` (hint: take one of them out)"
         );
+    }
+
+    #[test]
+    fn slots_have_nothing_beside_them() {
+        let identity = MapSpec { kind: "identity".to_owned(), ..MapSpec::default() };
+        let slots = Some(Slots { count: 8, positions: None });
+        let plain = Recipe { rule: Rule::Slots, slots, ..recipe(identity) };
+        assert_eq!(check(&plain), Ok(()));
+        assert_eq!(
+            check_whole(&plain).expect_err("it is refused").to_string(),
+            "recipe `x`: how many positions `slots` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)"
+        );
+        let hint =
+            "(hint: write `map: {kind: identity}`, `rule: slots` and `slots: {count: 32}`, and nothing else)";
+        let local = Some(Local { window: 4, sinks: 0 });
+        for (other, reason) in [
+            (Recipe { slots: None, ..plain.clone() }, "has none"),
+            (Recipe { map: MapSpec::default(), ..plain.clone() }, "takes queries and keys as they are"),
+            (Recipe { decay: Decay::Fixed, ..plain.clone() }, "knows no decay"),
+            (Recipe { readout: Readout::RmsNorm, ..plain.clone() }, "knows no other readout than softmax"),
+            (Recipe { local, ..plain.clone() }, "stands beside no window"),
+        ] {
+            assert_eq!(refused(&other), format!("recipe `x`: `rule: slots` {reason} {hint}"));
+        }
+        let alone = Recipe { slots, ..recipe(MapSpec::default()) };
+        assert!(refused(&alone).ends_with("and the rule is another (hint: write `rule: slots`)"));
+        let few = Recipe { slots: Some(Slots { count: 1, positions: None }), ..plain };
+        assert_eq!(refused(&few), "recipe `x`: `slots.count` is 1, expected 2 to 4096");
     }
 
     #[test]

@@ -36,6 +36,9 @@ impl Family {
         let mut recipe = recipe_in_chunks(name, self.chunk);
         // The longest text here is longer than the models' positions.
         recipe.map.positions = (name == "cosformer").then_some(512);
+        if let Some(slots) = &mut recipe.slots {
+            slots.positions = Some(512);
+        }
         recipe
     }
 
@@ -307,7 +310,10 @@ macro_rules! matrix {
     };
 }
 
-matrix!(adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet);
+matrix!(
+    adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet,
+    linformer
+);
 
 #[test]
 fn every_linear_preset_is_tested() {

@@ -22,6 +22,7 @@ mod near;
 mod positions;
 mod readout;
 mod ring;
+mod slots;
 mod state;
 
 use features::Features;
@@ -69,7 +70,11 @@ impl SiteWriter<'_, '_, '_> {
         let Plan { rule, local, .. } = self.plan;
         let leaves = self.options.recipe.feed == Feed::Leaving;
         let leaving = local.filter(|_| leaves).map(|local| (local, self.near(local, valid)));
-        let linear = (rule != Rule::None).then(|| self.beside(leaving.as_ref(), valid));
+        let linear = match (rule, self.options.recipe.slots) {
+            (Rule::None, _) => None,
+            (Rule::Slots, Some(slots)) => Some(self.slots(slots, valid)),
+            _ => Some(self.beside(leaving.as_ref(), valid)),
+        };
         let near = leaving.or_else(|| local.map(|local| (local, self.near(local, valid))));
         let near = near.map(|(local, near)| self.seen(&near, local));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
@@ -156,7 +161,7 @@ impl SiteWriter<'_, '_, '_> {
 
     /// Whether features are `[heads, batch, sequence, m]`.
     fn puts_heads_first(&self) -> bool {
-        self.options.form.puts_heads_first() && self.plan.rule == Rule::Linear
+        self.options.form.puts_heads_first() && self.plan.rule != Rule::Delta
     }
 
     /// Whether what is read is divided by φ(q)·z.
