@@ -448,7 +448,7 @@ class Slots(nn.Module):
 
     def of(self, table, positions, mask):
         """`[batch, kv_heads, sequence, slots]`, 0 on padding"""
-        rows = wide(table)[positions.clamp(max=table.shape[0] - 1)].unflatten(-1, (-1, self.count)).transpose(1, 2)
+        rows = wide(table)[positions].unflatten(-1, (-1, self.count)).transpose(1, 2)
         return rows if mask is None else rows * mask[:, None, :, None].to(rows.dtype)
 
 

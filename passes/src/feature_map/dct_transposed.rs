@@ -6,6 +6,7 @@ use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
+use dijiang_format::names::EXACT;
 use dijiang_format::recipe::MapSpec;
 
 pub(super) struct DctTransposed;
@@ -41,8 +42,11 @@ impl FeatureMap for DctTransposed {
     }
 
     fn emit_plain(&self, p: &mut Patch<'_>, x: ValueId, parameters: &Emitted) -> ValueId {
-        let products = p.linear(x, parameters["omega"], None);
-        p.softmax(products, -1)
+        // In f32 in training too: exponents that no √head_dim divides are large, and a rounding of one is a share of its power.
+        p.within(EXACT, |p| {
+            let products = p.linear(x, parameters["omega"], None);
+            p.softmax(products, -1)
+        })
     }
 
     fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {

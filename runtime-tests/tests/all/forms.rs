@@ -2,7 +2,7 @@
 //! makes of its parallel form, to rounding, however the tokens are fed.
 
 use crate::support::{
-    Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_in_chunks, tolerance,
+    Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_with_positions, tolerance,
 };
 use dijiang::recipes::PRESETS;
 use dijiang_format::dtype::DType;
@@ -33,13 +33,8 @@ impl Family {
     }
 
     fn recipe(&self, name: &str) -> Recipe {
-        let mut recipe = recipe_in_chunks(name, self.chunk);
-        // The longest text here is longer than the models' positions.
-        recipe.map.positions = (name == "cosformer").then_some(512);
-        if let Some(slots) = &mut recipe.slots {
-            slots.positions = Some(512);
-        }
-        recipe
+        // The longest text here has fewer tokens.
+        Recipe { chunk: self.chunk, ..recipe_with_positions(name, 512) }
     }
 
     fn bundle(&self, recipe: &Recipe, target: Target, dtype: DType) -> Bundle {

@@ -10,7 +10,7 @@ use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::MADE;
+use dijiang_format::names::{EXACT, MADE};
 use dijiang_format::recipe::{Feed, Local, Readout, Rule};
 
 mod by_position;
@@ -208,7 +208,13 @@ impl SiteWriter<'_, '_, '_> {
             beta = Some(self.p.mul(all, written));
         }
         let (valid, state) = (tokens.written, self.past_state(dims));
-        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, beta, state, dims })
+        let recurrence = Recurrence { q, k, v, valid, log_decay, beta, state, dims };
+        let form = self.options.form;
+        match self.options.recipe.readout {
+            // In f32 in training too: the few numbers of a group may be much alike, and their differences are what is left.
+            Readout::GroupNorm => self.p.within(EXACT, |p| form.lower(p, &recurrence)),
+            Readout::Sum | Readout::RmsNorm => form.lower(self.p, &recurrence),
+        }
     }
 
     pub(super) fn scaled(&mut self, x: ValueId) -> ValueId {

@@ -4,9 +4,11 @@ use super::SiteWriter;
 use crate::attention::lower::{HeadOrder, Sums};
 use crate::feature_map::{self, FeatureMap};
 use crate::ir::graph::ValueId;
+use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::EXACT;
 use dijiang_format::recipe::Readout;
 
 /// Added to φ(q)·z, so that a query that sees nothing but padding reads zero; in half precision its smallest number.
@@ -59,17 +61,22 @@ impl SiteWriter<'_, '_, '_> {
             Readout::RmsNorm => self.rms_normal(sums),
             Readout::Sum | Readout::GroupNorm => self.group_normal(sums),
         };
-        let p = &mut *self.p;
-        let wide = p.cast(hidden, DType::F32);
-        let gate = p.linear(wide, weight, None);
-        let open = p.sigmoid(gate);
-        let silu = p.mul(gate, open);
-        let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
-        let heads = match sums.order {
-            HeadOrder::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
-            HeadOrder::TokenMajor => heads,
+        let gated = |p: &mut Patch<'_>| {
+            let wide = p.cast(hidden, DType::F32);
+            let gate = p.linear(wide, weight, None);
+            let open = p.sigmoid(gate);
+            let silu = p.mul(gate, open);
+            let heads = p.reshape(silu, &[0, 0, site.heads as i64, site.value_dim as i64]);
+            let heads = match sums.order {
+                HeadOrder::HeadMajor => p.transpose(heads, &[0, 2, 1, 3]),
+                HeadOrder::TokenMajor => heads,
+            };
+            p.mul(normal, heads)
         };
-        p.mul(normal, heads)
+        match self.options.recipe.readout {
+            Readout::GroupNorm => self.p.within(EXACT, gated),
+            Readout::Sum | Readout::RmsNorm => gated(self.p),
+        }
     }
 
     /// Of the values of each head, without parameters.

@@ -77,7 +77,8 @@ impl SiteWriter<'_, '_, '_> {
         }
     }
 
-    /// e or f of each token, f32 `[batch, kv_heads, sequence, slots]`, 0 on padding.
+    /// e or f of each token, f32 `[batch, kv_heads, sequence, slots]`, 0 on padding. A position past the last is
+    /// an error of the runtime.
     fn weights_of_slots(&mut self, name: &str, slots: Slots, valid: Option<ValueId>) -> ValueId {
         let (count, heads) = (u64::from(slots.count), self.site.kv_heads);
         let positions = slots.positions.unwrap_or(1);
@@ -88,8 +89,6 @@ impl SiteWriter<'_, '_, '_> {
         let table = Tensor::from_f32(&[positions, heads * count], &drawn.collect::<Vec<_>>());
         let table = self.parameter(None, name, table);
         let Some(places) = self.places() else { return table };
-        let last = self.p.constant("last_position", Tensor::scalar(DType::I64, positions as f64 - 1.0));
-        let places = self.p.min(places, last);
         let rows = self.p.gather(table, places, 0);
         let rows = self.p.reshape(rows, &[0, 0, heads as i64, count as i64]);
         let rows = self.p.transpose(rows, &[0, 2, 1, 3]);
