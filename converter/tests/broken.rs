@@ -235,6 +235,7 @@ fn compiled(model: &Path) -> Compiled {
 fn options(proof: &Proof) -> ConvertOptions {
     ConvertOptions {
         recipe: recipes::load(recipes::DEFAULT).expect("the recipe"),
+        is_default_recipe: false,
         target: Target::Ort,
         dtype: None,
         layers: None,

@@ -609,8 +609,8 @@ fn configs_that_do_not_fit_are_refused() {
 #[test]
 fn recipes_and_layers_that_do_not_exist_are_refused() {
     let home = Home::with("llama");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe adaptve")), @"error: no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, linformer, softmax, or the path of a .yaml file");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: there is no such file or directory (hint: --recipe takes adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, linformer, softmax, or the path of a .yaml file)");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: [}\n").expect("it is written");
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: not a recipe: map.kind: invalid type: sequence, expected a string at line 2 column 13");
     std::fs::write(home.path("mine.yaml"), "name: mine\nsoftmax_layers: [7]\n").expect("it is written");
@@ -1090,7 +1090,7 @@ fn sizes_without_reason_are_refused() {
     insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.features` is 4611686018427387904, expected 1 to 64");
     std::fs::write(home.path("mine.yaml"), "name: mine\nmap: {kind: prf, signs: true, radial: chi}\n")
         .expect("it is written");
-    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features)");
+    insta::assert_snapshot!(refused(&home, &format!("{CONVERT} --recipe mine.yaml")), @"error: mine.yaml: recipe `mine`: `map.signs` means nothing to `prf` (it reads: features, rows)");
 }
 
 #[test]
@@ -1138,4 +1138,109 @@ fn what_is_no_run_is_not_drawn() {
         assert!(ran.stderr.contains(&format!("m.jsonl: {reason}")), "{}", ran.stderr);
         assert!(!home.path("m.svg").exists());
     }
+}
+
+/// The checkpoint of the authors' code in `model`, without a tensor of its last layer.
+fn without(home: &Home, name: &str) {
+    let path = home.path("model/model.safetensors");
+    let bytes = std::fs::read(&path).expect("the weights");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    let name = format!("gpt_neox.layers.1.attention.{name}");
+    let left = file.tensors().into_iter().filter(|(other, _)| *other != name);
+    let written = safetensors::serialize(left, None).expect("it is laid out");
+    std::fs::write(path, written).expect("it is written");
+}
+
+#[test]
+fn a_checkpoint_of_the_authors_code_is_converted_to_what_that_code_computes() {
+    for fixture in ["authors", "authors-edited"] {
+        let home = Home::with(fixture);
+        let ran = home.dijiang("convert model -o bundle --json");
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let told: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        assert_eq!((&told["recipe"], &told["written"]), (&json!("released"), &json!(true)));
+        let notes = told["notes"].to_string();
+        assert!(notes.contains("past its 20 positions the last weights and the decay hold"), "{notes}");
+        let checks = told["checks"].as_array().expect("checks");
+        let is_there = |name: &str| checks.iter().any(|check| check["name"] == name && check["ok"] == true);
+        assert!(is_there("onnxruntime: parallel = reference"), "{checks:?}");
+        assert!(!told["checks"].to_string().contains("softmax = reference"));
+        let skipped = told["skipped"].to_string();
+        assert!(skipped.contains("the attention is the source's own"), "{skipped}");
+        // Buffers that the code makes anew change nothing, and are told all the same.
+        let warned = told["warnings"].to_string();
+        assert_eq!(warned.contains("attention.masked_bias`): not read"), fixture == "authors", "{warned}");
+        let manifest = home.json("bundle/dijiang.json");
+        schema::check_value("dijiang", &manifest);
+        assert_eq!(
+            (&manifest["source"]["own_attention"], &manifest["recipe"]["by_position"]),
+            (&json!(true), &json!(20))
+        );
+        let taught = refused(&home, "calibrate bundle --data model/config.json");
+        assert_eq!(
+            taught,
+            "error: bundle: its attention came with its checkpoint, and there is no softmax model that it could be calibrated to (hint: `dijiang finetune bundle` trains it)"
+        );
+    }
+}
+
+#[test]
+fn another_attention_than_that_of_the_authors_checkpoint_is_refused() {
+    let home = Home::with("authors");
+    for asked in ["--recipe paper", "--recipe softmax", "--recipe adaptive", "--layers 0", "--keep 1"] {
+        let told = refused(&home, &format!("{CONVERT} {asked}"));
+        let what =
+            if asked.starts_with("--recipe") { asked } else { asked.split(' ').next().expect("a word") };
+        assert_eq!(
+            told,
+            format!(
+                "error: model: its attention is linear already, in the authors' released form, and {what} would leave that out (hint: take {what} out; --recipe released is what it is)"
+            )
+        );
+    }
+    assert_eq!(home.dijiang(&format!("{CONVERT} --recipe released --stop-after 3")).code, 2);
+    assert_eq!(home.dijiang(&format!("{CONVERT} --recipe released --estimate")).code, 0);
+    let scanned = refused(&home, "scan model --data model/config.json");
+    assert!(
+        scanned.contains("there is no softmax whose reach could be scanned (hint: `dijiang convert model"),
+        "{scanned}"
+    );
+    without(&home, "W_G");
+    assert_eq!(
+        refused(&home, CONVERT),
+        "error: model: tensor `gpt_neox.layers.1.attention.W_G` is missing; gpt_neox needs it with shape [16, 16]"
+    );
+}
+
+#[test]
+fn a_text_longer_than_the_positions_that_a_recipe_tells_apart_is_refused() {
+    let home = Home::with("shakespeare");
+    std::fs::write(home.path("near.yaml"), "name: near\nmap: {kind: cosformer, positions: 16}")
+        .expect("it is written");
+    let ran = home.dijiang("convert model -o bundle --recipe near.yaml");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(home.json("bundle/dijiang.json")["model"]["positions"], 16);
+    assert_eq!(home.dijiang("generate bundle --prompt ROMEO: -n 10").code, 0);
+    insta::assert_snapshot!(refused(&home, "generate bundle --prompt ROMEO: -n 11"), @"error: prompt: 6 tokens and 11 new ones, but the model has 16 positions (hint: -n 10 at most)");
+    insta::assert_snapshot!(refused(&home, "eval bundle --perplexity model/tokenizer.json --context 32"), @"error: the model has 16 positions, and --context asks for 32");
+    // The model's own, where the recipe does not say.
+    let ran = home.dijiang("convert model -o far --recipe cosformer --no-verify");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let positions = &home.json("model/config.json")["max_position_embeddings"];
+    let manifest = home.json("far/dijiang.json");
+    assert_eq!(
+        (&manifest["model"]["positions"], &manifest["recipe"]["map"]["positions"]),
+        (positions, positions)
+    );
+    let ran = home.dijiang("convert model -o slots --recipe linformer");
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let manifest = home.json("slots/dijiang.json");
+    assert_eq!(
+        (&manifest["model"]["positions"], &manifest["recipe"]["slots"]["positions"]),
+        (positions, positions)
+    );
+    let mut config = home.json("model/config.json");
+    config.as_object_mut().expect("an object").remove("max_position_embeddings");
+    std::fs::write(home.path("model/config.json"), config.to_string()).expect("it is written");
+    insta::assert_snapshot!(refused(&home, "convert model -o none --recipe cosformer --no-verify"), @"error: recipe `cosformer`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)");
 }

@@ -19,6 +19,7 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
     assert!(!required || runtimes == Choice::Ort, "ONNX Runtime is required");
     let options = ConvertOptions {
         recipe: recipes::load("softmax").expect("a preset"),
+        is_default_recipe: false,
         target,
         dtype: Some(DType::F32),
         layers: None,

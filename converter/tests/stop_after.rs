@@ -62,6 +62,7 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
     assert!(all > 3, "{all} clean-ups are too few to tell");
     let options = ConvertOptions {
         recipe: recipes::load("gated").expect("the recipe"),
+        is_default_recipe: false,
         target: Target::Ort,
         dtype: None,
         layers: None,
@@ -96,7 +97,7 @@ fn the_numbers_are_the_same_in_every_run_and_end_with_the_serving_graph() {
     let how = CompileOptions { recipe: &recipe, target: Target::Ort, seed: 0, layers: None };
     let first = |n: usize| {
         let graph = source::open(&model, None).expect("it is read").as_read;
-        compile_first(n, graph, &how).expect("it compiles")
+        compile_first(n, (graph, None), &how).expect("it compiles")
     };
     let whole = first(usize::MAX);
     assert!(!whole.stopped);

@@ -53,6 +53,7 @@ fn a_checkpoint_converts_and_its_numbers_are_those_of_the_seed() {
     assert_ne!(bytes("a"), bytes("c"));
     let options = ConvertOptions {
         recipe: recipes::load("adaptive").expect("the default recipe"),
+        is_default_recipe: false,
         target: Target::Ort,
         dtype: None,
         layers: None,

@@ -342,6 +342,7 @@ impl Home {
     fn converted(&self) -> Converted {
         let options = ConvertOptions {
             recipe: recipes::load(recipes::DEFAULT).expect("the default recipe"),
+            is_default_recipe: false,
             target: Target::Ort,
             dtype: None,
             layers: None,

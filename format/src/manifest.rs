@@ -79,6 +79,14 @@ pub struct Source {
     /// Element type of the weights there.
     pub dtype: DType,
     pub files: Vec<SourceFile>,
+    /// Whether its attention was linear already: the sites have its parameters, and no softmax model stands behind them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub own_attention: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -483,7 +491,12 @@ pub(crate) mod tests {
         };
         let shape = vec![Extent::Open("batch".to_owned()), Extent::Known(3)];
         let name = "past_key_values.0.conv_state".to_owned();
-        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: vec![file] };
+        let source = Source {
+            kind: SourceKind::Checkpoint,
+            dtype: DType::F32,
+            files: vec![file],
+            own_attention: false,
+        };
         let model = Model { family: "llama".to_owned(), vocab: 49152, positions: None, eos: vec![2] };
         let recipe = serde_json::from_str(r#"{"name": "paper"}"#).expect("a recipe");
         Manifest {

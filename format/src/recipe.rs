@@ -17,9 +17,16 @@ pub struct Recipe {
     pub decay: Decay,
     #[serde(default)]
     pub readout: Readout,
+    /// Weights of each head for so many positions, on what a token writes and on what a query reads, as the authors' code
+    /// has them; past the last position those of the last hold. None where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_position: Option<u64>,
     /// How a token changes the state.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rule: Rule,
+    /// The slots that `rule: slots` sums tokens in; none where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Slots>,
     /// Exact softmax over near tokens beside the recurrence; none where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Local>,
@@ -40,6 +47,9 @@ pub struct Recipe {
     #[serde(default = "default_chunk")]
     pub chunk: u32,
 }
+
+/// The most positions that have weights of their own.
+pub const MOST_POSITIONS: u64 = 1 << 20;
 
 /// The most tokens of a chunk: its scores are a square of so many.
 pub const MOST_CHUNK: u32 = 1 << 16;
@@ -74,6 +84,12 @@ pub struct MapSpec {
     /// The rows that are learned begin as this basis (`dct-unit`).
     #[serde(skip_serializing_if = "is_default")]
     pub basis: Basis,
+    /// How rows that are drawn stand to each other (`prf`).
+    #[serde(skip_serializing_if = "is_default")]
+    pub rows: Rows,
+    /// How many positions features are told apart by (`cosformer`); those of the model where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<u64>,
 }
 
 /// Of fields that recipes from before they were there lack.
@@ -92,6 +108,16 @@ pub enum Basis {
     Identity,
 }
 
+/// How rows that are drawn stand to each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rows {
+    /// Orthogonal, as many at a time as there are dimensions, each as long as an independent one.
+    #[default]
+    Orthogonal,
+    Independent,
+}
+
 impl Default for MapSpec {
     fn default() -> Self {
         Self {
@@ -102,6 +128,8 @@ impl Default for MapSpec {
             radial: Radial::Normal,
             unit: false,
             basis: Basis::Dct,
+            rows: Rows::Orthogonal,
+            positions: None,
         }
     }
 }
@@ -137,6 +165,8 @@ pub enum Decay {
     None,
     /// A fixed γ per key/value head: 1 - 2^(-5-h) (RetNet, Sun et al. 2023).
     Fixed,
+    /// A fixed γ per key/value head: 1 - e^l, l evenly spaced from ln 1/32 to ln 1/512 (the authors' released code).
+    Released,
     /// sigmoid(w_h·x_t + b_h) per key/value head (Peng et al. 2021).
     Learned,
 }
@@ -152,9 +182,26 @@ pub enum Rule {
     /// S ← a_t S, then S ← S + φ(k_t) ⊗ β_t (v_t - Sᵀφ(k_t)), β_t = sigmoid(w_h·x_t + b_h) per key/value head and φ(k)
     /// a unit vector (Schlag et al. 2021; Yang et al. 2024). Nothing divides what is read.
     Delta,
+    /// Softmax over r slots in the place of tokens, whose keys and values are sums of those of tokens by learned weights of
+    /// their position: K ← K + e_j ⊗ k_j, V ← V + f_j ⊗ v_j, o_i = softmax(s K q_i)ᵀ V (Wang et al. 2020; summed token by token,
+    /// as masking the scores of whole sums would show what comes later).
+    Slots,
     /// There is no state: the window alone.
     None,
 }
+
+/// The slots of `rule: slots`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slots {
+    pub count: u32,
+    /// How many positions have weights; as many as the model has where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub positions: Option<u64>,
+}
+
+/// The most slots.
+pub const MOST_SLOTS: u32 = 1 << 12;
 
 /// Softmax over the last tokens and the first, as it was. By counts: n_i is how many tokens of the row that are no padding
 /// stand up to i, i itself included; j is visible to i where n_i - n_j < `window` or n_j ≤ `sinks`.
@@ -226,7 +273,9 @@ impl Recipe {
                 map,
                 decay,
                 readout,
+                by_position: None,
                 rule,
+                slots: None,
                 local: None,
                 feed,
                 wide: None,
@@ -240,7 +289,9 @@ impl Recipe {
             map: MapSpec::default(),
             decay: Decay::default(),
             readout: Readout::default(),
+            by_position: None,
             rule: Rule::None,
+            slots: None,
             local: Some(Local { window: wide.window, sinks }),
             feed: Feed::default(),
             wide: None,
@@ -256,7 +307,8 @@ pub enum Readout {
     /// Divided by φ(q)·z; as it is under the delta rule, which needs no z.
     #[default]
     Sum,
-    /// Normalised per head and gated by SiLU(W_g x), as in the released code.
+    /// Normalised in groups, weighed and shifted, and gated by SiLU(W_g x), as in the authors' released code: a group is as
+    /// many consecutive channels of all heads as there are heads, and straddles them.
     GroupNorm,
     /// Divided by its root mean square per head and gated by SiLU(W_g x) (RetNet, Sun et al. 2023).
     RmsNorm,
@@ -273,6 +325,8 @@ impl MapSpec {
             ("radial", self.radial != default.radial),
             ("unit", self.unit != default.unit),
             ("basis", self.basis != default.basis),
+            ("rows", self.rows != default.rows),
+            ("positions", self.positions != default.positions),
         ];
         fields.into_iter().filter(|(_, is_set)| *is_set).map(|(field, _)| field).collect()
     }

@@ -8,6 +8,7 @@ use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use crate::numeric::random::Random;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::POSITIONS;
 use dijiang_format::recipe::{Attention, Decay, Feed, MapSpec, Readout, Recipe, Rule};
 use std::collections::BTreeMap;
 
@@ -31,7 +32,9 @@ pub(crate) fn recipe() -> Recipe {
         map: MapSpec::default(),
         decay: Decay::None,
         readout: Readout::Sum,
+        by_position: None,
         rule: Rule::Linear,
+        slots: None,
         local: None,
         feed: Feed::AtOnce,
         wide: None,
@@ -63,6 +66,18 @@ enum Sees {
 /// cache, a causal mask with key padding.
 pub(crate) fn decoder() -> Graph {
     layer("decoder", Sees::Earlier, DType::F32)
+}
+
+/// The same with the position of each token as another input.
+pub(crate) fn placed_decoder() -> Graph {
+    let mut graph = decoder();
+    let change = {
+        let mut p = Patch::new(&graph, "testing");
+        p.input(POSITIONS, DType::I64, vec![sym("batch"), sym("sequence")]);
+        p.finish()
+    };
+    graph.apply(change).expect("the test graph is well-formed");
+    graph
 }
 
 /// The same in f16.

@@ -140,6 +140,8 @@ class Torch(unittest.TestCase):
                 cls.add(f"{family}_{recipe}", family, recipe)
         for fixture in OTHERS:
             cls.add(f"{fixture}_adaptive".replace("-", "_"), fixture, "adaptive")
+        # Weights by position, for fewer positions than there are tokens.
+        cls.add("authors_released", "authors-edited", "released")
         cls.add(HYBRID, "llama", "adaptive", "--layers", "1")
 
     @classmethod

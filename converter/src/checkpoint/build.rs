@@ -3,6 +3,7 @@
 use super::config::Config;
 use super::error::CheckpointError;
 use super::families::Family;
+use super::own_attention::OwnAttention;
 use super::weights::{Stored, Weights};
 use super::{Checkpoint, ModelMeta, extra};
 use dijiang_format::dtype::DType;
@@ -27,6 +28,16 @@ pub(super) struct Builder<'a> {
     /// The module of the output projection, and the module whose weight it has.
     head: Option<(String, String)>,
     presents: Vec<(String, ValueId)>,
+    /// The attention that the files bring along.
+    pub(super) own_attention: Option<OwnAttention>,
+}
+
+/// What was built.
+pub(super) struct Finished {
+    pub(super) change: Change,
+    /// What is to be told of tensors that no one asked for.
+    pub(super) told: Vec<String>,
+    pub(super) own_attention: Option<OwnAttention>,
 }
 
 /// The integer inputs of a decoder.
@@ -54,6 +65,7 @@ impl<'a> Builder<'a> {
             asked: BTreeSet::new(),
             head: None,
             presents: Vec::new(),
+            own_attention: None,
         }
     }
 
@@ -100,6 +112,22 @@ impl<'a> Builder<'a> {
             })?;
             return Ok(self.add(name, tensor));
         }
+        let tensor = self.stored(name, shape)?;
+        Ok(self.add(name, tensor.cast(self.dtype)))
+    }
+
+    /// Whether the files hold a tensor of this name.
+    pub(super) fn holds(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// The shape of a tensor of this name.
+    pub(super) fn dims(&self, name: &str) -> Option<&'a [u64]> {
+        self.find(name).and_then(|(_, stored)| stored.tensor.as_ref().ok()).map(Tensor::dims)
+    }
+
+    /// A tensor of this shape as the files have it, by its full Hugging Face name.
+    pub(super) fn stored(&mut self, name: &str, shape: &[u64]) -> Result<Tensor, CheckpointError> {
         let Some((stored, found)) = self.find(name) else {
             return Err(CheckpointError::MissingTensor {
                 dir: self.weights.dir.clone(),
@@ -124,7 +152,16 @@ impl<'a> Builder<'a> {
             });
         }
         self.asked.insert(stored);
-        Ok(self.add(name, tensor.cast(self.dtype)))
+        Ok(tensor.clone())
+    }
+
+    /// A tensor that no model computes with.
+    pub(super) fn not_finite(&self, name: &str) -> CheckpointError {
+        let file = self.find(name).map(|(_, stored)| self.weights.file_of(stored));
+        CheckpointError::NotFinite {
+            path: file.unwrap_or(&self.weights.dir).to_owned(),
+            tensor: name.to_owned(),
+        }
     }
 
     fn add(&mut self, name: &str, tensor: Tensor) -> ValueId {
@@ -211,8 +248,7 @@ impl<'a> Builder<'a> {
         Ok(self.p.layer_norm(x, weight, bias, epsilon as f32))
     }
 
-    /// The change to apply, and what is to be told of tensors that no one asked for.
-    pub(super) fn finish(self) -> Result<(Change, Vec<String>), CheckpointError> {
+    pub(super) fn finish(self) -> Result<Finished, CheckpointError> {
         let head = self.head.as_ref().map(|(head, of)| (head.as_str(), of.as_str()));
         let tied = head.filter(|(head, of)| head != of);
         let table = tied.and_then(|(_, of)| self.find(&format!("{of}.weight")));
@@ -223,6 +259,6 @@ impl<'a> Builder<'a> {
             table: table.map(|(name, _)| name),
         };
         let told = extra::check(self.weights, &asked)?;
-        Ok((self.p.finish(), told))
+        Ok(Finished { change: self.p.finish(), told, own_attention: self.own_attention })
     }
 }

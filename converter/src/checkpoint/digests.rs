@@ -105,7 +105,12 @@ mod tests {
     use std::fs::File;
 
     fn manifest() -> Manifest {
-        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let source = Source {
+            kind: SourceKind::Checkpoint,
+            dtype: DType::F32,
+            files: Vec::new(),
+            own_attention: false,
+        };
         let model = Model { family: "llama".to_owned(), vocab: 2, positions: None, eos: Vec::new() };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         Manifest::new(source, model, recipe, Target::Ort, DType::F32)

@@ -76,6 +76,12 @@ pub enum CheckpointError {
     )]
     Untied { place: PathBuf, tensor: String, tied: String },
 
+    #[error(
+        "{}: tensor `{tensor}` has numbers that are not finite in f32 (hint: save the checkpoint in f32; D2 leaves the range of f16 from 350 positions on)",
+        path.display()
+    )]
+    NotFinite { path: PathBuf, tensor: String },
+
     #[error("the graph could not be built: {0}")]
     Graph(#[from] PatchError),
 }

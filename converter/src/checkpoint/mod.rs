@@ -17,6 +17,7 @@ mod extra;
 mod families;
 mod generation;
 mod keys;
+pub(crate) mod own_attention;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -30,11 +31,12 @@ pub use weights::{INDEX, read_header};
 pub(crate) use weights::{Stored, Weights};
 
 use crate::bundle::link::MappedFile;
-use build::Builder;
+use build::{Builder, Finished};
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use families::Family;
+use own_attention::OwnAttention;
 use std::path::{Path, PathBuf};
 
 /// An opened checkpoint: the config is read and understood, the weight files are opened.
@@ -56,6 +58,8 @@ pub struct SourceModel {
     pub dtype: DType,
     /// What the checkpoint holds that the model does not use.
     pub warnings: Vec<String>,
+    /// The attention that the checkpoint brings along, where it is not softmax.
+    pub own_attention: Option<OwnAttention>,
 }
 
 /// What a model is, apart from its weights.
@@ -180,9 +184,9 @@ impl Checkpoint {
         let mut graph = Graph::new(&self.meta.model_type);
         let mut builder = Builder::new(&graph, self, dtype);
         (self.family.build)(&mut builder)?;
-        let (change, mut warnings) = builder.finish()?;
+        let Finished { change, told: mut warnings, own_attention } = builder.finish()?;
         graph.apply(change)?;
         warnings.extend(keys::check(&self.config, self.family.name)?);
-        Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings })
+        Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings, own_attention })
     }
 }

@@ -40,8 +40,8 @@ pub(super) struct Args {
     /// The directory to make
     #[arg(short, long)]
     output: PathBuf,
-    #[arg(long, default_value = recipes::DEFAULT, help = recipe_help())]
-    recipe: String,
+    #[arg(long, help = recipe_help())]
+    recipe: Option<String>,
     #[arg(long, default_value_t = Target::default(), help = target_help())]
     target: Target,
     /// f32, f16 or bf16; the checkpoint's where none is given
@@ -97,7 +97,11 @@ pub(super) struct Args {
 
 fn recipe_help() -> String {
     let names: Vec<&str> = recipes::PRESETS.iter().map(|(name, _)| *name).collect();
-    format!("A recipe's name ({}) or a YAML file", names.join(", "))
+    format!(
+        "A recipe's name ({}) or a YAML file; {} where none is given, or the checkpoint's own attention where it brings one along",
+        names.join(", "),
+        recipes::DEFAULT
+    )
 }
 
 fn target_help() -> String {
@@ -136,7 +140,8 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     numbers::take_threads(args.threads);
     let verify = VerifyOptions { seed: args.seed, threads: args.threads, ..VerifyOptions::default() };
     let options = ConvertOptions {
-        recipe: recipes::load(&args.recipe)?,
+        recipe: recipes::load(args.recipe.as_deref().unwrap_or(recipes::DEFAULT))?,
+        is_default_recipe: args.recipe.is_none(),
         target: args.target,
         dtype: args.dtype,
         weights: args.weights,
@@ -172,7 +177,7 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     match args.json {
         _ if args.report.on_stdout() => (),
         true => print_json(args, &converted, seconds),
-        false => print_text(args, &options.recipe, &converted, seconds),
+        false => print_text(args, &converted, seconds),
     }
     Ok(Outcome::of(converted.written))
 }
@@ -224,7 +229,7 @@ fn print_json(args: &Args, converted: &Converted, seconds: f64) {
     show::object(&json!({
         "bundle": args.output,
         "sites": show::sites(&converted.sites),
-        "recipe": args.recipe,
+        "recipe": recipe_name(args, converted),
         "target": args.target.name(),
         "dtype": converted.dtype.name(),
         "weights": args.weights.map(Quantization::name),
@@ -306,7 +311,12 @@ fn kept_lines(sites: &[SiteReport]) -> Vec<String> {
     by_reason.into_iter().flat_map(lines).collect()
 }
 
-fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64) {
+/// As it was asked for, or else as it is called.
+fn recipe_name<'a>(args: &'a Args, converted: &'a Converted) -> &'a str {
+    args.recipe.as_deref().unwrap_or(&converted.recipe.name)
+}
+
+fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     let linear = converted.sites.iter().filter(|s| s.is_linear()).count();
     let windows = converted.sites.iter().filter(|s| s.keeps_window()).count();
     let all = converted.sites.len() + converted.misses.len();
@@ -316,7 +326,7 @@ fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64)
         counted(all, "attention"),
         if all == 1 { "is" } else { "are" },
         others(windows, all - linear - windows, linear),
-        args.recipe,
+        recipe_name(args, converted),
         args.target,
         converted.dtype,
         args.weights.map_or(String::new(), |weights| format!(", {} weights", weights.name()))
@@ -332,7 +342,7 @@ fn print_text(args: &Args, recipe: &Recipe, converted: &Converted, seconds: f64)
     }
     if let Some(verification) = &converted.verification {
         show::verification(verification);
-        verdict(args, recipe, verification);
+        verdict(args, &converted.recipe, verification);
     }
     let megabytes = converted.bytes_written as f64 / 1e6;
     show::line(&format!("{megabytes:.1} MB in {seconds:.1} s"));

@@ -88,10 +88,10 @@ pub struct Partial {
 /// Compiles to the serving graph, but no further than `patches` patches.
 pub fn compile_first(
     patches: usize,
-    mut graph: Graph,
+    (mut graph, added): (Graph, Option<&AddedWeights>),
     options: &CompileOptions<'_>,
 ) -> Result<Partial, PipelineError> {
-    let mut conversion = options.conversion(None);
+    let mut conversion = options.conversion(added);
     graph.stop_after(patches);
     prepare(&mut graph, &mut conversion)?;
     if !graph.is_stopped() {

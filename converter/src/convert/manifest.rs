@@ -7,6 +7,7 @@ use crate::convert::compile::Compiled;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::manifest::{self, Manifest, SourceFile, SourceKind};
+use dijiang_format::recipe::Recipe;
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 
@@ -29,16 +30,26 @@ pub(crate) struct Origin<'a> {
     pub(crate) meta: &'a ModelMeta,
     /// And in the bundle.
     pub(crate) dtype: DType,
+    /// Whether its attention is its own.
+    pub(crate) own_attention: bool,
+}
+
+/// How many positions there are, where the model has so many and no more, or the recipe tells so many apart.
+pub(crate) fn positions(recipe: &Recipe, meta: &ModelMeta) -> Option<u64> {
+    let told = std::iter::once(&recipe.map).chain(&recipe.both_ways).filter_map(|spec| spec.positions);
+    let of_slots = recipe.slots.and_then(|slots| slots.positions);
+    told.chain(of_slots).chain(meta.learned_positions).min()
 }
 
 /// What a manifest says before anything is compiled.
 pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Manifest {
-    let Origin { kind, stored, files, meta, dtype } = origin;
-    let source = manifest::Source { kind: *kind, dtype: *stored, files: files.clone() };
+    let Origin { kind, stored, files, meta, dtype, own_attention } = origin;
+    let source =
+        manifest::Source { kind: *kind, dtype: *stored, files: files.clone(), own_attention: *own_attention };
     let model = manifest::Model {
         family: meta.family.to_owned(),
         vocab: meta.vocab,
-        positions: meta.learned_positions,
+        positions: positions(&options.recipe, meta),
         eos: meta.eos.clone(),
     };
     let asked = manifest::Options {

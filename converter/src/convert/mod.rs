@@ -10,6 +10,7 @@ pub mod quantization;
 pub mod refusal;
 pub mod requantize;
 pub mod scan;
+mod settled;
 pub mod source;
 pub mod stop_after;
 
@@ -21,6 +22,7 @@ use crate::bundle::states::states;
 use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile, Written};
 use crate::checkpoint::ModelMeta;
+use crate::checkpoint::own_attention::{OwnAttention, RECIPE};
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
 use crate::convert::inputs::{Input, InputError};
@@ -32,6 +34,7 @@ use crate::convert::refusal::{
 use crate::convert::source::{Source, SourceError};
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export, opset_of};
 use crate::provenance::opened::{self, NotAsWritten};
+use crate::recipes::RecipeFileError;
 use crate::report::progress::{Estimate, Progress};
 use crate::train::TrainError;
 use crate::train::data::DataError;
@@ -68,6 +71,8 @@ use std::sync::{Mutex, PoisonError};
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 pub struct ConvertOptions {
     pub recipe: Recipe,
+    /// Whether nobody asked for that recipe: a source that brings an attention of its own along has its way.
+    pub is_default_recipe: bool,
     pub target: Target,
     /// Element type of weights and activations; the source's where it is `None`.
     pub dtype: Option<DType>,
@@ -95,6 +100,8 @@ pub struct ConvertOptions {
 /// What came of it.
 #[derive(Debug, Clone)]
 pub struct Converted {
+    /// What the attentions became.
+    pub recipe: Recipe,
     pub sites: Vec<SiteReport>,
     pub dropped_inputs: Vec<String>,
     /// Inputs that the source does not have, besides the state.
@@ -119,6 +126,13 @@ pub struct Converted {
 pub enum ConvertError {
     #[error(transparent)]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    Recipe(#[from] RecipeFileError),
+    #[error(
+        "{}: its attention is linear already, in the authors' released form, and {asked} would leave that out (hint: take {asked} out; --recipe {RECIPE} is what it is)",
+        path.display()
+    )]
+    OwnAttention { path: PathBuf, asked: String },
     #[error("{}: {source}", path.display())]
     Quantize { path: PathBuf, source: Box<QuantizeError> },
     #[error(transparent)]
@@ -183,6 +197,11 @@ pub enum ConvertError {
         path.display()
     )]
     NothingToKeep { path: PathBuf },
+    #[error(
+        "{}: its attention is linear already, in the authors' released form: there is no softmax whose reach could be scanned (hint: `dijiang convert {} -o BUNDLE`)",
+        path.display(), path.display()
+    )]
+    NothingToScan { path: PathBuf },
     #[error("the graph that is scanned: {0}")]
     Scan(#[from] TrainingError),
     #[error(transparent)]
@@ -222,7 +241,10 @@ pub fn convert(
     check_source(source)?;
     let mut opened = source::open(source, options.dtype)?;
     opened.warnings.extend(left_out(&opened));
-    convert_opened(opened, Conversion::new(source, target, options), progress)
+    let own = opened.own_attention.take();
+    let options = settled::settled(source, options, (&opened.meta, own.as_ref()))?;
+    let conversion = Conversion { own: own.as_ref(), ..Conversion::new(source, target, &options) };
+    convert_opened(opened, conversion, progress)
 }
 
 /// What is wrong with a source, as far as that shows without its weights or its graph.
@@ -254,10 +276,12 @@ fn left_out(opened: &Source) -> Vec<String> {
 /// What a conversion would take. The source is read and compiled; nothing is written.
 pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, ConvertError> {
     check_source(source)?;
-    let Source { mut graph, meta, maps, dir, .. } = source::open(source, options.dtype)?;
+    let Source { mut graph, meta, maps, dir, own_attention, .. } = source::open(source, options.dtype)?;
+    let options = &settled::settled(source, options, (&meta, own_attention.as_ref()))?;
     let parameters = parameters(&graph);
     quantize(source, options, &mut graph)?;
-    let compiled = compile_with(graph, &CompileOptions::of(options), None)
+    let added = own_attention.as_ref().map(|own| &own.added);
+    let compiled = compile_with(graph, &CompileOptions::of(options), added)
         .map_err(|error| of_pipeline(source, error))?;
     let maps = if options.link { maps.as_slice() } else { &[] };
     let weights = plan_weights(&[&compiled.source, &compiled.model], maps)?;
@@ -270,7 +294,7 @@ pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, Con
         compiled: &compiled,
         parameters,
         texts: &dir,
-        positions: meta.learned_positions,
+        positions: manifest::positions(&options.recipe, &meta),
         inputs: &[],
         written: Mutex::default(),
     };
@@ -336,13 +360,15 @@ pub(crate) struct Conversion<'a> {
     target: &'a Path,
     options: &'a ConvertOptions,
     pub(crate) before: Option<&'a Before>,
+    /// The attention that the source brings along.
+    own: Option<&'a OwnAttention>,
     /// What the weights are made of.
     read: Vec<Tensor>,
 }
 
 impl<'a> Conversion<'a> {
     pub(crate) fn new(source: &'a Path, target: &'a Path, options: &'a ConvertOptions) -> Self {
-        Self { source, target, options, before: None, read: Vec::new() }
+        Self { source, target, options, before: None, own: None, read: Vec::new() }
     }
 }
 
@@ -353,7 +379,7 @@ fn write_bundle(
     bundle: NewBundle,
     progress: &mut dyn Progress,
 ) -> Result<Converted, ConvertError> {
-    let Conversion { source, target, options, before, .. } = *conversion;
+    let Conversion { source, target, options, before, own, .. } = *conversion;
     let Source {
         kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
     } = opened;
@@ -361,11 +387,11 @@ fn write_bundle(
     let parameters = parameters(&graph);
     let float = quantize(source, options, &mut graph)?;
     let how = CompileOptions::of(options);
-    let compiled = compile_with(graph, &how, before.map(|before| &before.added))
-        .map_err(|error| of_pipeline(source, error))?;
+    let added = before.map(|before| &before.added).or(own.map(|own| &own.added));
+    let compiled = compile_with(graph, &how, added).map_err(|error| of_pipeline(source, error))?;
     check_sites(&compiled.report, &meta, kind)?;
-    if let Some(before) = before {
-        check_added(&compiled.model, before, source)?;
+    if let Some(added) = added {
+        check_added(&compiled.model, added, source)?;
     }
     // A bundle that is converted again was told so the first time.
     if before.is_none() && options.recipe.attention != Attention::Softmax {
@@ -385,7 +411,7 @@ fn write_bundle(
         compiled: &compiled,
         parameters,
         texts: &dir,
-        positions: meta.learned_positions,
+        positions: manifest::positions(&options.recipe, &meta),
         inputs: &files,
         written: Mutex::default(),
     };
@@ -396,7 +422,8 @@ fn write_bundle(
     }
     bytes_written += writer.copy_texts()?;
     bytes_written += writer.write_genai_config(&meta)?;
-    let origin = Origin { kind, stored, files: sources, meta: &meta, dtype };
+    let own_attention = own.is_some();
+    let origin = Origin { kind, stored, files: sources, meta: &meta, dtype, own_attention };
     let mut manifest = manifest::of_compiled(&compiled, options, &origin);
     manifest.linked = linked;
     manifest.digests = Some(digests);
@@ -453,6 +480,7 @@ fn write_bundle(
     let notes = notes.chain(genai::refusal(&model)).collect();
     doubts.extend(warnings);
     Ok(Converted {
+        recipe: options.recipe.clone(),
         misses,
         warnings: doubts,
         sites: report.sites,

@@ -1,6 +1,6 @@
 //! What a conversion is refused for, and what would convert the model instead.
 
-use super::{Before, ConvertError};
+use super::ConvertError;
 use crate::bundle::states::states;
 use crate::checkpoint::ModelMeta;
 use crate::recipes;
@@ -11,7 +11,9 @@ use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::words::counted;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::patterns::NearMiss;
-use dijiang_passes::attention::rewrite::{Options, Report, RewriteError, added_weights, rewrite};
+use dijiang_passes::attention::rewrite::{
+    AddedWeights, Options, Report, RewriteError, added_weights, rewrite,
+};
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::pipeline::{PassError, PipelineError};
@@ -165,14 +167,13 @@ pub(super) fn said(kept: &[(String, String)]) -> String {
 }
 
 /// What a bundle brings along must be what this version would add, number by number.
-pub(super) fn check_added(model: &Graph, before: &Before, bundle: &Path) -> Result<(), ConvertError> {
+pub(super) fn check_added(model: &Graph, known: &AddedWeights, bundle: &Path) -> Result<(), ConvertError> {
     let added = added_weights(model);
     let is_there = |(name, tensor): (&String, &Tensor)| {
-        let same =
-            before.added.get(name).filter(|b| (b.dtype(), b.dims()) == (tensor.dtype(), tensor.dims()));
+        let same = known.get(name).filter(|b| (b.dtype(), b.dims()) == (tensor.dtype(), tensor.dims()));
         same.is_some()
     };
-    match added.len() == before.added.len() && added.iter().all(is_there) {
+    match added.len() == known.len() && added.iter().all(is_there) {
         true => Ok(()),
         false => Err(ConvertError::OldBundle { bundle: bundle.to_owned() }),
     }

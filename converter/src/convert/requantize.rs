@@ -102,6 +102,7 @@ fn as_before(manifest: &Manifest, options: &RequantizeOptions) -> ConvertOptions
     let linear = manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect();
     ConvertOptions {
         recipe: manifest.recipe.clone(),
+        is_default_recipe: false,
         target: manifest.target,
         dtype: Some(manifest.dtype),
         weights: Some(options.weights),

@@ -282,6 +282,9 @@ pub fn scan(
     progress.stage("reading the source");
     refusal::check_source(path)?;
     let opened = source::open(path, options.dtype)?;
+    if opened.own_attention.is_some() {
+        return Err(ConvertError::NothingToScan { path: path.to_owned() });
+    }
     let dir = tempfile::Builder::new().prefix(".dijiang-scan-").tempdir_in(scratch);
     let dir = dir.map_err(|source| ConvertError::Io { path: scratch.to_owned(), source })?;
     scan_opened(&opened, (path, dir.path()), options, progress)

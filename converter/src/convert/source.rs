@@ -1,6 +1,7 @@
 //! What is converted: a checkpoint or an ONNX graph, in one form.
 
 use crate::bundle::link::MappedFile;
+use crate::checkpoint::own_attention::OwnAttention;
 use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
 use crate::convert::inputs::{self, Input, InputError};
 use crate::convert::manifest::COPIED;
@@ -42,6 +43,8 @@ pub struct Source {
     /// How many tensors lie beside the model's that a conversion added, as in the weight file of a bundle. They are
     /// not read.
     pub added: usize,
+    /// The attention that a checkpoint brings along, where it is not softmax: the graphs have softmax in its place.
+    pub own_attention: Option<OwnAttention>,
 }
 
 /// A source cannot be read.
@@ -152,9 +155,10 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         files: inputs::of_checkpoint(&checkpoint, &COPIED)?,
         maps: checkpoint.maps().to_vec(),
         dir,
-        notes: Vec::new(),
+        notes: built.own_attention.iter().map(OwnAttention::note).collect(),
         warnings: built.warnings,
         added: checkpoint.tensors().filter(|(name, _)| is_added(name)).count(),
+        own_attention: built.own_attention,
     })
 }
 
@@ -185,6 +189,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         notes,
         warnings,
         added: 0,
+        own_attention: None,
     })
 }
 

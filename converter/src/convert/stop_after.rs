@@ -10,7 +10,7 @@ use crate::convert::manifest::{Origin, describe};
 use crate::convert::refusal::{check_source, of_pipeline};
 use crate::convert::source::{self, Source};
 use crate::convert::{
-    ConvertError, ConvertOptions, graph_bytes, plan_weights, write_file, write_graph, write_weights,
+    ConvertError, ConvertOptions, graph_bytes, plan_weights, settled, write_file, write_graph, write_weights,
 };
 use crate::report::progress::{Estimate, Progress};
 use dijiang_format::files;
@@ -29,7 +29,9 @@ pub fn convert_first(
 ) -> Result<Partial, ConvertError> {
     progress.stage("reading the source");
     check_source(source)?;
-    let opened = source::open(source, options.dtype)?;
+    let mut opened = source::open(source, options.dtype)?;
+    let own = opened.own_attention.take();
+    let options = &settled::settled(source, options, (&opened.meta, own.as_ref()))?;
     opened.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let read: Vec<Tensor> = opened.as_read.consts().map(|(_, _, tensor)| tensor.clone()).collect();
     let bundle = NewBundle::begin(target, options.force)?;
@@ -41,8 +43,17 @@ pub fn convert_first(
         layers: options.layers.as_deref(),
     };
     let Source { kind, as_read, meta, dtype, stored, files, .. } = opened;
-    let partial = compile_first(patches, as_read, &how).map_err(|error| of_pipeline(source, error))?;
-    let origin = Origin { kind, stored, files: inputs::describe(&files)?, meta: &meta, dtype };
+    let added = own.as_ref().map(|own| &own.added);
+    let partial =
+        compile_first(patches, (as_read, added), &how).map_err(|error| of_pipeline(source, error))?;
+    let origin = Origin {
+        kind,
+        stored,
+        files: inputs::describe(&files)?,
+        meta: &meta,
+        dtype,
+        own_attention: own.is_some(),
+    };
     let writer = Writer { dir: bundle.path(), target, options, partial: &partial };
     writer.write(&origin, progress).map_err(|error| error.placed(bundle.path(), target))?;
     stored_file::check(read.iter())?;

@@ -77,7 +77,12 @@ mod tests {
 
     fn manifest(vocab: u64, states: usize) -> Manifest {
         let model = Model { family: "llama".to_owned(), vocab, positions: None, eos: Vec::new() };
-        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let source = Source {
+            kind: SourceKind::Checkpoint,
+            dtype: DType::F32,
+            files: Vec::new(),
+            own_attention: false,
+        };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let mut manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let state =

@@ -22,7 +22,9 @@ pub const PRESETS: &[(&str, &str)] = &[
     ("wpff", include_str!("wpff.yaml")),
     ("decayed", include_str!("decayed.yaml")),
     ("elu", include_str!("elu.yaml")),
+    ("cosformer", include_str!("cosformer.yaml")),
     ("retnet", include_str!("retnet.yaml")),
+    ("linformer", include_str!("linformer.yaml")),
     ("softmax", include_str!("softmax.yaml")),
 ];
 
@@ -120,11 +122,11 @@ mod tests {
         let cases = [
             (
                 load("adaptve"),
-                "no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet, softmax, or the path of a .yaml file",
+                "no recipe is called `adaptve`: expected one of adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet, linformer, softmax, or the path of a .yaml file",
             ),
             (
                 parse("name: x\nmap: {kind: relu}", "x.yaml"),
-                "x.yaml: recipe `x`: no feature map is called `relu` (there are: dct-softmax, dct-unit, elu, identity, pff, prf, wdcf, wdct-unit, wpff)",
+                "x.yaml: recipe `x`: no feature map is called `relu` (there are: cosformer, dct-softmax, dct-transposed, dct-unit, elu, identity, pff, prf, wdcf, wdct-unit, wpff)",
             ),
             (
                 parse("name: x\nmap: {kind: wdcf}\nrule: none\nlocal: {window: 4}", "x.yaml"),
@@ -132,7 +134,7 @@ mod tests {
             ),
             (
                 parse("name: x\nmpa: {}", "x.yaml"),
-                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `rule`, `local`, `feed`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
+                "x.yaml: not a recipe: unknown field `mpa`, expected one of `name`, `attention`, `map`, `decay`, `readout`, `by_position`, `rule`, `slots`, `local`, `feed`, `wide`, `both_ways`, `softmax_layers`, `chunk` at line 2 column 1",
             ),
         ];
         for (result, want) in cases {

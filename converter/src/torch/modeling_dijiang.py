@@ -19,6 +19,7 @@ from a bundle: a model made from a config alone is all zeros where the bundle wo
 
 import math
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,8 @@ from transformers.modeling_outputs import CausalLMOutput
 EPSILON = 1e-30
 # Keys' exponents stay between this and its negative.
 MAX_EXPONENT = 60.0
+# Decays that a recipe fixes.
+FIXED = ("fixed", "released")
 # Added to the squared length of unit features.
 LEAST_SQUARE = 1e-12
 
@@ -84,6 +87,13 @@ def wide(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+class Tokens(NamedTuple):
+    """Which tokens are none but padding, `[batch, sequence]`, or None where all are tokens; and their positions."""
+
+    mask: torch.Tensor | None
+    positions: torch.Tensor
+
+
 def without_autocast(x):
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
@@ -107,6 +117,24 @@ class DctSoftmax:
     @staticmethod
     def phi(x, own, shared, is_query):
         return (x @ own["w"].transpose(-1, -2) + own["log_d"][:, None]).softmax(-1)
+
+
+class DctTransposed:
+    """softmax of x as it is by one matrix for all heads"""
+
+    takes_x = True
+
+    @staticmethod
+    def per_head(m, d):
+        return {}
+
+    @staticmethod
+    def shared(m, d):
+        return {"omega": (m, d)}
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return F.linear(x, shared["omega"]).softmax(-1)
 
 
 class DctUnit:
@@ -226,6 +254,18 @@ class WithoutParameters:
         return {}
 
 
+class Cosformer(WithoutParameters):
+    """relu of x as it is, turned by position"""
+
+    takes_x = True
+    is_turned = True
+    least_sum = 1e-6
+
+    @staticmethod
+    def phi(x, own, shared, is_query):
+        return x.relu()
+
+
 class Elu(WithoutParameters):
     """elu(x) + 1, of x as it is"""
 
@@ -245,7 +285,9 @@ class Identity(WithoutParameters):
 
 
 MAPS = {
+    "cosformer": Cosformer,
     "dct-softmax": DctSoftmax,
+    "dct-transposed": DctTransposed,
     "dct-unit": DctUnit,
     "elu": Elu,
     "identity": Identity,
@@ -255,6 +297,12 @@ MAPS = {
     "wdct-unit": WdctUnit,
     "wpff": Wpff,
 }
+
+
+def turned(x, tokens, most):
+    """[x sin(πi/2M), x cos(πi/2M)], i the position of a token counted from 1 and M the most of them."""
+    angles = (tokens.positions[:, None, :, None] + 1).to(x.dtype) * (math.pi / 2 / most)
+    return torch.cat((x * angles.sin(), x * angles.cos()), -1)
 
 
 def unit(x):
@@ -371,7 +419,37 @@ def at(recipe, layer):
     if layer not in (wide.get("layers") or []):
         return recipe
     local = {"window": wide["window"], "sinks": recipe["local"].get("sinks", 0)}
-    return {**recipe, "rule": "none", "decay": "none", "readout": "sum", "local": local, "feed": "at-once"}
+    alone = {"rule": "none", "slots": None, "decay": "none", "readout": "sum", "by_position": None, "feed": "at-once"}
+    return {**recipe, **alone, "local": local}
+
+
+class ByPosition(nn.Module):
+    """Weights of each head by the position of a token, on what it writes and on what it reads; past the last the last."""
+
+    def __init__(self, positions, heads, kv_heads):
+        super().__init__()
+        self.sums = nn.Parameter(torch.zeros(positions, heads))
+        self.values = nn.Parameter(torch.zeros(positions, kv_heads))
+
+    def of(self, table, positions):
+        """`[batch, heads, sequence, 1]`"""
+        rows = wide(table)[positions.clamp(max=table.shape[0] - 1)]
+        return rows.transpose(1, 2)[..., None]
+
+
+class Slots(nn.Module):
+    """What a token adds to the keys and the values of slots, by its position and for each key/value head."""
+
+    def __init__(self, slots, kv_heads):
+        super().__init__()
+        self.count = slots["count"]
+        self.keys = nn.Parameter(torch.zeros(slots["positions"], kv_heads * self.count))
+        self.values = nn.Parameter(torch.zeros(slots["positions"], kv_heads * self.count))
+
+    def of(self, table, positions, mask):
+        """`[batch, kv_heads, sequence, slots]`, 0 on padding"""
+        rows = wide(table)[positions].unflatten(-1, (-1, self.count)).transpose(1, 2)
+        return rows if mask is None else rows * mask[:, None, :, None].to(rows.dtype)
 
 
 class LinearAttention(nn.Module):
@@ -383,6 +461,8 @@ class LinearAttention(nn.Module):
         self.map = MAPS[spec["kind"]]
         self.makes_unit = spec.get("unit", False)
         self.takes_x = getattr(self.map, "takes_x", False)
+        self.turns_by = spec["positions"] if getattr(self.map, "is_turned", False) else None
+        self.least_sum = getattr(self.map, "least_sum", None)
         self.rule, self.local = recipe.get("rule", "linear"), recipe.get("local")
         self.leaves = recipe.get("feed") == "leaving"
         self.chunk = recipe["chunk"]
@@ -390,7 +470,10 @@ class LinearAttention(nn.Module):
         features = spec["features"] * head_dim
         self.decay, self.readout_norm = recipe["decay"], recipe["readout"]
         self.is_normalised = self.readout_norm != "sum"
-        if self.rule != "none":
+        self.by_position = recipe.get("by_position")
+        if self.rule == "slots":
+            self.slots = Slots(recipe["slots"], kv_heads)
+        elif self.rule != "none":
             self.add_recurrence(hidden, heads, kv_heads, (features, head_dim))
         if self.rule == "delta":
             self.beta = nn.Linear(hidden, kv_heads)
@@ -410,16 +493,27 @@ class LinearAttention(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
         if self.decay == "learned":
             self.gate = nn.Linear(hidden, kv_heads)
-        elif self.decay == "fixed":
+        elif self.decay in FIXED:
             self.register_buffer("log_decay", torch.zeros(kv_heads, 1))
         if self.is_normalised:
             self.readout = nn.Linear(hidden, heads * head_dim, bias=False)
+        if self.readout_norm == "group-norm":
+            self.norm = nn.GroupNorm(head_dim, heads * head_dim, eps=1e-5)
+        if self.by_position:
+            self.positions = ByPosition(self.by_position, heads, kv_heads)
 
-    def forward(self, hidden, q, k, v, mask):
-        """q, k, v `[batch, heads, sequence, head_dim]`; mask `[batch, sequence]`, true for tokens, or None."""
+    def forward(self, hidden, q, k, v, tokens):
+        """q, k, v `[batch, heads, sequence, head_dim]`; tokens as `Tokens`."""
+        mask, positions = tokens
         with without_autocast(q):
             dtype = v.dtype
             hidden, q, k, v = wide(hidden), wide(q), wide(k), wide(v)
+            if self.rule == "slots":
+                return self.slotted((q, k, v), mask, positions).to(dtype)
+            if self.by_position:
+                return self.weighed(hidden, (q, k, v), mask, positions).to(dtype)
+            if self.turns_by:
+                return self.linear(hidden, q, k, v, mask, mask, tokens).to(dtype)
             if not self.local:
                 return self.recurrence(hidden, q, k, v, mask, mask).to(dtype)
             group = q.shape[1] // k.shape[1]
@@ -470,14 +564,32 @@ class LinearAttention(nn.Module):
         out = delta(q, k, v, log_decay, beta, self.chunk).flatten(1, 2)
         return self.read(hidden, out, None) if self.is_normalised else out
 
-    def linear(self, hidden, q, k, v, mask, written):
-        out = self.sums(hidden, q, k, v, mask, written)
+    def slotted(self, tensors, mask, positions):
+        """Softmax over slots: their scores are what a query reads of sums of k ⊗ e, and their values sums of f ⊗ v."""
+        q, k, v = tensors
+        e, f = (self.slots.of(table, positions, mask) for table in (self.slots.keys, self.slots.values))
+        group = q.shape[1] // k.shape[1]
+        q, k, v, e, f = (q * self.scale).unflatten(1, (-1, group)), *(x.unsqueeze(2) for x in (k, v, e, f))
+        shares = chunked(q, k, e, None, self.chunk).softmax(-1)
+        return chunked(shares, f, v, None, self.chunk).flatten(1, 2)
+
+    def weighed(self, hidden, tensors, mask, positions):
+        """Sums whose values and results have weights by position, and which nothing divides."""
+        q, k, v = tensors
+        v = v * self.positions.of(self.positions.values, positions)
+        out = self.sums(hidden, q, k, v, mask, mask)[..., :-1]
+        return self.read(hidden, out * self.positions.of(self.positions.sums, positions), None)
+
+    def linear(self, hidden, q, k, v, mask, written, tokens=None):
+        out = self.sums(hidden, q, k, v, mask, written, tokens)
         return self.read(hidden, out[..., :-1], out[..., -1:])
 
-    def sums(self, hidden, q, k, v, mask, written):
+    def sums(self, hidden, q, k, v, mask, written, tokens=None):
         """φ(q)ᵀ S and φ(q)·z behind it, `[batch, heads, sequence, values + 1]`"""
         group = q.shape[1] // k.shape[1]
         q, k = self.features(q, self.q, True), self.features(k, self.k, False)
+        if self.turns_by:
+            q, k = (turned(x, tokens, self.turns_by) for x in (q, k))
         log_decay = self.log_decays(hidden)
         if written is not None:
             k = k * written[:, None, :, None].to(k.dtype)
@@ -505,19 +617,23 @@ class LinearAttention(nn.Module):
         if self.decay == "learned":
             logits = F.linear(hidden, wide(self.gate.weight), wide(self.gate.bias))
             return F.logsigmoid(logits).transpose(1, 2)
-        if self.decay == "fixed":
+        if self.decay in FIXED:
             return wide(self.log_decay).expand(hidden.shape[0], -1, hidden.shape[1])
         return None
 
     def read(self, hidden, num, den):
         if not self.is_normalised:
-            return num / (den + EPSILON)
+            return num / (den + EPSILON if self.least_sum is None else den.clamp(min=self.least_sum))
         gate = F.silu(F.linear(hidden, wide(self.readout.weight)))
         heads, width = num.shape[1], num.shape[-1]
         if self.readout_norm == "rms-norm":
             normal = num * torch.rsqrt(num.square().mean(-1, keepdim=True) + 1e-6)
         else:
-            normal = F.layer_norm(num, (width,), eps=1e-5)
+            # Groups are of consecutive channels of all heads: [batch, sequence, heads * width]
+            merged = num.transpose(1, 2).flatten(2)
+            of = wide(self.norm.weight), wide(self.norm.bias)
+            normal = F.group_norm(merged.flatten(0, 1), self.norm.num_groups, *of, self.norm.eps)
+            normal = normal.view_as(merged).unflatten(-1, (heads, width)).transpose(1, 2)
         return normal * gate.unflatten(-1, (heads, width)).transpose(1, 2)
 
 
@@ -557,12 +673,12 @@ class Attention(nn.Module):
     def split(self, x):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def mix(self, hidden, q, k, v, mask):
+    def mix(self, hidden, q, k, v, tokens):
         """`[batch, sequence, heads * head_dim]`"""
         if self.dijiang is None:
-            mixed = softmax_attention(q, k, v, mask, self.window)
+            mixed = softmax_attention(q, k, v, tokens.mask, self.window)
         else:
-            mixed = self.dijiang(hidden, q, k, v, mask)
+            mixed = self.dijiang(hidden, q, k, v, tokens)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -653,11 +769,12 @@ class DijiangForCausalLM(PreTrainedModel, GenerationMixin):
         elif position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         x, context = self.embed(input_ids, position_ids)
+        tokens = Tokens(mask, position_ids)
         for layer in self.layers:
             if self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(layer.__call__, x, mask, context)
+                x = self._gradient_checkpointing_func(layer.__call__, x, tokens, context)
             else:
-                x = layer(x, mask, context)
+                x = layer(x, tokens, context)
         logits = self.project(x)
         loss = None if labels is None else next_token_loss(logits, labels)
         if return_dict is False:
@@ -687,9 +804,9 @@ class LlamaAttention(Attention):
         self.v_proj = nn.Linear(config.hidden_size, wide_k, bias=bias)
         self.o_proj = nn.Linear(wide_q, config.hidden_size, bias=bias)
 
-    def forward(self, x, mask, rope):
+    def forward(self, x, tokens, rope):
         q, k, v = (self.split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        return self.o_proj(self.mix(x, rope.rotate(q), rope.rotate(k), v, mask))
+        return self.o_proj(self.mix(x, rope.rotate(q), rope.rotate(k), v, tokens))
 
 
 class LlamaMLP(nn.Module):
@@ -714,8 +831,8 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x, mask, rope):
-        x = x + self.self_attn(self.input_layernorm(x), mask, rope)
+    def forward(self, x, tokens, rope):
+        x = x + self.self_attn(self.input_layernorm(x), tokens, rope)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -759,11 +876,11 @@ class GptNeoxAttention(Attention):
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=bias)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
 
-    def forward(self, x, mask, rope):
+    def forward(self, x, tokens, rope):
         # Query, key and value lie together head by head.
         joined = self.query_key_value(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         q, k, v = joined.chunk(3, dim=-1)
-        return self.dense(self.mix(x, rope.rotate(q), rope.rotate(k), v, mask))
+        return self.dense(self.mix(x, rope.rotate(q), rope.rotate(k), v, tokens))
 
 
 class GptNeoxMLP(nn.Module):
@@ -787,8 +904,8 @@ class GptNeoxLayer(nn.Module):
         self.mlp = GptNeoxMLP(config)
         self.is_parallel = setting(config, "use_parallel_residual", True)
 
-    def forward(self, x, mask, rope):
-        after = x + self.attention(self.input_layernorm(x), mask, rope)
+    def forward(self, x, tokens, rope):
+        after = x + self.attention(self.input_layernorm(x), tokens, rope)
         return after + self.mlp(self.post_attention_layernorm(x if self.is_parallel else after))
 
 
@@ -834,9 +951,9 @@ class OptAttention(Attention):
         self.v_proj = nn.Linear(size, size, bias=bias)
         self.out_proj = nn.Linear(size, size, bias=bias)
 
-    def forward(self, x, mask):
+    def forward(self, x, tokens):
         q, k, v = (self.split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(self.mix(x, q, k, v, mask))
+        return self.out_proj(self.mix(x, q, k, v, tokens))
 
 
 class OptLayer(nn.Module):
@@ -851,8 +968,8 @@ class OptLayer(nn.Module):
         self.fc2 = nn.Linear(config.ffn_dim, config.hidden_size, bias=bias)
         self.act = ACT2FN[setting(config, "activation_function", "relu")]
 
-    def forward(self, x, mask, _context):
-        x = self.block(self.self_attn_layer_norm, x, lambda x: self.self_attn(x, mask))
+    def forward(self, x, tokens, _context):
+        x = self.block(self.self_attn_layer_norm, x, lambda x: self.self_attn(x, tokens))
         return self.block(self.final_layer_norm, x, lambda x: self.fc2(self.act(self.fc1(x))))
 
     def block(self, norm, x, inner):

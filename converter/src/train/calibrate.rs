@@ -63,6 +63,9 @@ pub fn calibrate(
     let started = Instant::now();
     let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
+    if manifest.source.own_attention {
+        return Err(TrainError::OwnAttention { bundle: bundle.to_owned() });
+    }
     opened::check_whole(bundle, &manifest)?;
     super::clean(bundle)?;
     let size = options.trainer.size;

@@ -99,6 +99,15 @@ pub enum TrainError {
     )]
     TeacherTrained { bundle: PathBuf, tensor: String, count: usize },
     #[error(
+        "--teacher self: the attention of the bundle came with its checkpoint, and there is no softmax model that could teach (hint: name another bundle with --teacher, or nobody with --teacher none)"
+    )]
+    NoSoftmax,
+    #[error(
+        "{}: its attention came with its checkpoint, and there is no softmax model that it could be calibrated to (hint: `dijiang finetune {}` trains it)",
+        bundle.display(), bundle.display()
+    )]
+    OwnAttention { bundle: PathBuf },
+    #[error(
         "--teacher-weight {weight}: nobody teaches (hint: name a teacher with --teacher BUNDLE or --teacher self, or leave --teacher-weight out)"
     )]
     NobodyTeaches { weight: f64 },

@@ -88,8 +88,13 @@ impl TeacherOptions {
     pub fn lesson(&self, manifest: &Manifest) -> Result<Option<Lesson>, TrainError> {
         let learns = manifest.sites.iter().any(|site| site.lowered);
         let source = match &self.wanted {
+            Wanted::One(Source::Itself) if manifest.source.own_attention => {
+                return Err(TrainError::NoSoftmax);
+            }
             Wanted::One(source) => source.clone(),
-            Wanted::Auto if learns && is_as_it_came(manifest) => Source::Itself,
+            Wanted::Auto if learns && is_as_it_came(manifest) && !manifest.source.own_attention => {
+                Source::Itself
+            }
             Wanted::Auto | Wanted::Nobody => return self.nobody(),
         };
         Ok(Some(Lesson { source, weight: self.weight.unwrap_or(WEIGHT) }))

@@ -111,7 +111,12 @@ mod tests {
     #[test]
     fn a_manifest_without_tokens_or_positions_still_gives_rows() {
         let model = Model { family: "llama".to_owned(), vocab: 0, positions: Some(0), eos: Vec::new() };
-        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let source = Source {
+            kind: SourceKind::Checkpoint,
+            dtype: DType::F32,
+            files: Vec::new(),
+            own_attention: false,
+        };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let prompts = Prompts::new(&manifest, 0);
@@ -121,7 +126,12 @@ mod tests {
     #[test]
     fn windows_are_crossed_up_to_a_length() {
         let model = Model { family: "mistral".to_owned(), vocab: 9, positions: None, eos: Vec::new() };
-        let source = Source { kind: SourceKind::Checkpoint, dtype: DType::F32, files: Vec::new() };
+        let source = Source {
+            kind: SourceKind::Checkpoint,
+            dtype: DType::F32,
+            files: Vec::new(),
+            own_attention: false,
+        };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let site = |window| Site {

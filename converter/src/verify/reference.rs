@@ -6,7 +6,7 @@
 use super::measure::relative_error;
 use super::oracle::{self, Rounding};
 use super::table::Comparison;
-use super::{EXACT, HALF, Verifier, VerifyError};
+use super::{EXACT, HALF, Verifier, VerifyError, word};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::regular;
@@ -75,20 +75,20 @@ impl Reference {
 }
 
 impl Verifier<'_> {
-    /// The softmax graph against what the source's own code computes: in every runtime, or where there is none in the
-    /// f64 interpreter.
+    /// The graph of the source against what the source's own code computes: in every runtime, or where there is none in
+    /// the f64 interpreter.
     pub(super) fn reference(&mut self, path: &Path) -> Result<(), VerifyError> {
         self.stage("comparing with the source's reference");
         let reference = Reference::read(path)?;
         for i in 0..self.runtimes.len() {
             let name = self.runtimes[i].name();
-            let logits = self.plain(i, files::SOFTMAX)?.masked(&reference.ids, &reference.mask)?;
+            let logits = self.plain(i, self.of_source())?.masked(&reference.ids, &reference.mask)?;
             self.against_reference(name, Ok(logits), &reference.logits);
         }
         if self.runtimes.is_empty() {
-            let softmax = self.bundle.join(files::SOFTMAX);
+            let graph = self.bundle.join(self.of_source());
             let rows = reference.tokens();
-            let alone = |row: &Vec<i64>| oracle::logits(&softmax, row, Rounding::Nothing);
+            let alone = |row: &Vec<i64>| oracle::logits(&graph, row, Rounding::Nothing);
             let logits: Result<Vec<_>, _> =
                 rows.iter().map(alone).collect::<Result<Vec<_>, _>>()?.into_iter().collect();
             self.against_reference("f64 interpreter", logits.map(|rows| rows.concat()), &reference.logits);
@@ -96,18 +96,24 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// `found` is what the softmax graph gives, or why it gives nothing.
+    /// The graph that computes what the source does: softmax, but where the attention of the source is linear.
+    fn of_source(&self) -> &'static str {
+        if self.manifest.source.own_attention { self.plain_forms().0 } else { files::SOFTMAX }
+    }
+
+    /// `found` is what the graph of the source gives, or why it gives nothing.
     fn against_reference(&mut self, name: &str, found: Result<Vec<f32>, String>, reference: &[f32]) {
         // Weights that were rounded when they were converted are not the reference's.
         let rounded = self.dtype != DType::F32 && self.manifest.source.dtype != self.manifest.dtype;
         let limit = if rounded { HALF } else { EXACT };
         let quantized = self.manifest.weights.is_some();
+        let graph = self.of_source();
+        let of = word(graph);
         let what = match quantized {
-            true => format!("{name}: drift of softmax from the reference, with quantised weights"),
-            false => format!("{name}: softmax = reference"),
+            true => format!("{name}: drift of {of} from the reference, with quantised weights"),
+            false => format!("{name}: {of} = reference"),
         };
-        let comparison =
-            Comparison::new(what, format!("{} in {name}", files::SOFTMAX), "the source's own logits");
+        let comparison = Comparison::new(what, format!("{graph} in {name}"), "the source's own logits");
         self.push(match found {
             Err(reason) => comparison.skipped(reason),
             Ok(found) if quantized => comparison.reported(relative_error(&found, reference)),

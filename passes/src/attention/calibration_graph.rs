@@ -14,7 +14,7 @@ pub const LINEAR_OUTPUT: &str = "attention.linear.";
 /// Writes the linear attention of each site beside the softmax attention, which goes on driving the model:
 /// both are outputs of the graph. Returns the layers that have one.
 pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usize>, RewriteError> {
-    recipe_check::check(options.recipe)?;
+    recipe_check::check_whole(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut layers = Vec::new();
     for (site, plan) in sites.iter().zip(plans(&sites, options)) {

@@ -17,6 +17,7 @@ pub(super) struct Layer<'a> {
     graph: &'a Graph,
     hidden: Vec<f64>,
     mask: Vec<f64>,
+    positions: Vec<f64>,
     pub(super) time: usize,
 }
 
@@ -28,8 +29,9 @@ impl<'a> Layer<'a> {
     pub(super) fn new(recipe: &'a Recipe, graph: &'a Graph, given: &[(&'static str, Array)]) -> Self {
         let by_name: BTreeMap<&str, &Array> = given.iter().map(|(name, array)| (*name, array)).collect();
         let time = by_name["hidden"].shape()[1];
-        let (hidden, mask) = (by_name["hidden"].to_f64(), by_name["attention_mask"].to_f64());
-        Self { recipe, graph, hidden, mask, time }
+        let [hidden, mask] = ["hidden", "attention_mask"].map(|name| by_name[name].to_f64());
+        let positions = by_name.get("position_ids").map(|places| places.to_f64()).unwrap_or_default();
+        Self { recipe, graph, hidden, mask, positions, time }
     }
 
     /// The key/value head of a query head.
@@ -71,6 +73,13 @@ impl<'a> Layer<'a> {
         parameters.collect()
     }
 
+    /// The features of a token, turned where the map says so.
+    fn turned(&self, features: Vec<f64>, row: usize, at: usize) -> Vec<f64> {
+        let map = feature_map::find(&self.recipe.map.kind).expect("a map");
+        let Some(positions) = self.recipe.map.positions.filter(|_| map.is_turned()) else { return features };
+        feature_map::eval_turned(&features, self.positions[row * self.time + at] as usize, positions)
+    }
+
     fn phi(&self, x: &[f64], role: Role, head: usize) -> Vec<f64> {
         let map = feature_map::find(&self.recipe.map.kind).expect("a map");
         let root = if map.is_scaled() { (HEAD_DIM as f64).powf(-0.25) } else { 1.0 };
@@ -81,29 +90,30 @@ impl<'a> Layer<'a> {
 
     /// φ(q).
     pub(super) fn query(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.phi(&Self::projected("q_proj", head, self.token(row, at)), Role::Query, head)
+        let features = self.phi(&Self::projected("q_proj", head, self.token(row, at)), Role::Query, head);
+        self.turned(features, row, at)
     }
 
     /// φ(k).
     pub(super) fn key(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
-        self.phi(&Self::projected("k_proj", head, self.token(row, at)), Role::Key, head)
+        let features = self.phi(&Self::projected("k_proj", head, self.token(row, at)), Role::Key, head);
+        self.turned(features, row, at)
     }
 
     pub(super) fn value(&self, row: usize, at: usize, head: usize) -> Vec<f64> {
         Self::projected("v_proj", head, self.token(row, at))
     }
 
-    /// Sums over φ(k) ⊗ v, normalised per head and gated by SiLU(W_g x), where nothing is padding.
+    /// Sums over φ(k) ⊗ v, normalised and gated by SiLU(W_g x), where nothing is padding.
     pub(super) fn normalised(&self) -> Vec<f64> {
         let weight = Self::weight(self.graph, &format!("{MODULE}.dijiang.readout.weight"));
         let rows: Vec<&[f64]> = weight.chunks(HIDDEN as usize).collect();
         let mut out = Vec::new();
         for (row, at) in (0..2).flat_map(|row| (0..self.time).map(move |at| (row, at))) {
-            for head in 0..HEADS as usize {
-                let normal = self.normal(&self.summed(row, at, head));
-                let gates = rows[head * HEAD_DIM as usize..].iter().map(|w| dot(w, self.token(row, at)));
-                out.extend(normal.iter().zip(gates).map(|(x, gate)| x * gate / (1.0 + (-gate).exp())));
-            }
+            let merged: Vec<f64> = (0..HEADS as usize).flat_map(|head| self.summed(row, at, head)).collect();
+            let gates = rows.iter().map(|w| dot(w, self.token(row, at)));
+            let normal = self.normal(&merged);
+            out.extend(normal.iter().zip(gates).map(|(x, gate)| x * gate / (1.0 + (-gate).exp())));
         }
         out
     }
@@ -114,19 +124,68 @@ impl<'a> Layer<'a> {
         let mut sum = vec![0.0; HEAD_DIM as usize];
         for j in 0..=at {
             let decay: f64 = (j + 1..=at).map(|t| self.decay(row, t, shared)).product();
-            let weight = decay * dot(&q, &self.key(row, j, shared));
+            let by_position = self.by_position("sums", at, head) * self.by_position("values", j, shared);
+            let weight = by_position * decay * dot(&q, &self.key(row, j, shared));
             sum.iter_mut().zip(self.value(row, j, shared)).for_each(|(s, v)| *s += weight * v);
         }
         sum
     }
 
-    fn normal(&self, x: &[f64]) -> Vec<f64> {
-        let n = x.len() as f64;
-        let (mean, epsilon) = match self.recipe.readout {
-            Readout::GroupNorm => (x.iter().sum::<f64>() / n, 1e-5),
-            _ => (0.0, 1e-6),
-        };
-        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    /// Softmax over slots, `[2, time, heads, head_dim]`.
+    pub(super) fn slotted(&self, count: usize) -> Vec<f64> {
+        let [e, f] = ["keys", "values"]
+            .map(|name| Self::weight(self.graph, &format!("{MODULE}.dijiang.slots.{name}")));
+        let mut out = Vec::new();
+        for (row, at) in (0..2).flat_map(|row| (0..self.time).map(move |at| (row, at))) {
+            for head in 0..HEADS as usize {
+                let (q, shared) = (self.query(row, at, head), Self::shared(head));
+                let (mut scores, mut values) = (vec![0.0; count], vec![vec![0.0; HEAD_DIM as usize]; count]);
+                for j in (0..=at).filter(|j| self.is_token(row, *j)) {
+                    let place = self.positions[row * self.time + j] as usize * KV_HEADS as usize + shared;
+                    let (score, v) = (dot(&q, &self.key(row, j, shared)), self.value(row, j, shared));
+                    for slot in 0..count {
+                        scores[slot] += score * e[place * count + slot];
+                        let weight = f[place * count + slot];
+                        values[slot].iter_mut().zip(&v).for_each(|(sum, v)| *sum += weight * v);
+                    }
+                }
+                let powers: Vec<f64> = scores.iter().map(|score| score.exp()).collect();
+                let total: f64 = powers.iter().sum();
+                out.extend((0..HEAD_DIM as usize).map(|i| {
+                    powers.iter().zip(&values).map(|(power, value)| power / total * value[i]).sum::<f64>()
+                }));
+            }
+        }
+        out
+    }
+
+    /// The weight of a position, where each has one.
+    fn by_position(&self, name: &str, at: usize, head: usize) -> f64 {
+        let Some(positions) = self.recipe.by_position else { return 1.0 };
+        let table = Self::weight(self.graph, &format!("{MODULE}.dijiang.positions.{name}"));
+        let row = at.min(positions as usize - 1);
+        table[row * (table.len() / positions as usize) + head]
+    }
+
+    /// Of the channels of all heads.
+    fn normal(&self, merged: &[f64]) -> Vec<f64> {
+        if self.recipe.readout != Readout::GroupNorm {
+            return merged
+                .chunks(HEAD_DIM as usize)
+                .flat_map(|head| Self::normal_of(head, 0.0, 1e-6))
+                .collect();
+        }
+        let of_groups = merged.chunks(HEADS as usize).flat_map(|group| {
+            let mean = group.iter().sum::<f64>() / group.len() as f64;
+            Self::normal_of(group, mean, 1e-5)
+        });
+        let [weight, bias] =
+            ["weight", "bias"].map(|name| Self::weight(self.graph, &format!("{MODULE}.dijiang.norm.{name}")));
+        of_groups.zip(weight.iter().zip(bias)).map(|(x, (weight, bias))| x * weight + bias).collect()
+    }
+
+    fn normal_of(x: &[f64], mean: f64, epsilon: f64) -> Vec<f64> {
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
         x.iter().map(|x| (x - mean) / (variance + epsilon).sqrt()).collect()
     }
 
@@ -142,6 +201,11 @@ impl<'a> Layer<'a> {
         match self.recipe.decay {
             Decay::None => 1.0,
             Decay::Fixed => 1.0 - (-5.0 - head as f64).exp2(),
+            Decay::Released => {
+                let (first, last) = ((1.0 / 32.0f64).ln(), (1.0 / 512.0f64).ln());
+                let spaced = first + (last - first) * head as f64 / (KV_HEADS - 1) as f64;
+                1.0 - spaced.exp()
+            }
             Decay::Learned => self.gate("gate", self.token(row, at), head),
         }
     }
@@ -289,7 +353,7 @@ impl<'a> Layer<'a> {
         match self.recipe.rule {
             Rule::None => self.near(local),
             Rule::Delta => self.mixed(local),
-            Rule::Linear => self.joined(local),
+            Rule::Linear | Rule::Slots => self.joined(local),
         }
     }
 

@@ -10,6 +10,7 @@ use super::site_writer::SiteWriter;
 use super::softmaxes::Computed;
 use crate::feature_map::added::is_added;
 use crate::feature_map::recipe_check::{self, RecipeError};
+use crate::feature_map::{self, FeatureMap};
 use crate::ir::graph::{Def, Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
@@ -119,6 +120,10 @@ pub enum RewriteError {
     #[error("layer {layer} does not exist: the model has layers 0 to {last}")]
     NoSuchLayer { layer: usize, last: usize },
     #[error(
+        "the graph has no input `{POSITIONS}`, by which the recipe tells tokens apart (hint: export the model with it, or take another --recipe)"
+    )]
+    NoPositions,
+    #[error(
         "the graph counts positions from the first token of each call, at {place:?} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     )]
     Positions { place: String },
@@ -133,7 +138,7 @@ pub fn inspect(graph: &Graph) -> Report {
 
 /// Rewrites the sites of `graph` that the recipe and `layers` name.
 pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, RewriteError> {
-    recipe_check::check(options.recipe)?;
+    recipe_check::check_whole(options.recipe)?;
     let found = find_sites(graph);
     let count = found.attentions();
     let wide = options.recipe.wide.iter().flat_map(|wide| wide.layers.iter().flatten());
@@ -145,6 +150,11 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     let plans = plans(&found.sites, options);
     let lowered = found.sites.iter().zip(&plans).filter(|(_, plan)| plan.is_ok()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
+    let learning = found.sites.iter().zip(&plans).filter(|(_, plan)| plan.as_ref().is_ok_and(Plan::learns));
+    let mut recipes = learning.map(|(site, _)| options.recipe.at(site.layer, site.mask.is_causal()));
+    if recipes.any(|recipe| reads_positions(&recipe)) && graph.input(POSITIONS).is_none() {
+        return Err(RewriteError::NoPositions);
+    }
     for (site, plan) in found.sites.iter().zip(plans) {
         if let Ok(plan) = plan {
             patch_site(graph, RULE, &Work { site, plan, options }, replace_site)?;
@@ -156,6 +166,13 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
+}
+
+/// Whether what is written tells tokens apart by their positions.
+fn reads_positions(recipe: &Recipe) -> bool {
+    recipe.by_position.is_some()
+        || recipe.slots.is_some()
+        || feature_map::find(&recipe.map.kind).is_some_and(FeatureMap::is_turned)
 }
 
 /// Without a cache that grows a decoder cannot count the tokens that came before.

@@ -23,7 +23,7 @@ pub struct SampledSite {
 
 /// Makes the scaled queries and keys of each site outputs of the graph, with their log decay.
 pub fn write_samples(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<SampledSite>, RewriteError> {
-    recipe_check::check(options.recipe)?;
+    recipe_check::check_whole(options.recipe)?;
     let sites = find_sites(graph).sites;
     let mut sampled = Vec::new();
     for (site, plan) in sites.iter().zip(plans(&sites, options)) {

@@ -11,8 +11,11 @@ use crate::ir::graph::Graph;
 use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
+use crate::numeric::random::Random;
 use crate::testing::{self, HEAD_DIM, HEADS, KV_HEADS, noise, relative_error, run};
-use dijiang_format::recipe::{Decay, Feed, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Wide};
+use dijiang_format::recipe::{
+    Decay, Feed, Lengths, Local, MapSpec, Radial, Readout, Recipe, Rule, Slots, Wide,
+};
 use std::collections::BTreeMap;
 
 fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
@@ -23,9 +26,24 @@ fn recipe(kind: &str, decay: Decay, readout: Readout) -> Recipe {
         signs: kind == "dct-softmax",
         lengths: Lengths::Quantiles,
         radial: Radial::Normal,
+        positions: is_turned(kind).then_some(16),
         ..MapSpec::default()
     };
     Recipe { map, decay, readout, ..testing::recipe() }
+}
+
+fn is_turned(kind: &str) -> bool {
+    feature_map::find(kind).is_some_and(FeatureMap::is_turned)
+}
+
+/// The authors' form, with weights for so many positions.
+fn released(by_position: Option<u64>) -> Recipe {
+    Recipe { by_position, ..recipe("dct-transposed", Decay::Released, Readout::GroupNorm) }
+}
+
+fn slots() -> Recipe {
+    let slots = Some(Slots { count: 3, positions: Some(16) });
+    Recipe { rule: Rule::Slots, slots, ..recipe("identity", Decay::None, Readout::Sum) }
 }
 
 fn delta(kind: &str, decay: Decay) -> Recipe {
@@ -35,7 +53,14 @@ fn delta(kind: &str, decay: Decay) -> Recipe {
 }
 
 pub(crate) fn lowered(recipe: &Recipe, form: Form) -> (Graph, Report) {
-    lowered_from(testing::decoder(), recipe, form)
+    lowered_from(decoder_of(recipe), recipe, form)
+}
+
+/// With positions, where the recipe reads them.
+fn decoder_of(recipe: &Recipe) -> Graph {
+    let reads_positions =
+        recipe.by_position.is_some() || recipe.slots.is_some() || is_turned(&recipe.map.kind);
+    if reads_positions { testing::placed_decoder() } else { testing::decoder() }
 }
 
 fn lowered_from(graph: Graph, recipe: &Recipe, form: Form) -> (Graph, Report) {
@@ -58,18 +83,27 @@ fn lowered_with(
 
 /// Inputs of `time` tokens for two rows; `pads` of row 0 are padding at the left.
 pub(crate) fn inputs(recipe: &Recipe, time: usize, pads: usize) -> Vec<(&'static str, Array)> {
-    let m = recipe.map.features * HEAD_DIM as usize;
+    let map = feature_map::find(&recipe.map.kind).expect("a map");
+    let m = map.features(&recipe.map, HEAD_DIM as usize);
+    let width = recipe.slots.map_or(HEAD_DIM as usize, |slots| slots.count as usize);
     let mask = (0..2 * time).map(|i| i64::from(i >= pads)).collect();
+    let places: Vec<i64> =
+        (0..time).map(|i| i.saturating_sub(pads)).chain(0..time).map(|i| i as i64).collect();
+    let places = Array::from_i64(&[2, time], places).expect("positions");
     vec![
         ("hidden", noise(&[2, time, testing::HIDDEN as usize], 11)),
         ("attention_mask", Array::from_i64(&[2, time], mask).expect("a mask")),
-        ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, HEAD_DIM as usize])),
+        ("past_key_values.0.recurrent_state", zeros(&[2, KV_HEADS as usize, m, width])),
         ("past_key_values.0.conv_state", normaliser(recipe, m)),
+        ("position_ids", places),
     ]
 }
 
 /// z of no tokens, or where nothing divides by it what is passed on as it is.
 fn normaliser(recipe: &Recipe, features: usize) -> Array {
+    if let Some(slots) = recipe.slots {
+        return zeros(&[2, KV_HEADS as usize, slots.count as usize * HEAD_DIM as usize]);
+    }
     match (recipe.readout, recipe.rule) {
         (Readout::Sum, Rule::Linear) => zeros(&[2, KV_HEADS as usize, features]),
         _ => noise(&[2, 1, 1], 12),
@@ -92,10 +126,10 @@ pub(crate) fn every_recipe() -> Vec<Recipe> {
     let decays = [Decay::Fixed, Decay::Learned].map(|d| recipe("dct-softmax", d, Readout::Sum));
     let readouts = [Decay::None, Decay::Fixed].map(|d| recipe("dct-softmax", d, Readout::GroupNorm));
     let retention = recipe("identity", Decay::Fixed, Readout::RmsNorm);
-    let readouts = readouts.into_iter().chain([retention]);
+    let readouts = readouts.into_iter().chain([retention, released(None), released(Some(5))]);
     let deltas = [Decay::None, Decay::Fixed, Decay::Learned].map(|decay| delta("dct-unit", decay));
     let others = ["dct-softmax", "wdct-unit"].map(|kind| delta(kind, Decay::Learned));
-    maps.chain(decays).chain(readouts).chain(deltas).chain(others).collect()
+    maps.chain(decays).chain(readouts).chain(deltas).chain(others).chain([slots()]).collect()
 }
 
 #[test]
@@ -179,7 +213,7 @@ fn cut(given: &[(&'static str, Array)], from: usize, to: usize) -> Vec<(&'static
             Array::B(_) => unreachable!("no such input"),
         }
     };
-    let tokens = |name: &str| name == "hidden" || name == "attention_mask";
+    let tokens = |name: &str| ["hidden", "attention_mask", "position_ids"].contains(&name);
     given.iter().map(|(n, a)| (*n, if tokens(n) { slice(a) } else { a.clone() })).collect()
 }
 
@@ -206,6 +240,8 @@ fn definition(
                 den += weight;
                 num.iter_mut().zip(layer.value(row, j, shared)).for_each(|(n, v)| *n += weight * v);
             }
+            let least = feature_map::find(&recipe.map.kind).and_then(FeatureMap::least_sum).unwrap_or(0.0);
+            let den = f64::max(den, least);
             out.extend(num.iter().map(|n| if den == 0.0 { 0.0 } else { n / den }));
         }
     }
@@ -234,18 +270,57 @@ fn a_readout_that_normalises_computes_its_definition() {
     let recipes = [
         recipe("identity", Decay::Fixed, Readout::RmsNorm),
         recipe("dct-softmax", Decay::Fixed, Readout::GroupNorm),
+        released(None),
+        // Fewer positions than tokens: the last weights hold.
+        released(Some(5)),
     ];
     for (recipe, form) in recipes.iter().flat_map(|recipe| FORMS.map(|form| (recipe, form))) {
         let given = inputs(recipe, 7, 0);
-        let (graph, _) = lowered(recipe, form);
+        let mut added = added_weights(&lowered(recipe, form).0);
+        for (name, weight) in &mut added {
+            if name.contains(".positions.") || name.contains(".norm.") {
+                *weight = Tensor::from_f32(weight.dims(), &noise_of(weight, name));
+            }
+        }
+        let (graph, _) = lowered_with(decoder_of(recipe), recipe, form, Some(&added));
         let want = Layer::new(recipe, &graph, &given).normalised();
         near(&run(&graph, &given)["y"].to_f64(), &want, &format!("{} {form:?}", recipe.map.kind));
     }
 }
 
 #[test]
+fn slots_compute_their_definition() {
+    let recipe = slots();
+    for form in FORMS.into_iter().chain([Form::Segment(7)]) {
+        let given = inputs(&recipe, 7, 2);
+        let (graph, _) = lowered(&recipe, form);
+        let want = Layer::new(&recipe, &graph, &given).slotted(3);
+        near(&run(&graph, &given)["y"].to_f64(), &want, &format!("{form:?}"));
+    }
+}
+
+/// As many numbers as a weight has, named after it.
+fn noise_of(weight: &Tensor, name: &str) -> Vec<f32> {
+    let mut random = Random::named(13, name);
+    (0..weight.len()).map(|_| random.normal() as f32).collect()
+}
+
+#[test]
+fn what_tells_tokens_apart_wants_positions() {
+    for recipe in [released(Some(5)), recipe("cosformer", Decay::None, Readout::Sum), slots()] {
+        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+        let refused = rewrite(&mut testing::decoder(), &options).expect_err("there are none");
+        assert_eq!(
+            refused.to_string(),
+            "the graph has no input `position_ids`, by which the recipe tells tokens apart (hint: export the model with it, or take another --recipe)"
+        );
+    }
+}
+
+#[test]
 fn an_encoder_reads_both_ways_and_keeps_no_state() {
-    for map in positive_maps() {
+    // The encoder of the tests has no positions to turn by.
+    for map in positive_maps().filter(|map| !map.is_turned()) {
         // There is no order that a decay could follow.
         let recipe = recipe(map.name(), Decay::Learned, Readout::Sum);
         let given: Vec<_> = inputs(&recipe, 7, 2).into_iter().take(2).collect();

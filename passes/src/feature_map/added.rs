@@ -7,7 +7,7 @@ use super::{MAPS, Role};
 const ADDED: &str = ".dijiang.";
 
 /// What is added besides the parameters of feature maps, with whether training changes it.
-const OTHERS: [(&str, bool); 8] = [
+const OTHERS: [(&str, bool); 14] = [
     ("beta.bias", true),
     ("beta.weight", true),
     ("far", true),
@@ -15,7 +15,13 @@ const OTHERS: [(&str, bool); 8] = [
     ("gate.weight", true),
     ("log_decay", false),
     ("mix", true),
+    ("norm.bias", true),
+    ("norm.weight", true),
+    ("positions.sums", true),
+    ("positions.values", true),
     ("readout.weight", true),
+    ("slots.keys", true),
+    ("slots.values", true),
 ];
 
 /// The name of an added weight.

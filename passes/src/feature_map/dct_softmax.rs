@@ -1,7 +1,7 @@
 //! `dct-softmax`: φ(x) = softmax over the m features of (W x + log D), W learned per head and
 //! started at T C, with `signs` at T C and -T C. The bounded form of the released code.
 
-use super::{Emitted, FeatureMap, Numbers, ParameterSpec, eval_rows, frequency, repeat};
+use super::{Emitted, FeatureMap, Numbers, ParameterSpec, eval_rows, eval_softmax, frequency, repeat};
 use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
@@ -61,9 +61,6 @@ impl FeatureMap for DctSoftmax {
     fn eval_plain(&self, x: &[f64], parameters: &Numbers) -> Vec<f64> {
         let logits: Vec<f64> =
             eval_rows(&parameters["w"], x).iter().zip(&parameters["log_d"]).map(|(e, d)| e + d).collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let exps: Vec<f64> = logits.iter().map(|x| (x - max).exp()).collect();
-        let sum: f64 = exps.iter().sum();
-        exps.iter().map(|x| x / sum).collect()
+        eval_softmax(&logits)
     }
 }

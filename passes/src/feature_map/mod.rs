@@ -16,7 +16,9 @@ pub mod frequency;
 pub mod quality;
 pub mod recipe_check;
 
+mod cosformer;
 mod dct_softmax;
+mod dct_transposed;
 mod dct_unit;
 mod elu;
 mod identity;
@@ -125,6 +127,17 @@ pub trait FeatureMap: Sync {
         true
     }
 
+    /// Whether features are turned by the position of their token: [φ sin(πi/2M), φ cos(πi/2M)], i counted from 1 and M the
+    /// `positions` of the spec. [`features`](Self::features) counts both.
+    fn is_turned(&self) -> bool {
+        false
+    }
+
+    /// The least that φ(q)·z counts as, where it may be next to nothing.
+    fn least_sum(&self) -> Option<f64> {
+        None
+    }
+
     /// Its parameters, in the order they are drawn.
     fn parameters(&self) -> &'static [ParameterSpec] {
         &[]
@@ -180,7 +193,9 @@ pub trait FeatureMap: Sync {
 
 /// Every map.
 pub static MAPS: &[&dyn FeatureMap] = &[
+    &cosformer::Cosformer,
     &dct_softmax::DctSoftmax,
+    &dct_transposed::DctTransposed,
     &dct_unit::DctUnit,
     &elu::Elu,
     &identity::Identity,
@@ -227,6 +242,12 @@ fn eval_exp(exponents: &[f64], role: Role) -> Vec<f64> {
     bounded.map(f64::exp).collect()
 }
 
+/// What features of the token at a position, counted from 0, are turned to in f64.
+pub fn eval_turned(features: &[f64], position: usize, positions: u64) -> Vec<f64> {
+    let angle = std::f64::consts::FRAC_PI_2 * (position + 1) as f64 / positions as f64;
+    [angle.sin(), angle.cos()].iter().flat_map(|turn| features.iter().map(move |x| x * turn)).collect()
+}
+
 /// Added to the squared length of features.
 const LEAST_SQUARE: f64 = 1e-12;
 
@@ -270,6 +291,14 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// Rows · x, for row-major rows as long as x.
 fn eval_rows(rows: &[f64], x: &[f64]) -> Vec<f64> {
     rows.chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+}
+
+/// The softmax of a row.
+fn eval_softmax(logits: &[f64]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = logits.iter().map(|x| (x - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.iter().map(|x| x / sum).collect()
 }
 
 /// A per-head parameter, the same for every head at first.

@@ -71,3 +71,33 @@ pub(super) fn exponents_of(x: &[f64], parameters: &Numbers) -> Vec<f64> {
     let shift = parameters["norm"][0] * dot(x, x) + parameters["norm"][1];
     eval_rows(&parameters["omega"], x).iter().map(|e| e - shift).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feature_map::{Numbers, Role};
+    use crate::numeric::quantile;
+    use dijiang_format::recipe::Lengths;
+
+    /// `radial: normal` and `lengths: sampled` are Eq. 9 letter by letter: t_i ~ U(0, 1), v_i on the sphere, e^{-‖x‖²} before.
+    #[test]
+    fn the_equation_as_it_is_printed() {
+        let (d, x) = (4, [0.3, -0.7, 0.2, 0.5]);
+        let printed =
+            MapSpec { lengths: Lengths::Sampled, radial: Radial::Normal, features: 2, ..MapSpec::default() };
+        let m = Pff.features(&printed, d);
+        let drawn = Pff.initial(&printed, 1, d, &mut Random::new(5));
+        let named = Pff.parameters().iter().zip(&drawn).map(|(spec, tensor)| (spec.name, tensor.to_f64()));
+        let numbers: Numbers = named.collect();
+        let mut random = Random::new(5);
+        let t: Vec<f64> = (0..m).map(|_| random.uniform()).collect();
+        let v = frequency::directions(d, m, &mut random);
+        let found = Pff.eval(&x, &numbers, Role::Key);
+        for (i, found) in found.iter().enumerate() {
+            let along: f64 = (0..d).map(|j| x[j] * v[i * d + j]).sum();
+            let want = (-dot(&x, &x)).exp() / (m as f64).sqrt() * (quantile::normal(t[i]) * along).exp();
+            // The parameters are stored in f32.
+            assert!((found / want - 1.0).abs() < 1e-6, "{i}: {found} {want}");
+        }
+    }
+}

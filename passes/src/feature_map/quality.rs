@@ -118,7 +118,7 @@ impl Cell {
 
 /// The table of `docs/kernel-quality.md`: each map over m = `multiples` · head_dim, averaged over seeds.
 pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> Vec<Row> {
-    use dijiang_format::recipe::{Lengths, Radial};
+    use dijiang_format::recipe::{Lengths, Radial, Rows};
     type Measure = fn(&Setup) -> Option<KernelError>;
     let rows: [(&str, &str, Lengths, Radial, Measure); 6] = [
         ("prf, Monte Carlo (Eq. 5)", "prf", Lengths::Sampled, Radial::Normal, measure),
@@ -140,8 +140,15 @@ pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> V
                 let errors: Vec<KernelError> = (0..seeds)
                     .filter_map(|seed| {
                         let kind = kind.to_owned();
-                        let spec =
-                            MapSpec { kind, features: *features, lengths, radial, ..MapSpec::default() };
+                        let rows = Rows::Independent;
+                        let spec = MapSpec {
+                            kind,
+                            features: *features,
+                            lengths,
+                            radial,
+                            rows,
+                            ..MapSpec::default()
+                        };
                         measure(&Setup { spec, head_dim, length, pairs: 1000, seed })
                     })
                     .collect();
@@ -155,9 +162,10 @@ pub fn table(head_dim: usize, length: f64, multiples: &[usize], seeds: u64) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dijiang_format::recipe::{Lengths, Radial};
+    use dijiang_format::recipe::{Lengths, Radial, Rows};
 
     fn mean(
+        rows: Rows,
         kind: &str,
         lengths: Lengths,
         radial: Radial,
@@ -168,7 +176,7 @@ mod tests {
             .clone()
             .map(|seed| {
                 let kind = kind.to_owned();
-                let spec = MapSpec { kind, features: 4, lengths, radial, ..MapSpec::default() };
+                let spec = MapSpec { kind, features: 4, lengths, radial, rows, ..MapSpec::default() };
                 measure(&Setup { spec, head_dim: 16, length: 1.0, pairs: 300, seed }).expect("a known map")
             })
             .collect();
@@ -182,10 +190,14 @@ mod tests {
     /// What holds of theorems 3.2 and 3.3, and what does not; docs/kernel-quality.md has the table.
     #[test]
     fn fixed_features_beat_random_ones_and_weighted_ones_beat_both() {
-        let random = mean("prf", Lengths::Sampled, Radial::Normal, measure);
-        let fixed = mean("pff", Lengths::Quantiles, Radial::Chi, measure);
-        let weighted = mean("wpff", Lengths::Quantiles, Radial::Chi, measure_weighted);
+        let rows = Rows::Independent;
+        let random = mean(rows, "prf", Lengths::Sampled, Radial::Normal, measure);
+        let fixed = mean(rows, "pff", Lengths::Quantiles, Radial::Chi, measure);
+        let weighted = mean(rows, "wpff", Lengths::Quantiles, Radial::Chi, measure_weighted);
         assert!(fixed.mean < random.mean, "{fixed:?} {random:?}");
+        // Orthogonal rows are what fixed features have too.
+        let orthogonal = mean(Rows::Orthogonal, "prf", Lengths::Sampled, Radial::Normal, measure);
+        assert!(orthogonal.mean < random.mean, "{orthogonal:?} {random:?}");
         assert!(weighted.mean < 0.8 * fixed.mean, "{weighted:?} {fixed:?}");
         assert!(fixed.bias.abs() < 0.05, "{fixed:?}");
     }
@@ -193,7 +205,7 @@ mod tests {
     /// Eq. 9 as printed does not approximate exp(q·k): it lacks most of the kernel's mass at any m.
     #[test]
     fn the_printed_form_is_biased() {
-        let printed = mean("pff", Lengths::Quantiles, Radial::Normal, measure);
+        let printed = mean(Rows::default(), "pff", Lengths::Quantiles, Radial::Normal, measure);
         assert!(printed.bias < -0.8, "{printed:?}");
     }
 }

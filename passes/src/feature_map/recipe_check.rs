@@ -1,7 +1,10 @@
 //! What a recipe may ask of the feature maps there are.
 
 use super::{FeatureMap, MAPS, find};
-use dijiang_format::recipe::{Attention, Feed, MOST_CHUNK, MOST_LOCAL, MapSpec, Readout, Recipe, Rule};
+use dijiang_format::recipe::{
+    Attention, Decay, Feed, MOST_CHUNK, MOST_LOCAL, MOST_POSITIONS, MOST_SLOTS, MapSpec, Readout, Recipe,
+    Rule,
+};
 use std::ops::RangeInclusive;
 
 /// A recipe that asks for what there is not.
@@ -44,6 +47,22 @@ pub enum RecipeError {
         "recipe `{recipe}`: `wide` has the sinks of `local`, and there is none (hint: write `local: {{window: 64, sinks: 4}}`)"
     )]
     NoLocal { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `by_position` weighs what the readout normalises, under `rule: linear` alone (hint: write `readout: group-norm`, and neither `rule` nor `local`)"
+    )]
+    ByPosition { recipe: String },
+    #[error(
+        "recipe `{recipe}`: `rule: slots` {reason} (hint: write `map: {{kind: identity}}`, `rule: slots` and `slots: {{count: 32}}`, and nothing else)"
+    )]
+    Slots { recipe: String, reason: &'static str },
+    #[error(
+        "recipe `{recipe}`: `slots` is what `rule: slots` sums in, and the rule is another (hint: write `rule: slots`)"
+    )]
+    SlotsAlone { recipe: String },
+    #[error(
+        "recipe `{recipe}`: how many positions `{kind}` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)"
+    )]
+    NoPositions { recipe: String, kind: String },
     #[error("recipe `{recipe}`: `{field}` means nothing beside `{beside}` (hint: take one of them out)")]
     Useless { recipe: String, field: &'static str, beside: &'static str },
     #[error("recipe `{recipe}`: `map.{field}` means nothing to `{kind}` (it reads: {})", if known.is_empty() { "nothing" } else { known })]
@@ -58,9 +77,25 @@ pub fn check(recipe: &Recipe) -> Result<(), RecipeError> {
     let map = check_map(recipe, &recipe.map)?;
     check_range(recipe, "chunk", u64::from(recipe.chunk), 1..=u64::from(MOST_CHUNK))?;
     check_rule(recipe, map)?;
+    check_by_position(recipe)?;
+    check_slots(recipe)?;
     check_local(recipe)?;
     check_wide(recipe)?;
     check_both_ways(recipe)
+}
+
+/// Whether it can do it without knowing the model.
+pub fn check_whole(recipe: &Recipe) -> Result<(), RecipeError> {
+    check(recipe)?;
+    if recipe.slots.is_some_and(|slots| slots.positions.is_none()) {
+        return Err(RecipeError::NoPositions { recipe: recipe.name.clone(), kind: "slots".to_owned() });
+    }
+    let specs = std::iter::once(&recipe.map).chain(&recipe.both_ways);
+    let unknown = |spec: &&MapSpec| is_turned(spec) && spec.positions.is_none();
+    match specs.into_iter().find(unknown) {
+        Some(spec) => Err(RecipeError::NoPositions { recipe: recipe.name.clone(), kind: spec.kind.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// The map of a spec, where it reads all that the spec says.
@@ -74,6 +109,7 @@ fn check_map(recipe: &Recipe, spec: &MapSpec) -> Result<&'static dyn FeatureMap,
         });
     };
     check_range(recipe, "map.features", spec.features as u64, 1..=MOST_FEATURES)?;
+    check_range(recipe, "map.positions", spec.positions.unwrap_or(1), 1..=MOST_POSITIONS)?;
     match spec.fields_set().into_iter().find(|field| !map.fields().contains(field)) {
         Some(field) => Err(RecipeError::Ignored {
             recipe: recipe.name.clone(),
@@ -98,11 +134,13 @@ fn check_both_ways(recipe: &Recipe) -> Result<(), RecipeError> {
 pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) -> Result<(), RecipeError> {
     let (beside, useless): (&str, &[&str]) = match (recipe.attention, recipe.rule) {
         (Attention::Softmax, _) => {
-            const USELESS: [&str; 10] = [
+            const USELESS: [&str; 12] = [
                 "map",
                 "decay",
                 "readout",
+                "by_position",
                 "rule",
+                "slots",
                 "local",
                 "feed",
                 "wide",
@@ -122,6 +160,37 @@ pub fn check_given<'a>(recipe: &Recipe, given: impl Iterator<Item = &'a str>) ->
     }
 }
 
+/// Whether slots are those of the rule that has them, which has nothing else.
+fn check_slots(recipe: &Recipe) -> Result<(), RecipeError> {
+    let name = || recipe.name.clone();
+    let slots = match (recipe.rule, recipe.slots) {
+        (Rule::Slots, Some(slots)) => slots,
+        (Rule::Slots, None) => return Err(RecipeError::Slots { recipe: name(), reason: "has none" }),
+        (_, Some(_)) => return Err(RecipeError::SlotsAlone { recipe: name() }),
+        (_, None) => return Ok(()),
+    };
+    let others = [
+        (recipe.map.kind != "identity", "takes queries and keys as they are"),
+        (recipe.decay != Decay::None, "knows no decay"),
+        (recipe.readout != Readout::Sum, "knows no other readout than softmax"),
+        (recipe.local.is_some(), "stands beside no window"),
+    ];
+    if let Some((_, reason)) = others.into_iter().find(|(is_there, _)| *is_there) {
+        return Err(RecipeError::Slots { recipe: name(), reason });
+    }
+    check_range(recipe, "slots.count", u64::from(slots.count), 2..=u64::from(MOST_SLOTS))?;
+    check_range(recipe, "slots.positions", slots.positions.unwrap_or(1), 1..=MOST_POSITIONS)
+}
+
+/// Whether weights by position have sums to weigh that nothing divides.
+fn check_by_position(recipe: &Recipe) -> Result<(), RecipeError> {
+    let Some(positions) = recipe.by_position else { return Ok(()) };
+    if recipe.readout == Readout::Sum || recipe.rule != Rule::Linear || recipe.local.is_some() {
+        return Err(RecipeError::ByPosition { recipe: recipe.name.clone() });
+    }
+    check_range(recipe, "by_position", positions, 1..=MOST_POSITIONS)
+}
+
 /// Whether the window is one, and has what it stands beside.
 fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
     let name = || recipe.name.clone();
@@ -136,9 +205,18 @@ fn check_local(recipe: &Recipe) -> Result<(), RecipeError> {
     check_range(recipe, "local.sinks", u64::from(local.sinks), 0..=u64::from(MOST_LOCAL))?;
     match (recipe.rule, recipe.feed) {
         (Rule::Linear, Feed::AtOnce) => Err(RecipeError::Twice { recipe: name() }),
+        (Rule::Linear, Feed::Leaving) if is_turned(&recipe.map) => Err(RecipeError::Useless {
+            recipe: name(),
+            field: "local",
+            beside: "features that are turned by position",
+        }),
         (Rule::Linear, Feed::Leaving) => check_one_sum(recipe),
         _ => Ok(()),
     }
+}
+
+fn is_turned(spec: &MapSpec) -> bool {
+    find(&spec.kind).is_some_and(FeatureMap::is_turned)
 }
 
 /// Whether what is near and what is far are divided by one sum.
@@ -193,7 +271,7 @@ fn check_range(
 mod tests {
     use super::*;
     use crate::testing;
-    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Wide};
+    use dijiang_format::recipe::{Basis, Lengths, Local, Radial, Rows, Slots, Wide};
 
     fn recipe(map: MapSpec) -> Recipe {
         Recipe { name: "x".to_owned(), map, ..testing::recipe() }
@@ -250,6 +328,76 @@ mod tests {
     }
 
     #[test]
+    fn features_that_are_turned_want_to_know_how_far() {
+        let spec = |positions| MapSpec { kind: "cosformer".to_owned(), positions, ..MapSpec::default() };
+        let turned = |positions| recipe(spec(positions));
+        assert_eq!((check(&turned(None)), check_whole(&turned(Some(16)))), (Ok(()), Ok(())));
+        let told = |recipe: &Recipe| check_whole(recipe).expect_err("it is refused").to_string();
+        assert_eq!(
+            told(&turned(None)),
+            "recipe `x`: how many positions `cosformer` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)"
+        );
+        assert_eq!(refused(&turned(Some(0))), "recipe `x`: `map.positions` is 0, expected 1 to 1048576");
+        let both = Recipe { both_ways: Some(spec(None)), ..recipe(MapSpec::default()) };
+        assert!(told(&both).contains("how many positions"));
+        let local = Some(Local { window: 4, sinks: 0 });
+        assert_eq!(
+            refused(&Recipe { local, feed: Feed::Leaving, ..turned(Some(16)) }),
+            "recipe `x`: `local` means nothing beside `features that are turned by position` (hint: take one of them out)"
+        );
+    }
+
+    #[test]
+    fn slots_have_nothing_beside_them() {
+        let identity = MapSpec { kind: "identity".to_owned(), ..MapSpec::default() };
+        let slots = Some(Slots { count: 8, positions: None });
+        let plain = Recipe { rule: Rule::Slots, slots, ..recipe(identity) };
+        assert_eq!(check(&plain), Ok(()));
+        assert_eq!(
+            check_whole(&plain).expect_err("it is refused").to_string(),
+            "recipe `x`: how many positions `slots` tells apart is not known, as the model does not say how many it has (hint: write `positions: 2048` there)"
+        );
+        let hint =
+            "(hint: write `map: {kind: identity}`, `rule: slots` and `slots: {count: 32}`, and nothing else)";
+        let local = Some(Local { window: 4, sinks: 0 });
+        for (other, reason) in [
+            (Recipe { slots: None, ..plain.clone() }, "has none"),
+            (Recipe { map: MapSpec::default(), ..plain.clone() }, "takes queries and keys as they are"),
+            (Recipe { decay: Decay::Fixed, ..plain.clone() }, "knows no decay"),
+            (Recipe { readout: Readout::RmsNorm, ..plain.clone() }, "knows no other readout than softmax"),
+            (Recipe { local, ..plain.clone() }, "stands beside no window"),
+        ] {
+            assert_eq!(refused(&other), format!("recipe `x`: `rule: slots` {reason} {hint}"));
+        }
+        let alone = Recipe { slots, ..recipe(MapSpec::default()) };
+        assert!(refused(&alone).ends_with("and the rule is another (hint: write `rule: slots`)"));
+        let few = Recipe { slots: Some(Slots { count: 1, positions: None }), ..plain };
+        assert_eq!(refused(&few), "recipe `x`: `slots.count` is 1, expected 2 to 4096");
+    }
+
+    #[test]
+    fn weights_by_position_want_sums_that_nothing_divides() {
+        let weighed = |readout, by_position| Recipe {
+            readout,
+            by_position: Some(by_position),
+            ..recipe(MapSpec::default())
+        };
+        assert_eq!(check(&weighed(Readout::GroupNorm, 2048)), Ok(()));
+        assert_eq!(
+            refused(&weighed(Readout::GroupNorm, 0)),
+            "recipe `x`: `by_position` is 0, expected 1 to 1048576"
+        );
+        let unit = MapSpec { kind: "dct-unit".to_owned(), ..MapSpec::default() };
+        let delta = Recipe { rule: Rule::Delta, map: unit, ..weighed(Readout::GroupNorm, 8) };
+        for recipe in [weighed(Readout::Sum, 8), delta] {
+            assert_eq!(
+                refused(&recipe),
+                "recipe `x`: `by_position` weighs what the readout normalises, under `rule: linear` alone (hint: write `readout: group-norm`, and neither `rule` nor `local`)"
+            );
+        }
+    }
+
+    #[test]
     fn wide_layers_are_wider_than_the_others() {
         let local = Some(Local { window: 32, sinks: 4 });
         let near = Recipe { rule: Rule::None, local, ..recipe(MapSpec::default()) };
@@ -276,6 +424,8 @@ mod tests {
             ("radial", MapSpec { radial: Radial::Chi, ..plain.clone() }),
             ("unit", MapSpec { unit: true, ..plain.clone() }),
             ("basis", MapSpec { basis: Basis::Identity, ..plain.clone() }),
+            ("rows", MapSpec { rows: Rows::Independent, ..plain.clone() }),
+            ("positions", MapSpec { positions: Some(16), ..plain.clone() }),
         ];
         let ignored = |kind: &str| -> Vec<&str> {
             let is_refused = |spec: &MapSpec| {
@@ -284,17 +434,22 @@ mod tests {
             };
             specs.iter().filter(|(_, spec)| is_refused(spec)).map(|(field, _)| *field).collect()
         };
-        assert_eq!(ignored("prf"), ["signs", "lengths", "radial", "unit", "basis"]);
+        assert_eq!(ignored("prf"), ["signs", "lengths", "radial", "unit", "basis", "positions"]);
+        assert_eq!(ignored("cosformer"), ["features", "signs", "lengths", "radial", "unit", "basis", "rows"]);
         for kind in ["elu", "identity"] {
             assert_eq!(ignored(kind).len(), specs.len(), "{kind}");
         }
-        assert_eq!(ignored("dct-softmax"), ["basis"]);
+        assert_eq!(ignored("dct-softmax"), ["basis", "rows", "positions"]);
+        assert_eq!(ignored("dct-transposed"), ["features", "signs", "unit", "basis", "rows", "positions"]);
         for kind in ["pff", "wpff"] {
-            assert_eq!(ignored(kind), ["signs", "unit", "basis"], "{kind}");
+            assert_eq!(ignored(kind), ["signs", "unit", "basis", "rows", "positions"], "{kind}");
         }
-        assert_eq!(ignored("wdcf"), ["signs", "basis"]);
-        assert_eq!(ignored("dct-unit"), ["signs", "lengths", "radial", "unit"]);
-        assert_eq!(ignored("wdct-unit"), ["signs", "lengths", "radial", "unit", "basis"]);
+        assert_eq!(ignored("wdcf"), ["signs", "basis", "rows", "positions"]);
+        assert_eq!(ignored("dct-unit"), ["signs", "lengths", "radial", "unit", "rows", "positions"]);
+        assert_eq!(
+            ignored("wdct-unit"),
+            ["signs", "lengths", "radial", "unit", "basis", "rows", "positions"]
+        );
         let delta = |map| Recipe { rule: Rule::Delta, ..recipe(map) };
         assert_eq!(check(&delta(MapSpec { unit: true, ..MapSpec::default() })), Ok(()));
         assert_eq!(check(&delta(MapSpec { kind: "dct-unit".to_owned(), ..MapSpec::default() })), Ok(()));
@@ -343,7 +498,7 @@ mod tests {
         let prf = MapSpec { kind: "prf".to_owned(), radial: Radial::Chi, ..plain };
         assert_eq!(
             refused(&recipe(prf)),
-            "recipe `x`: `map.radial` means nothing to `prf` (it reads: features)"
+            "recipe `x`: `map.radial` means nothing to `prf` (it reads: features, rows)"
         );
     }
 }

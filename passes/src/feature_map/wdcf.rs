@@ -1,7 +1,7 @@
 //! `wdcf`, weighted discrete cosine features: φ(x) = D ⊙ exp(T C x) (Eq. 11 and 12), C the
 //! orthonormal DCT-II, T = diag(t), D kept as its logarithm.
 //!
-//! With more than `head_dim` features, further bases take the place of C.
+//! With more than `head_dim` features, cosine and sine transforms of other boundary conditions stand below C.
 
 use super::{
     Emitted, FeatureMap, Numbers, ParameterSpec, emit_add_per_head, eval_rows, frequency, repeat, single,
@@ -36,7 +36,7 @@ impl FeatureMap for Wdcf {
     fn initial(&self, spec: &MapSpec, heads: usize, d: usize, random: &mut Random) -> Vec<Tensor> {
         let m = self.features(spec, d);
         let t = frequency::lengths(spec, d, m, random);
-        let c = frequency::directions(d, m, random);
+        let c = frequency::family(d, m, random);
         vec![
             single(&[m as u64], &t),
             single(&[m as u64, d as u64], &c),

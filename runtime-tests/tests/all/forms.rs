@@ -2,7 +2,7 @@
 //! makes of its parallel form, to rounding, however the tokens are fed.
 
 use crate::support::{
-    Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_in_chunks, tolerance,
+    Bundle, Comparisons, Model, Side, engines, exact, ort, prompt, recipe_with_positions, tolerance,
 };
 use dijiang::recipes::PRESETS;
 use dijiang_format::dtype::DType;
@@ -33,7 +33,8 @@ impl Family {
     }
 
     fn recipe(&self, name: &str) -> Recipe {
-        recipe_in_chunks(name, self.chunk)
+        // The longest text here has fewer tokens.
+        Recipe { chunk: self.chunk, ..recipe_with_positions(name, 512) }
     }
 
     fn bundle(&self, recipe: &Recipe, target: Target, dtype: DType) -> Bundle {
@@ -304,7 +305,10 @@ macro_rules! matrix {
     };
 }
 
-matrix!(adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, retnet);
+matrix!(
+    adaptive, windows, gated, paper, released, performer, pff, wpff, decayed, elu, cosformer, retnet,
+    linformer
+);
 
 #[test]
 fn every_linear_preset_is_tested() {

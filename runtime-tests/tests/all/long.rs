@@ -1,10 +1,11 @@
 //! Long contexts: the released code dies past 5,000 tokens, and a cache grows without end. Here 20,000 tokens leave
 //! finite numbers and a state as large as 16 do, and half precision is after 32,768 as far from f32 as after 512.
 
-use crate::support::{Bundle, Comparisons, Model, ort, prompt, recipe};
+use crate::support::{Bundle, Comparisons, Model, ort, prompt, recipe, recipe_with_positions};
 use dijiang::recipes::PRESETS;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::recipe::Slots;
 use dijiang_format::target::Target;
 use dijiang_runtime::{Decoder, HostDecoder};
 
@@ -35,7 +36,8 @@ fn read(decoder: &mut HostDecoder, tokens: &[i64]) -> usize {
 fn twenty_thousand_tokens_leave_finite_numbers_and_a_state_of_the_same_size() {
     let Some(engine) = ort() else { return };
     for (name, _) in PRESETS.iter().filter(|(name, _)| *name != "softmax") {
-        let bundle = Bundle::of_fixture("llama", &recipe(name), Target::Ort, DType::F16);
+        let recipe = recipe_with_positions(name, LONG as u64);
+        let bundle = Bundle::of_fixture("llama", &recipe, Target::Ort, DType::F16);
         let tokens = prompt(&bundle.manifest(), LONG, name);
         let mut model = Model::load(engine.as_ref(), &bundle.file(files::MODEL));
         let few = read(&mut model.decoder, &tokens[..SHORT]);
@@ -101,4 +103,18 @@ fn half_precision_is_as_near_to_f32_after_many_tokens_as_after_few() {
         }
     }
     found.finish("half_precision_is_as_near_to_f32_after_many_tokens_as_after_few");
+}
+
+/// A position that slots have no weights for is none that the graph computes something with.
+#[test]
+fn a_text_longer_than_the_positions_of_slots_is_an_error() {
+    let Some(ort) = ort() else { return };
+    let mut short = recipe("linformer");
+    short.slots = short.slots.map(|slots| Slots { positions: Some(12), ..slots });
+    let bundle = Bundle::of_fixture("llama", &short, Target::Ort, DType::F32);
+    let mut model = Model::load(ort.as_ref(), &bundle.file(files::MODEL));
+    let row = prompt(&bundle.manifest(), 13, "llama");
+    assert!(model.whole(&row[..12]).iter().all(|logit| logit.is_finite()));
+    let refused = model.decoder.feed(&[row[12..].to_vec()], None).expect_err("there is no such position");
+    assert!(refused.to_string().contains("out of data bounds"), "{refused}");
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr)]
 
 mod alike;
+mod authors;
 mod determinism;
 mod foreign;
 mod forms;

@@ -111,13 +111,15 @@ fn recipes_before_training_on_shakespeare() {
             windows: perplexity 3.30, KL 0.00290, agreement 0.98
             gated: perplexity 28.7, KL 2.33, agreement 0.28
             paper: perplexity 49.0, KL 2.88, agreement 0.26
-            released: perplexity 159, KL 3.99, agreement 0.12
-            performer: perplexity 32.7, KL 2.43, agreement 0.24
+            released: perplexity 142, KL 3.89, agreement 0.10
+            performer: perplexity 34.6, KL 2.49, agreement 0.22
             pff: perplexity 32.7, KL 2.47, agreement 0.24
             wpff: perplexity 32.7, KL 2.47, agreement 0.24
             decayed: perplexity 35.6, KL 2.55, agreement 0.26
             elu: perplexity 47.3, KL 2.84, agreement 0.26
+            cosformer: perplexity 48.7, KL 2.86, agreement 0.28
             retnet: perplexity 167, KL 4.04, agreement 0.10
+            linformer: perplexity 252, KL 4.48, agreement 0.10
             ");
         }
     }

@@ -1,6 +1,7 @@
 //! GPT-NeoX (Black et al. 2022), as transformers' `GPTNeoXForCausalLM`, which is also Pythia: layer
 //! norms, queries, keys and values from one projection, partly rotary positions, and attention and
-//! MLP side by side (or one after the other, without `use_parallel_residual`).
+//! MLP side by side (or one after the other, without `use_parallel_residual`). A checkpoint of the authors' released code brings
+//! its [attention](own_attention) along.
 
 use super::blocks::activation::{Activation, activation};
 use super::blocks::attention::{Attention, attention, heads_first};
@@ -11,6 +12,7 @@ use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::Builder;
 use crate::checkpoint::config::{Config, RopeConfig, RopeKeys};
 use crate::checkpoint::error::CheckpointError;
+use crate::checkpoint::own_attention;
 use dijiang_passes::ir::graph::ValueId;
 
 pub(super) const FAMILY: Family =
@@ -93,6 +95,7 @@ impl GptNeox {
         x: ValueId,
     ) -> Result<ValueId, CheckpointError> {
         let Attention { heads, head_dim, .. } = self.attention;
+        own_attention::take(b, at, own_attention::Sizes { heads, head_dim })?;
         let joined =
             b.linear(&format!("{at}.query_key_value"), x, 3 * heads * head_dim, self.attention_bias)?;
         b.p.set_scope(at);

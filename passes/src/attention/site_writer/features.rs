@@ -75,11 +75,13 @@ impl SiteWriter<'_, '_, '_> {
         let dtype = self.feature_type(map);
         let emitted = self.in_type(map, stored, dtype);
         let x = self.p.cast(x, dtype);
-        if self.puts_heads_first() {
-            return self.features_by_head(map, role, x, &emitted);
-        }
-        let scaled = if map.is_scaled() { self.scaled(x) } else { x };
-        self.emit(map, scaled, &emitted, role)
+        let features = if self.puts_heads_first() {
+            self.features_by_head(map, role, x, &emitted)
+        } else {
+            let scaled = if map.is_scaled() { self.scaled(x) } else { x };
+            self.emit(map, scaled, &emitted, role)
+        };
+        self.turned(map, features)
     }
 
     /// The parameters in an element type.

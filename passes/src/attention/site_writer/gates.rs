@@ -26,6 +26,12 @@ struct Gate {
     bias: ValueId,
 }
 
+/// 1 - γ of a head, from 1/32 of the first to 1/512 of the last, evenly spaced in their logarithms.
+fn released(head: u64, heads: u64) -> f64 {
+    let share = head as f64 / (heads.max(2) - 1) as f64;
+    (-5.0 - 4.0 * share).exp2()
+}
+
 impl SiteWriter<'_, '_, '_> {
     pub(super) fn gates(&mut self) -> Gates {
         let is_learned = self.options.recipe.decay == Decay::Learned;
@@ -53,14 +59,18 @@ impl SiteWriter<'_, '_, '_> {
     pub(in crate::attention) fn log_decay(&mut self) -> Option<ValueId> {
         match self.options.recipe.decay {
             Decay::None => None,
-            Decay::Fixed => Some(self.fixed_decay()),
+            Decay::Fixed | Decay::Released => Some(self.fixed_decay()),
             Decay::Learned => self.site.hidden.map(|hidden| self.learned_decay(hidden)),
         }
     }
 
     fn fixed_decay(&mut self) -> ValueId {
         let heads = self.site.kv_heads;
-        let logs: Vec<f32> = (0..heads).map(|h| (-(-5.0 - h as f64).exp2()).ln_1p() as f32).collect();
+        let forgets: fn(u64, u64) -> f64 = match self.options.recipe.decay {
+            Decay::Released => released,
+            _ => |h, _| (-5.0 - h as f64).exp2(),
+        };
+        let logs: Vec<f32> = (0..heads).map(|h| (-forgets(h, heads)).ln_1p() as f32).collect();
         let logs = self.parameter(None, "log_decay", Tensor::from_f32(&[heads, 1], &logs));
         let shape = self.p.shape_of(self.site.k, 0, 3);
         self.p.expand(logs, shape)

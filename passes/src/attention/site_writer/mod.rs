@@ -10,16 +10,19 @@ use crate::ir::graph::ValueId;
 use crate::ir::patch::Patch;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::MADE;
+use dijiang_format::names::{EXACT, MADE};
 use dijiang_format::recipe::{Feed, Local, Readout, Rule};
 
+mod by_position;
 mod features;
 mod gates;
 mod joined;
 mod leaving;
 mod near;
+mod positions;
 mod readout;
 mod ring;
+mod slots;
 mod state;
 
 use features::Features;
@@ -67,7 +70,11 @@ impl SiteWriter<'_, '_, '_> {
         let Plan { rule, local, .. } = self.plan;
         let leaves = self.options.recipe.feed == Feed::Leaving;
         let leaving = local.filter(|_| leaves).map(|local| (local, self.near(local, valid)));
-        let linear = (rule != Rule::None).then(|| self.beside(leaving.as_ref(), valid));
+        let linear = match (rule, self.options.recipe.slots) {
+            (Rule::None, _) => None,
+            (Rule::Slots, Some(slots)) => Some(self.slots(slots, valid)),
+            _ => Some(self.beside(leaving.as_ref(), valid)),
+        };
         let near = leaving.or_else(|| local.map(|local| (local, self.near(local, valid))));
         let near = near.map(|(local, near)| self.seen(&near, local));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
@@ -105,9 +112,10 @@ impl SiteWriter<'_, '_, '_> {
             let written = self.p.unsqueeze(written, &[1, 3]);
             k = self.p.mul(k, written);
         }
-        let v = match self.puts_heads_first() {
-            true => self.site.v,
-            false => self.p.cast(self.site.v, DType::F32),
+        let v = match (self.options.recipe.by_position, self.puts_heads_first()) {
+            (Some(positions), _) => self.weighed_values(positions),
+            (None, true) => self.site.v,
+            (None, false) => self.p.cast(self.site.v, DType::F32),
         };
         let dims = self.dims(q);
         let (sums, state) = match causal {
@@ -120,7 +128,13 @@ impl SiteWriter<'_, '_, '_> {
         let read = match self.options.recipe.readout {
             Readout::Sum if !dims.divides => sums.num,
             Readout::Sum => self.read_sum(&sums),
-            Readout::GroupNorm | Readout::RmsNorm => self.read_normalised(&sums),
+            Readout::GroupNorm | Readout::RmsNorm => {
+                let sums = match self.options.recipe.by_position {
+                    Some(positions) => self.weighed_sums(sums, positions),
+                    None => sums,
+                };
+                self.read_normalised(&sums)
+            }
         };
         Linear { read, order: sums.order, taken, state }
     }
@@ -147,7 +161,7 @@ impl SiteWriter<'_, '_, '_> {
 
     /// Whether features are `[heads, batch, sequence, m]`.
     fn puts_heads_first(&self) -> bool {
-        self.options.form.puts_heads_first() && self.plan.rule == Rule::Linear
+        self.options.form.puts_heads_first() && self.plan.rule != Rule::Delta
     }
 
     /// Whether what is read is divided by φ(q)·z.
@@ -194,7 +208,13 @@ impl SiteWriter<'_, '_, '_> {
             beta = Some(self.p.mul(all, written));
         }
         let (valid, state) = (tokens.written, self.past_state(dims));
-        self.options.form.lower(self.p, &Recurrence { q, k, v, valid, log_decay, beta, state, dims })
+        let recurrence = Recurrence { q, k, v, valid, log_decay, beta, state, dims };
+        let form = self.options.form;
+        match self.options.recipe.readout {
+            // In f32 in training too: the few numbers of a group may be much alike, and their differences are what is left.
+            Readout::GroupNorm => self.p.within(EXACT, |p| form.lower(p, &recurrence)),
+            Readout::Sum | Readout::RmsNorm => form.lower(self.p, &recurrence),
+        }
     }
 
     pub(super) fn scaled(&mut self, x: ValueId) -> ValueId {

@@ -18,6 +18,16 @@ pub(crate) fn recipe(name: &str) -> Recipe {
     recipes::load(name).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// A preset that tells so many positions apart, where it tells them apart: the fixtures have few.
+pub(crate) fn recipe_with_positions(name: &str, positions: u64) -> Recipe {
+    let mut recipe = recipe(name);
+    recipe.map.positions = (name == "cosformer").then_some(positions);
+    if let Some(slots) = &mut recipe.slots {
+        slots.positions = Some(positions);
+    }
+    recipe
+}
+
 /// A preset with chunks of so many tokens.
 pub(crate) fn recipe_in_chunks(name: &str, chunk: u32) -> Recipe {
     Recipe { chunk, ..recipe(name) }
@@ -66,6 +76,7 @@ impl Bundle {
 pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
     ConvertOptions {
         recipe: recipe.clone(),
+        is_default_recipe: false,
         target: Target::Ort,
         dtype: Some(DType::F32),
         layers: None,

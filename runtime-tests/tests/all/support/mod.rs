@@ -7,7 +7,9 @@ mod exports;
 mod oracle;
 mod reference;
 
-pub(crate) use bundle::{Bundle, FIXTURES, convert_to, options, recipe, recipe_in_chunks};
+pub(crate) use bundle::{
+    Bundle, FIXTURES, convert_to, options, recipe, recipe_in_chunks, recipe_with_positions,
+};
 pub(crate) use compare::{Comparisons, tolerance};
 pub(crate) use engine::{Model, Side, engines, ort, prompt};
 pub(crate) use exports::{DECODERS, exports};
