@@ -15,6 +15,7 @@ use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
 use crate::session::{LoadOptions, Runtime};
 use crate::tract::runtime::TractRuntime;
+use dijiang_format::dtype::DType;
 use dijiang_format::files::{DECODE, MODEL};
 use dijiang_format::manifest::Manifest;
 use dijiang_format::serving::{Device, Engine};
@@ -283,6 +284,7 @@ impl ServingOptions {
             threads: self.threads,
             device: self.device,
             released_opsets_only: !manifest.target.needs_unreleased_opset(),
+            keeps_f32: manifest.dtype == DType::F32,
             ..LoadOptions::default()
         }
     }

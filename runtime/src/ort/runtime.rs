@@ -147,6 +147,7 @@ impl OrtRuntime {
             .with_device_id(index as i32)
             .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
             .with_cuda_graph(options.cuda_graph)
+            .with_tf32(!options.keeps_f32)
             .build()
             .error_on_failure();
         builder.with_execution_providers([provider]).map_err(|error| RuntimeError::Device {

@@ -72,6 +72,9 @@ pub struct LoadOptions {
     /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
     /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
     pub cuda_graph: bool,
+    /// On a GPU: whether the factors of f32 products keep all of their bits. Off, ten bits of each mantissa are multiplied
+    /// (TF32), several times as fast.
+    pub keeps_f32: bool,
 }
 
 impl Default for LoadOptions {
@@ -84,6 +87,7 @@ impl Default for LoadOptions {
             profile: None,
             dims: Vec::new(),
             cuda_graph: false,
+            keeps_f32: false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Decays and rates of writing: what the hidden state says of the state.
 
 use super::SiteWriter;
+use crate::attention::lower::Form;
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
@@ -132,10 +133,14 @@ impl SiteWriter<'_, '_, '_> {
         Some(self.p.sigmoid(logits))
     }
 
-    /// Of the product w·x: what is served multiplies in the model's own f16, which is as fine as its hidden states.
+    /// Of the product w·x: what is served multiplies in the model's own f16, which is as fine as its hidden states. Under the
+    /// delta rule only a call of one token does, where it joins another product: what many tokens write adds up.
     fn gate_type(&mut self, hidden: ValueId) -> DType {
         let own = self.p.dtype(hidden);
-        match self.options.form.is_served() && own == DType::F16 {
+        let form = self.options.form;
+        let is_narrow =
+            form.is_served() && (self.plan.rule != Rule::Delta || matches!(form, Form::OneToken(_)));
+        match is_narrow && own == DType::F16 {
             true => own,
             false => DType::F32,
         }
