@@ -145,7 +145,7 @@ impl Verifier<'_> {
             return Ok(Some(self.served_limit()));
         }
         self.stage("rounding in f64");
-        let row = self.prompts.short();
+        let row = self.prompts.rounded();
         let path = self.bundle.join(files::MODEL);
         let graph = import(&path)?;
         let logits = |rounding| oracle::evaluate(&graph, &path, &row, rounding);

@@ -22,6 +22,9 @@ const BEYOND: usize = 6;
 const LONGEST_WINDOW: usize = 256;
 /// Tokens of a prompt for the interpreter.
 const ORACLE: usize = 5;
+/// Tokens whose rounding the interpreter measures. The median of five moves by a factor of two from seed to seed, and tokens
+/// with many before them round further.
+const ROUNDED: usize = 24;
 
 impl Prompts {
     /// Rows for a bundle: a chunk and a piece of the next, or a window and more, or as many tokens as the model has
@@ -61,6 +64,11 @@ impl Prompts {
     /// For the interpreter.
     pub(super) fn short(&self) -> Vec<i64> {
         self.rows[0][..ORACLE.min(self.rows[0].len())].to_vec()
+    }
+
+    /// For the interpreter that rounds.
+    pub(super) fn rounded(&self) -> Vec<i64> {
+        self.rows[0][..ROUNDED.min(self.rows[0].len())].to_vec()
     }
 
     /// Where the long row is split: near its ends, and at the edges of a chunk and of windows.
