@@ -32,5 +32,5 @@ pub use ort::runtime::OrtRuntime;
 pub use session::error::RuntimeError;
 pub use session::tensor::{HostTensor, TensorError};
 pub use session::wiring::Link;
-pub use session::{DimSpec, Io, LoadOptions, Runtime, Session};
+pub use session::{DimSpec, Factors, Io, LoadOptions, Runtime, Session};
 pub use tract::runtime::TractRuntime;

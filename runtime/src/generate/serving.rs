@@ -13,7 +13,7 @@ use crate::ort::program::Program;
 use crate::ort::runtime::{GraphSource, OrtRuntime};
 use crate::session::error::{RuntimeError, bad_call};
 use crate::session::tensor::HostTensor;
-use crate::session::{LoadOptions, Runtime};
+use crate::session::{Factors, LoadOptions, Runtime};
 use crate::tract::runtime::TractRuntime;
 use dijiang_format::dtype::DType;
 use dijiang_format::files::{DECODE, MODEL};
@@ -284,7 +284,7 @@ impl ServingOptions {
             threads: self.threads,
             device: self.device,
             released_opsets_only: !manifest.target.needs_unreleased_opset(),
-            keeps_f32: manifest.dtype == DType::F32,
+            factors: if manifest.dtype == DType::F32 { Factors::Whole } else { Factors::Tf32 },
             ..LoadOptions::default()
         }
     }

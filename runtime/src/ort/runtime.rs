@@ -16,7 +16,7 @@ use crate::ort::unreleased_opsets::permit;
 use crate::session::error::{RuntimeError, one_line};
 use crate::session::tensor::{HostTensor, byte_len};
 use crate::session::wiring::{Link, Wiring};
-use crate::session::{DimSpec, Io, LoadOptions, Runtime, Session, check_inputs};
+use crate::session::{DimSpec, Factors, Io, LoadOptions, Runtime, Session, check_inputs};
 use dijiang_format::dtype::DType;
 use dijiang_format::serving::Device;
 
@@ -147,7 +147,7 @@ impl OrtRuntime {
             .with_device_id(index as i32)
             .with_arena_extend_strategy(ep::ArenaExtendStrategy::SameAsRequested)
             .with_cuda_graph(options.cuda_graph)
-            .with_tf32(!options.keeps_f32)
+            .with_tf32(options.factors == Factors::Tf32)
             .build()
             .error_on_failure();
         builder.with_execution_providers([provider]).map_err(|error| RuntimeError::Device {

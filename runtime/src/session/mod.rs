@@ -52,6 +52,16 @@ impl Io {
     }
 }
 
+/// What f32 factors of a product are on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Factors {
+    /// Rounded to the ten bits of a mantissa that TF32 has, several times as fast.
+    #[default]
+    Tf32,
+    /// All of them.
+    Whole,
+}
+
 /// How to load a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
@@ -72,9 +82,8 @@ pub struct LoadOptions {
     /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
     /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
     pub cuda_graph: bool,
-    /// On a GPU: whether the factors of f32 products keep all of their bits. Off, ten bits of each mantissa are multiplied
-    /// (TF32), several times as fast.
-    pub keeps_f32: bool,
+    /// What f32 factors of a product are on a GPU.
+    pub factors: Factors,
 }
 
 impl Default for LoadOptions {
@@ -87,7 +96,7 @@ impl Default for LoadOptions {
             profile: None,
             dims: Vec::new(),
             cuda_graph: false,
-            keeps_f32: false,
+            factors: Factors::default(),
         }
     }
 }
