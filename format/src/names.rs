@@ -32,12 +32,17 @@ pub fn is_made(name: &str) -> bool {
     name.split_once(MADE).is_some_and(|(_, rest)| rest.starts_with('/'))
 }
 
+/// Whether a conversion made the value of this name in a part of that name.
+fn is_within(name: &str, part: &str) -> bool {
+    is_made(name) && name.split('/').any(|own| own == part)
+}
+
 /// In the names of values that are computed in f32 whatever the precision of a training run, as roundings grow there.
 pub const EXACT: &str = "exact";
 
 /// Whether a value of this name is one of them.
 pub fn is_exact(name: &str) -> bool {
-    is_made(name) && name.split('/').any(|part| part == EXACT)
+    is_within(name, EXACT)
 }
 
 /// In the names of values that gradients take for constants. What is computed from them is such that its gradient is whole
@@ -46,7 +51,7 @@ pub const HELD: &str = "held";
 
 /// Whether a value of this name is one of them.
 pub fn is_held(name: &str) -> bool {
-    is_made(name) && name.split('/').any(|part| part == HELD)
+    is_within(name, HELD)
 }
 
 /// In the names of values that are rows in another order, in which the tokens of a row stand before its padding: without
@@ -55,7 +60,7 @@ pub const TOGETHER: &str = "together";
 
 /// Whether a value of this name is one of them.
 pub fn is_together(name: &str) -> bool {
-    is_made(name) && name.split('/').any(|part| part == TOGETHER)
+    is_within(name, TOGETHER)
 }
 
 /// A state of one layer, by the last part of its name.

@@ -1,10 +1,11 @@
 """How fast onnxruntime-genai decodes a model of its own builder on a GPU: milliseconds a token, and of a prompt.
 
-    python3 measure_genai.py MODEL [--batch 1,128] [--context 2048] [--steps 16] [--fill]
+    python3 measure_genai.py MODEL [--batch 1,32] [--context 2048] [--steps 16] [--fill]
 
 MODEL is a directory that `python3 -m onnxruntime_genai.models.builder -i CHECKPOINT -o MODEL -p fp16 -e cuda` wrote. --fill
 writes its weights anew with random numbers of the same sizes: times do not depend on them, and the graph alone is small.
-Needs onnxruntime-genai-cuda and onnxruntime-gpu of the same CUDA. A line of JSON for each batch; medians over the steps.
+genai 0.18 takes 32 rows at most. Needs onnxruntime-genai-cuda and onnxruntime-gpu of the same CUDA. A line of JSON for each
+batch; medians over the steps.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def measure(model, batch, context, steps):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("--batch", default="1,128")
+    parser.add_argument("--batch", default="1,32")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--fill", action="store_true")

@@ -192,7 +192,9 @@ mod tests {
             safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data)
                 .expect("a view")
         };
-        let tensors = [("a", view(&[4, 2], &a[..])), ("b", view(&[1, 2], &b[..]))];
+        let third = floats(&[1.0 / 3.0]);
+        let tensors =
+            [("a", view(&[4, 2], &a[..])), ("b", view(&[1, 2], &b[..])), ("third", view(&[1], &third[..]))];
         let bytes = safetensors::serialize(tensors, None).expect("a file");
         std::fs::write(directory.join(files::WEIGHTS), bytes).expect("it is written");
     }
@@ -219,6 +221,32 @@ mod tests {
         assert_eq!(values, [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
         assert_eq!(parts, ["a[1:2:2] [2, 2]", "a[0:1:2] [2, 2]", "b [1, 2]"]);
         assert_eq!(of("b", &[1, 2]).1, ["b [1, 2]"]);
+    }
+
+    #[test]
+    fn what_is_declared_in_another_type_is_rounded_to_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        bundle(dir.path());
+        let load = |name: &str, dtype: DType, size: usize| {
+            let declared = Io { name: name.to_owned(), dtype, shape: vec![DimSpec::Fixed(size)] };
+            let mut found = None;
+            let mut take = |_: &str, tensor: &HostTensor, _: &[StoredPart]| {
+                found = Some(tensor.clone());
+                Ok(())
+            };
+            read(dir.path(), &[declared], &mut take).map(|()| found.expect("a tensor"))
+        };
+        for (name, size) in [("third", 1), ("third+third", 2)] {
+            let found = load(name, DType::F16, size).expect("it is rounded");
+            // 1365/4096 is the f16 next to a third.
+            assert_eq!(found.dtype(), DType::F16, "{name}");
+            assert_eq!(
+                found.to_float(DType::F32).expect("numbers").to_f32().expect("f32"),
+                vec![1365.0 / 4096.0; size]
+            );
+        }
+        let error = load("third", DType::I32, 1).expect_err("no float is an integer").to_string();
+        assert!(error.contains("`third` is not i32 there"), "{error}");
     }
 
     /// The file is as long as it says, but holds nothing.

@@ -5,8 +5,8 @@
 //! [P 0; Q R]⁻¹ = [P⁻¹ 0; -R⁻¹ Q P⁻¹ R⁻¹]: in a block of BLOCK tokens all squares of one size at once, as
 //! X ← X - X Q X, where X holds their inverses and Q what stands between the two of each pair.
 //!
-//! A graph that is trained holds X there and takes X + X (I - X - A X), one step of Newton's method, which changes nothing
-//! but roundings: its gradient by A is that of the inverse, -Xᵀ dX Xᵀ, in two products.
+//! In a graph that is trained X is a constant to gradients, and what is read is X + X (I - X - A X), one step of Newton's
+//! method. The step changes nothing but roundings, and its gradient by A is that of the inverse, -Xᵀ dX Xᵀ, in two products.
 
 use super::grid::decay_between;
 use super::{decay_of, lower_triangle};
