@@ -2,10 +2,11 @@
 
     python3 kernel_times.py BUNDLE/prefill.onnx --batch 1 --tokens 4096 --layers 24 [--top N]
     python3 kernel_times.py BUNDLE/decode.onnx --batch 128 --tokens 1 --layers 24
+    python3 kernel_times.py BUNDLE/train/gradients.onnx --layers 24 --as-written
 
 ONNX Runtime's own profile counts the host's time of a node, some 25 us each; this one records the device. Weights are
-inputs of these graphs and get random numbers, as the time does not depend on them. Needs torch and onnxruntime-gpu on a
-machine with a GPU; both must be built for the same CUDA. Kernels are launched one by one, or with --recorded together.
+inputs of these graphs and get random numbers, as the time does not depend on them. Needs torch, onnx and onnxruntime-gpu on
+a machine with a GPU; both must be built for the same CUDA. Kernels are launched one by one, or with --recorded together.
 """
 
 import argparse
@@ -15,11 +16,13 @@ import pathlib
 import torch  # Before onnxruntime, which then finds the libraries of CUDA.
 import numpy
 import onnxruntime
+from onnx import TensorProto
 from gpu_kernels import kernels
 
 TYPES = {
     "tensor(float)": (torch.float32, numpy.float32),
     "tensor(float16)": (torch.float16, numpy.float16),
+    "tensor(bfloat16)": (torch.bfloat16, TensorProto.BFLOAT16),
     "tensor(int64)": (torch.int64, numpy.int64),
 }
 WARM_UP, RUNS = 4, 5
@@ -57,12 +60,15 @@ def main():
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--layers", type=int, required=True, help="times are divided by it")
     parser.add_argument("--recorded", action="store_true", help="as a recorded run, and how long it takes in all")
+    parser.add_argument("--as-written", action="store_true", help="without ONNX Runtime's optimiser, as training loads its graphs")
     parser.add_argument("--top", type=int, default=40)
     args = parser.parse_args()
 
     sizes = {"batch": args.batch, "sequence": args.tokens}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if args.as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for name, size in sizes.items():
         options.add_free_dimension_override_by_name(name, size)
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1" if args.recorded else "0"})
