@@ -1,0 +1,119 @@
+"""A bundle on stock ONNX Runtime, without the binary: the loop over its state, for anyone who writes their own."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy
+import onnxruntime
+from tokenizers import Tokenizer
+
+TOKENS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+PAST, PRESENT = "past_key_values", "present"
+# NumPy has no bf16: a bundle stored in it is refused.
+DTYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
+
+
+class BundleError(ValueError):
+    """What was given is no bundle, or one that does not generate."""
+
+
+class Bundle:
+    """A directory that `dijiang convert` wrote.
+
+    `state` has what the model remembers of the tokens fed so far, an array by the name of each `past` input, and does
+    not grow unless layers stayed softmax. A copy of it, put back later together with `length`, goes on from there.
+    """
+
+    def __init__(self, path: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        self.path = Path(path)
+        try:
+            self.manifest = json.loads((self.path / "dijiang.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise BundleError(f"{self.path}: no bundle: {error}; `dijiang convert MODEL -o BUNDLE` makes one") from error
+        self._session = onnxruntime.InferenceSession(str(self.path / "model.onnx"), providers=list(providers))
+        self._inputs = {io.name: io for io in self._session.get_inputs()}
+        self._outputs = [io.name for io in self._session.get_outputs()]
+        if TOKENS not in self._inputs or LOGITS not in self._outputs:
+            raise BundleError(f"{self.path}: model.onnx has no {TOKENS} or no {LOGITS}, and generates nothing")
+        self.eos: set[int] = set(self.manifest["model"]["eos"])
+        self.state: dict[str, numpy.ndarray] = {}
+        self.length = 0
+        self.reset()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        file = self.path / "tokenizer.json"
+        if not file.is_file():
+            raise BundleError(f"{file}: there is no tokenizer; give token ids in place of a text")
+        return Tokenizer.from_file(str(file))
+
+    def reset(self) -> None:
+        """Forgets every token."""
+        self.state = {name: self._empty(name) for name in self._inputs if name.startswith(PAST)}
+        self.length = 0
+
+    def _empty(self, name: str) -> numpy.ndarray:
+        io = self._inputs[name]
+        if io.type not in DTYPES:
+            raise BundleError(f"{self.path}: {name} is {io.type}; convert with --dtype f32 or f16")
+        # One row; a dimension that is a name is that of a cache, which begins empty.
+        shape = [1] + [dim if isinstance(dim, int) else 0 for dim in io.shape[1:]]
+        return numpy.zeros(shape, DTYPES[io.type])
+
+    def feed(self, tokens: Sequence[int]) -> numpy.ndarray:
+        """Logits after each of these tokens, f32 `[tokens, vocab]`, which come after all that was fed before."""
+        ids = numpy.asarray([tokens], dtype=numpy.int64)
+        feeds = {TOKENS: ids, **self.state}
+        if MASK in self._inputs:
+            # A growing cache is masked whole, a state of constant size by the tokens of the call alone.
+            covers_past = self._inputs[MASK].shape[1] != self._inputs[TOKENS].shape[1]
+            feeds[MASK] = numpy.ones((1, len(tokens) + (self.length if covers_past else 0)), dtype=numpy.int64)
+        if POSITIONS in self._inputs:
+            feeds[POSITIONS] = numpy.arange(self.length, self.length + len(tokens), dtype=numpy.int64)[None]
+        found = dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        self.state = {name: found[PRESENT + name.removeprefix(PAST)] for name in self.state}
+        self.length += len(tokens)
+        return found[LOGITS][0].astype(numpy.float32)
+
+    @overload
+    def generate(self, prompt: str | Sequence[int], new: int = ..., *, stream: Literal[True]) -> Iterator[str | int]: ...
+    @overload
+    def generate(self, prompt: str | Sequence[int], new: int = ..., *, stream: Literal[False] = ...) -> str | list[int]: ...
+    def generate(self, prompt, new=64, *, stream=False):
+        """Continues a text, or a list of token ids, by the likeliest token each time, up to `new` tokens or an end token.
+
+        Gives what comes after the prompt, in the prompt's kind; with `stream` piece by piece as it comes. The state goes on
+        from what was fed before: `reset()` begins anew.
+        """
+        pieces = self._texts(prompt, new) if isinstance(prompt, str) else self._tokens(prompt, new)
+        if stream:
+            return pieces
+        found = list(pieces)
+        return "".join(found) if isinstance(prompt, str) else found
+
+    def _tokens(self, prompt: Sequence[int], new: int) -> Iterator[int]:
+        if not prompt:
+            raise BundleError("the prompt has no tokens; give at least one")
+        logits = self.feed(prompt)[-1]
+        for place in range(new):
+            token = int(logits.argmax())
+            if token in self.eos:
+                return
+            yield token
+            if place + 1 < new:
+                logits = self.feed([token])[-1]
+
+    def _texts(self, prompt: str, new: int) -> Iterator[str]:
+        tokenizer, tokens, shown = self.tokenizer, [], ""
+        for token in self._tokens(tokenizer.encode(prompt).ids, new):
+            tokens.append(token)
+            text = tokenizer.decode(tokens)
+            # A character of several tokens is shown once it is whole.
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+        rest = tokenizer.decode(tokens)[len(shown) :]
+        if rest:
+            yield rest
