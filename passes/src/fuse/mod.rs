@@ -11,6 +11,7 @@ use crate::ir::patch::PatchError;
 mod bias_gelu;
 pub mod constant_factor;
 mod early_cast;
+mod early_sigmoid;
 mod gelu;
 mod head_parts;
 mod head_rows;
@@ -35,6 +36,7 @@ pub static FUSIONS: &[&dyn GraphRule] = &[
     &bias_gelu::BiasGelu,
     &silu::Silu,
     &log_sigmoid::LogSigmoid,
+    &early_sigmoid::EarlySigmoid,
     &rotary::Rotary,
     &partial_rotary::PartialRotary,
     &head_parts::HeadParts,

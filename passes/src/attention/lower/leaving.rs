@@ -31,7 +31,8 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, near: &Near, local: Local, d:
 fn overwritten(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Leaving {
     let slot = window_step::slot(p, near.ring.count, local);
     let slot = p.unsqueeze(slot, &[1]);
-    let [k, v] = [near.ring.keys, near.ring.values].map(|ring| in_ring(p, ring, slot, d.kv_heads));
+    let kept = near.ring.kept.apart(p, d.kv_heads);
+    let [k, v] = kept.map(|ring| in_ring(p, ring, slot, d.kv_heads));
     let last = p.scalar_like(near.ring.count, local.slots() as f64);
     let is_full = p.less_or_equal(last, near.ring.count);
     Leaving { k, v, is_one: p.cast(is_full, DType::F32) }
@@ -41,7 +42,8 @@ fn overwritten(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Leaving
 fn shifted(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Leaving {
     let order = near.valid.map(|valid| Order::new(p, valid));
     let slots = oldest_first(p, near, local);
-    let [k, v] = [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(ring, new)| {
+    let [keys, values] = near.ring.kept.apart(p, d.kv_heads);
+    let [k, v] = [(keys, near.k), (values, near.v)].map(|(ring, new)| {
         let new = order.as_ref().map_or(new, |order| order.together(p, new, d.kv_heads));
         let before = in_ring(p, ring, slots, d.kv_heads);
         let all = p.concat(&[before, new], 2);

@@ -36,12 +36,40 @@ pub struct Near {
 /// The last keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct Ring {
-    /// `[batch, kv_heads, slots, head_dim]`
-    pub keys: ValueId,
-    /// `[batch, kv_heads, slots, value_dim]`
-    pub values: ValueId,
+    pub kept: Kept,
     /// How many tokens there were, f32 `[batch, 1]`; beyond what fills the ring only where it stands matters.
     pub count: ValueId,
+}
+
+/// How the keys and values of a ring lie.
+#[derive(Debug, Clone, Copy)]
+pub enum Kept {
+    /// Keys `[batch, kv_heads, slots, head_dim]`, and values `[batch, kv_heads, slots, value_dim]`.
+    Apart([ValueId; 2]),
+    /// The keys of a head and then its values, `[batch, 2 · kv_heads, slots, head_dim]`: what is done to both is one
+    /// operator.
+    Stacked(ValueId),
+}
+
+impl Kept {
+    /// Keys and values.
+    pub(crate) fn apart(self, p: &mut Patch<'_>, kv_heads: i64) -> [ValueId; 2] {
+        match self {
+            Self::Apart(both) => both,
+            Self::Stacked(both) => {
+                let (slots, width) = (p.known_dim(both, 2) as i64, p.known_dim(both, 3) as i64);
+                let shape = p.ints(&[0, kv_heads, 2, slots, width]);
+                unstacked(p, both, shape)
+            }
+        }
+    }
+}
+
+/// Keys and values of what [`Kept::Stacked`] stacks, once it has `shape`, `[batch, kv_heads, 2, …]`.
+pub(super) fn unstacked(p: &mut Patch<'_>, both: ValueId, shape: ValueId) -> [ValueId; 2] {
+    let both = p.reshape_to(both, shape);
+    let parts = p.split(both, 2, &[1, 1]);
+    [parts[0], parts[1]].map(|part| p.squeeze(part, &[2]))
 }
 
 /// What each query reads, and the ring afterwards.
@@ -65,8 +93,9 @@ pub(crate) fn lower(p: &mut Patch<'_>, form: Form, near: &Near, local: Local, di
 /// Every query with every key, masked: the plainest, and quadratic.
 fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> Seen {
     let counts = Counts::new(p, near, local);
+    let [old_keys, old_values] = near.ring.kept.apart(p, dims.kv_heads);
     let [keys, values] =
-        [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
+        [(old_keys, near.k), (old_values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
     let seen = seen(p, &counts, local);
     let scores = scores(p, (near.q, near.scale), keys, seen, dims);
     let log_sum = near.sums.then(|| {
@@ -74,24 +103,30 @@ fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> Seen {
         p.reshape(log_sum, &[0, dims.heads, -1, 1])
     });
     let read = weighted(p, scores, values, dims);
-    let ring = ring_after(p, near, [keys, values], (&counts, local), dims);
+    let ring = ring_after(p, near, Kept::Apart([keys, values]), (&counts, local), dims);
     Seen { read, log_sum, order: HeadOrder::HeadMajor, ring }
 }
 
-/// The ring that a call leaves of what it found and brought, `[batch, kv_heads, slots + sequence, ·]`.
+/// The ring that a call leaves of what it found and brought, which has `slots + sequence` rows in place of `slots`.
 pub(super) fn ring_after(
     p: &mut Patch<'_>,
     near: &Near,
-    [keys, values]: [ValueId; 2],
+    all: Kept,
     (counts, local): (&Counts, Local),
     dims: Dims,
 ) -> Ring {
-    let rows = rows_after(p, near, counts, local, dims);
-    Ring {
-        keys: taken(p, keys, near.ring.keys, rows),
-        values: taken(p, values, near.ring.values, rows),
-        count: wrapped(p, counts.after, local),
-    }
+    let rows = rows_after(p, near, counts, local);
+    let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
+    let height = p.add_scalar(time, local.slots() as f64);
+    let mut taken = |all: ValueId, heads: i64| {
+        let rows = rows_of_heads(p, rows, (batch, heads), height);
+        taken(p, all, rows, (heads, local))
+    };
+    let kept = match all {
+        Kept::Apart(both) => Kept::Apart(both.map(|all| taken(all, dims.kv_heads))),
+        Kept::Stacked(all) => Kept::Stacked(taken(all, 2 * dims.kv_heads)),
+    };
+    Ring { kept, count: wrapped(p, counts.after, local) }
 }
 
 /// Counts of tokens, f32.
@@ -276,9 +311,8 @@ fn seen(p: &mut Patch<'_>, counts: &Counts, local: Local) -> ValueId {
     p.and(earlier, stays)
 }
 
-/// Which of `[slots + sequence]` rows each slot holds after the call, i64 `[batch, kv_heads, slots]`, counted over all
-/// rows of the batch and heads.
-fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: Dims) -> ValueId {
+/// Which of `[slots + sequence]` rows each slot holds after the call, i64 `[batch, slots]`.
+fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local) -> ValueId {
     let slots = local.slots() as i64;
     let wanted = slot_counts(p, counts.after, local);
     let wanted = held(p, wanted, counts.after, local);
@@ -290,10 +324,7 @@ fn rows_after(p: &mut Patch<'_>, near: &Near, counts: &Counts, local: Local, d: 
     let place = p.add_scalar(place, slots as f64);
     let stay = row(p, 0..slots as u32);
     let row = p.select(is_new, place, stay);
-    let row = p.cast(row, DType::I64);
-    let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
-    let width = p.add_scalar(time, slots as f64);
-    rows_of_heads(p, row, (batch, d.kv_heads), width)
+    p.cast(row, DType::I64)
 }
 
 /// Rows `[batch, n]` of each of `heads` blocks of `width` rows, counted over all: i64 `[batch, heads, n]`.
@@ -341,11 +372,10 @@ fn place_of(p: &mut Patch<'_>, near: &Near, counts: &Counts, wanted: ValueId) ->
     p.reduce("ReduceSum", places, &[2], false)
 }
 
-/// Rows of `[batch, kv_heads, slots + sequence, width]`, in the shape of `like`.
-fn taken(p: &mut Patch<'_>, all: ValueId, like: ValueId, rows: ValueId) -> ValueId {
-    let (width, slots) = (p.known_dim(like, 3) as i64, p.known_dim(like, 2) as i64);
-    let heads = p.known_dim(like, 1) as i64;
+/// Rows of `[batch, heads, slots + sequence, width]`: `[batch, heads, slots, width]`.
+fn taken(p: &mut Patch<'_>, all: ValueId, rows: ValueId, (heads, local): (i64, Local)) -> ValueId {
+    let width = p.known_dim(all, 3) as i64;
     let flat = p.reshape(all, &[-1, width]);
     let taken = p.gather(flat, rows, 0);
-    p.reshape(taken, &[0, heads, slots, width])
+    p.reshape(taken, &[0, heads, local.slots() as i64, width])
 }

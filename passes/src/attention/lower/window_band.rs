@@ -5,7 +5,7 @@
 //! near by place.
 
 use super::grid::Grid;
-use super::window::{CLOSED, Counts, Near, Seen, log_sum, ring_after, rows_of_heads};
+use super::window::{CLOSED, Counts, Kept, Near, Seen, log_sum, ring_after, rows_of_heads, unstacked};
 use super::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -17,26 +17,84 @@ use dijiang_format::recipe::Local;
 
 pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Seen {
     let order = near.valid.map(|valid| Order::new(p, valid));
-    let near = match &order {
-        Some(order) => order.all_together(p, near, d),
-        None => *near,
+    let order = order.as_ref();
+    let total = order.map(|order| order.total);
+    let rows = Rows::of(p, near, d);
+    let (near, rows) = match order {
+        Some(order) => (order.all_together(p, near, d), rows.map(|part| part.together(p, order))),
+        None => (*near, rows),
     };
-    let total = order.as_ref().map(|order| order.total);
     let counts = Counts::in_order(p, &near, total, local);
     let band = Band::new(p, &near, local);
-    let scores = band.scores(p, &near, &counts, d);
+    let [keys, values] = band.keys_and_values(p, &rows, d);
+    let scores = band.scores(p, &near, keys, (&counts, d));
     let log_sum = near.sums.then(|| {
         let log_sum = log_sum(p, scores);
         band.grid.join(p, log_sum, d.heads, 1)
     });
-    let read = band.read(p, &near, scores, d);
-    let [keys, values] =
-        [(near.ring.keys, near.k), (near.ring.values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
-    let ring = ring_after(p, &near, [keys, values], (&counts, local), d);
-    let order = order.as_ref();
+    let read = band.read(p, scores, values, d);
+    let all = rows.joined(p);
+    let ring = ring_after(p, &near, all, (&counts, local), d);
     let read = order.map_or(read, |order| order.read_apart(p, read, d.heads, d.value_dim));
     let log_sum = log_sum.map(|x| order.map_or(x, |order| order.read_apart(p, x, d.heads, 1)));
     Seen { read, log_sum, order: HeadOrder::TokenMajor, ring }
+}
+
+/// Rows of keys, of values, or of both.
+#[derive(Clone, Copy)]
+struct Part {
+    /// `[batch, heads, slots, ·]`
+    ring: ValueId,
+    /// `[batch, heads, sequence, ·]`
+    new: ValueId,
+    heads: i64,
+}
+
+impl Part {
+    fn together(self, p: &mut Patch<'_>, order: &Order) -> Self {
+        Self { new: order.together(p, self.new, self.heads), ..self }
+    }
+
+    fn joined(self, p: &mut Patch<'_>) -> ValueId {
+        p.concat(&[self.ring, self.new], 2)
+    }
+}
+
+/// The keys and values of a window as its ring [keeps](Kept) them.
+enum Rows {
+    Apart([Part; 2]),
+    Stacked(Part),
+}
+
+impl Rows {
+    fn of(p: &mut Patch<'_>, near: &Near, d: Dims) -> Self {
+        let heads = d.kv_heads;
+        match near.ring.kept {
+            Kept::Apart([keys, values]) => {
+                Self::Apart([(keys, near.k), (values, near.v)].map(|(ring, new)| Part { ring, new, heads }))
+            }
+            Kept::Stacked(ring) => {
+                let both = p.concat(&[near.k, near.v], 2);
+                let new = p.reshape(both, &[0, 2 * heads, -1, d.value_dim]);
+                Self::Stacked(Part { ring, new, heads: 2 * heads })
+            }
+        }
+    }
+
+    fn map(self, mut each: impl FnMut(Part) -> Part) -> Self {
+        match self {
+            Self::Apart(both) => Self::Apart(both.map(each)),
+            Self::Stacked(both) => Self::Stacked(each(both)),
+        }
+    }
+
+    /// The ring and what comes after it.
+    fn joined(&self, p: &mut Patch<'_>) -> Kept {
+        match self {
+            Self::Apart(both) => Kept::Apart(both.map(|part| part.joined(p))),
+            Self::Stacked(both) => Kept::Stacked(both.joined(p)),
+        }
+    }
 }
 
 /// The tokens of each row before its padding.
@@ -70,10 +128,9 @@ impl Order {
         Self { places, sources, total }
     }
 
+    /// But for keys and values, whose lengths alone are read of what this returns.
     fn all_together(&self, p: &mut Patch<'_>, near: &Near, d: Dims) -> Near {
-        let [q, k, v] = [(near.q, d.heads), (near.k, d.kv_heads), (near.v, d.kv_heads)]
-            .map(|(x, heads)| self.together(p, x, heads));
-        Near { q, k, v, valid: None, ..*near }
+        Near { q: self.together(p, near.q, d.heads), valid: None, ..*near }
     }
 
     /// `[batch, heads, sequence, ·]` with the tokens before the padding.
@@ -109,10 +166,13 @@ fn moved(p: &mut Patch<'_>, x: ValueId, from: ValueId, heads: i64) -> ValueId {
 struct Band {
     grid: Grid,
     local: Local,
+    batch: ValueId,
     /// The tokens of all blocks but the last, `[1]`.
     earlier: ValueId,
     /// How many of the first tokens may be sinks that a query sees past its window, `[1]`.
     sinks: ValueId,
+    /// How many keys a block may see, `[1]`.
+    width: ValueId,
 }
 
 impl Band {
@@ -124,20 +184,35 @@ impl Band {
         let window = p.ints(&[i64::from(local.window)]);
         let past = p.sub(time, window);
         let past = p.max(past, zero);
-        let sinks = p.ints(&[i64::from(local.sinks)]);
-        Self { grid, local, earlier, sinks: p.min(past, sinks) }
+        let own = p.ints(&[i64::from(local.sinks)]);
+        let sinks = p.min(past, own);
+        let near_by = p.add(window, grid.chunk);
+        let far = p.add(own, sinks);
+        let width = p.add(near_by, far);
+        Self { grid, local, batch: p.shape_of(near.k, 0, 1), earlier, sinks, width }
     }
 
-    /// scale · q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, W + block + sinks]`.
-    fn scores(&self, p: &mut Patch<'_>, near: &Near, counts: &Counts, d: Dims) -> ValueId {
+    /// What each block may see of both, `[batch, kv_heads, blocks, width, ·]`.
+    fn keys_and_values(&self, p: &mut Patch<'_>, rows: &Rows, d: Dims) -> [ValueId; 2] {
+        match rows {
+            Rows::Apart(both) => both.map(|part| self.visible(p, &part)),
+            Rows::Stacked(both) => {
+                let both = self.visible(p, both);
+                let (lead, last) = (p.ints(&[0, d.kv_heads, 2]), p.ints(&[d.value_dim]));
+                let shape = p.concat(&[lead, self.grid.count, self.width, last], 0);
+                unstacked(p, both, shape)
+            }
+        }
+    }
+
+    /// scale · q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, width]`.
+    fn scores(&self, p: &mut Patch<'_>, near: &Near, keys: ValueId, (counts, d): (&Counts, Dims)) -> ValueId {
         let head_dim = p.known_dim(near.q, 3) as i64;
         let q = p.scale_by(near.q, near.scale);
         let q = self.grid.queries(p, q, Dims { features: head_dim, ..d });
-        let keys = self.visible(p, near.ring.keys, near.k, d);
         let transposed = p.transpose(keys, &[0, 1, 2, 4, 3]);
         let scores = p.matmul(q, transposed);
-        let width = p.shape_of(keys, 3, 4);
-        let scores = self.grid.by_head(p, scores, d, width);
+        let scores = self.grid.by_head(p, scores, d, self.width);
         let seen = self.seen(p, counts);
         let seen = p.unsqueeze(seen, &[3]);
         let closed = p.scalar_like(scores, -CLOSED);
@@ -145,31 +220,31 @@ impl Band {
     }
 
     /// The values by the softmax of their scores, `[batch, sequence, heads, value_dim]`.
-    fn read(&self, p: &mut Patch<'_>, near: &Near, scores: ValueId, d: Dims) -> ValueId {
-        let values = self.visible(p, near.ring.values, near.v, d);
-        let width = p.shape_of(values, 3, 4);
+    fn read(&self, p: &mut Patch<'_>, scores: ValueId, values: ValueId, d: Dims) -> ValueId {
         let probabilities = p.softmax(scores, -1);
-        let probabilities = self.grid.by_row(p, probabilities, d, width);
+        let probabilities = self.grid.by_row(p, probabilities, d, self.width);
         let mixed = p.matmul(probabilities, values);
         let last = p.ints(&[d.value_dim]);
         let mixed = self.grid.by_head(p, mixed, d, last);
         self.grid.join(p, mixed, d.heads, d.value_dim)
     }
 
-    /// What each block may see: `[batch, kv_heads, blocks, W + block + sinks, width]`.
-    fn visible(&self, p: &mut Patch<'_>, ring: ValueId, new: ValueId, d: Dims) -> ValueId {
-        let width = p.known_dim(new, 3) as i64;
+    /// What each block may see: `[batch, heads, blocks, W + block + sinks, ·]`.
+    fn visible(&self, p: &mut Patch<'_>, part: &Part) -> ValueId {
+        let Part { ring, new, heads } = *part;
+        let features = p.known_dim(new, 3) as i64;
         let sinks = i64::from(self.local.sinks);
         let last = p.slice(ring, 2, sinks, i64::MAX);
-        let near = self.beside(p, last, new, (d.kv_heads, &[width]));
+        let near = self.beside(p, last, new, (heads, &[features]));
         if sinks == 0 {
             return near;
         }
         let (first, start) = (p.slice(ring, 2, 0, sinks), p.ints(&[0]));
         let new = p.slice_to(new, 2, start, self.sinks);
         let far = p.concat(&[first, new], 2);
-        let (lead, count, width) = (p.shape_of(near, 0, 3), p.shape_of(far, 2, 3), p.ints(&[width]));
-        let shape = p.concat(&[lead, count, width], 0);
+        let (held, features) = (p.ints(&[sinks]), p.ints(&[features]));
+        let (heads, count) = (p.ints(&[heads]), p.add(held, self.sinks));
+        let shape = p.concat(&[self.batch, heads, self.grid.count, count, features], 0);
         let far = p.unsqueeze(far, &[2]);
         let far = p.wider_than_bf16(far, |p, far| p.expand(far, shape));
         p.concat(&[near, far], 3)

@@ -1,7 +1,7 @@
 //! The window of one token per row, which is never padding: it is written into its slot, and read with all that the ring
 //! then holds.
 
-use super::window::{CLOSED, Near, Ring, Seen, log_sum, modulo, row, wrapped};
+use super::window::{CLOSED, Kept, Near, Ring, Seen, log_sum, modulo, row, wrapped};
 use super::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -11,7 +11,8 @@ use dijiang_format::recipe::Local;
 
 pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Seen {
     let slot = slot(p, near.ring.count, local);
-    let [keys, values] = [(near.ring.keys, near.k), (near.ring.values, near.v)]
+    let [keys, values] = near.ring.kept.apart(p, d.kv_heads);
+    let [keys, values] = [(keys, near.k), (values, near.v)]
         .map(|(ring, new)| p.node(Op::new("TensorScatter"), &[ring, new, slot]));
     let count = p.add_scalar(near.ring.count, 1.0);
     let head_dim = p.known_dim(near.q, 3) as i64;
@@ -29,7 +30,7 @@ pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Se
         let log_sum = log_sum(p, scores);
         p.reshape(log_sum, &[0, d.heads, 1, 1])
     });
-    let ring = Ring { keys, values, count: wrapped(p, count, local) };
+    let ring = Ring { kept: Kept::Apart([keys, values]), count: wrapped(p, count, local) };
     Seen { read, log_sum, order: HeadOrder::HeadMajor, ring }
 }
 

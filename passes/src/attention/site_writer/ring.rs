@@ -1,7 +1,8 @@
 //! The last keys and values of a site, as states of the graph ([`dijiang_format::ring`]).
 
 use super::SiteWriter;
-use crate::attention::lower::window::Ring;
+use crate::attention::lower::Form;
+use crate::attention::lower::window::{Kept, Ring};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use dijiang_format::dtype::DType;
@@ -26,7 +27,7 @@ impl SiteWriter<'_, '_, '_> {
         let values = self.past_named(&values, dtype, &[heads, slots, value_dim]);
         let name = count_name(local);
         let count = self.p.graph().input(&name).unwrap_or_else(|| self.past_named(&name, DType::F32, &[1]));
-        Ring { keys, values, count }
+        Ring { kept: Kept::Apart([keys, values]), count }
     }
 
     fn names_of_parts(&self, local: Local) -> [String; 2] {
@@ -36,7 +37,8 @@ impl SiteWriter<'_, '_, '_> {
 
     pub(super) fn output_parts(&mut self, ring: Ring, local: Local) {
         let [keys, values] = self.names_of_parts(local);
-        for (past, value) in [(keys, ring.keys), (values, ring.values), (count_name(local), ring.count)] {
+        let kept = ring.kept.apart(self.p, self.site.kv_heads as i64);
+        for (past, value) in [(keys, kept[0]), (values, kept[1]), (count_name(local), ring.count)] {
             let present = present_of(&past).filter(|present| self.p.graph().output(present).is_none());
             if let Some(present) = present {
                 self.p.output(&present, value);
@@ -51,19 +53,31 @@ impl SiteWriter<'_, '_, '_> {
         let dtype = self.p.dtype(site.k);
         let state = self.past(StatePart::Normalizer, dtype, &[heads, width as u64]);
         let (counted, counts_end) = self.counted_in().unwrap_or((state, width));
+        let stacks = self.stacks_rings();
         let p = &mut *self.p;
-        let parts = [(0, keys_end, site.head_dim), (keys_end, values_end, site.value_dim)];
-        let [keys, values] = parts.map(|(start, end, dim)| {
+        let mut part = |start: i64, end: i64, heads: u64, dim: u64| {
             let part = p.slice(state, 2, start, end);
             p.reshape(part, &[0, heads as i64, slots, dim as i64])
-        });
+        };
+        let kept = match stacks {
+            true => Kept::Stacked(part(0, values_end, 2 * heads, site.head_dim)),
+            false => Kept::Apart([
+                part(0, keys_end, heads, site.head_dim),
+                part(keys_end, values_end, heads, site.value_dim),
+            ]),
+        };
         let one = p.slice(counted, 1, 0, 1);
         let count = p.slice(one, 2, counts_end - COUNT as i64, counts_end);
         let count = p.cast(count, DType::F32);
         let parts = p.split(count, 2, &[1, 1]);
         let high = p.mul_scalar(parts[0], f64::from(BASE));
         let count = p.add(high, parts[1]);
-        Ring { keys, values, count: p.squeeze(count, &[2]) }
+        Ring { kept, count: p.squeeze(count, &[2]) }
+    }
+
+    /// Where few tokens at a time make many small operators.
+    fn stacks_rings(&self) -> bool {
+        matches!(self.options.form, Form::Operator(_)) && self.site.head_dim == self.site.value_dim
     }
 
     fn ring_width(&self, local: Local) -> u64 {
@@ -81,7 +95,11 @@ impl SiteWriter<'_, '_, '_> {
     pub(super) fn packed(&mut self, ring: Ring) -> ValueId {
         let heads = self.site.kv_heads as i64;
         let p = &mut *self.p;
-        let dtype = p.dtype(ring.keys);
+        let kept = match ring.kept {
+            Kept::Apart(both) => both.to_vec(),
+            Kept::Stacked(both) => vec![both],
+        };
+        let dtype = p.dtype(kept[0]);
         let base = p.scalar_like(ring.count, f64::from(BASE));
         let high = p.div(ring.count, base);
         let high = p.node(Op::new("Floor"), &[high]);
@@ -90,11 +108,12 @@ impl SiteWriter<'_, '_, '_> {
         let count = p.concat(&[high, low], 1);
         let count = p.cast(count, dtype);
         let count = p.unsqueeze(count, &[1]);
-        let lead = p.shape_of(ring.keys, 0, 2);
-        let last = p.ints(&[COUNT as i64]);
+        let lead = p.shape_of(kept[0], 0, 1);
+        let last = p.ints(&[heads, COUNT as i64]);
         let shape = p.concat(&[lead, last], 0);
         let count = p.expand(count, shape);
-        let [keys, values] = [ring.keys, ring.values].map(|x| p.reshape(x, &[0, heads, -1]));
-        p.concat(&[keys, values, count], 2)
+        let mut parts: Vec<ValueId> = kept.iter().map(|&x| p.reshape(x, &[0, heads, -1])).collect();
+        parts.push(count);
+        p.concat(&parts, 2)
     }
 }
