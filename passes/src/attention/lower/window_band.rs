@@ -128,14 +128,15 @@ impl Band {
         Self { grid, local, earlier, sinks: p.min(past, sinks) }
     }
 
-    /// scale · q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, W + block + sinks]`.
+    /// What is made of q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, W + block + sinks]`.
     fn scores(&self, p: &mut Patch<'_>, near: &Near, counts: &Counts, d: Dims) -> ValueId {
         let head_dim = p.known_dim(near.q, 3) as i64;
-        let q = p.scale_by(near.q, near.scale);
+        let q = near.factor.scaled(p, near.q);
         let q = self.grid.queries(p, q, Dims { features: head_dim, ..d });
         let keys = self.visible(p, near.ring.keys, near.k, d);
         let transposed = p.transpose(keys, &[0, 1, 2, 4, 3]);
         let scores = p.matmul(q, transposed);
+        let scores = near.factor.capped(p, scores);
         let width = p.shape_of(keys, 3, 4);
         let scores = self.grid.by_head(p, scores, d, width);
         let seen = self.seen(p, counts);
