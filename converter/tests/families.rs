@@ -6,8 +6,10 @@ use dijiang_format::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::verify::verify;
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// The references were computed in f32, whose rounding reaches 1.2e-5 on logits of up to 19. The
 /// gentlest mistakes are larger: another epsilon of the norms gives 1e-4, the other gelu 7e-4.
@@ -141,7 +143,7 @@ fn tail(logits: &Array, n: usize) -> Vec<f64> {
 
 #[test]
 fn there_are_fixtures() {
-    assert!(fixtures().len() >= 7, "{:?}", fixtures());
+    assert!(fixtures().len() >= 30, "{:?}", fixtures());
 }
 
 #[test]
@@ -204,5 +206,132 @@ fn every_element_type_builds() {
             let logits = model.graph.output("logits").expect("an output");
             assert_eq!(model.graph.value(logits).ty.dtype, Some(dtype));
         }
+    }
+}
+
+/// A checkpoint of `fixtures/` whose config says something else; null takes a key away.
+fn edited(folder: &str, changes: &[(&str, Value)]) -> TempDir {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(folder);
+    let dir = tempfile::tempdir().expect("a directory");
+    for entry in std::fs::read_dir(&source).expect("the fixture") {
+        let entry = entry.expect("an entry");
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("a copy");
+    }
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a config")).expect("JSON");
+    for (key, value) in changes {
+        let (parent, key) = key.rsplit_once('/').unwrap_or(("", key));
+        let parent =
+            if parent.is_empty() { Some(&mut config) } else { config.pointer_mut(&format!("/{parent}")) };
+        parent.expect("an object")[key] = value.clone();
+    }
+    std::fs::write(&path, config.to_string()).expect("it is written");
+    dir
+}
+
+/// How far the logits of an edited checkpoint are from the reference of the one that was not.
+fn moved(folder: &str, changes: &[(&str, Value)]) -> f64 {
+    let dir = edited(folder, changes);
+    let reference = Reference::read(dir.path());
+    let (logits, _) = run(&build(dir.path()), &reference.tokens, None);
+    worst(&logits.to_f64(), &reference.logits)
+}
+
+/// Each key that is special about a family changes the logits of its fixture, so that reading it wrongly would show.
+#[test]
+fn what_is_special_about_a_family_shows_in_its_logits() {
+    let turns = json!(["full_attention", "sliding_attention"]);
+    let cases: [(&str, &str, Value); 48] = [
+        ("qwen2", "sliding_window", json!(5)),
+        ("qwen2", "sliding_window", json!(7)),
+        ("qwen2", "layer_types", json!(["full_attention", "full_attention", "sliding_attention"])),
+        ("qwen2", "rope_parameters/factor", json!(2.0)),
+        ("qwen2", "rope_parameters/beta_fast", json!(0.7)),
+        ("qwen2", "rope_parameters/beta_slow", json!(0.1)),
+        ("qwen2", "rope_parameters/attention_factor", json!(1.0)),
+        ("qwen2", "rope_parameters/truncate", json!(false)),
+        ("qwen2", "rope_parameters/original_max_position_embeddings", json!(32)),
+        ("qwen2", "rope_parameters/rope_theta", json!(10000.0)),
+        ("qwen3", "rope_parameters/rope_theta", json!(1000.0)),
+        ("qwen3", "rms_norm_eps", json!(1e-3)),
+        ("smollm3", "no_rope_layers", json!([1, 1, 1])),
+        ("smollm3", "no_rope_layers", json!([0, 1, 1])),
+        ("phi3", "rope_parameters/long_factor", json!([1.5, 3.5, 1.0])),
+        ("phi3", "rope_parameters/attention_factor", json!(1.0)),
+        // No more positions than the original ones: the short factors.
+        ("phi3", "max_position_embeddings", json!(16)),
+        ("phi3-short", "rope_parameters/short_factor", json!([1.0, 1.1, 2.0, 1.3])),
+        ("phi3-short", "sliding_window", json!(6)),
+        ("phi3-short", "sliding_window", json!(8)),
+        ("phi3-short", "sliding_window", Value::Null),
+        ("granite", "embedding_multiplier", json!(1.0)),
+        ("granite", "attention_multiplier", json!(0.35)),
+        ("granite", "residual_multiplier", json!(1.0)),
+        ("granite", "logits_scaling", json!(1.0)),
+        ("olmo2", "rms_norm_eps", json!(1e-2)),
+        ("gemma", "hidden_act", json!("silu")),
+        ("gemma2", "attn_logit_softcapping", json!(2.2)),
+        ("gemma2", "attn_logit_softcapping", Value::Null),
+        ("gemma2", "final_logit_softcapping", json!(7.0)),
+        ("gemma2", "final_logit_softcapping", Value::Null),
+        ("gemma2", "query_pre_attn_scalar", json!(16)),
+        ("gemma2", "sliding_window", json!(7)),
+        ("gemma2", "layer_types", turns),
+        ("gemma3", "query_pre_attn_scalar", json!(16)),
+        ("gemma3", "sliding_window", json!(7)),
+        ("gemma3", "rope_parameters/full_attention/factor", json!(4.0)),
+        ("gemma3", "rope_parameters/full_attention/rope_theta", json!(1000.0)),
+        ("gemma3", "rope_parameters/sliding_attention/rope_theta", json!(10000.0)),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", json!(false)),
+        ("gpt2", "scale_attn_weights", json!(false)),
+        ("gpt2", "activation_function", json!("relu")),
+        ("gptj", "rotary_dim", json!(8)),
+        ("phi", "hidden_act", json!("relu")),
+        ("starcoder2", "sliding_window", json!(5)),
+        ("starcoder2", "sliding_window", Value::Null),
+        ("cohere", "logit_scale", json!(0.0625)),
+        ("glm", "rope_parameters/rope_theta", json!(1000.0)),
+    ];
+    for (folder, key, value) in cases {
+        let moved = moved(folder, &[(key, value.clone())]);
+        // A hundred times what rounding comes to.
+        assert!(moved > 100.0 * TOLERANCE, "{folder}, {key} {value}: {moved:e}");
+    }
+    let halved =
+        [("partial_rotary_factor", json!(0.5)), ("rope_parameters/partial_rotary_factor", json!(0.5))];
+    assert!(moved("stablelm", &halved) > 100.0 * TOLERANCE);
+    assert!(moved("stablelm-parallel", &halved) < TOLERANCE);
+}
+
+/// The same model by other keys, as earlier versions of transformers write them or as their defaults are.
+#[test]
+fn other_spellings_are_the_same_model() {
+    let yarn = json!({
+        "type": "yarn", "factor": 4.0, "beta_fast": 2, "beta_slow": 0.5, "original_max_position_embeddings": 16,
+    });
+    let cases: [(&str, &[(&str, Value)]); 9] = [
+        ("qwen2", &[("layer_types", Value::Null)]),
+        ("qwen2", &[("rope_parameters", Value::Null), ("rope_scaling", yarn), ("rope_theta", json!(1000.0))]),
+        ("smollm3", &[("no_rope_layers", Value::Null)]),
+        // What the short factors are is read by no text of this model, and the long ones by none of the other.
+        ("phi3", &[("rope_parameters/short_factor", json!([9.0, 9.0, 9.0]))]),
+        ("phi3-short", &[("rope_parameters/long_factor", json!([9.0, 9.0, 9.0, 9.0]))]),
+        ("gemma2", &[("layer_types", Value::Null)]),
+        ("gemma3", &[("layer_types", Value::Null), ("sliding_window_pattern", json!(3))]),
+        (
+            "gemma3",
+            &[
+                ("rope_parameters", Value::Null),
+                ("rope_scaling", json!({"rope_type": "linear", "factor": 8.0})),
+                ("rope_theta", json!(10000.0)),
+                ("rope_local_base_freq", json!(100.0)),
+            ],
+        ),
+        // A window as long as there are positions is none that shows.
+        ("phi3", &[("sliding_window", json!(262_144))]),
+    ];
+    for (folder, changes) in cases {
+        let moved = moved(folder, changes);
+        assert!(moved < TOLERANCE, "{folder}, {changes:?}: {moved:e}");
     }
 }

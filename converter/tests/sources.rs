@@ -146,6 +146,35 @@ fn both_spellings_of_rotary_scaling_together_give_the_sources_logits() {
     assert!(checks.iter().all(|c| c["ok"] == true || c["status"] == "skipped"), "{made}");
 }
 
+/// A tied model whose file holds the table under the name of the output projection alone.
+#[test]
+fn a_head_without_a_table_gives_the_sources_logits() {
+    let Some(source) = shared("wild/K11_ck_opt_only_lm_head") else { return };
+    let home = Home::with(&source);
+    let made = home.object("convert model -o bundle --recipe softmax --json");
+    let checks = made["checks"].as_array().expect("checks");
+    let of = |end: &str| checks.iter().filter(move |c| c["name"].as_str().is_some_and(|n| n.ends_with(end)));
+    assert!(of("softmax = reference").count() > 0, "{made}");
+    assert!(checks.iter().all(|c| c["ok"] == true || c["status"] == "skipped"), "{made}");
+}
+
+/// What a chat needs lies in the bundle as it lay in the checkpoint.
+#[test]
+fn a_chat_template_is_kept() {
+    let home = Home::with(&fixture("llama"));
+    let texts = [
+        ("chat_template.jinja", "{{ messages[0].content }}"),
+        ("tokenizer_config.json", "{\"chat_template\": \"{{ bos_token }}\"}"),
+    ];
+    for (name, text) in texts {
+        std::fs::write(home.path("model").join(name), text).expect("it is written");
+    }
+    home.object("convert model -o bundle --no-verify --json");
+    for (name, text) in texts {
+        assert_eq!(std::fs::read_to_string(home.path("bundle").join(name)).expect("a copy"), text);
+    }
+}
+
 #[test]
 fn tensors_of_another_model_are_refused_in_one_line() {
     let home = Home::with(&fixture("llama"));

@@ -11,7 +11,7 @@ use std::path::Path;
 
 /// Parameters as their authors count them: EleutherAI's table of Pythia's total parameters, and the sizes of the
 /// published weight files in elements.
-const PUBLISHED: [(&str, u64); 9] = [
+const PUBLISHED: [(&str, u64); 12] = [
     ("pythia-70m", 70_426_624),
     ("pythia-160m", 162_322_944),
     ("pythia-410m", 405_334_016),
@@ -21,6 +21,9 @@ const PUBLISHED: [(&str, u64); 9] = [
     ("opt-350m", 331_196_416),
     ("tinyllama-1.1b", 1_100_048_384),
     ("llama2-7b", 6_738_415_616),
+    ("qwen2.5-0.5b", 494_032_768),
+    ("qwen3-0.6b", 596_049_920),
+    ("gemma3-1b", 999_885_952),
 ];
 
 #[test]

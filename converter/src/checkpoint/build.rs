@@ -27,6 +27,10 @@ pub(super) struct Builder<'a> {
     asked: BTreeSet<&'a str>,
     /// The module of the output projection, and the module whose weight it has.
     head: Option<(String, String)>,
+    /// The table that the output projection has too, and the projection, under either of which files may hold it.
+    tied: Option<(&'static str, &'static str)>,
+    /// What is to be told of the model.
+    pub(super) notes: Vec<String>,
     presents: Vec<(String, ValueId)>,
     /// The attention that the files bring along.
     pub(super) own_attention: Option<OwnAttention>,
@@ -37,6 +41,7 @@ pub(super) struct Finished {
     pub(super) change: Change,
     /// What is to be told of tensors that no one asked for.
     pub(super) told: Vec<String>,
+    pub(super) notes: Vec<String>,
     pub(super) own_attention: Option<OwnAttention>,
 }
 
@@ -64,6 +69,8 @@ impl<'a> Builder<'a> {
             made: BTreeMap::new(),
             asked: BTreeSet::new(),
             head: None,
+            tied: None,
+            notes: Vec::new(),
             presents: Vec::new(),
             own_attention: None,
         }
@@ -170,8 +177,22 @@ impl<'a> Builder<'a> {
         value
     }
 
+    /// Says that the output projection `head` has the weight of `table`.
+    pub(super) fn tie(&mut self, table: &'static str, head: &'static str) {
+        self.tied = Some((table, head));
+    }
+
     /// The name in the file, and what is there.
     fn find(&self, name: &str) -> Option<(&'a str, &'a Stored)> {
+        self.find_under(name).or_else(|| {
+            let (table, head) = self.tied?;
+            let (module, part) = name.rsplit_once('.')?;
+            if module == table { self.find_under(&format!("{head}.{part}")) } else { None }
+        })
+    }
+
+    /// With or without the prefix of the base model.
+    fn find_under(&self, name: &str) -> Option<(&'a str, &'a Stored)> {
         let weights = self.weights;
         weights.get_key(name).or_else(|| weights.get_key(name.strip_prefix(self.family.base_prefix)?))
     }
@@ -190,6 +211,21 @@ impl<'a> Builder<'a> {
         let weight = self.weight(&format!("{module}.weight"), &[outer, inner])?;
         let bias = if bias { Some(self.weight(&format!("{module}.bias"), &[outer])?) } else { None };
         Ok(self.p.linear(x, weight, bias))
+    }
+
+    /// The same where the weight is stored as `[inner, outer]`.
+    pub(super) fn conv1d(
+        &mut self,
+        module: &str,
+        x: ValueId,
+        outer: u64,
+    ) -> Result<ValueId, CheckpointError> {
+        self.p.set_scope(module);
+        let inner = self.p.known_dim(x, 2);
+        let weight = self.weight(&format!("{module}.weight"), &[inner, outer])?;
+        let bias = self.weight(&format!("{module}.bias"), &[outer])?;
+        let y = self.p.matmul(x, weight);
+        Ok(self.p.add(y, bias))
     }
 
     /// `x + change`, named after the layer.
@@ -221,19 +257,6 @@ impl<'a> Builder<'a> {
         Ok(self.p.gather(table, ids, 0))
     }
 
-    /// RMS norm over the last dim, in f32.
-    pub(super) fn rms_norm(
-        &mut self,
-        module: &str,
-        x: ValueId,
-        epsilon: f64,
-    ) -> Result<ValueId, CheckpointError> {
-        self.p.set_scope(module);
-        let size = self.p.known_dim(x, 2);
-        let weight = self.weight(&format!("{module}.weight"), &[size])?;
-        Ok(self.p.rms_norm(x, weight, epsilon))
-    }
-
     /// Layer norm over the last dim.
     pub(super) fn layer_norm(
         &mut self,
@@ -242,10 +265,16 @@ impl<'a> Builder<'a> {
         epsilon: f64,
     ) -> Result<ValueId, CheckpointError> {
         self.p.set_scope(module);
-        let size = self.p.known_dim(x, 2);
+        let size = self.last_dim(x);
         let weight = self.weight(&format!("{module}.weight"), &[size])?;
         let bias = self.weight(&format!("{module}.bias"), &[size])?;
         Ok(self.p.layer_norm(x, weight, bias, epsilon as f32))
+    }
+
+    /// How many features there are.
+    pub(super) fn last_dim(&mut self, x: ValueId) -> u64 {
+        let last = self.p.rank(x).saturating_sub(1);
+        self.p.known_dim(x, last)
     }
 
     pub(super) fn finish(self) -> Result<Finished, CheckpointError> {
@@ -259,6 +288,7 @@ impl<'a> Builder<'a> {
             table: table.map(|(name, _)| name),
         };
         let told = extra::check(self.weights, &asked)?;
-        Ok(Finished { change: self.p.finish(), told, own_attention: self.own_attention })
+        let notes = self.notes;
+        Ok(Finished { change: self.p.finish(), told, notes, own_attention: self.own_attention })
     }
 }

@@ -29,6 +29,8 @@ pub enum CheckpointError {
     BadKey { path: PathBuf, key: String, found: String, expected: String },
     #[error("{}: {key} `{}` is not supported; supported: {supported}", path.display(), shown(found))]
     Unsupported { path: PathBuf, key: String, found: String, supported: String },
+    #[error("{}: {key} is `{}`: {why}", path.display(), shown(found))]
+    Refused { path: PathBuf, key: String, found: String, why: String },
     #[error("{}: `{key}` is {found} and {other} is {stated} (hint: leave one of them in the file)", path.display())]
     Contradiction { path: PathBuf, key: String, found: String, other: String, stated: String },
     #[error("{}: `{key}` is {found}, which {reader} does not read (hint: remove the key if it means nothing)", path.display())]

@@ -21,6 +21,8 @@ const BUFFERS: &[Buffer] = &[
     // The causal mask, and what it closes with.
     Buffer { end: "attention.bias", ranks: &[4] },
     Buffer { end: "attention.masked_bias", ranks: &[0, 1] },
+    Buffer { end: "attn.bias", ranks: &[4] },
+    Buffer { end: "attn.masked_bias", ranks: &[0, 1] },
 ];
 
 /// What the family asked for.

@@ -18,6 +18,8 @@ mod families;
 mod generation;
 mod keys;
 pub(crate) mod own_attention;
+mod refusals;
+mod rope_config;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -58,6 +60,8 @@ pub struct SourceModel {
     pub dtype: DType,
     /// What the checkpoint holds that the model does not use.
     pub warnings: Vec<String>,
+    /// What is to be told of how it was built.
+    pub notes: Vec<String>,
     /// The attention that the checkpoint brings along, where it is not softmax.
     pub own_attention: Option<OwnAttention>,
 }
@@ -184,9 +188,9 @@ impl Checkpoint {
         let mut graph = Graph::new(&self.meta.model_type);
         let mut builder = Builder::new(&graph, self, dtype);
         (self.family.build)(&mut builder)?;
-        let Finished { change, told: mut warnings, own_attention } = builder.finish()?;
+        let Finished { change, told: mut warnings, notes, own_attention } = builder.finish()?;
         graph.apply(change)?;
         warnings.extend(keys::check(&self.config, self.family.name)?);
-        Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings, own_attention })
+        Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings, notes, own_attention })
     }
 }

@@ -248,6 +248,20 @@ fn tensors_of_another_model_are_refused() {
     }
 }
 
+/// transformers takes a tied table from either name.
+#[test]
+fn a_tied_table_may_be_stored_under_the_name_of_the_projection() {
+    let mut draft = llama();
+    let table = draft.tensors.remove("model.embed_tokens.weight").expect("a table");
+    draft.tensors.insert("lm_head.weight".to_owned(), table);
+    assert_eq!(described(&draft), described(&llama()));
+    assert!(told(&draft).is_empty());
+    refused(
+        &draft.with("tie_word_embeddings", json!(false)),
+        "DIR: tensor `model.embed_tokens.weight` is missing; llama needs it with shape [5, 6]",
+    );
+}
+
 #[test]
 fn in_the_files_of_a_base_model_every_tensor_is_inside() {
     let mut draft = llama();
@@ -314,7 +328,7 @@ fn config_keys_that_nobody_reads_are_refused_or_told() {
         (
             "quantization_config",
             json!({"bits": 4}),
-            "quantization_config.quant_method `unnamed` is not supported; supported: weights in f32, f16 or bf16",
+            "quantization_config.quant_method is `unnamed`: quantised weights are not read (hint: convert the model that was quantised, and put its weights in 4 bits with `--weights int4`; or load it with transformers, `dequantize()` and `save_pretrained` it)",
         ),
     ];
     for (key, value, expected) in refusals {
@@ -408,6 +422,13 @@ fn a_directory_without_a_checkpoint_is_refused() {
     refused_at(
         dir.path(),
         "DIR: no weights here; expected model.safetensors or model.safetensors.index.json",
+    );
+    write(&dir.path().join("model-q8_0.gguf"), b"");
+    refused_at(
+        dir.path(),
+        "DIR: no weights here; expected model.safetensors or model.safetensors.index.json \
+         (found model-q8_0.gguf, which is not read; load it with transformers, \
+         `from_pretrained(DIRECTORY, gguf_file=FILE)`, and call `save_pretrained`)",
     );
     write(&dir.path().join("pytorch_model.bin"), b"");
     refused_at(
@@ -515,8 +536,12 @@ fn configs_that_cannot_be_built_are_refused() {
     let gelus = "gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, relu, silu, swish";
     let cases = [
         (
+            llama().with("model_type", json!("new")),
+            "model_type `new` is not supported; supported: cohere, falcon, gemma, gemma2, gemma3_text, glm, gpt2, gpt_neox, gptj, granite, llama, ministral, mistral, olmo2, opt, phi, phi3, qwen2, qwen3, smollm3, stablelm, starcoder2".to_owned(),
+        ),
+        (
             llama().with("model_type", json!("mamba")),
-            "model_type `mamba` is not supported; supported: gpt_neox, llama, ministral, mistral, opt".to_owned(),
+            "model_type is `mamba`: linear attention, convolutions or state-space layers in place of softmax attention already: its state is constant as it is, and there is nothing to convert".to_owned(),
         ),
         (llama().without("model_type"), "key `model_type` is missing; expected a string".to_owned()),
         (
@@ -548,7 +573,7 @@ fn configs_that_cannot_be_built_are_refused() {
         ),
         (
             llama().with("rope_scaling", json!({"type": "dynamic", "factor": 2.0})),
-            "rope_scaling.type `dynamic` is not supported; supported: default, linear, llama3".to_owned(),
+            "rope_scaling.type is `dynamic`: its frequencies follow the length of the text, which is not known at the first token, and a constant state keeps what was rotated then (hint: set rope_type to yarn or linear in config.json, or to default for texts within max_position_embeddings)".to_owned(),
         ),
         (
             llama().with("dtype", json!("int8")),
@@ -556,7 +581,7 @@ fn configs_that_cannot_be_built_are_refused() {
         ),
         (
             llama().with("quantization_config", json!({"quant_method": "gptq"})),
-            "quantization_config.quant_method `gptq` is not supported; supported: weights in f32, f16 or bf16"
+            "quantization_config.quant_method is `gptq`: quantised weights are not read (hint: convert the model that was quantised, and put its weights in 4 bits with `--weights int4`; or load it with transformers, `dequantize()` and `save_pretrained` it)"
                 .to_owned(),
         ),
         (
@@ -638,6 +663,15 @@ fn a_mask_is_there_once_for_all_layers_that_read_it() {
             .filter(|line| line.contains("mask/"))
             .collect::<Vec<_>>()
             .join("\n")
+    );
+}
+
+#[test]
+fn falcon_with_a_bias_by_distance_is_refused() {
+    let falcon = llama().with("model_type", json!("falcon")).with("hidden_size", json!(8));
+    refused(
+        &falcon.with("alibi", json!(true)),
+        "config.json: alibi is `true`: a bias on the scores by distance, for which there is no linear attention here (hint: Falcon-7B and 40B rotate instead; take one of those)",
     );
 }
 

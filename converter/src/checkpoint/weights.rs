@@ -333,13 +333,45 @@ fn hint(dir: &Path) -> String {
     if let Some(name) = [SINGLE, INDEX].iter().find(|name| dir.join(name).is_symlink()) {
         return format!(" ({name} is a link to a file that is not there; finish the download)");
     }
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
-    match pickled.iter().find(|name| dir.join(name).exists()) {
-        Some(name) => format!(
-            " (found {name}, which is not read; convert it to safetensors: load it with transformers and call `save_pretrained`)"
-        ),
-        None => String::new(),
-    }
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let found =
+        OTHERS.iter().find_map(|other| Some((names.iter().find(|name| (other.is)(name))?, other.what)));
+    found.map_or(String::new(), |(name, what)| format!(" (found {}, which is not read; {what})", shown(name)))
+}
+
+/// Files in which weights come too.
+struct Other {
+    is: fn(&str) -> bool,
+    what: &'static str,
+}
+
+const RESAVE: &str = "convert it to safetensors: load it with transformers and call `save_pretrained`";
+
+const OTHERS: &[Other] = &[
+    Other {
+        is: |name| name.starts_with("adapter_model."),
+        what: "it is an adapter of another model: merge the two with peft, `merge_and_unload()`, and call `save_pretrained`",
+    },
+    Other { is: |name| name.starts_with("pytorch_model") && name.contains(".bin"), what: RESAVE },
+    Other { is: |name| ends(name, &[".bin", ".h5", ".msgpack", ".pt", ".pth"]), what: RESAVE },
+    Other {
+        is: |name| ends(name, &[".gguf"]),
+        what: "load it with transformers, `from_pretrained(DIRECTORY, gguf_file=FILE)`, and call `save_pretrained`",
+    },
+    Other {
+        is: |name| ends(name, &[".safetensors"]),
+        what: "name the file model.safetensors, or write the index of several",
+    },
+];
+
+fn ends(name: &str, suffixes: &[&str]) -> bool {
+    suffixes.iter().any(|suffix| name.ends_with(suffix))
 }
 
 fn broken(path: &Path, head: &[u8], size: usize, error: &SafeTensorError) -> CheckpointError {

@@ -364,6 +364,7 @@ mod tests {
             kv_heads: 1,
             head_dim: 8,
             scale: 1.0,
+            softcap: None,
             mask: "causal",
             window: None,
             rotary: false,

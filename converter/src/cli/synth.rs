@@ -15,7 +15,7 @@ use std::path::PathBuf;
   dijiang synth pythia-410m -o model
   dijiang synth tinyllama-1.1b -o model --layers 2 --dtype f32")]
 pub(super) struct Args {
-    /// pythia-70m, -160m, -410m, -1b, -1.4b or -2.8b, opt-350m, tinyllama-1.1b, llama2-7b
+    /// pythia-70m, -160m, -410m, -1b, -1.4b or -2.8b, opt-350m, tinyllama-1.1b, llama2-7b, qwen2.5-0.5b, qwen3-0.6b, gemma3-1b
     #[arg(value_parser = shape)]
     shape: &'static Shape,
     /// The directory to write

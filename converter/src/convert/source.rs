@@ -155,7 +155,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         files: inputs::of_checkpoint(&checkpoint, &COPIED)?,
         maps: checkpoint.maps().to_vec(),
         dir,
-        notes: built.own_attention.iter().map(OwnAttention::note).collect(),
+        notes: built.notes.into_iter().chain(built.own_attention.iter().map(OwnAttention::note)).collect(),
         warnings: built.warnings,
         added: checkpoint.tensors().filter(|(name, _)| is_added(name)).count(),
         own_attention: built.own_attention,

@@ -21,6 +21,9 @@ enum Family {
     Pythia,
     Opt,
     Llama,
+    Qwen2,
+    Qwen3,
+    Gemma3,
 }
 
 macro_rules! shapes {
@@ -51,6 +54,9 @@ shapes! {
     "opt-350m" Opt 1024 24 16 16 4096 50272 2048;
     "tinyllama-1.1b" Llama 2048 22 32 4 5632 32000 2048;
     "llama2-7b" Llama 4096 32 32 32 11008 32000 4096;
+    "qwen2.5-0.5b" Qwen2 896 24 14 2 4864 151936 32768;
+    "qwen3-0.6b" Qwen3 1024 28 16 8 3072 151936 40960;
+    "gemma3-1b" Gemma3 1152 26 4 1 6912 262144 32768;
 }
 
 /// The shape of this name.
@@ -65,6 +71,9 @@ impl Shape {
             Family::Pythia => self.pythia(),
             Family::Opt => self.opt(),
             Family::Llama => self.llama(),
+            Family::Qwen2 => self.qwen2(),
+            Family::Qwen3 => self.qwen3(),
+            Family::Gemma3 => self.gemma3(),
         };
         let common = json!({
             "hidden_size": self.hidden,
@@ -125,6 +134,61 @@ impl Shape {
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "tie_word_embeddings": false,
+        })
+    }
+
+    fn qwen2(&self) -> Value {
+        json!({
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "bos_token_id": 151_643,
+            "eos_token_id": 151_643,
+            "hidden_act": "silu",
+            "intermediate_size": self.intermediate,
+            "num_key_value_heads": self.kv_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000.0,
+            "tie_word_embeddings": true,
+            "use_sliding_window": false,
+        })
+    }
+
+    fn qwen3(&self) -> Value {
+        json!({
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "attention_bias": false,
+            "bos_token_id": 151_643,
+            "eos_token_id": 151_645,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "intermediate_size": self.intermediate,
+            "num_key_value_heads": self.kv_heads,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000.0,
+            "tie_word_embeddings": true,
+            "use_sliding_window": false,
+        })
+    }
+
+    fn gemma3(&self) -> Value {
+        json!({
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "attention_bias": false,
+            "bos_token_id": 2,
+            "eos_token_id": [1, 106],
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "intermediate_size": self.intermediate,
+            "num_key_value_heads": self.kv_heads,
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-6,
+            "rope_local_base_freq": 10000,
+            "rope_theta": 1_000_000.0,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
         })
     }
 }

@@ -76,8 +76,10 @@ pub enum ImportError {
 }
 
 /// A tied output projection, which a file may hold again, and the table that it is.
-const TIED: [(&str, &str); 3] = [
+const TIED: [(&str, &str); 5] = [
     ("embed_out.weight", "gpt_neox.embed_in.weight"),
+    ("lm_head.weight", "transformer.word_embeddings.weight"),
+    ("lm_head.weight", "transformer.wte.weight"),
     ("lm_head.weight", "model.decoder.embed_tokens.weight"),
     ("lm_head.weight", "model.embed_tokens.weight"),
 ];

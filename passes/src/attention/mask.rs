@@ -186,12 +186,14 @@ impl Theory {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
     pub scale: f64,
+    /// c, where a score x becomes c · tanh(x / c).
+    pub softcap: Option<f64>,
     pub mask: Mask,
 }
 
 /// Finds what `scores`, the softmax's input, does to `product`, which is q kᵀ `[batch, heads, sequence,
-/// keys]`: it must be scale · product where a key is seen, and very negative where it is not. Without a
-/// cache there is no past.
+/// keys]`: it must be scale · product where a key is seen, or a soft cap of that, and very negative where it is
+/// not. Without a cache there is no past.
 pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) -> Result<Scores, Miss> {
     let function = Function::new(graph, scores, product)?;
     let mut tally = Tally { left: Theory::all(), odd: None };
@@ -205,13 +207,14 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
             tally.add(&trial, &open);
         }
     }
-    let scale = function.scale(&trials[0])?;
+    let softcap = function.softcap(&trials[0])?;
+    let scale = function.scale(&trials[0], softcap)?;
     let Some(mask) = tally.left.iter().find_map(|theory| theory.mask(function.padding)) else {
         let odd = tally.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
         let reason = format!("the mask is neither causal nor key padding nor a window: {odd}");
         return Err(Miss::check(&graph.value(scores).name, reason));
     };
-    Ok(Scores { scale, mask })
+    Ok(Scores { scale, softcap, mask })
 }
 
 impl Tally {
@@ -291,6 +294,9 @@ fn amounts_in(graph: &Graph, value: ValueId) -> Vec<ValueId> {
 
 /// A length beyond which no window of a usual size hides.
 const LONG: usize = 300;
+
+/// A product that any scale in use takes to the cap.
+const LARGE: f64 = 1e9;
 
 /// Longest sequence that is tried without a past, where a mask is a square.
 const LONGEST_SQUARE: usize = 600;
@@ -404,16 +410,33 @@ impl<'g> Function<'g> {
         })
     }
 
+    /// The scores of a trial where a key is seen.
+    fn seen(&self, trial: &Trial, value: f64) -> Result<Vec<f64>, Miss> {
+        let (scores, open) = (self.at(trial, value)?, self.open(trial)?);
+        Ok(scores.iter().zip(&open).filter(|(_, open)| **open).map(|(x, _)| *x).collect())
+    }
+
+    /// What a score stays below however large the product is, where a tanh is on the way.
+    fn softcap(&self, trial: &Trial) -> Result<Option<f64>, Miss> {
+        let before = |v: ValueId| if v == self.product { Vec::new() } else { inputs_of(self.graph, v) };
+        let is_tanh =
+            |v: ValueId| self.graph.made_by(v, "Tanh").is_some() && depends(self.graph, v, self.product);
+        if !depth_first(self.scores, before).any(is_tanh) {
+            return Ok(None);
+        }
+        Ok(self.seen(trial, LARGE)?.first().copied().filter(|cap| *cap > 0.0))
+    }
+
     /// What a product is multiplied with where its key is seen; the same everywhere, and for any product.
-    fn scale(&self, trial: &Trial) -> Result<f64, Miss> {
-        let open = self.open(trial)?;
-        let seen = |value: f64| -> Result<Vec<f64>, Miss> {
-            let scores = self.at(trial, value)?;
-            Ok(scores.iter().zip(&open).filter(|(_, open)| **open).map(|(x, _)| x / value).collect())
+    fn scale(&self, trial: &Trial, softcap: Option<f64>) -> Result<f64, Miss> {
+        let before_cap = |x: f64| softcap.map_or(x, |cap| cap * (x / cap).atanh());
+        let factors = |value: f64| -> Result<Vec<f64>, Miss> {
+            Ok(self.seen(trial, value)?.into_iter().map(|x| before_cap(x) / value).collect())
         };
-        let found = [seen(1.0)?, seen(-3.0)?].concat();
+        let found = [factors(1.0)?, factors(-3.0)?].concat();
         let scale = found.first().copied().unwrap_or(f64::NAN);
-        if let Some(other) = found.iter().find(|x| (*x - scale).abs() > 1e-6 * scale.abs()) {
+        let differs = |x: &&f64| x.is_nan() || (*x - scale).abs() > 1e-6 * scale.abs();
+        if let Some(other) = found.iter().find(differs) {
             let reason = format!("the scores are no multiple of q k: factors {scale} and {other}");
             let place = self.computed_factor().unwrap_or(self.scores);
             return Err(Miss::check(&self.graph.value(place).name, reason));

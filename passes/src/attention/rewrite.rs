@@ -45,6 +45,8 @@ pub struct SiteReport {
     pub kv_heads: u64,
     pub head_dim: u64,
     pub scale: f64,
+    /// c, where the source makes c · tanh(x / c) of a score x.
+    pub softcap: Option<f64>,
     pub mask: &'static str,
     /// How many tokens a query of the source sees, where they are so many and no more.
     pub window: Option<u32>,
@@ -161,6 +163,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         }
         report.sites.push(describe(site, plan.err()));
     }
+    report.notes.extend(uncapped(&report));
     report.without_cache = without_cache(graph, &found.sites, &report);
     check_positions(graph, &found.sites, &mut report)?;
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
@@ -182,6 +185,19 @@ fn move_positions(graph: &mut Graph, lowered: &[&AttentionSite], report: &mut Re
     }
     let moved = positions::move_to_input(graph, lowered.iter().any(|site| site.cache.is_some()));
     (report.added_inputs, report.notes) = (moved.added, moved.notes);
+}
+
+/// What is to be told of layers whose scores have a cap: there are no scores in a recurrence.
+fn uncapped(report: &Report) -> Option<String> {
+    let capped = report.sites.iter().filter(|site| site.is_linear() && site.softcap.is_some()).count();
+    let was = match capped {
+        0 => return None,
+        1 => "1 layer that is linear now capped its scores".to_owned(),
+        n => format!("{n} layers that are linear now capped their scores"),
+    };
+    Some(format!(
+        "{was}: the softmax over near tokens, where there is one, still does, and what is linear has no scores to cap"
+    ))
 }
 
 /// A site that carries a state from call to call.
@@ -250,6 +266,7 @@ fn describe(site: &AttentionSite, why_kept: Option<String>) -> SiteReport {
         kv_heads: site.kv_heads,
         head_dim: site.head_dim,
         scale: site.scale,
+        softcap: site.softcap,
         mask: site.mask.name(),
         window: site.mask.window(),
         rotary: site.rotary,

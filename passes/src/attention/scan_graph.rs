@@ -1,7 +1,7 @@
 //! The graph that tells which layers look far: every causal attention sees as many tokens back as an input says for its
 //! layer, and the first ones.
 
-use super::lower::window;
+use super::lower::window::{self, Factor};
 use super::patterns::find_sites;
 use super::plan::plans;
 use super::rewrite::{Options, RewriteError, Work, patch_site};
@@ -42,7 +42,7 @@ fn replace(mut writer: SiteWriter<'_, '_, '_>, layers: usize, sinks: u32) {
     let layer = site.layer as i64;
     let window = p.slice(windows, 0, layer, layer + 1);
     let seen = seen(p, site.q, window, sinks);
-    let read = window::read_seen(p, (site.q, site.scale), [site.k, site.v], seen, dims);
+    let read = window::read_seen(p, (site.q, Factor::of(site)), [site.k, site.v], seen, dims);
     writer.p.replace(site.out, read);
     writer.drop_cache();
 }

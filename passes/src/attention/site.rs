@@ -23,6 +23,8 @@ pub struct AttentionSite {
     /// What the site computes, `[batch, heads, sequence, value_dim]`.
     pub out: ValueId,
     pub scale: f64,
+    /// c, where a score x becomes c · tanh(x / c) before the mask.
+    pub softcap: Option<f64>,
     pub mask: Mask,
     pub heads: u64,
     pub kv_heads: u64,

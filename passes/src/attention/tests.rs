@@ -675,6 +675,43 @@ fn the_window_of_an_operator_is_one() {
     assert_eq!((report.sites[0].mask, report.sites[0].window), ("causal + key padding", None));
 }
 
+/// The scores are bent as the source bends them in a window that stays, and what becomes linear is told of.
+#[test]
+fn a_soft_cap_is_kept_near_and_told_of_far() {
+    let recipe = &recipes_of_others()[0];
+    let time = 9;
+    let tokens = [
+        ("hidden", noise(&[2, time, 16], 11)),
+        ("attention_mask", Array::from_i64(&[2, time], vec![1; 2 * time]).expect("a mask")),
+    ];
+    let empty = ["past_key_values.0.key", "past_key_values.0.value"].map(|name| (name, zeros(&[2, 1, 0, 8])));
+    let ring = [
+        ("past_key_values.0.conv_state", zeros(&[2, 1, 4 * 16 + 2])),
+        ("past_key_values.0.recurrent_state", zeros(&[2, 1, 1, 1])),
+    ];
+    let source = grouped(", local_window_size: 4, softcap: 0.5");
+    let was = run(&source, &[&tokens[..], &empty].concat())["y"].to_f64();
+    for form in [Form::Parallel, Form::Chunked(4)] {
+        let (graph, report) = lowered_from(source.clone(), recipe, form);
+        assert_eq!((report.sites[0].softcap, report.notes.len()), (Some(0.5), 0));
+        let is = run(&graph, &[&tokens[..], &ring].concat())["y"].to_f64();
+        near(&is, &was, &format!("{form:?}"));
+    }
+    let other = run(&grouped(", local_window_size: 4"), &[&tokens[..], &empty].concat())["y"].to_f64();
+    let apart = other.iter().zip(&was).fold(0.0, |worst: f64, (a, b)| worst.max((a - b).abs()));
+    assert!(apart > 1e-2, "{apart}");
+    let (_, report) = lowered_from(grouped(", softcap: 0.5"), recipe, Form::Chunked(4));
+    assert_eq!((report.sites[0].softcap, report.sites[0].mask), (Some(0.5), "causal + key padding"));
+    assert_eq!(
+        report.notes,
+        [
+            "1 layer that is linear now capped its scores: the softmax over near tokens, where there is one, still does, and what is linear has no scores to cap"
+        ]
+    );
+    let (_, report) = lowered_from(grouped(""), recipe, Form::Chunked(4));
+    assert_eq!((report.sites[0].softcap, report.notes.len()), (None, 0));
+}
+
 #[test]
 fn a_window_longer_than_a_ring_stays() {
     let (_, report) =

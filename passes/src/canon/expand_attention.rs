@@ -45,6 +45,7 @@ pub(super) struct Parts {
     pub(super) q_heads: u64,
     pub(super) kv_heads: u64,
     pub(super) scale: f64,
+    pub(super) softcap: Option<f64>,
     pub(super) bias: Option<ValueId>,
     /// A row of the bias may close every key.
     pub(super) guarded: bool,
@@ -87,6 +88,11 @@ pub(super) fn attend(w: &mut Sweep<'_>, parts: &Parts) -> Option<ValueId> {
     let transposed = w.patch.transpose(k, &[0, 1, 3, 2]);
     let products = w.patch.matmul(parts.q, transposed);
     let mut scores = w.patch.mul_scalar(products, parts.scale);
+    if let Some(cap) = parts.softcap {
+        let part = w.patch.mul_scalar(scores, cap.recip());
+        let bent = w.patch.tanh(part);
+        scores = w.patch.mul_scalar(bent, cap);
+    }
     if let Some(bias) = parts.bias {
         scores = w.patch.add(scores, bias);
     }
@@ -170,7 +176,7 @@ fn onnx(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
         bias = Some(add_bias(w, bias, closed));
     }
     let scale = scale(&node.op, head_dim as usize);
-    let parts = Parts { q, k, v, q_heads, kv_heads, scale, bias, guarded: mask.is_some() };
+    let parts = Parts { q, k, v, q_heads, kv_heads, scale, softcap: None, bias, guarded: mask.is_some() };
     let out = attend(w, &parts)?;
     let out = if packed { merge(w, out, q_heads * value_dim) } else { out };
     Some(vec![out, k, v])
@@ -254,7 +260,8 @@ fn packed(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let [q, k, v] = [0, 1, 2].map(|i| split(w, parts[i], heads, dims[i]));
     let bias = fused_bias(w, node, [3, 5], [q, k]).ok()?;
     let scale = scale(&node.op, dims[0] as usize);
-    let parts = Parts { q, k, v, q_heads: heads, kv_heads: heads, scale, bias, guarded: false };
+    let parts =
+        Parts { q, k, v, q_heads: heads, kv_heads: heads, scale, softcap: None, bias, guarded: false };
     let out = attend(w, &parts)?;
     Some(vec![merge(w, out, sizes[2] as u64)])
 }
@@ -278,7 +285,8 @@ fn multi_head(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (k, v) = (join(w, w.input(node, 6), k), join(w, w.input(node, 7), v));
     let bias = fused_bias(w, node, [4, 5], [q, k]).ok()?;
     let scale = scale(&node.op, (widths[0] / heads) as usize);
-    let parts = Parts { q, k, v, q_heads: heads, kv_heads: heads, scale, bias, guarded: false };
+    let parts =
+        Parts { q, k, v, q_heads: heads, kv_heads: heads, scale, softcap: None, bias, guarded: false };
     let out = attend(w, &parts)?;
     Some(vec![merge(w, out, widths[2]), k, v])
 }

@@ -11,7 +11,7 @@ use super::expand_attention::{
 use super::expand_rotary::rotate;
 use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
-use crate::ir::ops::attention::{LOWEST, local_window, scale};
+use crate::ir::ops::attention::{LOWEST, local_window, scale, softcap};
 use crate::ir::patch::{Applied, PatchError};
 
 pub(super) struct ExpandGroupedAttention;
@@ -65,8 +65,8 @@ fn expand(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (k, v) = (join(w, w.input(node, 3), k), join(w, w.input(node, 4), v));
     let bias = bias(w, node, counts, [q, k]);
     let scale = scale(&node.op, heads.dim as usize);
-    let parts =
-        Parts { q, k, v, q_heads: heads.q, kv_heads: heads.kv, scale, bias: Some(bias), guarded: false };
+    let (q_heads, kv_heads, softcap) = (heads.q, heads.kv, softcap(&node.op));
+    let parts = Parts { q, k, v, q_heads, kv_heads, scale, softcap, bias: Some(bias), guarded: false };
     let out = attend(w, &parts)?;
     Some(vec![merge(w, out, heads.q * heads.dim), k, v])
 }
@@ -149,6 +149,14 @@ mod tests {
             let text = text.replace("size: 3", &format!("size: {tokens}"));
             check_close(&text, &[("x", &[2, 3, 32]), ("past", &[2, 1, 2, 8])], 1e-7);
         }
+    }
+
+    #[test]
+    fn a_soft_cap_is_spelled_out() {
+        let text = GROUPED.replace("do_rotary: 1", "do_rotary: 1, softcap: 0.25");
+        assert!(after(&text).contains("Tanh"));
+        check_close(&text, &[("x", &[2, 3, 32]), ("past", &[2, 1, 2, 8])], 1e-7);
+        assert!(!after(&text.replace("softcap: 0.25", "softcap: 0.0")).contains("Tanh"));
     }
 
     /// A window of nothing, one of whatever comes later too, and one that the cache is cut to.

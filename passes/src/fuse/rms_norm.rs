@@ -1,7 +1,7 @@
 //! Matches: x / √(mean(x²) + ε) · w over the last axis, in f32 or in casts to it and back
 //! Becomes: `SimplifiedLayerNormalization`
 //! Exact: yes, up to rounding: the kernel sums in f32 too
-//! Declines when: the weight is no vector, has another type than x, or ε is not a number
+//! Declines when: the weight is no vector, has another type than x and its cast, or ε is not a number
 
 use crate::canon::{GraphRule, Sweep, rewrite_matches};
 use crate::ir::graph::{Graph, ValueId};
@@ -32,13 +32,15 @@ fn scaled_norm() -> Pat {
 
 fn fused(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
     let ty = |name: &str| found.get(name).map(|value| &w.graph.value(value).ty);
-    let (x, weight) = (ty("x")?, ty("weight")?);
+    let weight = ty("weight")?;
+    // A weight in f32 is of the cast, which has its type.
+    let source = ["x", "wide"].into_iter().find(|name| ty(name).is_some_and(|x| x.dtype == weight.dtype))?;
+    let x = ty(source)?;
     let last = x.rank()? as i64 - 1;
     let (mean, _) = w.graph.producer(found.get("mean")?)?;
     let axes = w.graph.node(mean).op.ints("axes");
     let fits = matches!(axes, Some([axis]) if *axis == -1 || *axis == last)
         && weight.rank() == Some(1)
-        && weight.dtype == x.dtype
         && weight.shape.as_ref()?.last()?.known()? == x.shape.as_ref()?.last()?.known()?;
     if !fits {
         return None;
@@ -48,7 +50,7 @@ fn fused(w: &mut Sweep<'_>, found: &Match) -> Option<Vec<ValueId>> {
         .with("axis", -1i64)
         .with("epsilon", epsilon as f32)
         .with("stash_type", 1i64);
-    let inputs = [found.get("x")?, found.get("weight")?].map(|value| w.current(value));
+    let inputs = [found.get(source)?, found.get("weight")?].map(|value| w.current(value));
     Some(vec![w.patch.node(op, &inputs)])
 }
 
@@ -97,6 +99,29 @@ mod tests {
 }"#,
             &[("x", &[2, 3, 4])],
         ));
+    }
+
+    /// As Gemma has it, which is rounded once.
+    #[test]
+    fn a_weight_in_f32_is_of_the_cast() {
+        let text = r#"graph "g" {
+  input %x: f16[batch, time, 4]
+  weight %w: f32[4] = [1.0, 2.0, 3.0, 4.0]
+  const %e: f32[] = [0.25]
+  %c = Cast(%x) {to: "f32"}
+  %s = Mul(%c, %c)
+  %m = ReduceMean(%s) {axes: [-1], keepdims: 1}
+  %a = Add(%m, %e)
+  %r = Sqrt(%a)
+  %d = Div(%c, %r)
+  %y = Mul(%d, %w)
+  %n = Cast(%y) {to: "f16"}
+  output "y" %n
+}"#;
+        let fused = after(&RmsNorm, text, &[("x", &[2, 3, 4])]);
+        assert!(fused.contains("SimplifiedLayerNormalization(%c, %w)"), "{fused}");
+        let apart = text.replace("weight %w: f32[4] = [1.0, 2.0, 3.0, 4.0]", "weight %w: f32[1] = [2.0]");
+        assert!(!after(&RmsNorm, &apart, &[("x", &[2, 3, 4])]).contains("Simplified"));
     }
 
     #[test]

@@ -1,16 +1,35 @@
 //! The model families: one file each, one row each.
 
 mod blocks;
+mod cohere;
+mod falcon;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod glm;
+mod gpt2;
 mod gpt_neox;
+mod gptj;
+mod granite;
 mod llama;
 mod ministral;
 mod mistral;
+mod olmo2;
 mod opt;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use super::ModelMeta;
 use super::build::Builder;
 use super::config::Config;
 use super::error::CheckpointError;
+use super::refusals;
+use blocks::decoder::Describe;
 
 /// A model family. Adding one takes a file in this folder and its row in [`FAMILIES`].
 #[derive(Debug)]
@@ -26,12 +45,35 @@ pub(super) struct Family {
 }
 
 /// Every family, in the order of their names.
-const FAMILIES: &[&Family] =
-    &[&gpt_neox::FAMILY, &llama::FAMILY, &ministral::FAMILY, &mistral::FAMILY, &opt::FAMILY];
+const FAMILIES: &[&Family] = &[
+    &cohere::FAMILY,
+    &falcon::FAMILY,
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &glm::FAMILY,
+    &gpt2::FAMILY,
+    &gpt_neox::FAMILY,
+    &gptj::FAMILY,
+    &granite::FAMILY,
+    &llama::FAMILY,
+    &ministral::FAMILY,
+    &mistral::FAMILY,
+    &olmo2::FAMILY,
+    &opt::FAMILY,
+    &phi::FAMILY,
+    &phi3::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &smollm3::FAMILY,
+    &stablelm::FAMILY,
+    &starcoder2::FAMILY,
+];
 
 /// The family that reads the config's `model_type`.
 pub(super) fn find(config: &Config) -> Result<&'static Family, CheckpointError> {
     let model_type = config.str("model_type")?;
+    refusals::check(config, model_type)?;
     let family = FAMILIES.iter().copied().find(|f| f.model_types.contains(&model_type));
     let known = || {
         let all: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
@@ -43,6 +85,21 @@ pub(super) fn find(config: &Config) -> Result<&'static Family, CheckpointError> 
 /// The most features of a head. Rotary tables are made before any weight's shape is compared.
 const MOST_HEAD_DIM: u64 = 1 << 16;
 
+/// What a family calls the sizes of a model.
+struct SizeKeys {
+    hidden: &'static str,
+    heads: &'static str,
+    layers: &'static str,
+    positions: &'static str,
+}
+
+const SIZES: SizeKeys = SizeKeys {
+    hidden: "hidden_size",
+    heads: "num_attention_heads",
+    layers: "num_hidden_layers",
+    positions: "max_position_embeddings",
+};
+
 /// The config keys that all families share. `kv_heads` and `head_dim` are the config's own where it
 /// states them.
 fn meta(
@@ -51,24 +108,33 @@ fn meta(
     kv_heads: Option<u64>,
     head_dim: Option<u64>,
 ) -> Result<ModelMeta, CheckpointError> {
-    reject_quantised(config)?;
-    let (hidden, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
+    meta_by(config, family, &SIZES, [kv_heads, head_dim])
+}
+
+/// The same by other keys.
+fn meta_by(
+    config: &Config,
+    family: &Family,
+    keys: &SizeKeys,
+    [kv_heads, head_dim]: [Option<u64>; 2],
+) -> Result<ModelMeta, CheckpointError> {
+    let (hidden, heads) = (config.size(keys.hidden)?, config.size(keys.heads)?);
     let kv_heads = kv_heads.unwrap_or(heads);
     if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
-        let expected = format!("a divisor of num_attention_heads = {heads}");
+        let expected = format!("a divisor of {} = {heads}", keys.heads);
         return Err(config.bad("num_key_value_heads", &kv_heads.to_string(), &expected));
     }
     if head_dim.is_none() && !hidden.is_multiple_of(heads) {
-        let expected = format!("a multiple of num_attention_heads = {heads}, as no head_dim is given");
-        return Err(config.bad("hidden_size", &hidden.to_string(), &expected));
+        let expected = format!("a multiple of {} = {heads}, as no head_dim is given", keys.heads);
+        return Err(config.bad(keys.hidden, &hidden.to_string(), &expected));
     }
-    let key = if head_dim.is_some() { "head_dim" } else { "hidden_size" };
+    let key = if head_dim.is_some() { "head_dim" } else { keys.hidden };
     let head_dim = head_dim.unwrap_or(hidden / heads);
     if head_dim > MOST_HEAD_DIM {
         let found = format!("such that a head has {head_dim} features");
         return Err(config.bad(key, &found, &format!("at most {MOST_HEAD_DIM} of them")));
     }
-    let layers = config.size("num_hidden_layers")?;
+    let layers = config.size(keys.layers)?;
     Ok(ModelMeta {
         family: family.name,
         model_type: config.str("model_type")?.to_owned(),
@@ -78,7 +144,7 @@ fn meta(
         head_dim,
         hidden,
         vocab: config.size("vocab_size")?,
-        max_positions: config.opt_size("max_position_embeddings")?,
+        max_positions: config.opt_size(keys.positions)?,
         learned_positions: None,
         bos: config.token("bos_token_id")?,
         eos: config.tokens("eos_token_id")?,
@@ -87,13 +153,29 @@ fn meta(
     })
 }
 
-fn reject_quantised(config: &Config) -> Result<(), CheckpointError> {
-    let Some(how) = config.value("quantization_config") else { return Ok(()) };
-    if how.as_object().is_some_and(serde_json::Map::is_empty) {
-        return Ok(());
-    }
-    let method = how.get("quant_method").and_then(serde_json::Value::as_str).unwrap_or("unnamed");
-    Err(config.unsupported("quantization_config.quant_method", method, "weights in f32, f16 or bf16"))
+/// What a config of Llama's keys says, where its description holds.
+fn usual_meta(config: &Config, family: &Family, describe: Describe) -> Result<ModelMeta, CheckpointError> {
+    let kv_heads = config.opt_size("num_key_value_heads")?;
+    described(config, meta(config, family, kv_heads, config.opt_size("head_dim")?)?, describe)
+}
+
+/// The same of a family whose heads have so many features where no key tells. One of null is none.
+fn with_head_dim(
+    config: &Config,
+    family: &Family,
+    usual: u64,
+    describe: Describe,
+) -> Result<ModelMeta, CheckpointError> {
+    let kv_heads = config.opt_size("num_key_value_heads")?;
+    let usual = (!config.values().contains_key("head_dim")).then_some(usual);
+    let head_dim = config.opt_size("head_dim")?.or(usual);
+    described(config, meta(config, family, kv_heads, head_dim)?, describe)
+}
+
+/// What was read, once the description is sound.
+fn described(config: &Config, meta: ModelMeta, describe: Describe) -> Result<ModelMeta, CheckpointError> {
+    describe(config, &meta)?.check(config, &meta)?;
+    Ok(meta)
 }
 
 #[cfg(test)]
@@ -118,7 +200,8 @@ mod tests {
 
     #[test]
     fn no_model_type_stands_twice() {
-        let all: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types).copied().collect();
+        let read = FAMILIES.iter().flat_map(|f| f.model_types).copied();
+        let all: Vec<&str> = read.chain(refusals::names()).collect();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
     }
 }

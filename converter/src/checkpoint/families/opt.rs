@@ -17,6 +17,8 @@ pub(super) const FAMILY: Family =
 /// The first rows of the position table are not used: positions begin at this one.
 const POSITION_OFFSET: u64 = 2;
 
+const TABLE: &str = "model.decoder.embed_tokens";
+
 /// OPT has no key for it; this is torch's default.
 const EPSILON: f64 = 1e-5;
 
@@ -47,6 +49,10 @@ struct Opt {
 
 fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     let (config, meta) = (b.config, b.meta);
+    let tied = config.bool_or("tie_word_embeddings", true)?;
+    if tied {
+        b.tie(TABLE, "lm_head");
+    }
     let inputs = b.inputs();
     let model = Opt {
         attention: Attention::of(meta),
@@ -68,8 +74,7 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     if model.narrow != meta.hidden {
         x = b.linear("model.decoder.project_out", x, model.narrow, false)?;
     }
-    let tied = config.bool_or("tie_word_embeddings", true)?;
-    let logits = b.logits("lm_head", if tied { "model.decoder.embed_tokens" } else { "lm_head" }, x)?;
+    let logits = b.logits("lm_head", if tied { TABLE } else { "lm_head" }, x)?;
     b.outputs(logits);
     Ok(())
 }
@@ -77,7 +82,7 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
 impl Opt {
     fn embed(&self, b: &mut Builder<'_>, inputs: &Inputs) -> Result<ValueId, CheckpointError> {
         let hidden = b.meta.hidden;
-        let mut x = b.embedding("model.decoder.embed_tokens", inputs.ids, b.meta.vocab, self.narrow)?;
+        let mut x = b.embedding(TABLE, inputs.ids, b.meta.vocab, self.narrow)?;
         if self.narrow != hidden {
             x = b.linear("model.decoder.project_in", x, hidden, false)?;
         }

@@ -234,6 +234,10 @@ fn operator(site: &AttentionSite) -> Op {
         .with("num_heads", site.heads as i64)
         .with("kv_num_heads", site.kv_heads as i64)
         .with("scale", site.scale as f32);
+    let op = match site.softcap {
+        Some(cap) => op.with("softcap", cap as f32),
+        None => op,
+    };
     match site.mask.window() {
         Some(tokens) => op.with("local_window_size", i64::from(tokens)),
         None => op,

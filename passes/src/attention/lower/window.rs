@@ -5,6 +5,7 @@
 //! s + (n - s - 1) mod W. Its order means nothing to softmax, and what is in no slot is masked.
 
 use super::{Dims, Form, HeadOrder, window_band, window_step};
+use crate::attention::site::AttentionSite;
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
@@ -25,12 +26,38 @@ pub struct Near {
     pub k: ValueId,
     /// `[batch, kv_heads, sequence, value_dim]`
     pub v: ValueId,
-    pub scale: f64,
+    pub factor: Factor,
     /// 1 for a token and 0 for padding, f32 `[batch, sequence]`; none where there is no padding
     pub valid: Option<ValueId>,
     pub ring: Ring,
     /// Whether the sum that divides is wanted.
     pub sums: bool,
+}
+
+/// What becomes of a product before the mask: it is multiplied, and then capped where there is a cap.
+#[derive(Debug, Clone, Copy)]
+pub struct Factor {
+    pub scale: f64,
+    pub softcap: Option<f64>,
+}
+
+impl Factor {
+    pub(crate) fn of(site: &AttentionSite) -> Self {
+        Self { scale: site.scale, softcap: site.softcap }
+    }
+
+    /// Queries multiplied, for [`Self::capped`] after the product.
+    pub(super) fn scaled(self, p: &mut Patch<'_>, q: ValueId) -> ValueId {
+        p.scale_by(q, self.scale)
+    }
+
+    /// c · tanh(x / c)
+    pub(super) fn capped(self, p: &mut Patch<'_>, scores: ValueId) -> ValueId {
+        let Some(cap) = self.softcap else { return scores };
+        let part = p.scale_by(scores, cap.recip());
+        let bent = p.tanh(part);
+        p.scale_by(bent, cap)
+    }
 }
 
 /// The last keys and values.
@@ -76,7 +103,7 @@ pub(super) fn unstacked(p: &mut Patch<'_>, both: ValueId, shape: ValueId) -> [Va
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
     pub read: ValueId,
-    /// log Σ exp(scale · q k), f32, last axis 1; where it [was wanted](Near::sums)
+    /// log Σ exp of the scores, f32, last axis 1; where it [was wanted](Near::sums)
     pub log_sum: Option<ValueId>,
     pub order: HeadOrder,
     pub ring: Ring,
@@ -97,7 +124,7 @@ fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> Seen {
     let [keys, values] =
         [(old_keys, near.k), (old_values, near.v)].map(|(old, new)| p.concat(&[old, new], 2));
     let seen = seen(p, &counts, local);
-    let scores = scores(p, (near.q, near.scale), keys, seen, dims);
+    let scores = scores(p, (near.q, near.factor), keys, seen, dims);
     let log_sum = near.sums.then(|| {
         let log_sum = log_sum(p, scores);
         p.reshape(log_sum, &[0, dims.heads, -1, 1])
@@ -253,7 +280,7 @@ pub(super) fn wrapped(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueI
 /// Softmax over the keys that are seen, bool `[batch or 1, sequence, keys]`.
 pub(crate) fn read_seen(
     p: &mut Patch<'_>,
-    q: (ValueId, f64),
+    q: (ValueId, Factor),
     [keys, values]: [ValueId; 2],
     seen: ValueId,
     d: Dims,
@@ -262,14 +289,21 @@ pub(crate) fn read_seen(
     weighted(p, scores, values, d)
 }
 
-/// scale · q kᵀ where a key is seen, `[batch, kv_heads, group, sequence, keys]`.
-fn scores(p: &mut Patch<'_>, (q, scale): (ValueId, f64), keys: ValueId, seen: ValueId, d: Dims) -> ValueId {
+/// What is made of q kᵀ where a key is seen, `[batch, kv_heads, group, sequence, keys]`.
+fn scores(
+    p: &mut Patch<'_>,
+    (q, factor): (ValueId, Factor),
+    keys: ValueId,
+    seen: ValueId,
+    d: Dims,
+) -> ValueId {
     let head_dim = p.known_dim(q, 3) as i64;
     let q = p.reshape(q, &[0, d.kv_heads, d.group(), -1, head_dim]);
     let transposed = p.transpose(keys, &[0, 1, 3, 2]);
     let transposed = p.unsqueeze(transposed, &[2]);
-    let q = p.scale_by(q, scale);
+    let q = factor.scaled(p, q);
     let scores = p.matmul(q, transposed);
+    let scores = factor.capped(p, scores);
     let seen = p.unsqueeze(seen, &[1, 2]);
     let closed = p.scalar_like(scores, -CLOSED);
     p.select(seen, scores, closed)

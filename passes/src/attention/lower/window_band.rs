@@ -205,13 +205,14 @@ impl Band {
         }
     }
 
-    /// scale · q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, width]`.
+    /// What is made of q kᵀ where a key is seen, `[batch, kv_heads, blocks, group, block, width]`.
     fn scores(&self, p: &mut Patch<'_>, near: &Near, keys: ValueId, (counts, d): (&Counts, Dims)) -> ValueId {
         let head_dim = p.known_dim(near.q, 3) as i64;
-        let q = p.scale_by(near.q, near.scale);
+        let q = near.factor.scaled(p, near.q);
         let q = self.grid.queries(p, q, Dims { features: head_dim, ..d });
         let transposed = p.transpose(keys, &[0, 1, 2, 4, 3]);
         let scores = p.matmul(q, transposed);
+        let scores = near.factor.capped(p, scores);
         let scores = self.grid.by_head(p, scores, d, self.width);
         let seen = self.seen(p, counts);
         let seen = p.unsqueeze(seen, &[3]);

@@ -17,9 +17,10 @@ pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Se
     let count = p.add_scalar(near.ring.count, 1.0);
     let head_dim = p.known_dim(near.q, 3) as i64;
     let q = p.reshape(near.q, &[0, d.kv_heads, d.group(), head_dim]);
-    let q = p.scale_by(q, near.scale);
+    let q = near.factor.scaled(p, q);
     let transposed = p.transpose(keys, &[0, 1, 3, 2]);
     let scores = p.matmul(q, transposed);
+    let scores = near.factor.capped(p, scores);
     let dtype = p.dtype(scores);
     let closed = closed(p, count, local, dtype);
     let scores = p.add(scores, closed);

@@ -1,6 +1,6 @@
 //! Matches: `MatMul(Softmax(f(MatMul(q, kᵀ))), v)`, whatever f does to scale and mask the scores, with or
 //! without casts around the softmax, and with a guard that turns NaN to zero after it.
-//! Declines when: f is not a scale and a causal or padding mask (it is evaluated to see), the
+//! Declines when: f is not a scale, with or without a soft cap, and a causal or padding mask (it is evaluated to see), the
 //! probabilities have another user, keys are neither the queries' own tokens nor a cache of them, or the
 //! heads are not on axis 1.
 
@@ -48,7 +48,7 @@ impl AttentionPattern for Decomposed {
             );
             return Err(Miss::check(name(out), reason));
         }
-        let Scores { scale, mask } = known.classify(graph, scores, product, key.cache.is_some())?;
+        let Scores { scale, softcap, mask } = known.classify(graph, scores, product, key.cache.is_some())?;
         let projection = site::trace_projection(graph, value.new);
         Ok(AttentionSite {
             name: site::name_of(graph, projection.as_ref(), out),
@@ -59,6 +59,7 @@ impl AttentionPattern for Decomposed {
             v: value.new,
             out,
             scale,
+            softcap,
             mask,
             heads,
             kv_heads,
@@ -105,8 +106,8 @@ struct Scored {
 }
 
 /// Operators that may stand between q kᵀ and the softmax.
-const BETWEEN: [&str; 10] =
-    ["Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Cast", "Reshape", "Identity"];
+const BETWEEN: [&str; 11] =
+    ["Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Cast", "Reshape", "Identity", "Tanh"];
 
 fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
     let name = |v: ValueId| graph.value(v).name.clone();

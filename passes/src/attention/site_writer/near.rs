@@ -2,7 +2,7 @@
 
 use super::{Linear, SiteWriter};
 use crate::attention::lower::HeadOrder;
-use crate::attention::lower::window::{self, Near, Seen};
+use crate::attention::lower::window::{self, Factor, Near, Seen};
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
@@ -16,7 +16,7 @@ impl SiteWriter<'_, '_, '_> {
     pub(super) fn near(&mut self, local: Local, valid: Option<ValueId>) -> Near {
         let (ring, sums) = (self.past_ring(local), self.is_joined());
         let site = self.site;
-        Near { q: site.q, k: site.k, v: site.v, scale: site.scale, valid, ring, sums }
+        Near { q: site.q, k: site.k, v: site.v, factor: Factor::of(site), valid, ring, sums }
     }
 
     pub(super) fn seen(&mut self, near: &Near, local: Local) -> Seen {

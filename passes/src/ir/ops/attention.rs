@@ -122,7 +122,7 @@ pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) 
         .to_vec(),
         _ => [
             (is_other_window(op), "a window of another kind"),
-            (op.float("softcap") != Some(0.0), "a soft cap"),
+            (op.float("softcap").is_some_and(|cap| cap < 0.0), "a soft cap below zero"),
             (set("smooth_softmax", -1) && set("smooth_softmax", 0) || has(11), "a smooth softmax"),
             (set("qk_output", 0) || outputs > 3, "the output output_qk"),
             ((12..16).any(&has) || set("kv_cache_bit_width", 0), "a quantised cache or a norm of queries"),
@@ -150,6 +150,11 @@ pub(crate) fn scale(op: &Op, head_dim: usize) -> f64 {
         Some(Attr::Float(x)) if *x != 0.0 || op.domain().is_empty() => f64::from(*x),
         _ => (head_dim as f64).sqrt().recip(),
     }
+}
+
+/// c, where a score x becomes c · tanh(x / c). ONNX Runtime reads 0 as none.
+pub(crate) fn softcap(op: &Op) -> Option<f64> {
+    op.float("softcap").filter(|cap| *cap > 0.0).map(f64::from)
 }
 
 fn check(ctx: &EvalContext<'_>) -> Result<(), String> {
@@ -186,11 +191,12 @@ fn join(past: Option<&ArrayD<f64>>, new: ArrayD<f64>) -> Result<ArrayD<f64>, Str
     ndarray::concatenate(Axis(2), &[past.view(), new.view()]).map_err(|e| e.to_string())
 }
 
-/// softmax(scale · q kᵀ + bias) v, each key/value head shared by its query heads.
+/// softmax(scale · q kᵀ + bias) v, each key/value head shared by its query heads, and the products capped where the
+/// operator says so.
 fn attend(
+    op: &Op,
     q: &ArrayD<f64>,
     [k, v]: [&ArrayD<f64>; 2],
-    scale: f64,
     bias: Option<&ArrayD<f64>>,
 ) -> Result<ArrayD<f64>, String> {
     let (q_heads, kv_heads) = (q.shape()[1], k.shape()[1]);
@@ -200,7 +206,10 @@ fn attend(
     let shared: Vec<usize> = (0..q_heads).map(|h| h * kv_heads / q_heads).collect();
     let mut transposed = k.select(Axis(1), &shared);
     transposed.swap_axes(2, 3);
-    let mut scores = matmul(q, &transposed)? * scale;
+    let mut scores = matmul(q, &transposed)? * scale(op, q.shape()[3]);
+    if let Some(cap) = softcap(op) {
+        scores.mapv_inplace(|x| cap * (x / cap).tanh());
+    }
     if let Some(bias) = bias {
         scores = zip(&scores, bias, |s, b| s + b)?;
     }
@@ -253,8 +262,7 @@ fn eval_onnx(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         let past = past.map_or(0, |p| p.shape()[2]);
         bias = Some(add(bias, causal(q.shape()[2], k.shape()[2], past, f64::NEG_INFINITY))?);
     }
-    let scale = scale(ctx.op, q.shape()[3]);
-    let out = attend(&q, [&k, &v], scale, bias.as_ref())?;
+    let out = attend(ctx.op, &q, [&k, &v], bias.as_ref())?;
     let out = if packed { merge(&out)? } else { out };
     Ok(vec![Array::F(out), Array::F(k), Array::F(v)])
 }
@@ -317,7 +325,7 @@ fn eval_packed(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let (q, k, v) = (&parts[0], &parts[1], &parts[2]);
     let time = q.shape()[2];
     let bias = fused_bias(ctx, [3, 5], [q.shape()[0], time, time])?;
-    let out = attend(q, [k, v], scale(ctx.op, q.shape()[3]), bias.as_ref())?;
+    let out = attend(ctx.op, q, [k, v], bias.as_ref())?;
     Ok(vec![Array::F(merge(&out)?)])
 }
 
@@ -342,7 +350,7 @@ fn eval_multi_head(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let k = join(optional(ctx, 6)?, side(1)?)?;
     let v = join(optional(ctx, 7)?, side(2)?)?;
     let bias = fused_bias(ctx, [4, 5], [q.shape()[0], q.shape()[2], k.shape()[2]])?;
-    let out = attend(&q, [&k, &v], scale(ctx.op, q.shape()[3]), bias.as_ref())?;
+    let out = attend(ctx.op, &q, [&k, &v], bias.as_ref())?;
     Ok(vec![Array::F(merge(&out)?), Array::F(k), Array::F(v)])
 }
 
@@ -416,7 +424,7 @@ fn eval_grouped(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         });
         bias = add(Some(bias), seen)?;
     }
-    let out = attend(&q, [&k, &v], scale(ctx.op, q.shape()[3]), Some(&bias))?;
+    let out = attend(ctx.op, &q, [&k, &v], Some(&bias))?;
     Ok(vec![Array::F(merge(&out)?), Array::F(k), Array::F(v)])
 }
 

@@ -4,6 +4,7 @@ use crate::checkpoint::ModelMeta;
 use crate::checkpoint::build::Builder;
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::ValueId;
+use dijiang_passes::ir::patch::Patch;
 
 /// The sizes of an attention layer, and what scores are multiplied by.
 #[derive(Debug, Clone, Copy)]
@@ -12,13 +13,15 @@ pub(crate) struct Attention {
     pub(crate) kv_heads: u64,
     pub(crate) head_dim: u64,
     pub(crate) scale: f64,
+    /// c, where a score x becomes c · tanh(x / c).
+    pub(crate) softcap: Option<f64>,
 }
 
 impl Attention {
     /// Attention with the usual scale, `1 / √head_dim`.
     pub(crate) fn of(meta: &ModelMeta) -> Self {
         let ModelMeta { heads, kv_heads, head_dim, .. } = *meta;
-        Self { heads, kv_heads, head_dim, scale: (head_dim as f64).sqrt().recip() }
+        Self { heads, kv_heads, head_dim, scale: (head_dim as f64).sqrt().recip(), softcap: None }
     }
 }
 
@@ -54,12 +57,20 @@ pub(crate) fn attention(
     // The scale is applied in f32: half precision would round it.
     let scores = p.cast(scores, DType::F32);
     let scores = p.mul_scalar(scores, sizes.scale);
+    let scores = sizes.softcap.map_or(scores, |cap| capped(p, scores, cap));
     let scores = p.add(scores, mask);
     let shares = p.softmax(scores, -1);
     let shares = p.cast(shares, dtype);
     let mixed = p.matmul(shares, v);
     let mixed = p.transpose(mixed, &[0, 2, 1, 3]);
     p.reshape(mixed, &[0, 0, (sizes.heads * sizes.head_dim) as i64])
+}
+
+/// c · tanh(x / c)
+pub(crate) fn capped(p: &mut Patch<'_>, x: ValueId, cap: f64) -> ValueId {
+    let part = p.scale_by(x, cap.recip());
+    let bent = p.tanh(part);
+    p.scale_by(bent, cap)
 }
 
 /// Gives every query head its key or value head: `[batch, kv_heads, n, d]` to `[batch, heads, n, d]`.

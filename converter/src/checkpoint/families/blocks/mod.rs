@@ -3,6 +3,8 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
+pub(super) mod decoder;
 pub(super) mod mask;
+pub(super) mod norm;
 pub(super) mod rope;
 pub(super) mod window;

@@ -12,8 +12,10 @@ pub(crate) struct WindowKeys {
     /// `use_sliding_window` where a config has no such key; none in families that know no such key.
     pub(crate) switch: Option<bool>,
     /// `max_window_layers` where a config has no such key: the layer from which on layers have the window. None in families
-    /// that know no such key, where all have it.
+    /// that know no such key.
     pub(crate) first: Option<u64>,
+    /// Which layers have the window where neither `layer_types` nor a key tells.
+    pub(crate) rest: Rest,
 }
 
 /// The layers of a model that see a window. A config may say that there are more layers than memory could hold numbers of.
@@ -23,25 +25,64 @@ pub(crate) struct Windows {
     tokens: Option<u64>,
     /// Where layers are told one by one, whether each has the window.
     types: Option<Vec<bool>>,
-    /// Where they are not, the first that has it.
-    first: u64,
+    /// Where they are not, which have it.
+    rest: Rest,
+}
+
+/// Which layers have the window where no key tells of each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rest {
+    /// All from this one on.
+    From(u64),
+    /// All but the last of so many, and of so many after these.
+    AllButEach(u64),
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self::From(0)
+    }
+}
+
+impl Rest {
+    fn has(self, layer: u64) -> bool {
+        match self {
+            Self::From(first) => layer >= first,
+            Self::AllButEach(n) => !(layer + 1).is_multiple_of(n),
+        }
+    }
+
+    /// Enough layers for both kinds to be among them.
+    fn some(self, layers: u64) -> Vec<u64> {
+        let next = match self {
+            Self::From(first) => first,
+            Self::AllButEach(n) => n - 1,
+        };
+        [0, next, layers.saturating_sub(1)].into_iter().filter(|layer| *layer < layers.max(1)).collect()
+    }
 }
 
 impl Windows {
+    /// Without windows that are no shorter than a text can be.
+    pub(crate) fn shorter_than(mut self, positions: Option<u64>) -> Self {
+        self.tokens = self.tokens.filter(|tokens| positions.is_none_or(|most| *tokens < most));
+        self
+    }
+
     /// How many tokens a layer sees, where it does not see all.
     pub(crate) fn of(&self, layer: u64) -> Option<u64> {
         let slides = match &self.types {
             Some(types) => types.get(layer as usize).copied().unwrap_or(false),
-            None => layer >= self.first,
+            None => self.rest.has(layer),
         };
         self.tokens.filter(|_| slides)
     }
 
     /// What so many layers see: all tokens, a window, or the one here and the other there.
     pub(crate) fn kinds(&self, layers: u64) -> Vec<Option<u64>> {
-        let ends = [0, layers.saturating_sub(1)].map(|layer| self.of(layer));
+        let some = self.rest.some(layers).into_iter().map(|layer| self.of(layer));
         let told = self.types.iter().flatten().zip(0..).map(|(_, layer)| self.of(layer));
-        let mut kinds: Vec<Option<u64>> = ends.into_iter().chain(told).collect();
+        let mut kinds: Vec<Option<u64>> = some.chain(told).collect();
         kinds.sort_unstable();
         kinds.dedup();
         kinds
@@ -56,13 +97,16 @@ impl WindowKeys {
     /// Which of so many layers have a window: `layer_types` tells, and where it is not there the family's other keys.
     pub(crate) fn windows(&self, config: &Config, layers: u64) -> Result<Windows, CheckpointError> {
         let tokens = self.tokens(config)?;
-        let first = self.first.map_or(Ok(0), |first| config.count_or("max_window_layers", first))?;
+        let rest = match self.first {
+            Some(first) => Rest::From(config.count_or("max_window_layers", first)?),
+            None => self.rest,
+        };
         let types = layer_types(config, layers)?;
         if tokens.is_none() && types.iter().flatten().any(|slides| *slides) {
             let expected = format!("{FULL} in every layer, as the model has no sliding_window");
             return Err(config.bad(LAYER_TYPES, SLIDING, &expected));
         }
-        Ok(Windows { tokens, types, first })
+        Ok(Windows { tokens, types, rest })
     }
 
     fn tokens(&self, config: &Config) -> Result<Option<u64>, CheckpointError> {
@@ -98,11 +142,13 @@ mod tests {
     use serde_json::json;
 
     /// As Mistral has them.
-    const ALWAYS: WindowKeys = WindowKeys { tokens: Some(4096), switch: None, first: None };
+    const ALWAYS: WindowKeys =
+        WindowKeys { tokens: Some(4096), switch: None, first: None, rest: Rest::From(0) };
     /// As Qwen has them.
-    const SWITCHED: WindowKeys = WindowKeys { tokens: Some(4096), switch: Some(false), first: Some(28) };
+    const SWITCHED: WindowKeys =
+        WindowKeys { tokens: Some(4096), switch: Some(false), first: Some(28), rest: Rest::From(0) };
     /// As Phi has them.
-    const STATED: WindowKeys = WindowKeys { tokens: None, switch: None, first: None };
+    const STATED: WindowKeys = WindowKeys { tokens: None, switch: None, first: None, rest: Rest::From(0) };
 
     fn windows(keys: &WindowKeys, values: &Value) -> Result<Vec<Option<u64>>, String> {
         let dir = tempfile::tempdir().expect("a directory");
@@ -143,6 +189,23 @@ mod tests {
         assert_eq!(on(1), Ok(vec![None, Some(4096), Some(4096)]));
         assert_eq!(on(2), Ok(vec![None, None, Some(4096)]));
         assert_eq!(on(3), Ok(vec![None; 3]));
+    }
+
+    /// As Gemma has them.
+    #[test]
+    fn all_but_the_last_of_some_layers_have_a_window() {
+        let near = Some(8);
+        let each = |n: u64| {
+            let keys = WindowKeys { rest: Rest::AllButEach(n), ..ALWAYS };
+            windows(&keys, &json!({"sliding_window": 8}))
+        };
+        assert_eq!(each(2), Ok(vec![near, None, near]));
+        assert_eq!(each(1), Ok(vec![None; 3]));
+        assert_eq!(each(3), Ok(vec![near, near, None]));
+        assert_eq!(each(6), Ok(vec![near; 3]));
+        let keys = WindowKeys { rest: Rest::AllButEach(2), ..ALWAYS };
+        let full = json!({"sliding_window": 8, "layer_types": vec!["full_attention"; 3]});
+        assert_eq!(windows(&keys, &full), Ok(vec![None; 3]));
     }
 
     #[test]
