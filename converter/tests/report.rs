@@ -132,7 +132,7 @@ fn what_a_norm_reads_is_mapped() {
 /// Lines of a training run.
 fn metrics() -> String {
     let line = |step: usize| {
-        let perplexity = if step % 2 == 0 { json!(20.0 / step as f64) } else { Value::Null };
+        let perplexity = if step.is_multiple_of(2) { json!(20.0 / step as f64) } else { Value::Null };
         let line = json!({
             "step": step, "tokens": step * 512, "loss": 4.0 - 0.2 * step as f64, "grad_norm": 1.0, "lr": 0.1,
             "tokens_per_second": 9.0, "valid_perplexity": perplexity,

@@ -14,8 +14,9 @@ use std::fmt::Display;
 use std::io;
 use std::ops::Range;
 
-const WIDTH: u32 = 560;
-const HEIGHT: u32 = 350;
+const WIDTH: u32 = 460;
+/// Of the axes and what is between them.
+const HEIGHT: u32 = 290;
 /// Heights of the title and of a row of the legend, and sizes of letters, as plotters counts them.
 const TITLE: u32 = 30;
 const ROW: u32 = 20;
@@ -109,15 +110,18 @@ impl Chart {
     }
 
     fn draw_on(&self, area: &Area<'_>) -> Drawn {
-        let legend = self.legend();
-        let rows = legend.last().map_or(0, |(_, (_, row))| row + 1);
-        let (head, body) = area.split_vertically(TITLE + rows * ROW);
+        let (head, body) = area.split_vertically(self.height() - HEIGHT);
         let centred = text(LARGE).pos(Pos::new(HPos::Center, VPos::Top));
         head.draw(&Text::new(self.title.clone(), (WIDTH as i32 / 2, 8), centred))?;
-        for (number, (left, row)) in legend {
+        for (number, (left, row)) in self.legend() {
             self.draw_sample(&head, number, ((left) as i32, (TITLE + row * ROW + ROW / 2) as i32))?;
         }
         self.draw_lines(&body)
+    }
+
+    fn height(&self) -> u32 {
+        let rows = self.legend().last().map_or(0, |(_, (_, row))| row + 1);
+        TITLE + rows * ROW + HEIGHT
     }
 
     /// Where the name of each line stands above the picture: how far to the right, and in which row.
@@ -198,9 +202,15 @@ pub(crate) fn draw(charts: &[Chart]) -> Result<String, ChartError> {
     let failed = |reason: &dyn Display| ChartError { title: title(), reason: reason.to_string() };
     let mut svg = String::new();
     {
-        let size = (WIDTH, HEIGHT * charts.len().max(1) as u32);
+        let ends = charts.iter().scan(0, |end, chart| {
+            *end += chart.height();
+            Some(*end)
+        });
+        let ends: Vec<u32> = ends.collect();
+        let size = (WIDTH, ends.last().copied().unwrap_or(HEIGHT));
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        for (chart, area) in charts.iter().zip(root.split_evenly((charts.len().max(1), 1))) {
+        let between: Vec<i32> = ends.iter().rev().skip(1).rev().map(|end| *end as i32).collect();
+        for (chart, area) in charts.iter().zip(root.split_by_breakpoints([0i32; 0], &between)) {
             chart.draw_on(&area).map_err(|e| failed(&e))?;
         }
         root.present().map_err(|e| failed(&e))?;
