@@ -9,6 +9,7 @@ pub mod cli;
 pub mod convert;
 pub mod eval;
 pub mod onnx;
+pub mod page;
 pub mod provenance;
 pub mod recipes;
 pub mod report;

@@ -165,6 +165,7 @@ fn every_object_is_of_the_shape_that_its_schema_says() {
     object("plot X/train/metrics.jsonl -o loss.svg --json");
     object(&format!("eval X --perplexity {MODEL}/valid.txt --context 32 --max-tokens 64 --json"));
     object("bench X --against Y --context 8 --runs 1 --steps 1 --table1 --json");
+    object("report X Y -o page.html --tokens 8 --json");
 }
 
 /// A schema that holds nothing would hold everything.

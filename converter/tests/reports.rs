@@ -57,7 +57,7 @@ fn stderr(ran: &Output) -> String {
 }
 
 fn schema() -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas/report.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schemas/cases.json");
     serde_json::from_str(&std::fs::read_to_string(file).expect("the schema")).expect("JSON")
 }
 

@@ -13,7 +13,7 @@ use crate::report::progress::Progress;
 use crate::serving::{self, OpenError};
 use dijiang_format::manifest::ManifestError;
 use dijiang_runtime::{Device, OrtRuntime, RuntimeError, Serving, ServingOptions, memory_in_use};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ pub struct BenchOptions {
     pub phases: Vec<Phase>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Prefill,
@@ -47,7 +47,7 @@ pub enum Phase {
 }
 
 /// One figure.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub bundle: String,
     pub phase: Phase,

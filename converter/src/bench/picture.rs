@@ -1,19 +1,29 @@
 //! The two panels of Figure 4 of the paper: latency and memory of decoding against context.
 
 use super::{Phase, Row};
-use crate::report::plot::{Line, Panel, colour, draw};
+use crate::report::chart::{Axis, Chart, ChartError, Line, Scale};
 
-/// Milliseconds per token, and memory.
-pub fn latency(rows: &[Row]) -> String {
-    draw(&panel(rows, "ms per token", |row| row.ms_per_token))
+/// Milliseconds per token.
+pub fn latency(rows: &[Row]) -> Result<String, ChartError> {
+    latency_chart(rows).draw()
 }
 
-pub fn memory(rows: &[Row]) -> String {
-    draw(&panel(rows, "memory, GiB", |row| Some(row.memory_bytes? as f64 / f64::from(1 << 30))))
+/// What is taken of memory.
+pub fn memory(rows: &[Row]) -> Result<String, ChartError> {
+    memory_chart(rows).draw()
+}
+
+pub(crate) fn latency_chart(rows: &[Row]) -> Chart {
+    chart("Latency of decoding", rows, "ms a token", |row| row.ms_per_token)
+}
+
+pub(crate) fn memory_chart(rows: &[Row]) -> Chart {
+    let gibibytes = |row: &Row| Some(row.memory_bytes? as f64 / f64::from(1 << 30));
+    chart("Memory of decoding", rows, "memory, GiB", gibibytes)
 }
 
 /// A line per bundle and batch.
-fn panel<'a>(rows: &[Row], y: &'a str, value: fn(&Row) -> Option<f64>) -> Panel<'a> {
+fn chart(title: &str, rows: &[Row], y: &'static str, value: fn(&Row) -> Option<f64>) -> Chart {
     let decode = || rows.iter().filter(|row| row.phase == Phase::Decode);
     let mut kinds: Vec<(&str, usize)> = Vec::new();
     for row in decode() {
@@ -21,19 +31,17 @@ fn panel<'a>(rows: &[Row], y: &'a str, value: fn(&Row) -> Option<f64>) -> Panel<
             kinds.push((&row.bundle, row.batch));
         }
     }
-    let line = |(i, (bundle, batch)): (usize, &(&str, usize))| Line {
+    let line = |(bundle, batch): &(&str, usize)| Line {
         name: format!("{bundle}, batch {batch}"),
-        colour: colour(i),
         points: decode()
             .filter(|row| (row.bundle.as_str(), row.batch) == (*bundle, *batch))
             .filter_map(|row| Some((row.context as f64, value(row)?)))
             .collect(),
     };
-    Panel {
-        x: "context, tokens",
-        y,
-        doubling: true,
-        log: false,
-        lines: kinds.iter().enumerate().map(line).collect(),
+    Chart {
+        title: title.to_owned(),
+        x: Axis { name: "context, tokens", scale: Scale::Doubling },
+        y: Axis { name: y, scale: Scale::Even },
+        lines: kinds.iter().map(line).collect(),
     }
 }

@@ -1,7 +1,7 @@
 //! `dijiang batch FILE`
 
 use super::bar::Bar;
-use super::report::ReportArgs;
+use super::report_args::ReportArgs;
 use super::{Cli, Failure, Outcome, numbers, show};
 use crate::batch::document::{Mistake, Mistakes};
 use crate::batch::expand::options::Commands;

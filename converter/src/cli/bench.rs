@@ -138,7 +138,7 @@ fn check_memory(args: &Args) -> Result<(), Failure> {
 }
 
 fn write_pictures(prefix: &Path, rows: &[Row]) -> Result<(), Failure> {
-    for (name, svg) in [("latency", picture::latency(rows)), ("memory", picture::memory(rows))] {
+    for (name, svg) in [("latency", picture::latency(rows)?), ("memory", picture::memory(rows)?)] {
         let path = PathBuf::from(format!("{}-{name}.svg", prefix.display()));
         write_file(&path, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
     }

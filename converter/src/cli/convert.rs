@@ -1,7 +1,7 @@
 //! `dijiang convert SRC -o BUNDLE`
 
 use super::bar::Bar;
-use super::report::ReportArgs;
+use super::report_args::ReportArgs;
 use super::{Failure, Outcome, numbers, show};
 use crate::bundle::room;
 use crate::convert::scan::Keep;

@@ -23,6 +23,7 @@ mod paths;
 mod plot;
 mod quantize;
 mod report;
+mod report_args;
 mod scan;
 mod show;
 mod signals;
@@ -77,6 +78,7 @@ enum Command {
     Diff(diff::Args),
     Synth(synth::Args),
     Plot(plot::Args),
+    Report(report::Args),
     Completions(completions::Args),
     Man(man::Args),
     Batch(batch::Args),
@@ -181,6 +183,7 @@ fn run(cli: Cli) -> ExitCode {
         Command::Diff(args) => diff::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Plot(args) => plot::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
         Command::Batch(args) => batch::run(&args),

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 /// What a run can count: two of them multiplied are still a number.
 const MOST: u64 = u32::MAX as u64;
+/// Pixels on either side of a map.
+const MOST_MAP_TOKENS: usize = 256;
 /// Threads that a runtime starts at once, whether it needs them or not.
 const MOST_THREADS: usize = 1024;
 /// Micro-batches of an update.
@@ -56,6 +58,11 @@ pub(super) fn context() -> ValueParser {
 /// Solved questions before each.
 pub(super) fn shots() -> ValueParser {
     whole(0..=MOST as usize)
+}
+
+/// Tokens of a map, which is a square of them.
+pub(super) fn map_tokens() -> ValueParser {
+    whole(2..=MOST_MAP_TOKENS)
 }
 
 pub(super) fn threads() -> ValueParser {

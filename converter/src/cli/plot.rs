@@ -26,7 +26,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let run = |path: &PathBuf| Ok::<_, Failure>((name(path), metrics::read(path)?));
     let runs = args.metrics.iter().map(run).collect::<Result<Vec<_>, _>>()?;
-    write_file(&args.output, plot::compare(&runs).as_bytes())
+    write_file(&args.output, plot::compare(&runs)?.as_bytes())
         .map_err(|e| format!("{}: {e}", args.output.display()))?;
     if args.json {
         let runs = runs.iter().map(|(name, lines)| json!({"name": name, "steps": lines.len()}));

@@ -4,7 +4,7 @@ use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
 use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, kept, scan};
 use crate::recipes;
-use crate::report::plot::{Line, Panel, colour, draw};
+use crate::report::chart::{Axis, Chart, ChartError, Line, Scale};
 use dijiang_format::dtype::DType;
 use dijiang_format::recipe::Recipe;
 use dijiang_format::words::{counted, listed};
@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         write(output, &recipes::to_yaml(&recipe)?)?;
     }
     if let Some(svg) = &args.svg {
-        write(svg, &picture(&scanned))?;
+        write(svg, &picture(&scanned)?)?;
     }
     match args.json {
         true => show::object(&object(args, &scanned)?),
@@ -130,17 +130,22 @@ fn object(args: &Args, scanned: &Scanned) -> Result<Value, Failure> {
 }
 
 /// What is lost over how many layers stay softmax.
-fn picture(scanned: &Scanned) -> String {
-    let line = |name: &str, number: usize, cost: &dyn Fn(&Kept) -> Option<f64>| Line {
+fn picture(scanned: &Scanned) -> Result<String, ChartError> {
+    let line = |name: &str, cost: &dyn Fn(&Kept) -> Option<f64>| Line {
         name: name.to_owned(),
-        colour: colour(number),
         points: scanned.frontier.iter().filter_map(|kept| Some((kept.layers as f64, cost(kept)?))).collect(),
     };
     let lines = vec![
-        line("texts that come twice", 0, &|kept| Some(kept.copying)),
-        line("given texts", 1, &|kept| kept.text),
+        line("texts that come twice", &|kept| Some(kept.copying)),
+        line("given texts", &|kept| kept.text),
     ];
-    draw(&Panel { x: "layers that stay softmax", y: "nats a token more", doubling: false, log: false, lines })
+    let chart = Chart {
+        title: "What keeping layers softmax leaves of the loss".to_owned(),
+        x: Axis { name: "layers that stay softmax", scale: Scale::Even },
+        y: Axis { name: "nats a token more", scale: Scale::Even },
+        lines,
+    };
+    chart.draw()
 }
 
 fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {

@@ -1,7 +1,7 @@
 //! `dijiang verify BUNDLE`
 
 use super::bar::Bar;
-use super::report::ReportArgs;
+use super::report_args::ReportArgs;
 use super::{Failure, Outcome, numbers, show};
 use crate::provenance::files::{FileStatus, compare_files};
 use crate::report::outcome::Case;

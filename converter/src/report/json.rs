@@ -1,4 +1,4 @@
-//! A report as one JSON object on one line: `docs/schemas/report.json` describes it.
+//! A report as one JSON object on one line: `docs/schemas/cases.json` describes it.
 
 use crate::report::outcome::Report;
 

@@ -165,7 +165,7 @@ pub fn finetune(
         }
     }
     let path = run.dir.join(plot::FILE);
-    replace_file(&path, plot::loss_curve(&metrics.lines).as_bytes())
+    replace_file(&path, plot::loss_curve(&metrics.lines)?.as_bytes())
         .map_err(|source| TrainError::Io { path, source })?;
     let tokens = metrics.lines.last().map_or(0, |l| l.tokens);
     let trained_parameters = trainer.layout.len();

@@ -5,6 +5,7 @@ use crate::bundle::lock::LockError;
 use crate::onnx::export::ExportError;
 use crate::onnx::import::ImportError;
 use crate::provenance::opened::NotAsWritten;
+use crate::report::chart::ChartError;
 use crate::serving::OpenError;
 use dijiang_format::manifest::ManifestError;
 use dijiang_format::words::counted;
@@ -52,6 +53,8 @@ pub enum TrainError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Canon(#[from] CanonError),
+    #[error(transparent)]
+    Picture(#[from] ChartError),
     #[error(transparent)]
     Graph(#[from] TrainingError),
     #[error(transparent)]

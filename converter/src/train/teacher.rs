@@ -109,7 +109,7 @@ impl TeacherOptions {
 }
 
 /// Whether earlier runs trained nothing but what the conversion added.
-fn is_as_it_came(manifest: &Manifest) -> bool {
+pub(crate) fn is_as_it_came(manifest: &Manifest) -> bool {
     manifest.training.iter().flat_map(|training| &training.tensors).all(|name| is_added(name))
 }
 

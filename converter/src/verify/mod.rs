@@ -16,7 +16,7 @@ mod forms;
 mod interpreter;
 mod listed;
 mod measure;
-mod oracle;
+pub(crate) mod oracle;
 mod plain;
 mod prompts;
 pub mod reference;

@@ -118,7 +118,8 @@ fn result_of(graph: &Graph) -> Option<ValueId> {
     of_rank(3).or_else(|| of_rank(2))
 }
 
-fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, String> {
+/// What an input is given for one row of tokens, from an empty state.
+pub(crate) fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, String> {
     let value = graph.value(input);
     let n = row.len();
     match value.name.as_str() {

@@ -4,6 +4,7 @@
 use super::patterns::find_sites;
 use super::plan::{Plan, plans};
 use super::rewrite::{Options, RULE, RewriteError, Work, patch_site};
+use super::site_writer::Written;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
 
@@ -21,7 +22,7 @@ pub fn write_beside(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<usiz
         let Some(plan) = plan.ok().filter(Plan::learns) else { continue };
         let layer = site.layer;
         patch_site(graph, RULE, &Work { site, plan, options }, |mut writer| {
-            let (out, state) = writer.attention();
+            let Written { out, state, .. } = writer.attention();
             if let Some(state) = state {
                 writer.output_state(state);
             }

@@ -3,6 +3,7 @@
 pub mod calibration_graph;
 pub mod fit;
 pub mod lower;
+pub mod map_graph;
 pub mod mask;
 pub mod patterns;
 mod plan;

@@ -6,7 +6,7 @@ use super::patterns::{NearMiss, find_sites};
 use super::plan::{Plan, plans};
 use super::positions;
 use super::site::AttentionSite;
-use super::site_writer::SiteWriter;
+use super::site_writer::{SiteWriter, Written};
 use super::softmaxes::Computed;
 use crate::feature_map::added::is_added;
 use crate::feature_map::recipe_check::{self, RecipeError};
@@ -369,7 +369,7 @@ pub fn added_weights(graph: &Graph) -> AddedWeights {
 
 /// The linear attention in place of the softmax attention.
 fn replace_site(mut writer: SiteWriter<'_, '_, '_>) {
-    let (out, state) = writer.attention();
+    let Written { out, state, .. } = writer.attention();
     if let Some(state) = state {
         writer.drop_cache();
         writer.output_state(state);

@@ -120,7 +120,12 @@ impl FromIterator<ValueId> for ValueSet {
 
 /// Values that depend on what the graph is given: its inputs, and all that is computed from them.
 pub(crate) fn computed(graph: &Graph) -> ValueSet {
-    let mut found: ValueSet = graph.inputs().iter().copied().collect();
+    computed_from(graph, graph.inputs())
+}
+
+/// These, and all that is computed from them.
+pub(crate) fn computed_from(graph: &Graph, values: &[ValueId]) -> ValueSet {
+    let mut found: ValueSet = values.iter().copied().collect();
     for node in graph.order().into_iter().map(|id| graph.node(id)) {
         if node.inputs.iter().flatten().any(|v| found.contains(*v)) {
             found.extend(&node.outputs);

@@ -31,6 +31,8 @@ use gates::Gates;
 /// What the recurrence of a site gives.
 struct Linear {
     read: ValueId,
+    /// The sums over values that it is made of, in the same order: `read` itself where no norm reads them.
+    sums: ValueId,
     order: HeadOrder,
     /// What φ took out of the queries.
     taken: Option<ValueId>,
@@ -54,6 +56,16 @@ pub(super) struct SiteState {
     ring: Option<(Local, Ring)>,
 }
 
+/// What was written of a site.
+pub(super) struct Written {
+    /// What stands for the site's output.
+    pub(super) out: ValueId,
+    /// The last that is a weighted sum of values, `[batch, heads, sequence, value_dim]`: `out` where no norm reads it.
+    pub(super) weighed: ValueId,
+    /// After the last token.
+    pub(super) state: Option<SiteState>,
+}
+
 /// Writes the patch of one site.
 pub(super) struct SiteWriter<'p, 'g, 'o> {
     pub(super) p: &'p mut Patch<'g>,
@@ -63,8 +75,7 @@ pub(super) struct SiteWriter<'p, 'g, 'o> {
 }
 
 impl SiteWriter<'_, '_, '_> {
-    /// What stands for the site's output, and the state after it.
-    pub(super) fn attention(&mut self) -> (ValueId, Option<SiteState>) {
+    pub(super) fn attention(&mut self) -> Written {
         self.p.set_scope(&format!("{}{MADE}", self.site.name));
         let valid = self.site.mask.padding().map(|mask| self.valid_tokens(mask));
         let Plan { rule, local, .. } = self.plan;
@@ -79,6 +90,8 @@ impl SiteWriter<'_, '_, '_> {
         let near = near.map(|(local, near)| self.seen(&near, local));
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
         let ring = local.zip(near.as_ref().map(|near| near.ring));
+        let sums = linear.as_ref().filter(|linear| near.is_none() && linear.sums != linear.read);
+        let sums = sums.map(|linear| (linear.sums, linear.order));
         let (read, order) = match (linear, near) {
             (Some(linear), None) => (linear.read, linear.order),
             (Some(linear), Some(near)) if self.is_joined() => self.joined(&linear, &near, valid),
@@ -92,8 +105,9 @@ impl SiteWriter<'_, '_, '_> {
         let dtype = self.p.dtype(self.site.out);
         let narrow = self.p.cast(read, dtype);
         let out = self.in_order(narrow, order, HeadOrder::HeadMajor);
+        let weighed = sums.map_or(out, |(sums, order)| self.in_order(sums, order, HeadOrder::HeadMajor));
         let has_state = recurrent.is_some() || ring.is_some();
-        (out, has_state.then_some(SiteState { recurrent, ring }))
+        Written { out, weighed, state: has_state.then_some(SiteState { recurrent, ring }) }
     }
 
     /// What the recurrence gives, of all tokens or of those that leave the window.
@@ -125,18 +139,19 @@ impl SiteWriter<'_, '_, '_> {
             }
             false => (bidirectional::lower(self.p, self.options.form, [q, k, v], dims), None),
         };
-        let read = match self.options.recipe.readout {
-            Readout::Sum if !dims.divides => sums.num,
-            Readout::Sum => self.read_sum(&sums),
+        let order = sums.order;
+        let (read, sums) = match self.options.recipe.readout {
+            Readout::Sum if !dims.divides => (sums.num, None),
+            Readout::Sum => (self.read_sum(&sums), None),
             Readout::GroupNorm | Readout::RmsNorm => {
                 let sums = match self.options.recipe.by_position {
                     Some(positions) => self.weighed_sums(sums, positions),
                     None => sums,
                 };
-                self.read_normalised(&sums)
+                (self.read_normalised(&sums), Some(sums.num))
             }
         };
-        Linear { read, order: sums.order, taken, state }
+        Linear { read, sums: sums.unwrap_or(read), order, taken, state }
     }
 
     /// `[batch, heads, sequence, ·]` or `[batch, sequence, heads, ·]` in the other order, if it is not that already.

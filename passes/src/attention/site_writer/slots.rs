@@ -35,7 +35,8 @@ impl SiteWriter<'_, '_, '_> {
             let row = self.p.reshape(values, &[0, 0, count * value_dim]);
             RecurrentState { s, z: Some(row) }
         });
-        Linear { read: read.sums.num, order: read.sums.order, taken: None, state }
+        let (read, order) = (read.sums.num, read.sums.order);
+        Linear { read, sums: read, order, taken: None, state }
     }
 
     fn of_heads(&self, rest: &[u64]) -> Vec<u64> {
