@@ -73,16 +73,20 @@ const FAMILIES_OF_ROWS: [Family; 3] = [
     Family { rows: [12, 5, 3], ..Family::of_32_positions("opt") },
 ];
 
-/// One family for recipes that are `paper` with another feature map: what a type or a way of feeding needs, no map changes.
+/// One family for what no family changes: f16 and the ways of feeding of recipes that are `paper` with another feature map or
+/// decay, and f16 fed in rows but for the recipes that are shipped first.
 const ONE_FAMILY: [Family; 1] = [Family::rotary("llama")];
 
-fn is_another_map(recipe: &str) -> bool {
-    ["performer", "pff", "wpff", "elu", "cosformer"].contains(&recipe)
+/// The recipe that others change one field of, and those which most bundles are of.
+const FIRST: [&str; 4] = ["adaptive", "windows", "gated", "paper"];
+
+fn is_paper_but_for_a_field(recipe: &str) -> bool {
+    ["performer", "pff", "wpff", "elu", "cosformer", "decayed"].contains(&recipe)
 }
 
 /// What a recipe is tested with, fed whole.
 fn whole(recipe: &str, dtype: DType) -> &'static [Family] {
-    match is_another_map(recipe) && dtype == DType::F16 {
+    match is_paper_but_for_a_field(recipe) && dtype == DType::F16 {
         true => &ONE_FAMILY,
         false => &FAMILIES,
     }
@@ -92,7 +96,8 @@ fn whole(recipe: &str, dtype: DType) -> &'static [Family] {
 fn fed(recipe: &str, dtype: DType) -> &'static [Family] {
     match (recipe, dtype) {
         ("retnet", DType::F16) => &FAMILIES_OF_ROWS,
-        _ if is_another_map(recipe) => &ONE_FAMILY,
+        (_, DType::F16) if !FIRST.contains(&recipe) => &ONE_FAMILY,
+        _ if is_paper_but_for_a_field(recipe) => &ONE_FAMILY,
         _ => &FAMILIES,
     }
 }
