@@ -153,8 +153,9 @@ fn a_head_without_a_table_gives_the_sources_logits() {
     let home = Home::with(&source);
     let made = home.object("convert model -o bundle --recipe softmax --json");
     let checks = made["checks"].as_array().expect("checks");
-    let of = |end: &str| checks.iter().filter(move |c| c["name"].as_str().is_some_and(|n| n.ends_with(end)));
-    assert!(of("softmax = reference").count() > 0, "{made}");
+    let of_reference =
+        |c: &&Value| c["name"].as_str().is_some_and(|name| name.ends_with("softmax = reference"));
+    assert!(checks.iter().filter(of_reference).count() > 0, "{made}");
     assert!(checks.iter().all(|c| c["ok"] == true || c["status"] == "skipped"), "{made}");
 }
 
