@@ -13,6 +13,7 @@ mod initializer;
 mod legacy;
 pub mod locations;
 mod notes;
+mod order;
 pub mod proto;
 mod reader;
 mod wire;

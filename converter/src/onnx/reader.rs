@@ -9,10 +9,10 @@ use super::proto::{
     AttributeProto, DimValue, DimensionProto, EXTERNAL, FunctionProto, GraphProto, NodeProto,
     OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
-use super::{attribute, branches, domain, dtype, forms, forms::Form};
+use super::{attribute, branches, domain, dtype, forms, forms::Form, order};
 use crate::report::message::shown;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::is_made;
+use dijiang_format::names::{MASK, is_made};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::{Attr, Op};
 use dijiang_passes::ir::patch::{Change, Patch};
@@ -74,6 +74,8 @@ pub(super) struct Reader<'m> {
     /// Computed values of one element of which it is known whether they are true.
     pub(super) truths: BTreeMap<ValueId, bool>,
     unnamed: usize,
+    /// The names of nodes.
+    nodes: BTreeSet<String>,
     pub(super) notes: Notes,
 }
 
@@ -99,6 +101,7 @@ impl<'m> Reader<'m> {
             unreadable: BTreeMap::new(),
             truths: BTreeMap::new(),
             unnamed: 0,
+            nodes: BTreeSet::new(),
             notes: Notes::default(),
         }
     }
@@ -107,9 +110,7 @@ impl<'m> Reader<'m> {
     pub(super) fn read(mut self, proto: &GraphProto) -> Result<(Change, Notes, Vec<PathBuf>), ImportProblem> {
         self.initializers(proto)?;
         self.inputs(proto)?;
-        for (at, node) in proto.node.iter().enumerate() {
-            self.node(node).map_err(|problem| explained(problem, proto, at))?;
-        }
+        self.nodes(proto)?;
         self.outputs(proto)?;
         self.files.check()?;
         Ok((self.patch.finish(), self.notes, self.files.paths()))
@@ -191,10 +192,23 @@ impl<'m> Reader<'m> {
                 self.notes.add(branches::fixed_note(&input.name));
                 self.patch.named_constant(&input.name, tensor)
             }
-            None => self.patch.input(&input.name, dtype, shape),
+            None => self.given(&input.name, dtype, shape),
         };
         self.bind(&input.name, Some(id));
         Ok(())
+    }
+
+    /// An input of the model. A mask of another kind than whole numbers becomes one of those, which is what runtimes feed.
+    fn given(&mut self, name: &str, dtype: DType, shape: Shape) -> ValueId {
+        if name != MASK || shape.len() != 2 || dtype.is_int() {
+            return self.patch.input(name, dtype, shape);
+        }
+        self.notes.add(format!(
+            "input `{MASK}` takes whole numbers, 1 for a token and 0 for padding, in place of {dtype}"
+        ));
+        let given = self.patch.input(name, DType::I64, shape);
+        let op = Op::new("Cast").with("to", dtype.name());
+        self.helper(MASK, "given", op, &[Some(given)])
     }
 
     fn check_dtype(&self, value: ValueId, declared: DType) -> Result<(), String> {
@@ -225,6 +239,13 @@ impl<'m> Reader<'m> {
         Ok(())
     }
 
+    fn nodes(&mut self, graph: &GraphProto) -> Result<(), ImportProblem> {
+        for at in order::sorted(&graph.node) {
+            self.node(&graph.node[at]).map_err(|problem| explained(problem, graph, at))?;
+        }
+        Ok(())
+    }
+
     pub(super) fn node(&mut self, proto: &NodeProto) -> Result<(), ImportProblem> {
         self.expand(proto)?;
         let resolved;
@@ -249,12 +270,22 @@ impl<'m> Reader<'m> {
         .map_err(|reason| problem(proto, &name, reason))
     }
 
+    /// Names of nodes need not be different in a file, but ONNX Runtime refuses some that are not.
     fn node_name(&mut self, proto: &NodeProto) -> String {
-        if !proto.name.is_empty() {
-            return format!("{}{}", self.frame.prefix, proto.name);
+        let stem = match proto.name.is_empty() {
+            false => format!("{}{}", self.frame.prefix, proto.name),
+            true => {
+                self.unnamed += 1;
+                format!("{}{}_{}", self.frame.prefix, proto.op_type, self.unnamed)
+            }
+        };
+        let mut name = stem.clone();
+        let mut n = 1;
+        while !self.nodes.insert(name.clone()) {
+            n += 1;
+            name = format!("{stem}_{n}");
         }
-        self.unnamed += 1;
-        format!("{}{}_{}", self.frame.prefix, proto.op_type, self.unnamed)
+        name
     }
 
     fn find(&self, name: &str) -> Option<Named> {
@@ -455,9 +486,7 @@ impl<'m> Reader<'m> {
         self.deeper().map_err(fail)?;
         self.frame.scopes.push(Scope::new());
         self.initializers(graph)?;
-        for (at, node) in graph.node.iter().enumerate() {
-            self.node(node).map_err(|problem| explained(problem, graph, at))?;
-        }
+        self.nodes(graph)?;
         let outputs = self.results(graph.output.iter().map(|o| &o.name));
         self.frame.scopes.pop();
         self.depth -= 1;
@@ -637,12 +666,9 @@ fn explained(problem: ImportProblem, graph: &GraphProto, at: usize) -> ImportPro
     if !reason.ends_with(NOT_BEFORE) {
         return ImportProblem::Node { node, op, reason };
     }
-    let needed: BTreeSet<&String> = graph.node[at].input.iter().collect();
-    let later = graph.node.iter().skip(at).any(|n| n.output.iter().any(|o| needed.contains(o)));
-    let hint = match (lies_on_cycle(&graph.node, at), later) {
-        (true, _) => "it lies on a cycle",
-        (false, true) => "it is computed later; sort the nodes",
-        (false, false) => "nothing computes it; an initialiser is missing",
+    let hint = match lies_on_cycle(&graph.node, at) {
+        true => "it lies on a cycle",
+        false => "nothing computes it; an initialiser is missing",
     };
     ImportProblem::Node { node, op, reason: format!("{reason} (hint: {hint})") }
 }

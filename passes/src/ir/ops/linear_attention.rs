@@ -61,7 +61,8 @@ fn infer(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 
 fn unpack(x: &ArrayD<f64>, heads: usize) -> Result<Array4<f64>, String> {
     let &[b, t, packed] = x.shape() else { return Err(format!("{:?} is not packed", x.shape())) };
-    x.to_owned().into_shape_with_order((b, t, heads, packed / heads)).map_err(|e| e.to_string())
+    let plain = x.as_standard_layout().into_owned();
+    plain.into_shape_with_order((b, t, heads, packed / heads)).map_err(|e| e.to_string())
 }
 
 fn eval(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {

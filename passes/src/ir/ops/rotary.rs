@@ -137,7 +137,12 @@ fn by_head(x: &ArrayD<f64>, heads: Option<i64>, head_dim: usize) -> Result<Array
         Some(n) if n > 0 => n as usize,
         _ => hidden / head_dim.max(1),
     };
-    let split = x.to_owned().into_shape_with_order((batch, time, heads, hidden / heads.max(1)));
+    let split = x.as_standard_layout().into_owned().into_shape_with_order((
+        batch,
+        time,
+        heads,
+        hidden / heads.max(1),
+    ));
     Ok(split.map_err(|e| e.to_string())?.permuted_axes([0, 2, 1, 3]))
 }
 
