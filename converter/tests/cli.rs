@@ -598,7 +598,7 @@ fn configs_that_do_not_fit_are_refused() {
     insta::assert_snapshot!(with("llama", "intermediate_size", json!(100)), @"error: model/model.safetensors: tensor `model.layers.0.mlp.gate_proj.weight` has shape [48, 64]; expected [100, 64] from config.json");
     insta::assert_snapshot!(with("llama", "num_key_value_heads", json!(3)), @"error: model/config.json: key `num_key_value_heads` is 3; expected a divisor of num_attention_heads = 4");
     insta::assert_snapshot!(with("llama", "head_dim", json!(15)), @"error: model/config.json: key `head_dim` is such that 15 of 15 features are rotated; expected an even number of them, as they are rotated in pairs");
-    insta::assert_snapshot!(with("llama", "model_type", json!("mamba")), @"error: model/config.json: model_type `mamba` is not supported; supported: gpt_neox, llama, ministral, mistral, opt");
+    insta::assert_snapshot!(with("llama", "model_type", json!("mamba")), @"error: model/config.json: model_type is `mamba`: linear attention, convolutions or state-space layers in place of softmax attention already: its state is constant as it is, and there is nothing to convert");
     insta::assert_snapshot!(with("llama", "num_hidden_layers", json!("two")), @r#"error: model/config.json: key `num_hidden_layers` is "two"; expected a positive integer below 2^31"#);
 
     let home = Home::with("llama");

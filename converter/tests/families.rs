@@ -308,7 +308,8 @@ fn other_spellings_are_the_same_model() {
     let yarn = json!({
         "type": "yarn", "factor": 4.0, "beta_fast": 2, "beta_slow": 0.5, "original_max_position_embeddings": 16,
     });
-    let cases: [(&str, &[(&str, Value)]); 9] = [
+    let cases: [(&str, &[(&str, Value)]); 10] = [
+        ("gemma", &[("hidden_act", json!("silu")), ("hidden_activation", json!("gelu_pytorch_tanh"))]),
         ("qwen2", &[("layer_types", Value::Null)]),
         ("qwen2", &[("rope_parameters", Value::Null), ("rope_scaling", yarn), ("rope_theta", json!(1000.0))]),
         ("smollm3", &[("no_rope_layers", Value::Null)]),

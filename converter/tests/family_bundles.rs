@@ -109,7 +109,6 @@ fn families_convert_otherwise() {
     for (folder, recipe, dtype) in [
         ("gemma2", "softmax", DType::F32),
         ("gemma3", "paper", DType::F32),
-        ("gemma2", "softmax", DType::F16),
         ("qwen3", "adaptive", DType::F16),
     ] {
         proved(folder, recipe, dtype);

@@ -25,7 +25,9 @@ const USUAL: Usual = Usual { tied: true, ..Usual::LLAMA };
 
 fn describe(config: &Config, meta: &ModelMeta) -> Result<Decoder, CheckpointError> {
     let gemma = of_any(config, meta, &USUAL)?;
-    let act = activation(config, "hidden_act", "gelu_pytorch_tanh")?;
+    // The first files say `gelu` under the one key, which transformers 4 read as what the other says.
+    let key = if config.value("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    let act = activation(config, key, "gelu_pytorch_tanh")?;
     Ok(Decoder { mlp: Mlp { act, ..gemma.mlp }, ..gemma })
 }
 
