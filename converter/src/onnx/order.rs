@@ -10,7 +10,9 @@ pub(super) fn sorted(nodes: &[NodeProto]) -> Vec<usize> {
     let outputs =
         nodes.iter().enumerate().flat_map(|(at, node)| node.output.iter().map(move |o| (o.as_str(), at)));
     let makers: BTreeMap<&str, usize> = outputs.filter(|(name, _)| !name.is_empty()).collect();
-    let needs: Vec<BTreeSet<usize>> = nodes.iter().map(|node| needed(node, &makers)).collect();
+    let mut needs: Vec<BTreeSet<usize>> = nodes.iter().map(|node| needed(node, &makers)).collect();
+    // A node that reads what it computes is an error where it stands.
+    needs.iter_mut().enumerate().for_each(|(at, needs)| _ = needs.remove(&at));
     if needs.iter().enumerate().all(|(at, needs)| needs.last().is_none_or(|last| *last < at)) {
         return (0..nodes.len()).collect();
     }
