@@ -19,7 +19,7 @@ fn fixtures_give_the_logits_of_transformers() {
     let is_softmax = |folder: &Path| !folder.ends_with("authors") && !folder.ends_with("authors-edited");
     folders.retain(|folder| folder.join("reference.safetensors").is_file() && is_softmax(folder));
     folders.sort();
-    assert_eq!(folders.len(), 10, "{folders:?}");
+    assert_eq!(folders.len(), 31, "{folders:?}");
     for folder in folders {
         gives(&folder, &Reference::of_fixture(&folder));
     }
