@@ -234,20 +234,8 @@ fn compiled(model: &Path) -> Compiled {
 
 fn options(proof: &Proof) -> ConvertOptions {
     ConvertOptions {
-        recipe: recipes::load(recipes::DEFAULT).expect("the recipe"),
-        is_default_recipe: false,
-        target: Target::Ort,
-        dtype: None,
-        layers: None,
-        keep: None,
-        weights: None,
-        seed: 0,
-        train: false,
-        force: false,
-        free_space: dijiang::bundle::room::free_space,
-        link: false,
-        checksums: false,
         verify: (*proof == Proof::Whole).then(VerifyOptions::default),
+        ..ConvertOptions::of(recipes::load(recipes::DEFAULT).expect("the recipe"))
     }
 }
 

@@ -7,7 +7,6 @@ use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
-use dijiang_format::target::Target;
 use dijiang_runtime::OrtRuntime;
 use std::path::{Path, PathBuf};
 
@@ -37,22 +36,7 @@ const FAMILIES: [(&str, usize); 21] = [
 ];
 
 fn options(recipe: &str, dtype: DType) -> ConvertOptions {
-    ConvertOptions {
-        recipe: recipes::load(recipe).expect("a recipe"),
-        is_default_recipe: false,
-        target: Target::Ort,
-        dtype: Some(dtype),
-        layers: None,
-        keep: None,
-        weights: None,
-        seed: 0,
-        train: false,
-        force: false,
-        free_space: dijiang::bundle::room::free_space,
-        link: false,
-        checksums: false,
-        verify: None,
-    }
+    ConvertOptions { dtype: Some(dtype), ..ConvertOptions::of(recipes::load(recipe).expect("a recipe")) }
 }
 
 fn source(folder: &str) -> PathBuf {

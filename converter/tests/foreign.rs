@@ -480,7 +480,7 @@ fn nodes_may_share_a_name_and_leave_outputs_out() {
       input %x: f32[2, 4]
       const %w: f32[4, 4] = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
       %h = MatMul(%x, %w) "same": f32[2, 4]
-      %y, %same_2:unused1 = Dropout(%h) "same_2": f32[2, 4], bool[2, 4]
+      %y, %same:unused1 = Dropout(%h) "same": f32[2, 4], bool[2, 4]
       output "y" %y
     }
     "#);

@@ -18,20 +18,11 @@ fn converted(fixture: &str, target: Target, at: &Path) -> Graph {
     let required = std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1");
     assert!(!required || runtimes == Choice::Ort, "ONNX Runtime is required");
     let options = ConvertOptions {
-        recipe: recipes::load("softmax").expect("a preset"),
-        is_default_recipe: false,
         target,
         dtype: Some(DType::F32),
-        layers: None,
-        keep: None,
-        weights: None,
-        seed: 0,
-        train: false,
         force: true,
-        free_space: dijiang::bundle::room::free_space,
-        link: false,
-        checksums: false,
         verify: Some(VerifyOptions { runtimes, ..VerifyOptions::default() }),
+        ..ConvertOptions::of(recipes::load("softmax").expect("a preset"))
     };
     let result = convert(&source, at, &options, &mut Silent).expect("it converts");
     let verification = result.verification.expect("it was verified");

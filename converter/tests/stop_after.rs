@@ -60,22 +60,8 @@ fn after_any_number_of_clean_ups_the_graph_computes_the_same() {
     canonicalize(&mut clean).expect("it settles");
     let all = clean.patches();
     assert!(all > 3, "{all} clean-ups are too few to tell");
-    let options = ConvertOptions {
-        recipe: recipes::load("gated").expect("the recipe"),
-        is_default_recipe: false,
-        target: Target::Ort,
-        dtype: None,
-        layers: None,
-        keep: None,
-        weights: None,
-        seed: 0,
-        train: false,
-        force: true,
-        free_space: dijiang::bundle::room::free_space,
-        link: false,
-        checksums: false,
-        verify: None,
-    };
+    let options =
+        ConvertOptions { force: true, ..ConvertOptions::of(recipes::load("gated").expect("the recipe")) };
     for n in 0..=all {
         let bundle = directory.path().join("bundle");
         let partial = convert_first(n, &model, &bundle, &options, &mut Silent).expect("it converts");

@@ -6,7 +6,6 @@ use dijiang::synth::shapes::{SHAPES, find};
 use dijiang::synth::{SynthOptions, synth};
 use dijiang::{checkpoint, recipes};
 use dijiang_format::dtype::DType;
-use dijiang_format::target::Target;
 use std::path::Path;
 
 /// Parameters as their authors count them: EleutherAI's table of Pythia's total parameters, and the sizes of the
@@ -54,22 +53,7 @@ fn a_checkpoint_converts_and_its_numbers_are_those_of_the_seed() {
     let bytes = |name: &str| std::fs::read(at(name).join("model.safetensors")).expect("the weights");
     assert_eq!(bytes("a"), bytes("b"));
     assert_ne!(bytes("a"), bytes("c"));
-    let options = ConvertOptions {
-        recipe: recipes::load("adaptive").expect("the default recipe"),
-        is_default_recipe: false,
-        target: Target::Ort,
-        dtype: None,
-        layers: None,
-        keep: None,
-        weights: None,
-        seed: 0,
-        train: false,
-        force: false,
-        free_space: dijiang::bundle::room::free_space,
-        link: false,
-        checksums: false,
-        verify: None,
-    };
+    let options = ConvertOptions::of(recipes::load("adaptive").expect("the default recipe"));
     let full = ConvertOptions { free_space: |_| Ok(1_000_000), ..options.clone() };
     let refused = convert(&at("a"), &at("bundle"), &full, &mut Silent).expect_err("the disk is full");
     assert!(matches!(refused, ConvertError::NoRoom(_)), "{refused}");

@@ -12,7 +12,6 @@ use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::target::Target;
 use dijiang_passes::attention::patterns::{Found, find_sites};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::{Graph, ValueId};
@@ -341,20 +340,8 @@ impl Home {
     /// Converts with the default recipe and its proof, which must hold; the one site must be linear.
     fn converted(&self) -> Converted {
         let options = ConvertOptions {
-            recipe: recipes::load(recipes::DEFAULT).expect("the default recipe"),
-            is_default_recipe: false,
-            target: Target::Ort,
-            dtype: None,
-            layers: None,
-            keep: None,
-            weights: None,
-            seed: 0,
-            train: false,
-            force: false,
-            free_space: dijiang::bundle::room::free_space,
-            link: false,
-            checksums: false,
             verify: Some(VerifyOptions::default()),
+            ..ConvertOptions::of(recipes::load(recipes::DEFAULT).expect("the default recipe"))
         };
         let converted = convert(&self.source(), &self.bundle(), &options, &mut Silent).expect("it converts");
         let verification = converted.verification.as_ref().expect("it was asked for");

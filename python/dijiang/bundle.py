@@ -1,5 +1,6 @@
 """A bundle on stock ONNX Runtime, without the binary: the loop over its state, for anyone who writes their own."""
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ class Bundle:
         self.length = 0
         self.reset()
 
-    @property
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         file = self.path / "tokenizer.json"
         if not file.is_file():

@@ -17,11 +17,11 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from ablation import run
 from eval_parity import FILES
 
 # Places among the linear models of the paper's Table 2, by its column Avg. Its WSC is SuperGLUE's.
@@ -29,43 +29,35 @@ PAPER = {"paper": 1, "pff": 2, "performer": 3, "cosformer": 4, "linformer": 5, "
 TASKS = list(FILES)
 
 
-def run(binary, *words):
-    command = [str(word) for word in (binary, *words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    return json.loads(done.stdout) if "--json" in words else None
-
-
 def perplexities(args, bundle):
     contexts = [args.context, 4 * args.context]
     joined = ",".join(map(str, contexts))
     words = ["eval", bundle, "--perplexity", args.valid, "--context", joined, "--max-tokens", args.windows * args.context]
-    found = run(args.binary, *words, "--device", args.device, "--json")["results"]
+    found = run(args, *words, "--device", args.device, "--json")["results"]
     return {str(result["context"]): result["value"] for result in found}
 
 
 def answers(args, bundle):
     tasks = [word for name in TASKS for word in ("--task", f"{name}={args.data / FILES[name][0]}")]
-    found = run(args.binary, "eval", bundle, *tasks, "--limit", args.limit, "--device", args.device, "--json")["results"]
+    found = run(args, "eval", bundle, *tasks, "--limit", args.limit, "--device", args.device, "--json")["results"]
     return {result["task"]: [result["value"], result["standard_error"]] for result in found if result["metric"] == "acc"}
 
 
 def recall(args, bundle):
     words = ["eval", bundle, "--task", "recall", "--context", 256, "--device", args.device, "--json"]
-    found = [result for result in run(args.binary, *words)["results"] if result["metric"] == "acc"]
+    found = [result for result in run(args, *words)["results"] if result["metric"] == "acc"]
     return [found[0]["value"], found[0]["standard_error"]]
 
 
 def one(args, recipe, home):
     name, bundle = Path(recipe).stem, home / "bundle"
-    run(args.binary, "convert", args.checkpoint, "-o", bundle, "--recipe", recipe, "--seed", args.seed, "--no-verify")
+    run(args, "convert", args.checkpoint, "-o", bundle, "--recipe", recipe, "--seed", args.seed, "--no-verify")
     row = {"recipe": name, "seed": args.seed, "tokens": args.steps * args.batch * args.context}
     row["converted"] = perplexities(args, bundle)
     teacher = "none" if name == "softmax" else "self"
     data = ["--data", args.train, "--valid", args.valid, "--validation-windows", args.windows, "--validate-every", 32]
     size = ["--batch", args.batch, "--context", args.context, "--steps", args.steps, "--device", args.device]
-    run(args.binary, "finetune", bundle, *data, *size, "--seed", args.seed, "--teacher", teacher)
+    run(args, "finetune", bundle, *data, *size, "--seed", args.seed, "--teacher", teacher)
     if args.curves:
         args.curves.mkdir(parents=True, exist_ok=True)
         shutil.copy(bundle / "train" / "metrics.jsonl", args.curves / f"{name}-{args.seed}.jsonl")

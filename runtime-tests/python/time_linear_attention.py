@@ -1,6 +1,6 @@
 """Time of one token of `com.microsoft.LinearAttention` by its sizes, by PyTorch's profiler.
 
-    python3 time_linear_attention.py --rows 128 96x64x96 96x64x80 64x128x96
+    python3 time_linear_attention.py --rows 128 [--rule gated_delta] 96x64x96 96x64x80 64x128x96
 
 A size is heads x features x values. The state is read and written in place, in f32 and in f16. Needs torch and
 onnxruntime-gpu on a machine with a GPU; both must be built for the same CUDA.
@@ -22,32 +22,34 @@ WARM_UP, RUNS = 3, 5
 DEVICE = "cuda"
 # Log decays are at most zero.
 RANGES = {"g": (-1.0, 0.0)}
+# What each update rule reads of every head and token beside queries, keys and values.
+RULES = {"gated": ["g"], "gated_delta": ["g", "b"]}
 
 
-def shapes(rows, heads, features, values):
-    packed = {"q": features, "k": features, "v": values, "g": 1}
+def shapes(rows, heads, features, values, rule):
+    packed = {"q": features, "k": features, "v": values, **dict.fromkeys(RULES[rule], 1)}
     inputs = {name: [rows, 1, heads * width] for name, width in packed.items()}
     state = [rows, heads, features, values]
     return {**inputs, "s": state}, {"y": inputs["v"], "t": state}
 
 
-def model(inputs, outputs, heads, element):
+def model(inputs, outputs, heads, element, rule):
     node = helper.make_node(
-        "LinearAttention", ["q", "k", "v", "s", "g"], ["y", "t"], domain="com.microsoft",
-        q_num_heads=heads, kv_num_heads=heads, update_rule="gated", scale=1.0,
+        "LinearAttention", ["q", "k", "v", "s", *RULES[rule]], ["y", "t"], domain="com.microsoft",
+        q_num_heads=heads, kv_num_heads=heads, update_rule=rule, scale=1.0,
     )
     declared = [[helper.make_tensor_value_info(name, element, shape) for name, shape in side.items()] for side in (inputs, outputs)]
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(helper.make_graph([node], "g", *declared), opset_imports=opsets, ir_version=10)
 
 
-def measure(rows, sizes, dtype):
+def measure(rows, sizes, dtype, rule):
     element, torch_type, numpy_type = TYPES[dtype]
     heads, features, values = sizes
-    inputs, outputs = shapes(rows, heads, features, values)
+    inputs, outputs = shapes(rows, heads, features, values, rule)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    graph = model(inputs, outputs, heads, element)
+    graph = model(inputs, outputs, heads, element, rule)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CUDAExecutionProvider"])
     binding, tensors = session.io_binding(), {}
     for name, shape in inputs.items():
@@ -68,10 +70,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="+", type=lambda text: [int(n) for n in text.split("x")])
     parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rule", choices=RULES, default="gated")
     args = parser.parse_args()
     for sizes in args.sizes:
         for dtype in TYPES:
-            measure(args.rows, sizes, dtype)
+            measure(args.rows, sizes, dtype, args.rule)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,29 @@ pub struct ConvertOptions {
     pub verify: Option<VerifyOptions>,
 }
 
+impl ConvertOptions {
+    /// With this recipe, asked for, and else as the command has it where nothing is said, but without a proof.
+    #[must_use]
+    pub fn of(recipe: Recipe) -> Self {
+        Self {
+            recipe,
+            is_default_recipe: false,
+            target: Target::Ort,
+            dtype: None,
+            weights: None,
+            layers: None,
+            keep: None,
+            seed: 0,
+            train: false,
+            force: false,
+            free_space: room::free_space,
+            link: false,
+            checksums: false,
+            verify: None,
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Debug, Clone)]
 pub struct Converted {

@@ -4,7 +4,6 @@
 //! it is converted like that checkpoint. What the conversion added is taken over as it is.
 
 use crate::bundle::lock::{BundleLock, LockError};
-use crate::bundle::room;
 use crate::checkpoint::{CheckpointError, Config, Weights};
 use crate::convert::source::{self, SourceError};
 use crate::convert::{Before, Conversion, ConvertError, ConvertOptions, Converted, convert_opened};
@@ -101,19 +100,14 @@ pub fn requantize(
 fn as_before(manifest: &Manifest, options: &RequantizeOptions) -> ConvertOptions {
     let linear = manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect();
     ConvertOptions {
-        recipe: manifest.recipe.clone(),
-        is_default_recipe: false,
         target: manifest.target,
         dtype: Some(manifest.dtype),
         weights: Some(options.weights),
         layers: Some(linear),
-        keep: None,
         seed: manifest.seed,
-        train: false,
         force: options.force,
-        free_space: room::free_space,
-        link: false,
         checksums: options.checksums,
         verify: options.verify.clone(),
+        ..ConvertOptions::of(manifest.recipe.clone())
     }
 }

@@ -9,6 +9,7 @@ use super::proto::{
     DimValue, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
+use super::unique::Unique;
 use super::{attribute, dtype, external, forms, forms::Form, initializer};
 use crate::bundle::weights::WeightFile;
 use dijiang_passes::ir::graph::{Def, Graph, Node, ValueId};
@@ -85,8 +86,14 @@ pub fn to_model(graph: &Graph, options: &ExportOptions<'_>) -> Result<ModelProto
         return Err(ExportError::Location { location: weights.location.to_owned(), problem });
     }
     let names = Names::of(graph)?;
-    let writer =
-        GraphWriter { graph, options, names, graph_proto: GraphProto::default(), axes: BTreeMap::new() };
+    let writer = GraphWriter {
+        graph,
+        options,
+        names,
+        nodes: Unique::default(),
+        graph_proto: GraphProto::default(),
+        axes: BTreeMap::new(),
+    };
     Ok(ModelProto {
         ir_version: ir_version(options.opset),
         producer_name: "dijiang".to_owned(),
@@ -127,14 +134,14 @@ fn opset_imports(graph: &Graph, opset: i64) -> Vec<OperatorSetIdProto> {
 /// its own otherwise, changed where an output has that name.
 struct Names {
     of: BTreeMap<ValueId, String>,
-    taken: BTreeSet<String>,
+    taken: Unique,
 }
 
 impl Names {
     fn of(graph: &Graph) -> Result<Self, ExportError> {
-        let mut names = Self { of: BTreeMap::new(), taken: BTreeSet::from([String::new()]) };
+        let mut names = Self { of: BTreeMap::new(), taken: [&String::new()].into_iter().collect() };
         for (output, value) in graph.outputs() {
-            names.taken.insert(output.clone());
+            names.taken.take(output);
             if graph.producer(*value).is_some() {
                 names.of.entry(*value).or_insert_with(|| output.clone());
             }
@@ -144,23 +151,14 @@ impl Names {
                 continue;
             }
             let is_public = value.is_weight || matches!(value.def, Def::Input);
-            if is_public && names.taken.contains(&value.name) {
+            if is_public && names.taken.is_taken(&value.name) {
                 let reason = "an output of the graph has the same name".to_owned();
                 return Err(ExportError::Value { name: value.name.clone(), reason });
             }
-            let name = names.fresh(&value.name);
+            let name = names.taken.fresh(&value.name);
             names.of.insert(id, name);
         }
         Ok(names)
-    }
-
-    /// `wanted`, or the first of `wanted_1`, `wanted_2`, … that is free.
-    fn fresh(&mut self, wanted: &str) -> String {
-        let numbered = (1..).map(|n| format!("{wanted}_{n}"));
-        let mut candidates = std::iter::once(wanted.to_owned()).chain(numbered);
-        let name = candidates.find(|name| !self.taken.contains(name)).unwrap_or_default();
-        self.taken.insert(name.clone());
-        name
     }
 }
 
@@ -168,6 +166,8 @@ struct GraphWriter<'a> {
     graph: &'a Graph,
     options: &'a ExportOptions<'a>,
     names: Names,
+    /// Names of nodes, which ONNX Runtime wants to be different.
+    nodes: Unique,
     graph_proto: GraphProto,
     /// Names of the constants that hold axes.
     axes: BTreeMap<Vec<i64>, String>,
@@ -226,7 +226,7 @@ impl GraphWriter<'_> {
                 self.graph_proto.node.push(NodeProto {
                     input: vec![source],
                     output: vec![name.clone()],
-                    name: format!("output/{name}"),
+                    name: self.nodes.fresh(&format!("output/{name}")),
                     op_type: "Identity".to_owned(),
                     ..NodeProto::default()
                 });
@@ -249,7 +249,7 @@ impl GraphWriter<'_> {
         let mut proto = NodeProto {
             input: node.inputs.iter().map(|v| v.map_or_else(String::new, |v| self.name(v))).collect(),
             output: node.outputs.iter().map(|v| self.name(*v)).collect(),
-            name: node.name.clone(),
+            name: self.nodes.fresh(&node.name),
             op_type: op.to_owned(),
             domain: domain.to_owned(),
             ..NodeProto::default()
@@ -313,7 +313,7 @@ impl GraphWriter<'_> {
 
     fn axes_constant(&mut self, axes: &[i64]) -> String {
         let listed: Vec<String> = axes.iter().map(i64::to_string).collect();
-        let name = self.names.fresh(&format!("axes/{}", listed.join(",")));
+        let name = self.names.taken.fresh(&format!("axes/{}", listed.join(",")));
         let tensor = Tensor::from_i64(&[axes.len() as u64], axes);
         self.graph_proto.initializer.push(initializer::inline(&name, &tensor));
         self.axes.insert(axes.to_vec(), name.clone());

@@ -16,6 +16,7 @@ mod notes;
 mod order;
 pub mod proto;
 mod reader;
+mod unique;
 mod wire;
 
 /// The domain of the standard operators has two spellings.

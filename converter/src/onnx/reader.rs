@@ -9,6 +9,7 @@ use super::proto::{
     AttributeProto, DimValue, DimensionProto, EXTERNAL, FunctionProto, GraphProto, NodeProto,
     OperatorSetIdProto, TensorProto, ValueInfoProto,
 };
+use super::unique::Unique;
 use super::{attribute, branches, domain, dtype, forms, forms::Form, order};
 use crate::report::message::shown;
 use dijiang_format::dtype::DType;
@@ -66,16 +67,12 @@ pub(super) struct Reader<'m> {
     expanded: usize,
     depth: usize,
     /// All names of values, and those that the model's graph will define.
-    taken: BTreeSet<String>,
-    /// How many values wanted a name.
-    wanted: BTreeMap<String, usize>,
+    taken: Unique,
     /// String initialisers and the like: an error only where they are used.
     unreadable: BTreeMap<String, String>,
     /// Computed values of one element of which it is known whether they are true.
     pub(super) truths: BTreeMap<ValueId, bool>,
     unnamed: usize,
-    /// The names of nodes.
-    nodes: BTreeSet<String>,
     pub(super) notes: Notes,
 }
 
@@ -96,12 +93,10 @@ impl<'m> Reader<'m> {
             calls: Vec::new(),
             expanded: 0,
             depth: 0,
-            taken: names(proto).cloned().collect(),
-            wanted: BTreeMap::new(),
+            taken: names(proto).collect(),
             unreadable: BTreeMap::new(),
             truths: BTreeMap::new(),
             unnamed: 0,
-            nodes: BTreeSet::new(),
             notes: Notes::default(),
         }
     }
@@ -270,22 +265,12 @@ impl<'m> Reader<'m> {
         .map_err(|reason| problem(proto, &name, reason))
     }
 
-    /// Names of nodes need not be different in a file, but ONNX Runtime refuses some that are not.
     fn node_name(&mut self, proto: &NodeProto) -> String {
-        let stem = match proto.name.is_empty() {
-            false => format!("{}{}", self.frame.prefix, proto.name),
-            true => {
-                self.unnamed += 1;
-                format!("{}{}_{}", self.frame.prefix, proto.op_type, self.unnamed)
-            }
-        };
-        let mut name = stem.clone();
-        let mut n = 1;
-        while !self.nodes.insert(name.clone()) {
-            n += 1;
-            name = format!("{stem}_{n}");
+        if !proto.name.is_empty() {
+            return format!("{}{}", self.frame.prefix, proto.name);
         }
-        name
+        self.unnamed += 1;
+        format!("{}{}_{}", self.frame.prefix, proto.op_type, self.unnamed)
     }
 
     fn find(&self, name: &str) -> Option<Named> {
@@ -322,21 +307,7 @@ impl<'m> Reader<'m> {
     /// the model's graph, and one that is free for all others.
     fn value_name(&mut self, name: &str) -> String {
         let is_outer = self.frame.given.is_none() && self.frame.scopes.len() == 1;
-        if is_outer { name.to_owned() } else { self.fresh(format!("{}{name}", self.frame.prefix)) }
-    }
-
-    fn fresh(&mut self, stem: String) -> String {
-        if self.taken.insert(stem.clone()) {
-            return stem;
-        }
-        let n = self.wanted.entry(stem.clone()).or_default();
-        loop {
-            *n += 1;
-            let name = format!("{stem}_{n}");
-            if self.taken.insert(name.clone()) {
-                return name;
-            }
-        }
+        if is_outer { name.to_owned() } else { self.taken.fresh(&format!("{}{name}", self.frame.prefix)) }
     }
 
     fn operator(&mut self, proto: &NodeProto, name: &str) -> Result<(), String> {
@@ -375,7 +346,7 @@ impl<'m> Reader<'m> {
         name: &str,
     ) -> Result<(), String> {
         for (slot, tensor) in legacy::attributes_to_inputs(op, self.frame.opset)? {
-            let constant = self.fresh(format!("{name}:input{slot}"));
+            let constant = self.taken.fresh(&format!("{name}:input{slot}"));
             let id = self.patch.named_constant(&constant, tensor);
             if inputs.len() > slot {
                 return Err(format!("{} inputs, expected {slot} before the attribute", inputs.len()));
@@ -406,7 +377,7 @@ impl<'m> Reader<'m> {
             Flattened::Axis(axis) => return self.add(name, op.with("axis", axis), inputs, &proto.output),
             Flattened::Reshaped(sizes) => sizes,
         };
-        let sizes_name = self.fresh(format!("{name}:sizes"));
+        let sizes_name = self.taken.fresh(&format!("{name}:sizes"));
         let sizes = self.patch.named_constant(&sizes_name, Tensor::from_i64(&[sizes.len() as u64], &sizes));
         let flat = self.helper(name, "flatten", Op::new("Reshape"), &[Some(x), Some(sizes)]);
         let done = self.helper(name, "flat", op.with("axis", -1), &[Some(flat)]);
@@ -416,7 +387,7 @@ impl<'m> Reader<'m> {
 
     /// A node that the model does not have, beside one that it has.
     fn helper(&mut self, node: &str, what: &str, op: Op, inputs: &[Option<ValueId>]) -> ValueId {
-        let name = self.fresh(format!("{node}:{what}"));
+        let name = self.taken.fresh(&format!("{node}:{what}"));
         self.patch.named_node(&name, op, inputs, vec![name.clone()])[0]
     }
 
@@ -434,7 +405,7 @@ impl<'m> Reader<'m> {
             if output.is_empty() {
                 // It still needs a name in the IR. A long name many times over would fill the memory.
                 let stem = if name.len() <= 256 { name } else { "node" };
-                labels.push(self.fresh(format!("{stem}:unused{slot}")));
+                labels.push(self.taken.fresh(&format!("{stem}:unused{slot}")));
                 continue;
             }
             if self.check_new(output).is_err() || !own.insert(output) {

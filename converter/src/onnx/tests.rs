@@ -5,6 +5,7 @@ use super::import::{import, import_bytes};
 use super::proto::ModelProto;
 use crate::bundle::weights::WeightFile;
 use bytes::Bytes;
+use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::op::Attr;
 use dijiang_passes::ir::text::{parse, print};
@@ -245,21 +246,49 @@ fn import_errors_name_the_place() {
     );
 }
 
-/// ONNX Runtime takes such files, and refuses one with two nodes of one name only once it casts between them.
+/// What is read of a model after a change.
+fn changed(edit: impl Fn(&mut ModelProto)) -> Graph {
+    let bytes = export(&graph(FORMS), &ExportOptions { opset: 18, weights: None }).expect("it is written");
+    let mut model: ModelProto = prost::Message::decode(bytes.as_slice()).expect("it decodes");
+    edit(&mut model);
+    let bytes = prost::Message::encode_to_vec(&model).into();
+    import_bytes(bytes, Path::new("m.onnx")).expect("a graph").graph
+}
+
 #[test]
-fn nodes_in_another_order_and_of_one_name_are_read() {
-    let read = |edit: fn(&mut ModelProto)| {
-        let bytes =
-            export(&graph(FORMS), &ExportOptions { opset: 18, weights: None }).expect("it is written");
-        let mut model: ModelProto = prost::Message::decode(bytes.as_slice()).expect("it decodes");
-        edit(&mut model);
-        let bytes = prost::Message::encode_to_vec(&model).into();
-        import_bytes(bytes, Path::new("m.onnx")).expect("a graph").graph
-    };
-    assert_eq!(print(&read(|m| nodes(m).swap(0, 1))), print(&read(|_| {})));
-    let named = read(|m| nodes(m).iter_mut().for_each(|node| node.name = "same".to_owned()));
-    let names: Vec<String> = named.nodes().map(|(_, node)| node.name.clone()).collect();
-    assert!(names.contains(&"same".to_owned()) && names.contains(&"same_2".to_owned()), "{names:?}");
+fn nodes_in_another_order_are_read() {
+    assert_eq!(print(&changed(|m| nodes(m).swap(0, 1))), print(&changed(|_| {})));
+}
+
+/// A mask as some exporters have it, and an input of another name beside it.
+#[test]
+fn a_mask_of_booleans_takes_whole_numbers() {
+    let text = r#"graph "masked" {
+  input %attention_mask: bool[batch, sequence]
+  input %other_mask: bool[batch, sequence]
+  %y = And(%attention_mask, %other_mask) "both": bool[batch, sequence]
+  output "y" %y
+}"#;
+    let bytes = export(&graph(text), &ExportOptions { opset: 18, weights: None }).expect("it is written");
+    let read = import_bytes(bytes.into(), Path::new("m.onnx")).expect("a graph");
+    let dtype = |name: &str| read.graph.input(name).and_then(|value| read.graph.value(value).ty.dtype);
+    assert_eq!((dtype("attention_mask"), dtype("other_mask")), (Some(DType::I64), Some(DType::Bool)));
+    let given = read.graph.input("attention_mask").expect("an input");
+    let casts = read.graph.nodes().filter(|(_, node)| node.op.is("Cast") && node.input(0) == Some(given));
+    assert_eq!(casts.map(|(_, node)| node.op.str("to")).collect::<Vec<_>>(), [Some("bool")]);
+    assert!(read.notes.iter().any(|note| note.contains("in place of bool")), "{:?}", read.notes);
+}
+
+/// ONNX Runtime refuses a model in which two nodes have one name.
+#[test]
+fn nodes_of_one_name_are_written_with_names_of_their_own() {
+    let named = changed(|m| nodes(m).iter_mut().for_each(|node| node.name = "same".to_owned()));
+    let bytes = export(&named, &ExportOptions { opset: 18, weights: None }).expect("it is written");
+    let mut model: ModelProto = prost::Message::decode(bytes.as_slice()).expect("it decodes");
+    let names: std::collections::BTreeSet<&str> = nodes(&mut model).iter().map(|n| n.name.as_str()).collect();
+    let count = names.len();
+    assert!(names.contains("same") && names.contains("same_1"), "{names:?}");
+    assert_eq!(count, nodes(&mut model).len());
 }
 
 fn nodes(model: &mut ModelProto) -> &mut Vec<super::proto::NodeProto> {

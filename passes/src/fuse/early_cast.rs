@@ -3,6 +3,7 @@
 //! Exact: yes, up to rounding, of which there is less
 //! Declines when: a part is read in its own type too
 
+use super::cut_alike;
 use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
@@ -32,9 +33,7 @@ fn widen(w: &mut Sweep<'_>, split: &Node, tables: &mut BTreeMap<ValueId, ValueId
     let ways = ways.filter(|ways| ways.len() > 1)?;
     let x = w.input(split, 0)?;
     let wide = w.patch.cast(x, DType::F32);
-    let sizes = w.input(split, 1).map(Some);
-    let inputs: Vec<Option<ValueId>> = [Some(wide)].into_iter().chain(sizes).collect();
-    let parts = w.patch.node_outputs(split.op.clone(), &inputs, split.outputs.len());
+    let parts = cut_alike(w, split, wide);
     for (way, part) in ways.iter().zip(parts) {
         let mut value = part;
         for id in &way.nodes {

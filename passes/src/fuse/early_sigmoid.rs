@@ -3,6 +3,7 @@
 //! Exact: yes
 //! Declines when: a part is read otherwise too, or by no sigmoid
 
+use super::cut_alike;
 use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
@@ -29,9 +30,7 @@ fn open_before(w: &mut Sweep<'_>, split: &Node) -> Option<()> {
     let opened = opened.filter(|opened| opened.len() > 1)?;
     let x = w.input(split, 0)?;
     let open = w.patch.sigmoid(x);
-    let sizes = w.input(split, 1).map(Some);
-    let inputs: Vec<Option<ValueId>> = [Some(open)].into_iter().chain(sizes).collect();
-    let parts = w.patch.node_outputs(split.op.clone(), &inputs, split.outputs.len());
+    let parts = cut_alike(w, split, open);
     for (old, new) in opened.into_iter().zip(parts) {
         w.stand_for(old, new);
     }

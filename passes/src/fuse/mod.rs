@@ -4,8 +4,8 @@
 //! A fusion of a tree of operators says which by a [pattern](crate::pattern), and checks the rest itself. Those that
 //! follow a value to its users, gather any number of nodes or compare polynomials walk by hand.
 
-use crate::canon::GraphRule;
-use crate::ir::graph::Graph;
+use crate::canon::{GraphRule, Sweep};
+use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::PatchError;
 
 mod bias_gelu;
@@ -60,6 +60,13 @@ pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {
 pub fn fuse_for_many(graph: &mut Graph) -> Result<usize, PatchError> {
     let joins = joined_products::JoinedProducts.name();
     sweep(graph, FUSIONS.iter().copied().filter(|rule| rule.name() != joins))
+}
+
+/// The parts of `x`, cut as `split` cuts.
+fn cut_alike(w: &mut Sweep<'_>, split: &Node, x: ValueId) -> Vec<ValueId> {
+    let sizes = w.input(split, 1).map(Some);
+    let inputs: Vec<Option<ValueId>> = [Some(x)].into_iter().chain(sizes).collect();
+    w.patch.node_outputs(split.op.clone(), &inputs, split.outputs.len())
 }
 
 fn sweep(

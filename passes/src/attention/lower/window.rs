@@ -68,14 +68,23 @@ pub struct Ring {
     pub count: ValueId,
 }
 
-/// How the keys and values of a ring lie.
+/// Keys and values, as a ring has them.
 #[derive(Debug, Clone, Copy)]
-pub enum Kept {
+pub enum Kept<T = ValueId> {
     /// Keys `[batch, kv_heads, slots, head_dim]`, and values `[batch, kv_heads, slots, value_dim]`.
-    Apart([ValueId; 2]),
+    Apart([T; 2]),
     /// The keys of a head and then its values, `[batch, 2 · kv_heads, slots, head_dim]`: what is done to both is one
     /// operator.
-    Stacked(ValueId),
+    Stacked(T),
+}
+
+impl<T> Kept<T> {
+    pub(super) fn map<U>(self, mut each: impl FnMut(T) -> U) -> Kept<U> {
+        match self {
+            Self::Apart(both) => Kept::Apart(both.map(each)),
+            Self::Stacked(both) => Kept::Stacked(each(both)),
+        }
+    }
 }
 
 impl Kept {
@@ -130,29 +139,25 @@ fn by_counts(p: &mut Patch<'_>, near: &Near, local: Local, dims: Dims) -> Seen {
         p.reshape(log_sum, &[0, dims.heads, -1, 1])
     });
     let read = weighted(p, scores, values, dims);
-    let ring = ring_after(p, near, Kept::Apart([keys, values]), (&counts, local), dims);
+    let all = Kept::Apart([(keys, dims.kv_heads), (values, dims.kv_heads)]);
+    let ring = ring_after(p, near, all, (&counts, local));
     Seen { read, log_sum, order: HeadOrder::HeadMajor, ring }
 }
 
-/// The ring that a call leaves of what it found and brought, which has `slots + sequence` rows in place of `slots`.
+/// The ring that a call leaves of what it found and brought, `slots + sequence` rows of so many heads.
 pub(super) fn ring_after(
     p: &mut Patch<'_>,
     near: &Near,
-    all: Kept,
+    all: Kept<(ValueId, i64)>,
     (counts, local): (&Counts, Local),
-    dims: Dims,
 ) -> Ring {
     let rows = rows_after(p, near, counts, local);
     let (batch, time) = (p.shape_of(near.k, 0, 1), p.shape_of(near.k, 2, 3));
     let height = p.add_scalar(time, local.slots() as f64);
-    let mut taken = |all: ValueId, heads: i64| {
+    let kept = all.map(|(all, heads)| {
         let rows = rows_of_heads(p, rows, (batch, heads), height);
         taken(p, all, rows, (heads, local))
-    };
-    let kept = match all {
-        Kept::Apart(both) => Kept::Apart(both.map(|all| taken(all, dims.kv_heads))),
-        Kept::Stacked(all) => Kept::Stacked(taken(all, 2 * dims.kv_heads)),
-    };
+    });
     Ring { kept, count: wrapped(p, counts.after, local) }
 }
 

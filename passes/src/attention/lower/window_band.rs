@@ -19,29 +19,29 @@ pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Se
     let order = near.valid.map(|valid| Order::new(p, valid));
     let order = order.as_ref();
     let total = order.map(|order| order.total);
-    let rows = Rows::of(p, near, d);
-    let (near, rows) = match order {
-        Some(order) => (order.all_together(p, near, d), rows.map(|part| part.together(p, order))),
-        None => (*near, rows),
+    let parts = parts(p, near, d);
+    let (near, parts) = match order {
+        Some(order) => (order.queries_together(p, near, d), parts.map(|part| part.together(p, order))),
+        None => (*near, parts),
     };
     let counts = Counts::in_order(p, &near, total, local);
     let band = Band::new(p, &near, local);
-    let [keys, values] = band.keys_and_values(p, &rows, d);
+    let [keys, values] = band.keys_and_values(p, parts, d);
     let scores = band.scores(p, &near, keys, (&counts, d));
     let log_sum = near.sums.then(|| {
         let log_sum = log_sum(p, scores);
         band.grid.join(p, log_sum, d.heads, 1)
     });
     let read = band.read(p, scores, values, d);
-    let all = rows.joined(p);
-    let ring = ring_after(p, &near, all, (&counts, local), d);
+    let all = parts.map(|part| (part.joined(p), part.heads));
+    let ring = ring_after(p, &near, all, (&counts, local));
     let read = order.map_or(read, |order| order.read_apart(p, read, d.heads, d.value_dim));
     let log_sum = log_sum.map(|x| order.map_or(x, |order| order.read_apart(p, x, d.heads, 1)));
     Seen { read, log_sum, order: HeadOrder::TokenMajor, ring }
 }
 
 /// Rows of keys, of values, or of both.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Part {
     /// `[batch, heads, slots, ·]`
     ring: ValueId,
@@ -60,39 +60,17 @@ impl Part {
     }
 }
 
-/// The keys and values of a window as its ring [keeps](Kept) them.
-enum Rows {
-    Apart([Part; 2]),
-    Stacked(Part),
-}
-
-impl Rows {
-    fn of(p: &mut Patch<'_>, near: &Near, d: Dims) -> Self {
-        let heads = d.kv_heads;
-        match near.ring.kept {
-            Kept::Apart([keys, values]) => {
-                Self::Apart([(keys, near.k), (values, near.v)].map(|(ring, new)| Part { ring, new, heads }))
-            }
-            Kept::Stacked(ring) => {
-                let both = p.concat(&[near.k, near.v], 2);
-                let new = p.reshape(both, &[0, 2 * heads, -1, d.value_dim]);
-                Self::Stacked(Part { ring, new, heads: 2 * heads })
-            }
+/// The keys and values of a window, laid as its ring keeps them.
+fn parts(p: &mut Patch<'_>, near: &Near, d: Dims) -> Kept<Part> {
+    let heads = d.kv_heads;
+    match near.ring.kept {
+        Kept::Apart([keys, values]) => {
+            Kept::Apart([(keys, near.k), (values, near.v)].map(|(ring, new)| Part { ring, new, heads }))
         }
-    }
-
-    fn map(self, mut each: impl FnMut(Part) -> Part) -> Self {
-        match self {
-            Self::Apart(both) => Self::Apart(both.map(each)),
-            Self::Stacked(both) => Self::Stacked(each(both)),
-        }
-    }
-
-    /// The ring and what comes after it.
-    fn joined(&self, p: &mut Patch<'_>) -> Kept {
-        match self {
-            Self::Apart(both) => Kept::Apart(both.map(|part| part.joined(p))),
-            Self::Stacked(both) => Kept::Stacked(both.joined(p)),
+        Kept::Stacked(ring) => {
+            let both = p.concat(&[near.k, near.v], 2);
+            let new = p.reshape(both, &[0, 2 * heads, -1, d.value_dim]);
+            Kept::Stacked(Part { ring, new, heads: 2 * heads })
         }
     }
 }
@@ -128,8 +106,8 @@ impl Order {
         Self { places, sources, total }
     }
 
-    /// But for keys and values, whose lengths alone are read of what this returns.
-    fn all_together(&self, p: &mut Patch<'_>, near: &Near, d: Dims) -> Near {
+    /// Keys and values are brought together as [`parts`]: of those that stay in what this returns the length alone is read.
+    fn queries_together(&self, p: &mut Patch<'_>, near: &Near, d: Dims) -> Near {
         Near { q: self.together(p, near.q, d.heads), valid: None, ..*near }
     }
 
@@ -193,11 +171,10 @@ impl Band {
     }
 
     /// What each block may see of both, `[batch, kv_heads, blocks, width, ·]`.
-    fn keys_and_values(&self, p: &mut Patch<'_>, rows: &Rows, d: Dims) -> [ValueId; 2] {
-        match rows {
-            Rows::Apart(both) => both.map(|part| self.visible(p, &part)),
-            Rows::Stacked(both) => {
-                let both = self.visible(p, both);
+    fn keys_and_values(&self, p: &mut Patch<'_>, parts: Kept<Part>, d: Dims) -> [ValueId; 2] {
+        match parts.map(|part| self.visible(p, part)) {
+            Kept::Apart(both) => both,
+            Kept::Stacked(both) => {
                 let (lead, last) = (p.ints(&[0, d.kv_heads, 2]), p.ints(&[d.value_dim]));
                 let shape = p.concat(&[lead, self.grid.count, self.width, last], 0);
                 unstacked(p, both, shape)
@@ -231,8 +208,7 @@ impl Band {
     }
 
     /// What each block may see: `[batch, heads, blocks, W + block + sinks, ·]`.
-    fn visible(&self, p: &mut Patch<'_>, part: &Part) -> ValueId {
-        let Part { ring, new, heads } = *part;
+    fn visible(&self, p: &mut Patch<'_>, Part { ring, new, heads }: Part) -> ValueId {
         let features = p.known_dim(new, 3) as i64;
         let sinks = i64::from(self.local.sinks);
         let last = p.slice(ring, 2, sinks, i64::MAX);

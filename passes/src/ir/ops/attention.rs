@@ -4,6 +4,7 @@
 use super::elementwise::zip;
 use super::matmul::matmul;
 use super::normalize::softmax;
+use super::unpacked;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
 use crate::ir::op::{Attr, AttrSpec, Op, OpSpec};
@@ -174,10 +175,7 @@ fn heads(op: &Op, name: &str) -> Result<usize, String> {
 
 /// `[batch, heads, time, dim]` from `[batch, time, heads · dim]`.
 fn split(x: &ArrayD<f64>, heads: usize) -> Result<ArrayD<f64>, String> {
-    let &[b, t, hidden] = x.shape() else { return Err(format!("{:?} is not packed", x.shape())) };
-    let dims = IxDyn(&[b, t, heads, hidden / heads]);
-    let split = x.as_standard_layout().into_owned().into_shape_with_order(dims).map_err(|e| e.to_string())?;
-    Ok(split.permuted_axes(IxDyn(&[0, 2, 1, 3])).as_standard_layout().into_owned())
+    Ok(unpacked(x, heads)?.permuted_axes([0, 2, 1, 3]).as_standard_layout().into_owned().into_dyn())
 }
 
 fn merge(x: &ArrayD<f64>) -> Result<ArrayD<f64>, String> {

@@ -2,11 +2,12 @@
 //! S_t = exp(g_t) S_{t-1} + k_t ⊗ w_t, o_t = scale · q_tᵀ S_t, with w_t = v_t under the update rules `linear` and `gated`,
 //! and w_t = β_t (v_t - exp(g_t) S_{t-1}ᵀ k_t) under `delta` and `gated_delta`.
 
+use super::unpacked;
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type};
 use crate::ir::op::{AttrSpec, Op, OpSpec};
 use crate::ir::shape::Dim;
-use ndarray::{Array4, ArrayD, IxDyn, s};
+use ndarray::{Array4, IxDyn, s};
 
 const ATTRS: &[(&str, AttrSpec)] = &[
     ("q_num_heads", AttrSpec::RequiredInt),
@@ -59,12 +60,6 @@ fn infer(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     Ok(vec![out, state][..ctx.outputs].to_vec())
 }
 
-fn unpack(x: &ArrayD<f64>, heads: usize) -> Result<Array4<f64>, String> {
-    let &[b, t, packed] = x.shape() else { return Err(format!("{:?} is not packed", x.shape())) };
-    let plain = x.as_standard_layout().into_owned();
-    plain.into_shape_with_order((b, t, heads, packed / heads)).map_err(|e| e.to_string())
-}
-
 fn eval(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
     let (q_heads, kv_heads) = heads(ctx.op)?;
     let rule = ctx.op.str("update_rule").unwrap_or_default();
@@ -75,15 +70,16 @@ fn eval(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         "gated_delta" => (true, true),
         _ => return Err(format!("update rule `{rule}` is not known")),
     };
-    let (q, k, v) = (unpack(ctx.f(0)?, q_heads)?, unpack(ctx.f(1)?, kv_heads)?, unpack(ctx.f(2)?, kv_heads)?);
+    let (q, k, v) =
+        (unpacked(ctx.f(0)?, q_heads)?, unpacked(ctx.f(1)?, kv_heads)?, unpacked(ctx.f(2)?, kv_heads)?);
     let (batch, time, _, d_k) = q.dim();
     let d_v = v.dim().3;
     let scale = match ctx.op.float("scale") {
         Some(s) if s != 0.0 => f64::from(s),
         _ => (d_k as f64).sqrt().recip(),
     };
-    let decay = if gated { Some(unpack(ctx.f(4)?, kv_heads)?) } else { None };
-    let beta = if delta { Some(unpack(ctx.f(5)?, kv_heads)?) } else { None };
+    let decay = if gated { Some(unpacked(ctx.f(4)?, kv_heads)?) } else { None };
+    let beta = if delta { Some(unpacked(ctx.f(5)?, kv_heads)?) } else { None };
     let mut state = match ctx.has(3) {
         true => ctx.f(3)?.clone().into_dimensionality().map_err(|e| e.to_string())?,
         false => Array4::zeros((batch, kv_heads, d_k, d_v)),

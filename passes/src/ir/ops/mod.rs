@@ -2,6 +2,7 @@
 //! its f64 evaluation beside it.
 
 use super::op::OpSpec;
+use ndarray::{Array4, ArrayD};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -66,12 +67,31 @@ const ROW: OpSpec = OpSpec {
     eval: |_| Err("no evaluation".to_owned()),
 };
 
+/// `[batch, time, heads, dim]` of what is packed, `[batch, time, heads · dim]`, however it lies in memory.
+fn unpacked(x: &ArrayD<f64>, heads: usize) -> Result<Array4<f64>, String> {
+    let &[batch, time, packed] = x.shape() else { return Err(format!("{:?} is not packed", x.shape())) };
+    let plain = x.as_standard_layout().into_owned();
+    plain.into_shape_with_order((batch, time, heads, packed / heads.max(1))).map_err(|e| e.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::{Array, IxDyn};
 
     #[test]
     fn no_operator_stands_twice() {
         assert_eq!(all().count(), BY_NAME.len());
+    }
+
+    /// What a transpose gives lies in memory otherwise than its shape says.
+    #[test]
+    fn what_is_packed_may_lie_transposed() {
+        let numbers = Array::from_shape_vec(IxDyn(&[1, 4, 3]), (0..12).map(f64::from).collect())
+            .expect("it fills them");
+        let heads = unpacked(&numbers.permuted_axes(IxDyn(&[0, 2, 1])), 2).expect("two heads");
+        // Token 1 of the three, head 1 of the two, feature 0: row 2 of the four.
+        assert_eq!((heads.dim(), heads[[0, 1, 1, 0]]), ((1, 3, 2, 2), 7.0));
+        assert!(unpacked(&ArrayD::zeros(IxDyn(&[1, 3, 5])), 2).is_err(), "five do not fill two heads");
     }
 }

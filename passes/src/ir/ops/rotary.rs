@@ -1,7 +1,7 @@
 //! Rotary position embedding (Su et al. 2021): `RotaryEmbedding` of `ai.onnx` (opset 23) and of
 //! `com.microsoft`, which take their inputs in another order.
 
-use super::ROW;
+use super::{ROW, unpacked};
 use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::Type;
 use crate::ir::op::{AttrSpec, OpSpec};
@@ -130,20 +130,14 @@ fn rotate_all(
 
 /// `[batch, heads, time, head_dim]`, from that or from `[batch, time, heads · head_dim]`.
 fn by_head(x: &ArrayD<f64>, heads: Option<i64>, head_dim: usize) -> Result<Array4<f64>, String> {
-    let &[batch, time, hidden] = x.shape() else {
+    let &[_, _, hidden] = x.shape() else {
         return x.clone().into_dimensionality().map_err(|_| format!("{:?} has no heads", x.shape()));
     };
     let heads = match heads {
         Some(n) if n > 0 => n as usize,
         _ => hidden / head_dim.max(1),
     };
-    let split = x.as_standard_layout().into_owned().into_shape_with_order((
-        batch,
-        time,
-        heads,
-        hidden / heads.max(1),
-    ));
-    Ok(split.map_err(|e| e.to_string())?.permuted_axes([0, 2, 1, 3]))
+    Ok(unpacked(x, heads)?.permuted_axes([0, 2, 1, 3]))
 }
 
 fn back(heads: Array4<f64>, shape: &[usize]) -> Result<Vec<Array>, String> {

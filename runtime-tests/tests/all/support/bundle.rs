@@ -74,22 +74,7 @@ impl Bundle {
 
 /// A conversion with the defaults, without a proof.
 pub(crate) fn options(recipe: &Recipe) -> ConvertOptions {
-    ConvertOptions {
-        recipe: recipe.clone(),
-        is_default_recipe: false,
-        target: Target::Ort,
-        dtype: Some(DType::F32),
-        layers: None,
-        keep: None,
-        weights: None,
-        seed: 0,
-        train: false,
-        force: false,
-        free_space: dijiang::bundle::room::free_space,
-        link: false,
-        checksums: false,
-        verify: None,
-    }
+    ConvertOptions { dtype: Some(DType::F32), ..ConvertOptions::of(recipe.clone()) }
 }
 
 /// Converts, and expects that it works.
