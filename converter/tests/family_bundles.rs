@@ -57,7 +57,8 @@ fn proved(folder: &str, recipe: &str, dtype: DType) -> Converted {
     let verification = made.verification.as_ref().expect("it was asked for");
     assert!(verification.ok, "{folder}, {recipe}: {verification:#?}");
     let mut of_reference = verification.checks.iter().filter(|c| c.name.ends_with("softmax = reference"));
-    let ran = if has_ort() { 2 } else { 1 };
+    // tract has no kernels of bf16, and without both the interpreter is asked.
+    let ran = if has_ort() && dtype != DType::BF16 { 2 } else { 1 };
     let is_close = |limit: Option<f64>| dtype != DType::F32 || limit == Some(1e-4);
     assert_eq!(of_reference.clone().count(), ran, "{folder}, {recipe}: {verification:#?}");
     assert!(of_reference.all(|c| c.ok && is_close(c.limit)), "{folder}, {recipe}: {verification:#?}");
@@ -93,6 +94,7 @@ fn families_convert_otherwise() {
     for (folder, recipe, dtype) in [
         ("gemma2", "softmax", DType::F32),
         ("gemma3", "paper", DType::F32),
+        ("gemma3", "softmax", DType::BF16),
         ("qwen3", "adaptive", DType::F16),
     ] {
         proved(folder, recipe, dtype);

@@ -666,6 +666,22 @@ fn a_mask_is_there_once_for_all_layers_that_read_it() {
     );
 }
 
+/// As transformers rounds it: √6 is 2.4495, and 2.453 in bf16.
+#[test]
+fn gemma_rounds_the_root_of_its_width_to_the_type_it_computes_in() {
+    let dir =
+        llama().with("model_type", json!("gemma")).with("hidden_act", json!("gelu_pytorch_tanh")).write();
+    let checkpoint = open(dir.path()).expect("a checkpoint");
+    for (dtype, root) in
+        [(DType::F32, "[2.4494898]"), (DType::F16, "[2.4492188]"), (DType::BF16, "[2.453125]")]
+    {
+        let text = text::print(&checkpoint.build(Some(dtype)).expect("a model").graph);
+        let constants =
+            text.lines().filter(|line| line.contains("model.embed_tokens/") && line.contains(root));
+        assert_eq!(constants.count(), 1, "{dtype}: {text}");
+    }
+}
+
 #[test]
 fn falcon_with_a_bias_by_distance_is_refused() {
     let falcon = llama().with("model_type", json!("falcon")).with("hidden_size", json!(8));
