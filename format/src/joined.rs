@@ -1,15 +1,31 @@
 //! The grammar of joined weights. An input of `prefill.onnx` or `decode.onnx` that is no token and no state is a weight
-//! by its name in the weight file, or several as one, one after the other along the first axis: `a+b`, or
-//! `a[0:64:192]+b` for rows 0 to 63 of every 192 rows of `a` and then all of `b`.
+//! by its name in the weight file, or is made of several when the graph loads:
+//!
+//! ```text
+//! input = part {"+" part}                     one after the other along the first axis
+//! part  = side {"|" side}                     side by side along the last axis
+//! side  = term {"&" term}                     summed, element by element
+//! term  = ["-"] rows ["*" name | "@" name]    negated; with columns scaled by a vector; times a vector
+//! rows  = name ["[" begin ":" end ":" every "]"]
+//! ```
+//!
+//! `a[0:64:192]+b` is rows 0 to 63 of every 192 rows of `a` and then all of `b`. `w*g` is a matrix `[out, in]` whose column
+//! `i` is multiplied by `g[i]`, `b&w@g` is `b + w·g` `[out]`: what a norm multiplies and adds, where a product reads it.
+//! What is computed is computed in f32, and rounded once.
 
 use std::fmt;
 
 /// Between the parts of a joined weight.
 const JOIN: char = '+';
+const BESIDE: char = '|';
+const PLUS: char = '&';
+const NEGATED: char = '-';
+const SCALED: char = '*';
+const TIMES: char = '@';
 /// Before the rows of a part.
 const OPEN: char = '[';
 
-/// The most parts of a join: its name is made of theirs.
+/// The most terms of a join: its name is made of theirs.
 pub const MOST_PARTS: usize = 64;
 
 /// Rows `begin..end` of every `every` rows.
@@ -49,7 +65,12 @@ pub struct WeightPart {
 impl WeightPart {
     /// Whether a weight of this name can be a part of a join.
     pub fn can_be(name: &str) -> bool {
-        !name.contains([JOIN, OPEN])
+        !name.starts_with(NEGATED) && !name.contains([JOIN, BESIDE, PLUS, SCALED, TIMES, OPEN])
+    }
+
+    /// All of a weight.
+    pub fn whole(name: &str) -> Self {
+        Self { name: name.to_owned(), rows: None }
     }
 
     /// Reads `name` or `name[begin:end:every]`; a text that is neither is taken for a name.
@@ -77,14 +98,111 @@ impl fmt::Display for WeightPart {
     }
 }
 
+/// The vector that a term is multiplied by, one number for each column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Factor {
+    /// Each column by its number: a matrix.
+    Columns(String),
+    /// The matrix product: a vector.
+    Vector(String),
+}
+
+/// Rows of a weight, or what one step makes of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Term {
+    pub is_negated: bool,
+    pub rows: WeightPart,
+    pub by: Option<Factor>,
+}
+
+impl Term {
+    pub fn stored(rows: WeightPart) -> Self {
+        Self { is_negated: false, rows, by: None }
+    }
+
+    fn parse(text: &str) -> Self {
+        let (is_negated, text) = match text.strip_prefix(NEGATED) {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let at = |sign: char| text.split_once(sign).map(|(rows, by)| (rows, by.to_owned()));
+        let (rows, by) = match (at(SCALED), at(TIMES)) {
+            (Some((rows, by)), _) => (rows, Some(Factor::Columns(by))),
+            (_, Some((rows, by))) => (rows, Some(Factor::Vector(by))),
+            _ => (text, None),
+        };
+        Self { is_negated, rows: WeightPart::parse(rows), by }
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_negated {
+            write!(f, "{NEGATED}")?;
+        }
+        write!(f, "{}", self.rows)?;
+        match &self.by {
+            Some(Factor::Columns(by)) => write!(f, "{SCALED}{by}"),
+            Some(Factor::Vector(by)) => write!(f, "{TIMES}{by}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What stands along the first axis: sums of terms, side by side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub sides: Vec<Vec<Term>>,
+}
+
+impl Part {
+    pub fn of(term: Term) -> Self {
+        Self { sides: vec![vec![term]] }
+    }
+
+    /// The rows it is, where nothing is computed.
+    pub fn stored(&self) -> Option<&WeightPart> {
+        self.term().filter(|term| !term.is_negated && term.by.is_none()).map(|term| &term.rows)
+    }
+
+    /// The only term.
+    pub fn term(&self) -> Option<&Term> {
+        match &self.sides[..] {
+            [side] if side.len() == 1 => side.first(),
+            _ => None,
+        }
+    }
+
+    /// How many terms it is made of.
+    pub fn terms(&self) -> usize {
+        self.sides.iter().map(Vec::len).sum()
+    }
+
+    fn parse(text: &str) -> Self {
+        let side = |text: &str| text.split(PLUS).map(Term::parse).collect();
+        Self { sides: text.split(BESIDE).map(side).collect() }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = |side: &Vec<Term>| all(side, PLUS);
+        f.write_str(&all(&self.sides.iter().map(side).collect::<Vec<_>>(), BESIDE))
+    }
+}
+
+fn all<T: fmt::Display>(parts: &[T], between: char) -> String {
+    parts.iter().map(T::to_string).collect::<Vec<_>>().join(&between.to_string())
+}
+
 /// The name of the weights `parts` as one.
-pub fn print(parts: &[WeightPart]) -> String {
-    parts.iter().map(WeightPart::to_string).collect::<Vec<_>>().join(&JOIN.to_string())
+pub fn print(parts: &[Part]) -> String {
+    all(parts, JOIN)
 }
 
 /// The parts of a name.
-pub fn parse(name: &str) -> Vec<WeightPart> {
-    name.split(JOIN).map(WeightPart::parse).collect()
+pub fn parse(name: &str) -> Vec<Part> {
+    name.split(JOIN).map(Part::parse).collect()
 }
 
 #[cfg(test)]
@@ -93,10 +211,24 @@ mod tests {
 
     #[test]
     fn what_is_printed_reads_back() {
-        let part = |name: &str, rows| WeightPart { name: name.to_owned(), rows };
-        let parts = [part("a", RowRange::new(0, 64, 192)), part("b.c", None)];
+        let rows = WeightPart { name: "a".to_owned(), rows: RowRange::new(0, 64, 192) };
+        let stored = |rows: &WeightPart| Part::of(Term::stored(rows.clone()));
+        let parts = [stored(&rows), stored(&WeightPart::whole("b.c"))];
         assert_eq!(print(&parts), "a[0:64:192]+b.c");
         assert_eq!(parse("a[0:64:192]+b.c"), parts);
+        assert_eq!(parts[0].stored(), Some(&rows));
+    }
+
+    #[test]
+    fn what_is_computed_reads_back() {
+        for text in ["-a[0:1:2]*g+c", "b[0:1:2]&a[0:1:2]@g", "a|b", "-b&-a@g", "a&b|c&d+e"] {
+            assert_eq!(print(&parse(text)), text);
+        }
+        let part = &parse("b&-a@g")[0];
+        assert_eq!((part.stored(), part.terms()), (None, 2));
+        let times =
+            Term { is_negated: true, rows: WeightPart::whole("a"), by: Some(Factor::Vector("g".into())) };
+        assert_eq!(part.sides[0][1], times);
     }
 
     #[test]
@@ -104,7 +236,10 @@ mod tests {
         for text in ["a[2:1:4]", "a[0:5:4]", "a[0:1]", "[0:1:2]", "a[x:1:2]"] {
             assert_eq!(WeightPart::parse(text), WeightPart { name: text.to_owned(), rows: None }, "{text}");
         }
-        assert!(!WeightPart::can_be("a+b") && !WeightPart::can_be("a[0]") && WeightPart::can_be("a.b"));
+        for text in ["a+b", "a[0]", "a|b", "a&b", "a*b", "a@b", "-a"] {
+            assert!(!WeightPart::can_be(text), "{text}");
+        }
+        assert!(WeightPart::can_be("a.b-c"));
     }
 
     #[test]

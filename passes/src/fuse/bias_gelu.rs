@@ -8,6 +8,7 @@ use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 use crate::pattern::{Match, Pat, matches};
+use crate::serving_graph::join_weights::is_stored;
 use dijiang_format::dtype::DType;
 
 pub(super) struct BiasGelu;
@@ -37,7 +38,7 @@ fn sum() -> Pat {
     Pat::op("Add", [Pat::var("x"), Pat::var("bias")])
 }
 
-/// A value and the bias that is added to it: a weight as long as its last dim.
+/// A value and the bias that is added to it: what is stored, as long as its last dim.
 pub(super) fn biased(graph: &Graph, value: ValueId) -> Option<[ValueId; 2]> {
     with_bias(graph, &matches(graph, &sum(), value)?)
 }
@@ -46,7 +47,7 @@ fn with_bias(graph: &Graph, found: &Match) -> Option<[ValueId; 2]> {
     let [x, bias] = [found.get("x")?, found.get("bias")?];
     let shape = |value: ValueId| graph.value(value).ty.shape.as_ref();
     let [width] = &shape(bias)?[..] else { return None };
-    let fits = graph.value(bias).is_weight && width.known().is_some() && shape(x)?.last() == Some(width);
+    let fits = is_stored(graph, bias) && width.known().is_some() && shape(x)?.last() == Some(width);
     fits.then_some([x, bias])
 }
 

@@ -4,10 +4,11 @@
 //! Declines when: there are two, where the split costs what a product saves. Where there are more weights than a join
 //! may name, there are several joins
 
+use super::stored_product::{StoredProduct, stored_product};
 use crate::canon::{GraphRule, rewrite_nodes};
-use crate::ir::graph::{Graph, Node, Use, ValueId};
+use crate::ir::graph::{Graph, Use, ValueId};
 use crate::ir::patch::{Applied, PatchError};
-use crate::serving_graph::join_weights::is_stored;
+use crate::serving_graph::join_weights::count;
 use dijiang_format::dtype::DType;
 use dijiang_format::joined::MOST_PARTS;
 
@@ -20,10 +21,11 @@ impl GraphRule for JoinedProducts {
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         rewrite_nodes(graph, self.name(), |w, node| {
-            let first = member(w.graph, node)?;
+            let first = stored_product(w.graph, node)?;
             let runs = runs(w.graph, beside(w.graph, &first));
-            let is_first =
-                |run: &[Member]| run.iter().find(|one| !one.is_widened).map(|one| one.y) == Some(first.y);
+            let is_first = |run: &[StoredProduct]| {
+                run.iter().find(|one| !one.is_widened).map(|one| one.y) == Some(first.y)
+            };
             let all = runs.into_iter().find(|run| is_first(run) && run.len() >= LEAST)?;
             let dtype = w.graph.value(first.y).ty.dtype?;
             let weights: Vec<ValueId> = all.iter().map(|one| one.weight).collect();
@@ -49,10 +51,10 @@ impl GraphRule for JoinedProducts {
 const LEAST: usize = 3;
 
 /// One after the other, in runs of as many weights as a join may name.
-fn runs(graph: &Graph, all: Vec<Member>) -> Vec<Vec<Member>> {
-    let (mut runs, mut parts): (Vec<Vec<Member>>, usize) = (Vec::new(), 0);
+fn runs(graph: &Graph, all: Vec<StoredProduct>) -> Vec<Vec<StoredProduct>> {
+    let (mut runs, mut parts): (Vec<Vec<StoredProduct>>, usize) = (Vec::new(), 0);
     for one in all {
-        let own = parts_of(graph, one.weight).max(one.bias.map_or(0, |bias| parts_of(graph, bias)));
+        let own = count(graph, one.weight).max(one.bias.map_or(0, |bias| count(graph, bias)));
         match runs.last_mut().filter(|_| parts + own <= MOST_PARTS) {
             Some(run) => {
                 run.push(one);
@@ -67,76 +69,21 @@ fn runs(graph: &Graph, all: Vec<Member>) -> Vec<Vec<Member>> {
     runs
 }
 
-/// How many weights are one after the other in what is stored.
-fn parts_of(graph: &Graph, stored: ValueId) -> usize {
-    let stored = graph.made_by(stored, "Cast").and_then(|cast| cast.input(0)).unwrap_or(stored);
-    match graph.made_by(stored, "Concat") {
-        Some(join) => join.inputs.iter().flatten().map(|part| parts_of(graph, *part)).sum(),
-        None => 1,
-    }
-}
-
-struct Member {
-    x: ValueId,
-    weight: ValueId,
-    rows: i64,
-    bias: Option<ValueId>,
-    /// The product, with its bias.
-    y: ValueId,
-    /// Whether the product is made f32 before the bias is added.
-    is_widened: bool,
-}
-
-impl Member {
-    /// With a bias that is added in f32, if there is one.
-    fn with_late_bias(self, graph: &Graph) -> Self {
-        let wide = match graph.value(self.y).uses[..] {
-            [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Cast") => graph.node(node).outputs[0],
-            _ => return self,
-        };
-        let is_f32 = graph.value(wide).ty.dtype == Some(DType::F32);
-        match bias_of(graph, wide).filter(|_| is_f32) {
-            Some((bias, y)) => Self { bias: Some(bias), y, is_widened: true, ..self },
-            None => self,
-        }
-    }
-}
-
-/// The bias that a value's only reader adds, and the sum.
-fn bias_of(graph: &Graph, value: ValueId) -> Option<(ValueId, ValueId)> {
-    let [Use::Node { node, slot: 0 }] = graph.value(value).uses[..] else { return None };
-    let add = graph.node(node);
-    let is_bias = |bias: &ValueId| is_stored(graph, *bias) && graph.value(*bias).ty.rank() == Some(1);
-    let bias = add.input(1).filter(|bias| add.op.is("Add") && is_bias(bias))?;
-    Some((bias, add.outputs[0]))
-}
-
-fn member(graph: &Graph, product: &Node) -> Option<Member> {
-    let transposed = graph.made_by(product.input(1).filter(|_| product.op.is("MatMul"))?, "Transpose")?;
-    let weight = transposed.input(0)?;
-    let found = graph.value(weight);
-    if !is_stored(graph, weight) || found.ty.rank() != Some(2) || transposed.op.ints("perm") != Some(&[1, 0])
-    {
-        return None;
-    }
-    let rows = found.ty.shape.as_ref()?[0].known()? as i64;
-    let y = product.outputs[0];
-    let (bias, y) = bias_of(graph, y).map_or((None, y), |(bias, sum)| (Some(bias), sum));
-    Some(Member { x: product.input(0)?, weight, rows, bias, y, is_widened: false })
-}
-
 /// The products that can be one with this one, itself among them, in the order of their reading.
-fn beside(graph: &Graph, one: &Member) -> Vec<Member> {
+fn beside(graph: &Graph, one: &StoredProduct) -> Vec<StoredProduct> {
     let readers = graph.value(one.x).uses.iter().filter_map(|user| match user {
-        Use::Node { node, slot: 0 } => member(graph, graph.node(*node)),
+        Use::Node { node, slot: 0 } => stored_product(graph, graph.node(*node)),
         _ => None,
     });
-    let readers = readers.map(|other| match (one.bias, other.bias) {
-        (Some(_), None) => other.with_late_bias(graph),
+    let readers: Vec<StoredProduct> = readers.collect();
+    // A bias that is added late goes with those that are not, where there are any.
+    let has_biased = readers.iter().any(|other| other.bias.is_some());
+    let readers = readers.into_iter().map(|other| match other.bias {
+        None if has_biased => other.with_late_bias(graph),
         _ => other,
     });
     let dtype = |value: ValueId| graph.value(value).ty.dtype;
-    let fits = |other: &Member| {
+    let fits = |other: &StoredProduct| {
         other.bias.is_some() == one.bias.is_some() && dtype(other.weight) == dtype(one.weight)
     };
     readers.filter(fits).collect()
@@ -235,6 +182,70 @@ mod tests {
   %c = MatMul(%x, %tk)
   %d = Add(%b, %two)
   %e = Add(%c, %one)
+  output "gate" %gate
+  output "d" %d
+  output "e" %e
+}"#,
+            &INPUTS,
+        ));
+    }
+
+    #[test]
+    fn one_number_that_is_added_to_all_is_no_bias() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, time, 2]
+  weight %q: f32[2, 2] = [1.0, 2.0, 3.0, 4.0]
+  weight %one: f32[1] = [0.5]
+  %t = Transpose(%q) {perm: [1, 0]}
+  %a = MatMul(%x, %t)
+  %b = MatMul(%x, %t)
+  %c = MatMul(%x, %t)
+  %d = Add(%a, %one)
+  %e = Add(%b, %one)
+  %f = Add(%c, %one)
+  output "d" %d
+  output "e" %e
+  output "f" %f
+}"#;
+        let joined = after(&JoinedProducts, text, &INPUTS);
+        assert_eq!(
+            (joined.matches(" = MatMul(").count(), joined.matches(" = Add(").count()),
+            (1, 3),
+            "{joined}"
+        );
+    }
+
+    /// As MLPs beside an attention have it, whose bias the activation adds.
+    #[test]
+    fn what_has_no_bias_leaves_late_ones_to_those_that_have() {
+        insta::assert_snapshot!(after(
+            &JoinedProducts,
+            r#"graph "g" {
+  input %x: f16[batch, time, 2]
+  weight %u: f16[2, 2] = [0.5, 1.5, -1.0, 0.25]
+  weight %w: f16[1, 2] = [0.75, -1.5]
+  weight %g: f16[1, 2] = [0.5, 1.5]
+  weight %q: f16[2, 2] = [1.0, 2.0, 3.0, 4.0]
+  weight %k: f16[1, 2] = [5.0, 6.0]
+  weight %late: f32[1] = [0.25]
+  weight %two: f16[2] = [0.5, -0.5]
+  weight %one: f16[1] = [1.0]
+  %tu = Transpose(%u) {perm: [1, 0]}
+  %tw = Transpose(%w) {perm: [1, 0]}
+  %tg = Transpose(%g) {perm: [1, 0]}
+  %tq = Transpose(%q) {perm: [1, 0]}
+  %tk = Transpose(%k) {perm: [1, 0]}
+  %up = MatMul(%x, %tu)
+  %more = MatMul(%x, %tw)
+  %a = MatMul(%x, %tg)
+  %wide = Cast(%a) {to: "f32"}
+  %gate = Add(%wide, %late)
+  %b = MatMul(%x, %tq)
+  %c = MatMul(%x, %tk)
+  %d = Add(%b, %two)
+  %e = Add(%c, %one)
+  output "up" %up
+  output "more" %more
   output "gate" %gate
   output "d" %d
   output "e" %e

@@ -8,6 +8,7 @@ use crate::canon::{GraphRule, Sweep};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::PatchError;
 
+mod attention_gate;
 mod bias_gelu;
 pub mod constant_factor;
 mod early_cast;
@@ -16,6 +17,7 @@ mod gelu;
 mod head_parts;
 mod head_rows;
 mod joined_features;
+mod joined_outputs;
 mod joined_products;
 mod joined_shares;
 mod log_sigmoid;
@@ -23,43 +25,85 @@ mod partial_rotary;
 mod rms_norm;
 mod rotary;
 mod rows_together;
+mod shared_norm;
 mod shifted_norm;
 mod silu;
 mod skip_norm;
+mod split_again;
+mod stored_product;
 mod unit_transpose;
+mod wide_product;
 
-/// All fusions, in the order they run, once each.
-pub static FUSIONS: &[&dyn GraphRule] = &[
-    &unit_transpose::UnitTranspose,
-    &rms_norm::RmsNorm,
-    &gelu::Gelu,
-    &bias_gelu::BiasGelu,
-    &silu::Silu,
-    &log_sigmoid::LogSigmoid,
-    &early_sigmoid::EarlySigmoid,
-    &rotary::Rotary,
-    &partial_rotary::PartialRotary,
-    &head_parts::HeadParts,
-    &head_rows::HeadRows,
-    &joined_products::JoinedProducts,
-    &joined_shares::JoinedShares,
-    &early_cast::EarlyCast,
-    &joined_features::JoinedFeatures,
-    &rows_together::RowsTogether,
-    &shifted_norm::ShiftedNorm,
-    &skip_norm::SkipNorm,
+/// What a graph is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Serving with its own weights.
+    Served,
+    /// Bound memory, many tokens at a time.
+    ManyTokens,
+    /// Bound memory, one token at a time.
+    OneToken,
+    /// Decoding by a served graph that was read again.
+    Decoded,
+}
+
+/// Which graphs a fusion is for.
+#[derive(Clone, Copy, Debug)]
+enum Graphs {
+    All,
+    /// A product of many rows is as fast as its parts, which then need no split.
+    FewTokens,
+    /// Weights are computed as they load.
+    Bound,
+    OneToken,
+}
+
+impl Graphs {
+    fn have(self, purpose: Purpose) -> bool {
+        match self {
+            Self::All => true,
+            Self::FewTokens => purpose != Purpose::ManyTokens,
+            Self::Bound => matches!(purpose, Purpose::ManyTokens | Purpose::OneToken),
+            Self::OneToken => purpose == Purpose::OneToken,
+        }
+    }
+}
+
+/// All fusions, in the order they run, once each, and the graphs they are for.
+static FUSIONS: &[(&dyn GraphRule, Graphs)] = &[
+    (&unit_transpose::UnitTranspose, Graphs::All),
+    (&rms_norm::RmsNorm, Graphs::All),
+    (&silu::Silu, Graphs::All),
+    (&attention_gate::AttentionGate, Graphs::OneToken),
+    (&log_sigmoid::LogSigmoid, Graphs::All),
+    (&early_sigmoid::EarlySigmoid, Graphs::All),
+    (&rotary::Rotary, Graphs::All),
+    (&partial_rotary::PartialRotary, Graphs::All),
+    (&head_parts::HeadParts, Graphs::All),
+    (&head_rows::HeadRows, Graphs::All),
+    (&shared_norm::SharedNorm, Graphs::Bound),
+    (&joined_outputs::JoinedOutputs, Graphs::Bound),
+    (&gelu::Gelu, Graphs::All),
+    (&bias_gelu::BiasGelu, Graphs::All),
+    (&joined_products::JoinedProducts, Graphs::FewTokens),
+    (&wide_product::WideProduct, Graphs::OneToken),
+    (&joined_shares::JoinedShares, Graphs::All),
+    (&early_cast::EarlyCast, Graphs::All),
+    (&joined_features::JoinedFeatures, Graphs::All),
+    (&split_again::SplitAgain, Graphs::OneToken),
+    (&rows_together::RowsTogether, Graphs::All),
+    (&shifted_norm::ShiftedNorm, Graphs::All),
+    (&skip_norm::SkipNorm, Graphs::All),
 ];
 
 /// Fuses what can be fused. Returns the number of patches.
-pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {
-    sweep(graph, FUSIONS.iter().copied())
-}
-
-/// The same for a graph that is given many tokens at a time: a product of many rows is as fast as its parts, which
-/// then need no split.
-pub fn fuse_for_many(graph: &mut Graph) -> Result<usize, PatchError> {
-    let joins = joined_products::JoinedProducts.name();
-    sweep(graph, FUSIONS.iter().copied().filter(|rule| rule.name() != joins))
+pub fn fuse(graph: &mut Graph, purpose: Purpose) -> Result<usize, PatchError> {
+    let mut patches = 0;
+    for (rule, _) in FUSIONS.iter().filter(|(_, graphs)| graphs.have(purpose)) {
+        patches += usize::from(rule.sweep(graph)?.is_some());
+    }
+    graph.refresh_types()?;
+    Ok(patches)
 }
 
 /// The parts of `x`, cut as `split` cuts.
@@ -67,18 +111,6 @@ fn cut_alike(w: &mut Sweep<'_>, split: &Node, x: ValueId) -> Vec<ValueId> {
     let sizes = w.input(split, 1).map(Some);
     let inputs: Vec<Option<ValueId>> = [Some(x)].into_iter().chain(sizes).collect();
     w.patch.node_outputs(split.op.clone(), &inputs, split.outputs.len())
-}
-
-fn sweep(
-    graph: &mut Graph,
-    rules: impl Iterator<Item = &'static dyn GraphRule>,
-) -> Result<usize, PatchError> {
-    let mut patches = 0;
-    for rule in rules {
-        patches += usize::from(rule.sweep(graph)?.is_some());
-    }
-    graph.refresh_types()?;
-    Ok(patches)
 }
 
 #[cfg(test)]
@@ -106,8 +138,10 @@ mod tests {
     #[test]
     fn every_file_is_in_the_table() {
         let files = crate::testing::file_stems("src/fuse");
-        let all = FUSIONS.iter().copied().chain([&constant_factor::ConstantFactor as &dyn GraphRule]);
-        let mut names: Vec<&str> = all.map(GraphRule::name).collect();
+        let rules = FUSIONS.iter().map(|(rule, _)| *rule);
+        let all = rules.chain([&constant_factor::ConstantFactor as &dyn GraphRule]);
+        // What several of them look for is no rule.
+        let mut names: Vec<&str> = all.map(GraphRule::name).chain(["stored_product"]).collect();
         names.sort_unstable();
         assert_eq!(files, names);
     }

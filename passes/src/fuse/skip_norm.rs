@@ -1,6 +1,6 @@
 //! Matches: a norm, plain or root-mean-square, of a sum of two values of one shape
 //! Becomes: `SkipLayerNormalization` or `SkipSimplifiedLayerNormalization`, which gives the sum too, and adds
-//! the bias of the second value, so that the product that made it has none to copy first. Another norm of the same
+//! the bias of one value, so that the product that made it has none to copy first. Another norm of the same
 //! sum adds once more: a GPU takes half as long for it as for the plain norm
 //! Exact: yes, up to rounding
 //! Declines when: the sum broadcasts, or is not `[batch, sequence, width]`, or the norm is over another axis
@@ -80,11 +80,13 @@ fn sum_of(w: &Sweep<'_>, sum: ValueId) -> Option<Sum> {
     if !same || !all_known || whole.len() != 3 {
         return None;
     }
-    let (b, bias) = match biased(w.graph, b).filter(|_| w.graph.value(b).uses.len() == 1) {
-        Some([b, bias]) => (b, Some(w.current(bias))),
-        None => (b, None),
+    let with_bias = |value: ValueId| biased(w.graph, value).filter(|_| w.graph.value(value).uses.len() == 1);
+    let (parts, bias) = match (with_bias(a), with_bias(b)) {
+        (_, Some([b, bias])) => ([a, b], Some(bias)),
+        (Some([a, bias]), None) => ([b, a], Some(bias)),
+        (None, None) => ([a, b], None),
     };
-    Some(Sum { parts: [a, b].map(|part| w.current(part)), bias })
+    Some(Sum { parts: parts.map(|part| w.current(part)), bias: bias.map(|bias| w.current(bias)) })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::passes::{
     Canonicalize, CutFeatures, ExpandInt4, Fuse, GroupSoftmax, JoinWeights, KeepLast, Linearize, NameNext,
     OneToken, PadStates, TakeLast, WeightsAsInputs, Widen, Written,
 };
+use crate::fuse::Purpose;
 use dijiang_format::files;
 use dijiang_format::target::Target;
 
@@ -16,7 +17,7 @@ pub static PREPARE: &[&dyn Pass] = &[&Canonicalize];
 /// `ort` is opened.
 pub static DECODED: &[&dyn Pass] = &[&TakeLast, &NameNext];
 /// The same for a GPU, which has the fused operators in half precision too.
-pub static DECODED_ON_GPU: &[&dyn Pass] = &[&TakeLast, &NameNext, &Fuse::Decoded];
+pub static DECODED_ON_GPU: &[&dyn Pass] = &[&TakeLast, &NameNext, &Fuse(Purpose::Decoded)];
 
 const ORT: &[Target] = &[Target::Ort];
 const PORTABLE: &[Target] = &[Target::Portable];
@@ -39,7 +40,7 @@ pub static PIPELINES: &[Pipeline] = &[
     Pipeline {
         graph: files::MODEL,
         targets: ORT,
-        passes: &[&Linearize(Written::OrtOperator), &Canonicalize, &GroupSoftmax, &Fuse::Served],
+        passes: &[&Linearize(Written::OrtOperator), &Canonicalize, &GroupSoftmax, &Fuse(Purpose::Served)],
     },
     Pipeline {
         graph: files::MODEL,
@@ -58,7 +59,7 @@ pub static PIPELINES: &[Pipeline] = &[
         passes: &[
             &Linearize(Written::Segments),
             &Canonicalize,
-            &Fuse::ManyTokens,
+            &Fuse(Purpose::ManyTokens),
             &PadStates,
             &KeepLast,
             &NameNext,
@@ -74,7 +75,7 @@ pub static PIPELINES: &[Pipeline] = &[
             &Canonicalize,
             &OneToken,
             &Canonicalize,
-            &Fuse::OneToken,
+            &Fuse(Purpose::OneToken),
             &PadStates,
             &CutFeatures,
             &NameNext,

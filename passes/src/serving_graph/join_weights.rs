@@ -1,11 +1,12 @@
-//! Weights that are stored apart and read as one: rows of them, one after the other along the first axis. Fusions
-//! write them with ordinary operators; where weights are inputs of a graph, one input stands for all of it, by the name
-//! that [`dijiang_format::joined`] gives.
+//! Weights that are stored apart and read as one: rows of them, scaled, summed and side by side. Fusions write them with
+//! ordinary operators; where weights are inputs of a graph, one input stands for all of it, by the name that
+//! [`dijiang_format::joined`] gives, and is computed when the graph loads.
 
-use crate::ir::graph::{Def, Graph, ValueId};
+use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Patch, PatchError};
+use crate::ir::shape::Dim;
 use dijiang_format::dtype::DType;
-use dijiang_format::joined::{self, MOST_PARTS, RowRange, WeightPart};
+use dijiang_format::joined::{self, Factor, MOST_PARTS, Part, RowRange, Term, WeightPart};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Those rows of a weight, with ordinary operators.
@@ -18,34 +19,137 @@ pub(crate) fn rows(p: &mut Patch<'_>, weight: ValueId, rows: RowRange) -> ValueI
     p.reshape(taken, &[&[blocks * (end - begin) as i64], &rest[..]].concat())
 }
 
-/// What a value is made of, where that is weights one after the other and nothing else.
-fn parts(graph: &Graph, value: ValueId) -> Option<Vec<WeightPart>> {
-    if let Some(name) = weight_name(graph, value) {
-        return Some(vec![WeightPart { name, rows: None }]);
+/// A part, and how many rows it has.
+struct Rows {
+    part: Part,
+    count: usize,
+}
+
+/// What a value is made of, where that is weights and nothing else.
+fn parts(graph: &Graph, value: ValueId) -> Option<Vec<Rows>> {
+    let value = uncast(graph, value);
+    if let Some(rows) = some_rows(graph, value) {
+        return Some(vec![Rows { part: Part::of(Term::stored(rows)), count: rows_of(graph, value)? }]);
     }
-    let Def::Output { node, .. } = graph.value(value).def else { return None };
+    let (node, _) = graph.producer(value)?;
     let node = graph.node(node);
+    if node.op.is("Concat") && node.op.int("axis") == Some(0) {
+        return joined(graph, node);
+    }
+    // What is computed is computed in f32.
+    graph.value(value).ty.dtype.filter(|dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16))?;
     match node.op.name() {
-        "Concat" if node.op.int("axis") == Some(0) => {
-            let mut all = Vec::new();
-            for part in &node.inputs {
-                all.extend(parts(graph, (*part)?)?);
-                if all.len() > MOST_PARTS {
-                    return None;
-                }
-            }
-            Some(all)
-        }
-        "Reshape" => Some(vec![some_rows(graph, value)?]),
-        // A runtime rounds it where it reads it.
-        "Cast" if graph.value(value).ty.dtype.is_some_and(DType::is_float) => parts(graph, node.input(0)?),
+        "Concat" if is_last_axis(graph, node, value) => side_by_side(graph, node),
+        "Add" => sum(graph, node, value),
+        "Neg" => each_term(parts(graph, node.input(0)?)?, |term| {
+            Some(Term { is_negated: !term.is_negated, ..term })
+        }),
+        "Mul" => multiplied(graph, [node.input(0)?, node.input(1)?], Factor::Columns),
+        "MatMul" => multiplied(graph, [node.input(0)?, node.input(1)?], Factor::Vector),
         _ => None,
     }
 }
 
-/// Whether a value is a weight, or rows of weights one after the other.
+/// Without the casts between floats that made it: a runtime rounds a weight where it reads it.
+fn uncast(graph: &Graph, value: ValueId) -> ValueId {
+    let is_float = |value: ValueId| graph.value(value).ty.dtype.is_some_and(DType::is_float);
+    match graph.made_by(value, "Cast").and_then(|cast| cast.input(0)) {
+        Some(wide) if is_float(value) && is_float(wide) => uncast(graph, wide),
+        _ => value,
+    }
+}
+
+fn shape(graph: &Graph, value: ValueId) -> Option<&[Dim]> {
+    graph.value(value).ty.shape.as_deref()
+}
+
+fn rows_of(graph: &Graph, value: ValueId) -> Option<usize> {
+    usize::try_from(shape(graph, value)?.first()?.known()?).ok()
+}
+
+fn joined(graph: &Graph, node: &Node) -> Option<Vec<Rows>> {
+    let mut all = Vec::new();
+    for part in &node.inputs {
+        all.extend(parts(graph, (*part)?)?);
+        if all.iter().map(|rows| rows.part.terms()).sum::<usize>() > MOST_PARTS {
+            return None;
+        }
+    }
+    Some(all)
+}
+
+fn is_last_axis(graph: &Graph, node: &Node, value: ValueId) -> bool {
+    let rank = graph.value(value).ty.rank().unwrap_or_default() as i64;
+    rank > 1 && matches!(node.op.int("axis"), Some(axis) if axis == -1 || axis == rank - 1)
+}
+
+fn side_by_side(graph: &Graph, node: &Node) -> Option<Vec<Rows>> {
+    let (mut sides, mut count) = (Vec::new(), 0);
+    for side in &node.inputs {
+        let [rows]: [Rows; 1] = parts(graph, (*side)?)?.try_into().ok()?;
+        sides.extend(rows.part.sides);
+        count = rows.count;
+    }
+    Some(vec![Rows { part: Part { sides }, count }])
+}
+
+fn sum(graph: &Graph, node: &Node, value: ValueId) -> Option<Vec<Rows>> {
+    let whole = shape(graph, value)?;
+    let summand = |slot: usize| {
+        let part = node.input(slot).filter(|part| shape(graph, *part) == Some(whole))?;
+        parts(graph, part)
+    };
+    let (a, b) = (summand(0)?, summand(1)?);
+    if !a.iter().map(|rows| rows.count).eq(b.iter().map(|rows| rows.count)) {
+        return None;
+    }
+    let both = a.into_iter().zip(b).map(|(a, b)| {
+        let [mut one]: [Vec<Term>; 1] = a.part.sides.try_into().ok()?;
+        let [other]: [Vec<Term>; 1] = b.part.sides.try_into().ok()?;
+        one.extend(other);
+        Some(Rows { part: Part { sides: vec![one] }, count: a.count })
+    });
+    both.collect()
+}
+
+/// A matrix by a vector of one number for each column.
+fn multiplied(graph: &Graph, [matrix, vector]: [ValueId; 2], by: fn(String) -> Factor) -> Option<Vec<Rows>> {
+    let vector = uncast(graph, vector);
+    let (matrix_shape, vector_shape) = (shape(graph, matrix)?, shape(graph, vector)?);
+    if matrix_shape.len() != 2 || vector_shape.len() != 1 || matrix_shape[1] != vector_shape[0] {
+        return None;
+    }
+    let name = weight_name(graph, vector)?;
+    let rows = parts(graph, matrix)?;
+    // Of two sides each would need its own columns of the vector.
+    if rows.iter().any(|rows| rows.part.sides.len() > 1) {
+        return None;
+    }
+    each_term(rows, |term| term.by.is_none().then(|| Term { by: Some(by(name.clone())), ..term }))
+}
+
+fn each_term(parts: Vec<Rows>, change: impl Fn(Term) -> Option<Term>) -> Option<Vec<Rows>> {
+    let side = |side: Vec<Term>| side.into_iter().map(&change).collect::<Option<Vec<Term>>>();
+    let rows = |rows: Rows| {
+        let sides = rows.part.sides.into_iter().map(side).collect::<Option<_>>()?;
+        Some(Rows { part: Part { sides }, count: rows.count })
+    };
+    parts.into_iter().map(rows).collect()
+}
+
+/// Whether a value is a weight, or is computed of weights as [`dijiang_format::joined`] can say.
 pub(crate) fn is_stored(graph: &Graph, value: ValueId) -> bool {
     parts(graph, value).is_some()
+}
+
+/// Whether a matrix times a vector of one number for each column is stored too.
+pub(crate) fn can_scale(graph: &Graph, matrix: ValueId, vector: ValueId) -> bool {
+    multiplied(graph, [matrix, vector], Factor::Columns).is_some()
+}
+
+/// How many weights a stored value is made of.
+pub(crate) fn count(graph: &Graph, stored: ValueId) -> usize {
+    parts(graph, stored).map_or(1, |parts| parts.iter().map(|rows| rows.part.terms()).sum())
 }
 
 /// The name of a weight, where it can stand in the name of a join.
@@ -55,8 +159,11 @@ fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
     fits.then(|| value.name.clone())
 }
 
-/// What [`rows`] wrote.
+/// A weight, or what [`rows`] wrote.
 fn some_rows(graph: &Graph, value: ValueId) -> Option<WeightPart> {
+    if let Some(name) = weight_name(graph, value) {
+        return Some(WeightPart::whole(&name));
+    }
     let ints = |value: Option<ValueId>| graph.as_const(value?)?.to_i64();
     let slice = graph.made_by(graph.made_by(value, "Reshape")?.input(0)?, "Slice")?;
     let apart = slice.input(0)?;
@@ -92,15 +199,14 @@ pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
             else {
                 continue;
             };
+            let parts: Vec<Part> = parts.into_iter().map(|rows| rows.part).collect();
             let name = joined::print(&parts);
-            let is_taken = |dtype: DType| {
-                let other = graph.find_value(&name).or_else(|| inputs.get(&name).copied());
-                other.is_some_and(|other| p.ty(other).dtype != Some(dtype))
-            };
-            if is_taken(dtype) {
+            let there = graph.find_value(&name).or_else(|| inputs.get(&name).copied());
+            if there.is_some_and(|there| p.ty(there).dtype != Some(dtype)) {
                 continue;
             }
-            let input = *inputs.entry(name.clone()).or_insert_with(|| p.input(&name, dtype, shape));
+            let input = there.unwrap_or_else(|| p.input(&name, dtype, shape));
+            inputs.insert(name, input);
             p.replace(value, input);
         }
         p.finish()
@@ -112,6 +218,46 @@ pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
 mod tests {
     use super::*;
     use crate::ir::text::{parse, print};
+
+    #[test]
+    fn what_is_computed_of_weights_becomes_inputs() {
+        let mut graph = parse(
+            r#"graph "g" {
+  weight %a: f16[2, 3] = random(1)
+  weight %b: f16[1, 3] = random(2)
+  weight %g: f32[3] = [1.0, 2.0, 3.0]
+  weight %c: f16[3] = [1.0, 2.0, 3.0]
+  weight %d: f16[2] = [1.0, 2.0]
+  %h = Cast(%g) {to: "f16"}
+  %both = Concat(%a, %b) {axis: 0}
+  %scaled = Mul(%both, %h)
+  %times = MatMul(%both, %h)
+  %moved = Add(%c, %c)
+  %less = Neg(%times)
+  %sum = Add(%moved, %c)
+  %beside = Concat(%a, %a) {axis: 1}
+  %twice = Mul(%scaled, %h)
+  %uneven = Concat(%d, %c) {axis: 0}
+  %other = Concat(%c, %d) {axis: 0}
+  %wrong = Add(%uneven, %other)
+  weight %i: i64[3] = [1, 2, 3]
+  %count = Add(%i, %i)
+  %minus = Neg(%c)
+  %same = Neg(%minus)
+  output "count" %count
+  output "same" %same
+  output "scaled" %scaled
+  output "less" %less
+  output "sum" %sum
+  output "beside" %beside
+  output "twice" %twice
+  output "wrong" %wrong
+}"#,
+        )
+        .expect("a graph");
+        as_inputs(&mut graph).expect("a patch");
+        insta::assert_snapshot!(print(&graph));
+    }
 
     #[test]
     fn joins_of_weights_become_inputs_and_other_values_stay() {

@@ -230,6 +230,8 @@ case("ReduceLogSumExp", [f(2, 3, 2)], axes_input=[0, -1])
 # Rows that have less of the past than others write over the rest of it.
 shorter = [f(2, 1, 3, 16), f(2, 1, 3, 16), i([3, 1], np.int32), i(4, np.int32)]
 case("GroupQueryAttention", [f(2, 1, 64), None, None, *shorter, *rope], 3, do_rotary=1, **grouped)
+case("LinearAttentionGate", [f(2, 2, 3), f(3), f(3), f(2, 2, 3)], 2, domain=MS)
+case("LinearAttentionGate", [f(2, 1, 3), f(3), f(3)], domain=MS)
 
 path = pathlib.Path(__file__).with_name("reference.txt")
 path.write_text("\n\n".join(cases) + "\n")

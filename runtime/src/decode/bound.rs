@@ -18,7 +18,7 @@ use crate::session::tensor::HostTensor;
 use crate::session::{DimSpec, Io, LoadOptions};
 use dijiang_format::dtype::DType;
 use dijiang_format::files::{DECODE, PREFILL};
-use dijiang_format::names::{IDS, LOGITS, MASK, NEXT, PAST, POSITIONS, PRESENT};
+use dijiang_format::names::{IDS, LOGITS, MASK, NEXT, PAST, POSITIONS, PRESENT, StatePart};
 use dijiang_format::widths::PREFILL_CHUNK;
 
 /// A bundle in bound memory.
@@ -279,7 +279,8 @@ impl SharedGraphs {
     fn load_graph(&self, file: &str, shape: [usize; 2]) -> Result<Program, RuntimeError> {
         let path = self.bundle.join(file);
         let dims = named_dims(self.program.inputs(), shape);
-        let options = LoadOptions { dims, ..self.options.clone() };
+        let states = states_of_heads(self.program.inputs(), shape[0]);
+        let options = LoadOptions { dims, states, ..self.options.clone() };
         let options = options.profiled(self.options.profile.as_deref(), &path);
         match Program::load(&self.runtime, &path, &options) {
             Err(error) if options.records() => {
@@ -512,6 +513,16 @@ impl Memory {
         program.bind_output(NEXT, &self.next)?;
         program.bind_output(LOGITS, &self.logits)
     }
+}
+
+/// The states of heads in the layer that has the most of them, `[batch, heads, features, width]` each, over all rows.
+fn states_of_heads(inputs: &[Io], rows: usize) -> Option<usize> {
+    let heads =
+        inputs.iter().filter(|io| StatePart::Sums.is_past(&io.name)).filter_map(|io| match io.shape.get(1) {
+            Some(DimSpec::Fixed(heads)) if io.shape.len() == 4 => Some(heads * rows),
+            _ => None,
+        });
+    heads.max()
 }
 
 /// The length of the segments of a prompt, whole chunks or less than one: of the longest and the powers of two below it,

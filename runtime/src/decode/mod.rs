@@ -3,6 +3,7 @@
 //! ([`bound`]). Which one serves a bundle is chosen in [`crate::generate`].
 
 pub(crate) mod bound;
+pub(crate) mod computed_weight;
 pub(crate) mod decoder;
 pub(crate) mod greedy;
 pub(crate) mod growing;

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::decode::computed_weight::{Source, part};
 use crate::session::error::RuntimeError;
 use crate::session::tensor::{HostTensor, byte_len};
 use crate::session::{DimSpec, Io};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::joined::{self, RowRange};
+use dijiang_format::joined::{self, RowRange, WeightPart};
 use dijiang_format::weight_header::{LENGTH_BYTES, MOST_HEADER};
 
 /// What one tensor is made of.
@@ -26,7 +27,8 @@ pub(crate) struct StoredPart {
 type Take<'a> = dyn FnMut(&str, &HostTensor, &[StoredPart]) -> Result<(), RuntimeError> + 'a;
 
 /// Hands over the tensors that are declared, in their order, each with its parts; the bundle must have them in that
-/// shape. What has another element type there is rounded. What is declared as `a+b` or `a[0:64:192]` is made of the rows that it names: README, "The bundle".
+/// shape. What has another element type there is rounded. What is declared as `a+b`, `a[0:64:192]` or `a*g` is made of what it
+/// names: [`joined`].
 pub(crate) fn read(bundle: &Path, declared: &[Io], take: &mut Take<'_>) -> Result<(), RuntimeError> {
     let paths = paths(bundle)?;
     let mut files = paths.iter().map(|path| WeightFile::open(path)).collect::<Result<Vec<_>, _>>()?;
@@ -49,25 +51,23 @@ fn find<'a>(files: &'a mut [WeightFile], name: &str) -> Option<&'a mut WeightFil
     files.iter_mut().find(|f| f.header.info(name).is_some())
 }
 
-/// A tensor made of rows of stored ones, one after the other.
+/// A tensor made of stored ones, as its name says.
 fn join(
     files: &mut [WeightFile],
     path: &Path,
     declared: &Io,
 ) -> Result<(HostTensor, Vec<StoredPart>), RuntimeError> {
     let (mut tensors, mut parts) = (Vec::new(), Vec::new());
-    for part in joined::parse(&declared.name) {
-        let name = &part.name;
-        let file = find(files, name).ok_or_else(|| failed(path, format!("it has no tensor `{name}`")))?;
-        let stored = file.stored(name, declared.dtype)?;
-        let cut = match part.rows {
-            Some(rows) => {
-                cut(&stored, rows).ok_or_else(|| failed(path, format!("`{name}` has no rows {part}")))?
+    for made_of in joined::parse(&declared.name) {
+        let made = match made_of.stored() {
+            Some(rows) => stored_rows(files, path, rows, declared.dtype)?,
+            None => {
+                let mut rows = |rows: &WeightPart| stored_rows(files, path, rows, DType::F32);
+                part(&made_of, &mut Source { path, rows: &mut rows })?.to_float(declared.dtype)?
             }
-            None => stored,
         };
-        parts.push(StoredPart { name: part.to_string(), shape: cut.shape().to_vec() });
-        tensors.push(cut);
+        parts.push(StoredPart { name: made_of.to_string(), shape: made.shape().to_vec() });
+        tensors.push(made);
     }
     let tensor = HostTensor::concat(0, &tensors.iter().collect::<Vec<_>>())?;
     let found: Vec<DimSpec> = tensor.shape().iter().map(|size| DimSpec::Fixed(*size)).collect();
@@ -76,6 +76,24 @@ fn join(
         return Err(failed(path, format!("`{name}` is {:?}, the graph takes {taken}", tensor.shape())));
     }
     Ok((tensor, parts))
+}
+
+fn stored_rows(
+    files: &mut [WeightFile],
+    path: &Path,
+    part: &WeightPart,
+    dtype: DType,
+) -> Result<HostTensor, RuntimeError> {
+    let name = &part.name;
+    let file = find(files, name).ok_or_else(|| failed(path, format!("it has no tensor `{name}`")))?;
+    let stored = file.stored(name, dtype)?;
+    let taken = match part.rows {
+        None => stored,
+        Some(rows) => {
+            cut(&stored, rows).ok_or_else(|| failed(path, format!("`{name}` has no rows {part}")))?
+        }
+    };
+    Ok(if taken.dtype() == dtype { taken } else { taken.to_float(dtype)? })
 }
 
 /// Some rows of a tensor; `None` where they do not divide it.
@@ -146,10 +164,11 @@ impl WeightFile {
         let shape = shape.filter(|shape| *shape == info.shape).ok_or_else(|| {
             failed(path, format!("`{name}` is {:?}, the graph takes {}", info.shape, declared.shape_text()))
         })?;
-        self.elements(name, declared.dtype, shape)
+        let tensor = self.elements(name, declared.dtype, shape)?;
+        Ok(if tensor.dtype() == declared.dtype { tensor } else { tensor.to_float(declared.dtype)? })
     }
 
-    /// A tensor in the shape it is stored in.
+    /// A tensor in the shape and the type it is stored in, where that can be made `dtype`.
     fn stored(&mut self, name: &str, dtype: DType) -> Result<HostTensor, RuntimeError> {
         let shape = self.header.info(name).map(|info| info.shape.clone()).unwrap_or_default();
         self.elements(name, dtype, shape)
@@ -170,8 +189,7 @@ impl WeightFile {
         let mut bytes = vec![0; end - begin];
         self.file.seek(SeekFrom::Start(self.start + begin as u64)).map_err(io)?;
         self.file.read_exact(&mut bytes).map_err(io)?;
-        let tensor = HostTensor::new(stored, shape, bytes)?;
-        Ok(if stored == dtype { tensor } else { tensor.to_float(dtype)? })
+        Ok(HostTensor::new(stored, shape, bytes)?)
     }
 }
 
@@ -193,8 +211,13 @@ mod tests {
                 .expect("a view")
         };
         let third = floats(&[1.0 / 3.0]);
-        let tensors =
-            [("a", view(&[4, 2], &a[..])), ("b", view(&[1, 2], &b[..])), ("third", view(&[1], &third[..]))];
+        let pair = floats(&[10.0, -1.0]);
+        let tensors = [
+            ("a", view(&[4, 2], &a[..])),
+            ("b", view(&[1, 2], &b[..])),
+            ("third", view(&[1], &third[..])),
+            ("pair", view(&[2], &pair[..])),
+        ];
         let bytes = safetensors::serialize(tensors, None).expect("a file");
         std::fs::write(directory.join(files::WEIGHTS), bytes).expect("it is written");
     }
@@ -221,6 +244,31 @@ mod tests {
         assert_eq!(values, [2.0, 3.0, 6.0, 7.0, 0.0, 1.0, 4.0, 5.0, 8.0, 9.0]);
         assert_eq!(parts, ["a[1:2:2] [2, 2]", "a[0:1:2] [2, 2]", "b [1, 2]"]);
         assert_eq!(of("b", &[1, 2]).1, ["b [1, 2]"]);
+    }
+
+    /// Written out by hand: rows 1 and 3 of `a` are `2 3` and `6 7`, `b` is `8 9`.
+    #[test]
+    fn what_a_name_says_is_computed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        bundle(dir.path());
+        let of = |name: &str, shape: &[usize]| load(dir.path(), name, shape).expect("a tensor");
+        assert_eq!(of("-b+b", &[2, 2]).0, [-8.0, -9.0, 8.0, 9.0]);
+        assert_eq!(of("b&-b&b", &[1, 2]).0, [8.0, 9.0]);
+        assert_eq!(of("a|a", &[4, 4]).0[..8], [0.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 3.0]);
+        let (values, parts) = of("a[1:2:2]*pair+b", &[3, 2]);
+        assert_eq!(values, [20.0, -3.0, 60.0, -7.0, 8.0, 9.0]);
+        assert_eq!(parts, ["a[1:2:2]*pair [2, 2]", "b [1, 2]"]);
+        assert_eq!(of("pair&a[1:2:2]@pair", &[2]).0, [10.0 + 17.0, -1.0 + 53.0]);
+        let error =
+            |name: &str, shape: &[usize]| load(dir.path(), name, shape).expect_err("misfit").to_string();
+        for (name, expected) in [
+            ("a*third", "`a*third`: a is [4, 2], and third [1]"),
+            ("a@third", "`a@third`: a is [4, 2], and third [1]"),
+            ("a&b", "`a&b`: one is [4, 2], another [1, 2]"),
+            ("a|b", "cannot"),
+        ] {
+            assert!(error(name, &[4, 2]).contains(expected), "{}", error(name, &[4, 2]));
+        }
     }
 
     #[test]

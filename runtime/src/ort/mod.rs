@@ -5,6 +5,6 @@ pub(crate) mod cuda_libraries;
 pub(crate) mod device_memory;
 pub(crate) mod discover;
 pub(crate) mod library;
+pub(crate) mod load_environment;
 pub(crate) mod program;
 pub(crate) mod runtime;
-pub(crate) mod unreleased_opsets;

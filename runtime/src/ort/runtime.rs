@@ -12,7 +12,7 @@ use ort::value::{
 
 use crate::ort::cuda_libraries;
 use crate::ort::library::{self, Library, library};
-use crate::ort::unreleased_opsets::permit;
+use crate::ort::load_environment;
 use crate::session::error::{RuntimeError, one_line};
 use crate::session::tensor::{HostTensor, byte_len};
 use crate::session::wiring::{Link, Wiring};
@@ -117,10 +117,11 @@ impl OrtRuntime {
         options: &LoadOptions,
     ) -> Result<ort::session::Session, RuntimeError> {
         let failed = |reason: String| load_failed(graph.path(), reason);
+        // Before the provider is made, which reads the environment too.
+        let told = load_environment::tell(options);
         let builder = SessionBuilder::new(&self.library.environment).map_err(|e| failed(one_line(e)))?;
         let builder = configure(builder, options).map_err(failed)?;
         let mut builder = self.place(builder, options)?;
-        let permission = permit(!options.released_opsets_only);
         let session = match graph {
             GraphSource::File(path) => builder.commit_from_file(path),
             GraphSource::Made { bytes, from } => {
@@ -131,7 +132,7 @@ impl OrtRuntime {
                     .commit_from_memory(bytes)
             }
         };
-        drop(permission);
+        drop(told);
         session.map_err(|e| failed(one_line(e)))
     }
 

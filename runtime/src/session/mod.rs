@@ -79,6 +79,9 @@ pub struct LoadOptions {
     pub profile: Option<std::path::PathBuf>,
     /// Numbers for open dimensions by their names: ONNX Runtime then computes shapes at load.
     pub dims: Vec<(String, usize)>,
+    /// How many states of a head a call steps, over all rows: ONNX Runtime's `LinearAttention` cuts its work by it on a
+    /// GPU. Its own choice when absent.
+    pub states: Option<usize>,
     /// On a GPU: records the kernels of the first runs and launches them all at once afterwards. For graphs of one
     /// shape whose inputs and outputs stay where they are ([`crate::Program`]), without control flow.
     pub cuda_graph: bool,
@@ -95,6 +98,7 @@ impl Default for LoadOptions {
             released_opsets_only: true,
             profile: None,
             dims: Vec::new(),
+            states: None,
             cuda_graph: false,
             factors: Factors::default(),
         }

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 mod activation;
 mod arrange;
 pub(crate) mod attention;
+mod attention_gate;
 mod einsum;
 mod elementwise;
 mod fused_norm;
@@ -29,6 +30,7 @@ pub fn all() -> impl Iterator<Item = &'static OpSpec> {
         activation::OPS,
         arrange::OPS,
         attention::OPS,
+        attention_gate::OPS,
         einsum::OPS,
         elementwise::OPS,
         fused_norm::OPS,

@@ -6,7 +6,7 @@
 
 use crate::canon::GraphRule as _;
 use crate::fuse::constant_factor::ConstantFactor;
-use crate::fuse::{fuse, fuse_for_many};
+use crate::fuse::{Purpose, fuse};
 use crate::ir::graph::Graph;
 use crate::ir::op::Op;
 use crate::pipeline::{Conversion, Pass, PassError, Property};
@@ -15,18 +15,9 @@ use dijiang_format::dtype::DType;
 /// The attentions that only ONNX Runtime has.
 const ONLY_THERE: [&str; 2] = ["LinearAttention", "GroupQueryAttention"];
 
-/// What the graph is for.
+/// By what the graph is for.
 #[derive(Debug)]
-pub enum Fuse {
-    /// Serving with its own weights.
-    Served,
-    /// Bound memory, many tokens at a time.
-    ManyTokens,
-    /// Bound memory, one token at a time.
-    OneToken,
-    /// Decoding by a served graph that was read again.
-    Decoded,
-}
+pub struct Fuse(pub Purpose);
 
 impl Pass for Fuse {
     fn name(&self) -> &'static str {
@@ -34,10 +25,10 @@ impl Pass for Fuse {
     }
 
     fn needs(&self) -> &'static [Property] {
-        match self {
-            Self::Served | Self::ManyTokens => &[Property::Canonical, Property::Lowered],
-            Self::OneToken => &[Property::Canonical, Property::Lowered, Property::OneToken],
-            Self::Decoded => &[Property::Lowered],
+        match self.0 {
+            Purpose::Served | Purpose::ManyTokens => &[Property::Canonical, Property::Lowered],
+            Purpose::OneToken => &[Property::Canonical, Property::Lowered, Property::OneToken],
+            Purpose::Decoded => &[Property::Lowered],
         }
     }
 
@@ -50,13 +41,10 @@ impl Pass for Fuse {
     }
 
     fn run(&self, graph: &mut Graph, _: &mut Conversion<'_>) -> Result<(), PassError> {
-        match self {
-            Self::Served => fuse_served(graph)?,
-            Self::ManyTokens => {
-                fuse_for_many(graph)?;
-            }
-            Self::OneToken | Self::Decoded => {
-                fuse(graph)?;
+        match self.0 {
+            Purpose::Served => fuse_served(graph)?,
+            bound => {
+                fuse(graph, bound)?;
             }
         }
         Ok(())
@@ -68,7 +56,7 @@ fn fuse_served(graph: &mut Graph) -> Result<(), PassError> {
         |op: &Op| ONLY_THERE.iter().any(|name| (op.domain(), op.name()) == ("com.microsoft", *name));
     let half = |dtype: Option<DType>| matches!(dtype, Some(DType::F16 | DType::BF16));
     if graph.nodes().any(|(_, node)| only_there(&node.op)) && !graph.values().any(|(_, v)| half(v.ty.dtype)) {
-        fuse(graph)?;
+        fuse(graph, Purpose::Served)?;
         ConstantFactor.sweep(graph)?;
         graph.refresh_types()?;
     }

@@ -1,6 +1,6 @@
-//! *Matches:* weights one after the other that are read as one
+//! *Matches:* what is computed of weights alone, or is weights one after the other
 //! *Becomes:* one input for all of them, named by what it is made of
-//! *Exact:* yes
+//! *Exact:* up to rounding: what is computed is computed in f32, as the graph loads
 //! *Declines:* what holds more than weights
 
 use crate::ir::graph::Graph;
