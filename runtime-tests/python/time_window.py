@@ -1,5 +1,6 @@
 """Times of one token's softmax over a ring of keys and values on a GPU, by PyTorch's profiler: as three operators, with
-values as they are and transposed, as ONNX's `Attention`, and as ONNX Runtime's `MultiHeadAttention`, with a mask and without.
+values as they are and transposed, and with keys first, as ONNX's `Attention`, as ONNX Runtime's `MultiHeadAttention`, with a mask
+and without, and as its `GroupQueryAttention` that is given no new keys.
 
     python3 time_window.py [--rows 128] [--heads 16] [--head-dim 64] [SLOTS…]
 
@@ -47,6 +48,47 @@ def transposed(nodes, slots, args):
     return weights
 
 
+def keys_first(nodes, slots, args):
+    """Keys times the query, which is a matrix times a vector."""
+    scale = helper.make_tensor("scale", FLOAT, [], [args.head_dim**-0.5])
+    column = helper.make_tensor("column", TensorProto.INT64, [4], [args.rows, args.heads, args.head_dim, 1])
+    row = helper.make_tensor("row", TensorProto.INT64, [4], [args.rows, args.heads, 1, slots])
+    nodes += [
+        helper.make_node("Reshape", ["q", "column"], ["qt"]),
+        helper.make_node("MatMul", ["k", "qt"], ["st"]),
+        helper.make_node("Reshape", ["st", "row"], ["s"]),
+        helper.make_node("Mul", ["s", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "mask"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    return [scale, column, row]
+
+
+def grouped(nodes, slots, args):
+    """The order of slots does not matter, so that a count of them is the mask. Past and present are one buffer."""
+    flat = helper.make_tensor("flat", TensorProto.INT64, [3], [args.rows, 1, args.heads * args.head_dim])
+    back = helper.make_tensor("back", TensorProto.INT64, [4], [args.rows, args.heads, 1, args.head_dim])
+    begin = helper.make_tensor("begin", TensorProto.INT64, [1], [0])
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [1])
+    counts = helper.make_tensor("counts", TensorProto.INT32, [args.rows], [slots - 1] * args.rows)
+    total = helper.make_tensor("total", TensorProto.INT32, [1], [slots])
+    nodes += [
+        helper.make_node("Reshape", ["q", "flat"], ["query"]),
+        helper.make_node("Slice", ["query", "begin", "begin", "axis"], ["none"]),
+        helper.make_node(
+            "GroupQueryAttention",
+            ["query", "none", "none", "k", "v", "counts", "total"],
+            ["o", "present_k", "present_v"],
+            domain="com.microsoft",
+            num_heads=args.heads,
+            kv_num_heads=args.heads,
+        ),
+        helper.make_node("Reshape", ["o", "back"], ["y"]),
+    ]
+    return [flat, back, begin, axis, counts, total]
+
+
 def attention(nodes, slots, args):
     nodes.append(helper.make_node("Attention", ["q", "k", "v", "mask"], ["y"]))
     return []
@@ -83,6 +125,8 @@ def model(write, slots, args):
     }
     inputs = [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in shapes.items()]
     outputs = [helper.make_tensor_value_info("y", FLOAT, shapes["q"])]
+    if write is grouped:
+        outputs += [helper.make_tensor_value_info(f"present_{name}", FLOAT, shapes[name]) for name in "kv"]
     graph = helper.make_graph(nodes, "window", inputs, outputs, weights)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
     return made.SerializeToString(), shapes
@@ -91,10 +135,14 @@ def model(write, slots, args):
 def on_gpu(session, values):
     from gpu_kernels import kernels
 
-    binding, tensors = session.io_binding(), []
+    binding, tensors, declared = session.io_binding(), [], {io.name for io in session.get_outputs()}
     for name, value in values.items():
         tensor = torch.from_numpy(value).cuda()
         tensors.append(tensor)
+        if f"present_{name}" in declared:
+            binding.bind_output(f"present_{name}", "cuda", 0, numpy.float16, list(value.shape), tensor.data_ptr())
+        if name not in {io.name for io in session.get_inputs()}:
+            continue
         binding.bind_input(name, "cuda", 0, numpy.float16, list(value.shape), tensor.data_ptr())
     out = torch.zeros(values["q"].shape, dtype=torch.float16, device="cuda")
     binding.bind_output("y", "cuda", 0, numpy.float16, list(out.shape), out.data_ptr())
@@ -114,13 +162,14 @@ def main():
     args = parser.parse_args()
     provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[args.device]
     for slots in args.slots:
-        for write in (three, transposed, attention, masked_heads, unmasked_heads):
+        for write in (three, transposed, keys_first, attention, masked_heads, unmasked_heads, grouped):
             text, shapes = model(write, slots, args)
             session = onnxruntime.InferenceSession(text, providers=[provider])
             random = numpy.random.default_rng(0)
             values = {name: random.standard_normal(shape).astype(numpy.float16) for name, shape in shapes.items()}
             if args.device == "cpu":
-                out = session.run(None, values)[0]
+                known = {io.name for io in session.get_inputs()}
+                out = session.run(None, {name: value for name, value in values.items() if name in known})[0]
                 print(f"{slots} slots, {write.__name__}: {float(numpy.abs(out).mean()):.4f}")
                 continue
             _, us, count, names = on_gpu(session, values)
