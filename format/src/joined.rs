@@ -162,15 +162,9 @@ impl Part {
 
     /// The rows it is, where nothing is computed.
     pub fn stored(&self) -> Option<&WeightPart> {
-        self.term().filter(|term| !term.is_negated && term.by.is_none()).map(|term| &term.rows)
-    }
-
-    /// The only term.
-    pub fn term(&self) -> Option<&Term> {
-        match &self.sides[..] {
-            [side] if side.len() == 1 => side.first(),
-            _ => None,
-        }
+        let [side] = &self.sides[..] else { return None };
+        let [Term { is_negated: false, rows, by: None }] = &side[..] else { return None };
+        Some(rows)
     }
 
     /// How many terms it is made of.

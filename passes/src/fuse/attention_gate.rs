@@ -4,13 +4,14 @@
 //! Exact: yes
 //! Declines when: something else reads what lies between, or each feature has a decay of its own
 
-use super::stored_product::{StoredProduct, stored_product};
+use super::stored_product::{StoredProduct, product_before};
 use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
+use crate::serving_graph::join_weights::uncast;
 use dijiang_format::dtype::DType;
 
 pub(super) struct AttentionGate;
@@ -79,8 +80,7 @@ fn gated(w: &mut Sweep<'_>, both: &StoredProduct, heads: usize) -> Option<[Value
 
 /// The two weights, one after the other, that a value is, each with so many rows.
 fn halves(graph: &Graph, value: ValueId, rows: usize) -> Option<[ValueId; 2]> {
-    let value = graph.made_by(value, "Cast").and_then(|cast| cast.input(0)).unwrap_or(value);
-    let join = graph.made_by(value, "Concat").filter(|join| join.op.int("axis") == Some(0))?;
+    let join = graph.made_by(uncast(graph, value), "Concat").filter(|join| join.op.int("axis") == Some(0))?;
     let both: [ValueId; 2] = join.inputs.iter().copied().collect::<Option<Vec<_>>>()?.try_into().ok()?;
     let fits = |half: ValueId| {
         graph.value(half).ty.shape.as_ref().and_then(|dims| dims.first()?.known()) == Some(rows as u64)
@@ -103,7 +103,7 @@ fn gates(graph: &Graph, halves: [ValueId; 2]) -> Option<StoredProduct> {
     let (whole, leading) = (shape(whole)?, shape(y)?.first()?);
     let axis = split.op.int("axis").unwrap_or_default();
     let axis = usize::try_from(if axis < 0 { axis + whole.len() as i64 } else { axis }).ok()?;
-    let product = product_before(graph, y).filter(|found| found.y == y)?;
+    let product = product_before(graph, y)?;
     let is_theirs = whole.iter().enumerate().all(|(at, dim)| match at {
         at if at == axis => axis > 0 && dim.known() == u64::try_from(product.rows).ok(),
         0 => dim == leading && *dim != Dim::Unknown,
@@ -123,17 +123,6 @@ fn behind_reshapes(graph: &Graph, value: ValueId) -> Option<ValueId> {
 /// The node that makes a value which one node reads.
 fn alone<'g>(graph: &'g Graph, value: ValueId, name: &str) -> Option<&'g Node> {
     graph.made_by(value, name).filter(|_| graph.value(value).uses.len() == 1)
-}
-
-fn product_before(graph: &Graph, value: ValueId) -> Option<StoredProduct> {
-    let (node, _) = graph.producer(value)?;
-    let node = graph.node(node);
-    match stored_product(graph, node) {
-        Some(found) if found.bias.is_none() => Some(found.with_late_bias(graph)),
-        Some(found) => Some(found),
-        None if matches!(node.op.name(), "Add" | "Cast") => product_before(graph, node.input(0)?),
-        None => None,
-    }
 }
 
 #[cfg(test)]

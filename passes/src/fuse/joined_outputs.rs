@@ -4,7 +4,7 @@
 //! Exact: up to the order of summation
 //! Declines when: something else reads a product, or dims are not known to be alike
 
-use super::stored_product::{StoredProduct, stored_product};
+use super::stored_product::{StoredProduct, bias_sum, product_before};
 use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, PatchError};
@@ -57,10 +57,7 @@ fn joined(w: &mut Sweep<'_>, a: &StoredProduct, b: &StoredProduct) -> Option<Val
     let last = p.rank(values[0]) as i64 - 1;
     let x = p.concat(&values, last);
     let weight = p.concat(&[a.weight, b.weight], 1);
-    let bias = match (a.bias, b.bias) {
-        (Some(one), Some(other)) => Some(p.add(one, other)),
-        (one, other) => one.or(other),
-    };
+    let bias = bias_sum(p, a.bias, b.bias);
     Some(p.linear(x, weight, bias))
 }
 
@@ -68,19 +65,9 @@ fn joined(w: &mut Sweep<'_>, a: &StoredProduct, b: &StoredProduct) -> Option<Val
 fn summand(w: &Sweep<'_>, sum: &Node, slot: usize) -> Option<StoredProduct> {
     let graph = w.graph;
     let value = sum.input(slot).filter(|value| sum.op.is("Add") && w.is_untouched(*value))?;
-    let found = product_before(graph, value)?;
+    let found = product_before(graph, value).filter(|found| !found.is_widened)?;
     let is_alone = |value: ValueId| graph.value(value).uses.len() == 1;
-    (found.y == value && is_alone(value) && is_alone(found.product)).then_some(found)
-}
-
-fn product_before(graph: &Graph, value: ValueId) -> Option<StoredProduct> {
-    let (node, _) = graph.producer(value)?;
-    let node = graph.node(node);
-    match node.op.name() {
-        "MatMul" => stored_product(graph, node),
-        "Add" => stored_product(graph, graph.node(graph.producer(node.input(0)?)?.0)),
-        _ => None,
-    }
+    (is_alone(value) && is_alone(found.product)).then_some(found)
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! Declines when: there are two, where the split costs what a product saves. Where there are more weights than a join
 //! may name, there are several joins
 
-use super::stored_product::{StoredProduct, stored_product};
+use super::stored_product::{StoredProduct, products_of, stored_product};
 use crate::canon::{GraphRule, rewrite_nodes};
-use crate::ir::graph::{Graph, Use, ValueId};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::serving_graph::join_weights::count;
 use dijiang_format::dtype::DType;
@@ -71,17 +71,11 @@ fn runs(graph: &Graph, all: Vec<StoredProduct>) -> Vec<Vec<StoredProduct>> {
 
 /// The products that can be one with this one, itself among them, in the order of their reading.
 fn beside(graph: &Graph, one: &StoredProduct) -> Vec<StoredProduct> {
-    let readers = graph.value(one.x).uses.iter().filter_map(|user| match user {
-        Use::Node { node, slot: 0 } => stored_product(graph, graph.node(*node)),
-        _ => None,
-    });
-    let readers: Vec<StoredProduct> = readers.collect();
+    let readers = products_of(graph, one.x);
     // A bias that is added late goes with those that are not, where there are any.
     let has_biased = readers.iter().any(|other| other.bias.is_some());
-    let readers = readers.into_iter().map(|other| match other.bias {
-        None if has_biased => other.with_late_bias(graph),
-        _ => other,
-    });
+    let late = |other: StoredProduct| if has_biased { other.with_late_bias(graph) } else { other };
+    let readers = readers.into_iter().map(late);
     let dtype = |value: ValueId| graph.value(value).ty.dtype;
     let fits = |other: &StoredProduct| {
         other.bias.is_some() == one.bias.is_some() && dtype(other.weight) == dtype(one.weight)

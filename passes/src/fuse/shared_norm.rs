@@ -1,11 +1,11 @@
-//! Matches: two layer norms or more of one value, with one ε, that only products with weights read (and what wants the shape), as where attention
-//! and MLP read one residual (GPT-NeoX)
+//! Matches: two layer norms or more of one value, with one ε, that only products with weights read, and what wants the
+//! shape, as where attention and MLP read one residual (GPT-NeoX)
 //! Becomes: one norm that multiplies by 1 and adds nothing; the products have what the norms multiplied in the columns
 //! of their weights, and what they added, times the weight, in their biases
 //! Exact: up to rounding of the weights
 //! Declines when: something else reads a norm, or a product has no bias to take what the norm adds
 
-use super::stored_product::{StoredProduct, stored_product};
+use super::stored_product::{StoredProduct, bias_sum, stored_product};
 use crate::canon::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::op::Op;
@@ -58,7 +58,7 @@ fn norm(graph: &Graph, node: &Node) -> Option<Norm> {
         && matches!(node.op.int("axis"), Some(axis) if axis == -1 || axis == last);
     let (weight, bias) = (node.input(1).filter(|_| is_of_rows)?, node.input(2));
     let y = node.outputs[0];
-    let products = products_of(graph, y)?;
+    let products = all_products(graph, y)?;
     // A bias where there was none would be a sum more.
     let takes = |product: &StoredProduct| {
         can_scale(graph, product.weight, weight)
@@ -71,15 +71,14 @@ fn norm(graph: &Graph, node: &Node) -> Option<Norm> {
 }
 
 /// What reads a value, where that is products alone, some of them after a cast.
-fn products_of(graph: &Graph, value: ValueId) -> Option<Vec<StoredProduct>> {
+fn all_products(graph: &Graph, value: ValueId) -> Option<Vec<StoredProduct>> {
     let mut all = Vec::new();
     for user in graph.value(value).uses.iter().filter(|user| !is_shape(graph, **user)) {
         let Use::Node { node, slot: 0 } = user else { return None };
         let node = graph.node(*node);
         match stored_product(graph, node) {
-            Some(found) if found.bias.is_none() => all.push(found.with_late_bias(graph)),
-            Some(found) => all.push(found),
-            None if node.op.is("Cast") => all.extend(products_of(graph, node.outputs[0])?),
+            Some(found) => all.push(found.with_late_bias(graph)),
+            None if node.op.is("Cast") => all.extend(all_products(graph, node.outputs[0])?),
             None => return None,
         }
     }
@@ -119,14 +118,9 @@ fn folded(w: &mut Sweep<'_>, norm: &Norm, product: &StoredProduct, shared: Value
         let moved = p.matmul(product.weight, bias);
         p.cast(moved, dtype)
     });
-    let bias = match (product.bias, moved) {
-        (Some(own), Some(moved)) => Some(p.add(own, moved)),
-        (own, moved) => own.or(moved),
-    };
+    let bias = bias_sum(p, product.bias, moved);
     let x = p.cast(shared, of);
-    let y = p.linear(x, weight, None);
-    let y = if product.is_widened { p.cast(y, DType::F32) } else { y };
-    bias.map_or(y, |bias| p.add(y, bias))
+    product.written(p, x, weight, bias)
 }
 
 #[cfg(test)]

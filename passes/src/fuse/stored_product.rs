@@ -1,6 +1,7 @@
 //! Products of a value with what is stored, as several fusions look for them.
 
 use crate::ir::graph::{Graph, Node, Use, ValueId};
+use crate::ir::patch::Patch;
 use crate::serving_graph::join_weights::is_stored;
 use dijiang_format::dtype::DType;
 
@@ -19,8 +20,11 @@ pub(super) struct StoredProduct {
 }
 
 impl StoredProduct {
-    /// With a bias that is added in f32, if there is one.
+    /// With a bias that is added in f32, if it has none of its own type.
     pub(super) fn with_late_bias(self, graph: &Graph) -> Self {
+        if self.bias.is_some() {
+            return self;
+        }
         let wide = match graph.value(self.y).uses[..] {
             [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Cast") => graph.node(node).outputs[0],
             _ => return self,
@@ -30,6 +34,48 @@ impl StoredProduct {
             Some((bias, y)) => Self { bias: Some(bias), y, is_widened: true, ..self },
             None => self,
         }
+    }
+
+    /// The same with another value, weight and bias: made f32 where this one is.
+    pub(super) fn written(
+        &self,
+        p: &mut Patch<'_>,
+        x: ValueId,
+        weight: ValueId,
+        bias: Option<ValueId>,
+    ) -> ValueId {
+        let y = p.linear(x, weight, None);
+        let y = if self.is_widened { p.cast(y, DType::F32) } else { y };
+        bias.map_or(y, |bias| p.add(y, bias))
+    }
+}
+
+/// The sum of two biases, where there are any.
+pub(super) fn bias_sum(p: &mut Patch<'_>, one: Option<ValueId>, other: Option<ValueId>) -> Option<ValueId> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(p.add(one, other)),
+        (one, other) => one.or(other),
+    }
+}
+
+/// The products that read a value, in the order of their reading.
+pub(super) fn products_of(graph: &Graph, x: ValueId) -> Vec<StoredProduct> {
+    let readers = graph.value(x).uses.iter().filter_map(|user| match user {
+        Use::Node { node, slot: 0 } => stored_product(graph, graph.node(*node)),
+        _ => None,
+    });
+    readers.collect()
+}
+
+/// The product that a value is, with its bias.
+pub(super) fn product_before(graph: &Graph, y: ValueId) -> Option<StoredProduct> {
+    let mut value = y;
+    loop {
+        let node = graph.node(graph.producer(value)?.0);
+        if let Some(found) = stored_product(graph, node) {
+            return Some(found.with_late_bias(graph)).filter(|found| found.y == y);
+        }
+        value = node.input(0).filter(|_| matches!(node.op.name(), "Add" | "Cast"))?;
     }
 }
 

@@ -4,9 +4,9 @@
 //! Declines when: neither weight is a join of three, as the split then costs what a product saves, or both are, or there
 //! are more products
 
-use super::stored_product::{StoredProduct, stored_product};
+use super::stored_product::{StoredProduct, products_of, stored_product};
 use crate::canon::{GraphRule, rewrite_nodes};
-use crate::ir::graph::{Graph, Use, ValueId};
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::serving_graph::join_weights::count;
 use dijiang_format::joined::MOST_PARTS;
@@ -49,10 +49,7 @@ impl GraphRule for WideProduct {
 /// The products of one value with weights of one type, in the order of their reading.
 fn beside(graph: &Graph, one: &StoredProduct) -> Vec<StoredProduct> {
     let dtype = |value: ValueId| graph.value(value).ty.dtype;
-    let readers = graph.value(one.x).uses.iter().filter_map(|user| match user {
-        Use::Node { node, slot: 0 } => stored_product(graph, graph.node(*node)),
-        _ => None,
-    });
+    let readers = products_of(graph, one.x).into_iter();
     readers.filter(|other| dtype(other.weight) == dtype(one.weight)).collect()
 }
 

@@ -51,7 +51,7 @@ fn parts(graph: &Graph, value: ValueId) -> Option<Vec<Rows>> {
 }
 
 /// Without the casts between floats that made it: a runtime rounds a weight where it reads it.
-fn uncast(graph: &Graph, value: ValueId) -> ValueId {
+pub(crate) fn uncast(graph: &Graph, value: ValueId) -> ValueId {
     let is_float = |value: ValueId| graph.value(value).ty.dtype.is_some_and(DType::is_float);
     match graph.made_by(value, "Cast").and_then(|cast| cast.input(0)) {
         Some(wide) if is_float(value) && is_float(wide) => uncast(graph, wide),

@@ -12,7 +12,8 @@ const RELEASED_ONLY: &str = "ALLOW_RELEASED_ONNX_OPSET_ONLY";
 /// however many states there are. What is set already is left.
 const ROW_SPLIT: &str = "ORT_LINEAR_ATTENTION_ROW_SPLIT";
 
-/// States from which two groups are enough to fill a GPU: 2,048 take 15.4 us for 25.6, and 16 take as long with eight.
+/// States from which two groups are enough to fill a GPU: 2,048 states take 15.4 us for 25.6 with eight groups. 16 states
+/// take as long with four as with eight (docs/performance.md).
 const MANY_STATES: usize = 1024;
 
 static LOADING: Mutex<()> = Mutex::new(());

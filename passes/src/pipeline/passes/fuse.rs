@@ -43,8 +43,8 @@ impl Pass for Fuse {
     fn run(&self, graph: &mut Graph, _: &mut Conversion<'_>) -> Result<(), PassError> {
         match self.0 {
             Purpose::Served => fuse_served(graph)?,
-            bound => {
-                fuse(graph, bound)?;
+            other => {
+                fuse(graph, other)?;
             }
         }
         Ok(())
