@@ -5,12 +5,16 @@
 //! input = part {"+" part}                     one after the other along the first axis
 //! part  = side {"|" side}                     side by side along the last axis
 //! side  = term {"&" term}                     summed, element by element
-//! term  = ["-"] rows ["*" name | "@" name]    negated; with columns scaled by a vector; times a vector
+//! term  = ["-"] rows [by]                     negated; computed with another weight
+//! by    = "*" name | "@" name                 with columns scaled by a vector; times a vector
+//!       | "%" ["-"] name                      with columns scaled by the sigmoid of a vector, or of its negative
 //! rows  = name ["[" begin ":" end ":" every "]"]
 //! ```
 //!
 //! `a[0:64:192]+b` is rows 0 to 63 of every 192 rows of `a` and then all of `b`. `w*g` is a matrix `[out, in]` whose column
 //! `i` is multiplied by `g[i]`, `b&w@g` is `b + w·g` `[out]`: what a norm multiplies and adds, where a product reads it.
+//! `w%s|w%-s` with `s` `[heads]` is `w` twice, column `i` multiplied by `sigmoid(s[h])` and by `sigmoid(-s[h])`, `h` the
+//! head that column `i` belongs to of as many neighbours: what a head mixes two values by, where a product reads both.
 //! What is computed is computed in f32, and rounded once.
 
 use std::fmt;
@@ -22,6 +26,7 @@ const PLUS: char = '&';
 const NEGATED: char = '-';
 const SCALED: char = '*';
 const TIMES: char = '@';
+const SHARED: char = '%';
 /// Before the rows of a part.
 const OPEN: char = '[';
 
@@ -65,7 +70,7 @@ pub struct WeightPart {
 impl WeightPart {
     /// Whether a weight of this name can be a part of a join.
     pub fn can_be(name: &str) -> bool {
-        !name.starts_with(NEGATED) && !name.contains([JOIN, BESIDE, PLUS, SCALED, TIMES, OPEN])
+        !name.starts_with(NEGATED) && !name.contains([JOIN, BESIDE, PLUS, SCALED, TIMES, SHARED, OPEN])
     }
 
     /// All of a weight.
@@ -98,13 +103,22 @@ impl fmt::Display for WeightPart {
     }
 }
 
-/// The vector that a term is multiplied by, one number for each column.
+/// The vector that a term is multiplied by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Factor {
     /// Each column by its number: a matrix.
     Columns(String),
+    /// Each column by the sigmoid of its head's number, or of the negative of it: a matrix.
+    Shares { name: String, is_rest: bool },
     /// The matrix product: a vector.
     Vector(String),
+}
+
+impl Factor {
+    fn shares(text: &str) -> Self {
+        let rest = text.strip_prefix(NEGATED);
+        Self::Shares { name: rest.unwrap_or(text).to_owned(), is_rest: rest.is_some() }
+    }
 }
 
 /// Rows of a weight, or what one step makes of them.
@@ -126,9 +140,10 @@ impl Term {
             None => (false, text),
         };
         let at = |sign: char| text.split_once(sign).map(|(rows, by)| (rows, by.to_owned()));
-        let (rows, by) = match (at(SCALED), at(TIMES)) {
-            (Some((rows, by)), _) => (rows, Some(Factor::Columns(by))),
-            (_, Some((rows, by))) => (rows, Some(Factor::Vector(by))),
+        let (rows, by) = match (at(SCALED), at(TIMES), at(SHARED)) {
+            (Some((rows, by)), _, _) => (rows, Some(Factor::Columns(by))),
+            (_, Some((rows, by)), _) => (rows, Some(Factor::Vector(by))),
+            (_, _, Some((rows, by))) => (rows, Some(Factor::shares(&by))),
             _ => (text, None),
         };
         Self { is_negated, rows: WeightPart::parse(rows), by }
@@ -144,6 +159,8 @@ impl fmt::Display for Term {
         match &self.by {
             Some(Factor::Columns(by)) => write!(f, "{SCALED}{by}"),
             Some(Factor::Vector(by)) => write!(f, "{TIMES}{by}"),
+            Some(Factor::Shares { name, is_rest: false }) => write!(f, "{SHARED}{name}"),
+            Some(Factor::Shares { name, is_rest: true }) => write!(f, "{SHARED}{NEGATED}{name}"),
             None => Ok(()),
         }
     }
@@ -215,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_computed_reads_back() {
-        for text in ["-a[0:1:2]*g+c", "b[0:1:2]&a[0:1:2]@g", "a|b", "-b&-a@g", "a&b|c&d+e"] {
+        for text in ["-a[0:1:2]*g+c", "b[0:1:2]&a[0:1:2]@g", "a|b", "-b&-a@g", "a&b|c&d+e", "a%s|a%-s+-b%c"] {
             assert_eq!(print(&parse(text)), text);
         }
         let part = &parse("b&-a@g")[0];
@@ -230,7 +247,7 @@ mod tests {
         for text in ["a[2:1:4]", "a[0:5:4]", "a[0:1]", "[0:1:2]", "a[x:1:2]"] {
             assert_eq!(WeightPart::parse(text), WeightPart { name: text.to_owned(), rows: None }, "{text}");
         }
-        for text in ["a+b", "a[0]", "a|b", "a&b", "a*b", "a@b", "-a"] {
+        for text in ["a+b", "a[0]", "a|b", "a&b", "a*b", "a@b", "a%b", "-a"] {
             assert!(!WeightPart::can_be(text), "{text}");
         }
         assert!(WeightPart::can_be("a.b-c"));

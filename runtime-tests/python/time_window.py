@@ -1,6 +1,6 @@
 """Times of one token's softmax over a ring of keys and values on a GPU, by PyTorch's profiler: as three operators, with
 values as they are and transposed, and with keys first, as ONNX's `Attention`, as ONNX Runtime's `MultiHeadAttention`, with a mask
-and without, and as its `GroupQueryAttention` that is given no new keys.
+and without, as its `GroupQueryAttention` that is given no new keys, and as its `DecoderMaskedMultiHeadAttention` of another sequence.
 
     python3 time_window.py [--rows 128] [--heads 16] [--head-dim 64] [SLOTS…]
 
@@ -114,6 +114,21 @@ def unmasked_heads(nodes, slots, args):
     return multi_head(nodes, slots, args, ())
 
 
+def one_kernel(nodes, slots, args):
+    """The keys are [.., head_dim / 8, slots, 8] in memory on a GPU."""
+    flat = helper.make_tensor("flat", TensorProto.INT64, [3], [args.rows, 1, args.heads * args.head_dim])
+    back = helper.make_tensor("back", TensorProto.INT64, [4], [args.rows, args.heads, 1, args.head_dim])
+    held = helper.make_tensor("held", TensorProto.INT32, [args.rows, slots], [1] * args.rows * slots)
+    nodes += [
+        helper.make_node("Reshape", ["q", "flat"], ["query"]),
+        helper.make_node(
+            "DecoderMaskedMultiHeadAttention", ["query", "k", "v", "held"], ["o"], domain="com.microsoft", num_heads=args.heads
+        ),
+        helper.make_node("Reshape", ["o", "back"], ["y"]),
+    ]
+    return [flat, back, held]
+
+
 def model(write, slots, args):
     nodes = []
     weights = write(nodes, slots, args)
@@ -162,7 +177,7 @@ def main():
     args = parser.parse_args()
     provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[args.device]
     for slots in args.slots:
-        for write in (three, transposed, keys_first, attention, masked_heads, unmasked_heads, grouped):
+        for write in (three, transposed, keys_first, attention, masked_heads, unmasked_heads, grouped, one_kernel):
             text, shapes = model(write, slots, args)
             session = onnxruntime.InferenceSession(text, providers=[provider])
             random = numpy.random.default_rng(0)

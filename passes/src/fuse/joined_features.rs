@@ -38,16 +38,21 @@ fn join(w: &mut Sweep<'_>, node: &Node) -> Option<()> {
     }
     let width = |value: ValueId| Some(w.graph.value(value).ty.shape.as_ref()?.get(PACKED)?.known()? as i64);
     let sizes = [width(q)?, width(k)?];
-    let mut joined = Joined::default();
-    let both = both(w, [q, k], PACKED, &mut joined)?;
-    let source = joined.source?;
+    let both = as_one(w, [q, k], PACKED)?;
     let parts = w.patch.split(both, PACKED as i64, &sizes);
     w.stand_for(q, parts[0]);
     w.stand_for(k, parts[1]);
-    for (old, new) in source.rest {
+    Some(())
+}
+
+/// Two values as one, the second after the first along an axis, where they are computed alike from neighbours of one split.
+pub(super) fn as_one(w: &mut Sweep<'_>, pair: [ValueId; 2], axis: usize) -> Option<ValueId> {
+    let mut joined = Joined::default();
+    let both = both(w, pair, axis, &mut joined)?;
+    for (old, new) in joined.source?.rest {
         w.stand_for(old, new);
     }
-    Some(())
+    Some(both)
 }
 
 /// The split that both come from, written anew with the two as one.

@@ -52,13 +52,24 @@ fn joined(w: &mut Sweep<'_>, a: &StoredProduct, b: &StoredProduct) -> Option<Val
     if !fits {
         return None;
     }
-    let values = [a, b].map(|one| w.current(one.x));
+    let values: Vec<ValueId> = [a, b].iter().flat_map(|one| sides(w, one.x)).collect();
     let p = &mut w.patch;
     let last = p.rank(values[0]) as i64 - 1;
     let x = p.concat(&values, last);
     let weight = p.concat(&[a.weight, b.weight], 1);
     let bias = bias_sum(p, a.bias, b.bias);
     Some(p.linear(x, weight, bias))
+}
+
+/// What stands side by side in a value that nothing else reads.
+fn sides(w: &Sweep<'_>, x: ValueId) -> Vec<ValueId> {
+    let rank = w.graph.value(x).ty.rank().unwrap_or_default() as i64;
+    let is_alone = w.graph.value(x).uses.len() == 1 && w.is_untouched(x);
+    let concat = w.graph.made_by(x, "Concat").filter(|_| is_alone);
+    match concat.filter(|node| matches!(node.op.int("axis"), Some(axis) if axis == -1 || axis == rank - 1)) {
+        Some(node) => node.inputs.iter().flatten().map(|side| w.current(*side)).collect(),
+        None => vec![w.current(x)],
+    }
 }
 
 /// What is added, where it is such a product and nothing else reads it or what it has before its bias.
@@ -116,6 +127,16 @@ mod tests {
             graph.inputs().iter().map(|input| graph.value(*input).name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["a", "c&b", "d|o", "m", "x"]);
+    }
+
+    #[test]
+    fn what_stands_side_by_side_already_is_put_so_once() {
+        let text = text("z").replace(
+            "input %a: f32[batch, time, 2]",
+            "input %c1: f32[batch, time, 1]\n  %a = Concat(%c1, %c1) {axis: -1}",
+        );
+        let inputs = [("x", &[2, 3, 4][..]), ("c1", &[2, 3, 1]), ("m", &[2, 3, 3])];
+        insta::assert_snapshot!(after(&JoinedOutputs, &text, &inputs));
     }
 
     #[test]

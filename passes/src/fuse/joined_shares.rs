@@ -1,7 +1,7 @@
 //! Matches: sigmoids of weights of one axis, as layers have them for what their heads mix by, each made narrower or not
 //! Becomes: one sigmoid of all that are alike, made narrower once, and a split
 //! Exact: yes
-//! Declines when: there are two, where the split costs what a sigmoid saves
+//! Declines when: there are two, where the split costs what a sigmoid saves, or it is computed with a weight as it loads
 
 use crate::canon::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
@@ -48,6 +48,16 @@ struct Share {
     dtype: DType,
 }
 
+/// Whether it is spread over the columns of a weight.
+fn scales_a_weight(graph: &Graph, share: ValueId) -> bool {
+    let only_reader = |value: ValueId| match graph.value(value).uses[..] {
+        [Use::Node { node, slot: 0 }] => Some(graph.node(node)),
+        _ => None,
+    };
+    let spread = only_reader(share).and_then(|node| only_reader(node.outputs[0]));
+    spread.is_some_and(|node| node.op.is("Expand"))
+}
+
 fn share(graph: &Graph, node: &Node) -> Option<Share> {
     let weight = node.input(0).filter(|weight| node.op.is("Sigmoid") && is_stored(graph, *weight))?;
     let [size] = graph.value(weight).ty.shape.as_deref()? else { return None };
@@ -56,6 +66,9 @@ fn share(graph: &Graph, node: &Node) -> Option<Share> {
         [Use::Node { node, slot: 0 }] if graph.node(node).op.is("Cast") => graph.node(node).outputs[0],
         _ => open,
     };
+    if scales_a_weight(graph, open) {
+        return None;
+    }
     Some(Share { weight, size: size.known()? as i64, y, dtype: graph.value(y).ty.dtype? })
 }
 

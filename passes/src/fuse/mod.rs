@@ -13,12 +13,14 @@ mod bias_gelu;
 pub mod constant_factor;
 mod early_cast;
 mod early_sigmoid;
+mod folded_shares;
 mod gelu;
 mod head_parts;
 mod head_rows;
 mod joined_features;
 mod joined_outputs;
 mod joined_products;
+mod joined_rotations;
 mod joined_shares;
 mod log_sigmoid;
 mod partial_rotary;
@@ -33,6 +35,7 @@ mod split_again;
 mod stored_product;
 mod unit_transpose;
 mod wide_product;
+mod wide_ring;
 
 /// What a graph is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,10 +85,12 @@ static FUSIONS: &[(&dyn GraphRule, Graphs)] = &[
     (&head_parts::HeadParts, Graphs::All),
     (&head_rows::HeadRows, Graphs::All),
     (&shared_norm::SharedNorm, Graphs::Bound),
+    (&folded_shares::FoldedShares, Graphs::Bound),
     (&joined_outputs::JoinedOutputs, Graphs::Bound),
     (&gelu::Gelu, Graphs::All),
     (&bias_gelu::BiasGelu, Graphs::All),
     (&joined_products::JoinedProducts, Graphs::FewTokens),
+    (&joined_rotations::JoinedRotations, Graphs::OneToken),
     (&wide_product::WideProduct, Graphs::OneToken),
     (&joined_shares::JoinedShares, Graphs::All),
     (&early_cast::EarlyCast, Graphs::All),
@@ -94,6 +99,7 @@ static FUSIONS: &[(&dyn GraphRule, Graphs)] = &[
     (&rows_together::RowsTogether, Graphs::All),
     (&shifted_norm::ShiftedNorm, Graphs::All),
     (&skip_norm::SkipNorm, Graphs::All),
+    (&wide_ring::WideRing, Graphs::OneToken),
 ];
 
 /// Fuses what can be fused. Returns the number of patches.

@@ -1,12 +1,13 @@
 //! Matches: a product with several weights as one, and another product of the same value
-//! Becomes: one product, and a split in two
+//! Becomes: one product, and a split in two. Biases of both are added before the split, which another split may then join
 //! Exact: yes, up to the order of summation
 //! Declines when: neither weight is a join of three, as the split then costs what a product saves, or both are, or there
 //! are more products
 
 use super::stored_product::{StoredProduct, products_of, stored_product};
-use crate::canon::{GraphRule, rewrite_nodes};
-use crate::ir::graph::{Graph, ValueId};
+use crate::canon::{GraphRule, Sweep, rewrite_nodes};
+use crate::ir::graph::{Graph, Use, ValueId};
+use crate::ir::op::Op;
 use crate::ir::patch::{Applied, PatchError};
 use crate::serving_graph::join_weights::count;
 use dijiang_format::joined::MOST_PARTS;
@@ -33,17 +34,52 @@ impl GraphRule for WideProduct {
             let weights: Vec<ValueId> = all.iter().map(|one| one.weight).collect();
             let sizes: Vec<i64> = all.iter().map(|one| one.rows).collect();
             let weight = w.patch.concat(&weights, 0);
+            let biased: Option<Vec<Biased>> = all.iter().map(|one| biased(w.graph, one)).collect();
+            let bias = biased.as_ref().map(|all| {
+                let biases: Vec<ValueId> = all.iter().map(|one| one.bias).collect();
+                w.patch.concat(&biases, 0)
+            });
             let x = w.current(first.x);
-            let y = w.patch.linear(x, weight, None);
+            let y = w.patch.linear(x, weight, bias);
             let axis = w.patch.rank(y) as i64 - 1;
             let parts = w.patch.split(y, axis, &sizes);
-            for (one, part) in all.iter().zip(&parts) {
-                w.stand_for(one.product, *part);
+            for (i, part) in parts.into_iter().enumerate() {
+                match biased.as_ref().map(|all| &all[i]) {
+                    Some(one) => one.stands_for(w, part),
+                    None => w.stand_for(all[i].product, part),
+                }
             }
             // The first stands for itself by now.
             None
         })
     }
+}
+
+/// What is made of a product and its bias.
+struct Biased {
+    bias: ValueId,
+    y: ValueId,
+    is_gelu: bool,
+}
+
+impl Biased {
+    fn stands_for(&self, w: &mut Sweep<'_>, sum: ValueId) {
+        let y = match self.is_gelu {
+            true => w.patch.node(Op::in_domain("com.microsoft", "Gelu"), &[sum]),
+            false => sum,
+        };
+        w.stand_for(self.y, y);
+    }
+}
+
+fn biased(graph: &Graph, one: &StoredProduct) -> Option<Biased> {
+    if let Some(bias) = one.bias {
+        return Some(Biased { bias, y: one.y, is_gelu: false });
+    }
+    let [Use::Node { node, slot: 0 }] = graph.value(one.product).uses[..] else { return None };
+    let gelu = graph.node(node);
+    let bias = gelu.input(1).filter(|_| gelu.op.name() == "BiasGelu")?;
+    Some(Biased { bias, y: gelu.outputs[0], is_gelu: true })
 }
 
 /// The products of one value with weights of one type, in the order of their reading.
@@ -84,6 +120,15 @@ mod tests {
     #[test]
     fn a_join_and_another_product_are_one() {
         insta::assert_snapshot!(after(&WideProduct, &text("%q, %k, %k"), &INPUTS));
+    }
+
+    #[test]
+    fn biases_of_both_are_added_at_once() {
+        let text = text("%q, %k, %k").replace(
+            "  %a = MatMul(%x, %tq)\n",
+            "  weight %b: f32[4] = random(4)\n  %m = MatMul(%x, %tq)\n  %a = Add(%m, %b)\n",
+        );
+        insta::assert_snapshot!(after(&WideProduct, &text, &INPUTS));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`dijiang_format::joined`] gives, and is computed when the graph loads.
 
 use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use dijiang_format::dtype::DType;
@@ -17,6 +18,36 @@ pub(crate) fn rows(p: &mut Patch<'_>, weight: ValueId, rows: RowRange) -> ValueI
     let apart = p.reshape(weight, &[&[blocks, every as i64], &rest[..]].concat());
     let taken = p.slice(apart, 1, begin as i64, end as i64);
     p.reshape(taken, &[&[blocks * (end - begin) as i64], &rest[..]].concat())
+}
+
+/// Sigmoid of a number per head, or of its negative, for each of `each` neighbours of a head: `[heads · each]`, with
+/// ordinary operators.
+pub(crate) fn shares(p: &mut Patch<'_>, logits: ValueId, each: i64, is_rest: bool) -> ValueId {
+    let heads = p.known_dim(logits, 0) as i64;
+    let logits = if is_rest { p.node(Op::new("Neg"), &[logits]) } else { logits };
+    let shares = p.sigmoid(logits);
+    let shares = p.unsqueeze(shares, &[1]);
+    let shape = p.ints(&[heads, each]);
+    let spread = p.expand(shares, shape);
+    p.reshape(spread, &[heads * each])
+}
+
+/// What [`shares`] wrote.
+fn some_shares(graph: &Graph, value: ValueId) -> Option<Factor> {
+    let [Dim::Known(_)] = shape(graph, value)? else { return None };
+    let spread = graph.made_by(graph.made_by(value, "Reshape")?.input(0)?, "Expand")?;
+    let column =
+        graph.made_by(spread.input(0)?, "Unsqueeze").filter(|node| node.op.ints("axes") == Some(&[1]))?;
+    let shares = graph.made_by(uncast(graph, column.input(0)?), "Sigmoid")?.input(0)?;
+    let negated = graph.made_by(shares, "Neg").and_then(|node| node.input(0));
+    let logits = negated.unwrap_or(shares);
+    let ([Dim::Known(heads)], [Dim::Known(own), Dim::Known(_)]) =
+        (shape(graph, logits)?, shape(graph, spread.outputs[0])?)
+    else {
+        return None;
+    };
+    let name = weight_name(graph, logits).filter(|_| heads == own)?;
+    Some(Factor::Shares { name, is_rest: negated.is_some() })
 }
 
 /// A part, and how many rows it has.
@@ -44,8 +75,10 @@ fn parts(graph: &Graph, value: ValueId) -> Option<Vec<Rows>> {
         "Neg" => each_term(parts(graph, node.input(0)?)?, |term| {
             Some(Term { is_negated: !term.is_negated, ..term })
         }),
-        "Mul" => multiplied(graph, [node.input(0)?, node.input(1)?], Factor::Columns),
-        "MatMul" => multiplied(graph, [node.input(0)?, node.input(1)?], Factor::Vector),
+        "Mul" => multiplied(graph, [node.input(0)?, node.input(1)?], column_factor),
+        "MatMul" => multiplied(graph, [node.input(0)?, node.input(1)?], |graph, vector| {
+            weight_name(graph, vector).map(Factor::Vector)
+        }),
         _ => None,
     }
 }
@@ -112,20 +145,28 @@ fn sum(graph: &Graph, node: &Node, value: ValueId) -> Option<Vec<Rows>> {
     both.collect()
 }
 
+fn column_factor(graph: &Graph, vector: ValueId) -> Option<Factor> {
+    weight_name(graph, vector).map(Factor::Columns).or_else(|| some_shares(graph, vector))
+}
+
 /// A matrix by a vector of one number for each column.
-fn multiplied(graph: &Graph, [matrix, vector]: [ValueId; 2], by: fn(String) -> Factor) -> Option<Vec<Rows>> {
+fn multiplied(
+    graph: &Graph,
+    [matrix, vector]: [ValueId; 2],
+    by: fn(&Graph, ValueId) -> Option<Factor>,
+) -> Option<Vec<Rows>> {
     let vector = uncast(graph, vector);
     let (matrix_shape, vector_shape) = (shape(graph, matrix)?, shape(graph, vector)?);
     if matrix_shape.len() != 2 || vector_shape.len() != 1 || matrix_shape[1] != vector_shape[0] {
         return None;
     }
-    let name = weight_name(graph, vector)?;
+    let factor = by(graph, vector)?;
     let rows = parts(graph, matrix)?;
     // Of two sides each would need its own columns of the vector.
     if rows.iter().any(|rows| rows.part.sides.len() > 1) {
         return None;
     }
-    each_term(rows, |term| term.by.is_none().then(|| Term { by: Some(by(name.clone())), ..term }))
+    each_term(rows, |term| term.by.is_none().then(|| Term { by: Some(factor.clone()), ..term }))
 }
 
 fn each_term(parts: Vec<Rows>, change: impl Fn(Term) -> Option<Term>) -> Option<Vec<Rows>> {
@@ -144,7 +185,7 @@ pub(crate) fn is_stored(graph: &Graph, value: ValueId) -> bool {
 
 /// Whether a matrix times a vector of one number for each column is stored too.
 pub(crate) fn can_scale(graph: &Graph, matrix: ValueId, vector: ValueId) -> bool {
-    multiplied(graph, [matrix, vector], Factor::Columns).is_some()
+    multiplied(graph, [matrix, vector], column_factor).is_some()
 }
 
 /// How many weights a stored value is made of.
@@ -184,6 +225,17 @@ fn some_rows(graph: &Graph, value: ValueId) -> Option<WeightPart> {
     by_blocks.then_some(WeightPart { name, rows: Some(rows) })
 }
 
+/// Remembers what a node is computed of, from the weights on.
+fn mark_all_before(graph: &Graph, node: &Node, marked: &mut BTreeSet<ValueId>) {
+    let mut open: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+    while let Some(value) = open.pop() {
+        if marked.insert(value) {
+            let before = graph.producer(value).map(|(node, _)| graph.node(node).inputs.iter());
+            open.extend(before.into_iter().flatten().flatten());
+        }
+    }
+}
+
 /// Makes one input of each join of weights, under its name.
 pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
     let change = {
@@ -193,7 +245,7 @@ pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
             let node = graph.node(id);
             let Some(value) = node.outputs.first().copied() else { continue };
             let Some(parts) = parts(graph, value) else { continue };
-            inner.extend(node.inputs.iter().flatten().copied());
+            mark_all_before(graph, node, &mut inner);
             let ty = &graph.value(value).ty;
             let (Some(dtype), Some(shape), false) = (ty.dtype, ty.shape.clone(), inner.contains(&value))
             else {
@@ -255,6 +307,34 @@ mod tests {
 }"#,
         )
         .expect("a graph");
+        as_inputs(&mut graph).expect("a patch");
+        insta::assert_snapshot!(print(&graph));
+    }
+
+    #[test]
+    fn columns_by_a_share_of_their_head_are_an_input() {
+        let mut graph = parse(
+            r#"graph "g" {
+  weight %w: f16[2, 6] = random(1)
+  weight %s: f32[3] = [1.0, 2.0, 3.0]
+  output "w" %w
+  output "s" %s
+}"#,
+        )
+        .expect("a graph");
+        let change = {
+            let mut p = Patch::new(&graph, "test");
+            let [w, s] = ["w", "s"].map(|name| graph.find_value(name).expect("a weight"));
+            let sides = [(2, false), (2, true)].map(|(each, is_rest)| {
+                let share = shares(&mut p, s, each, is_rest);
+                let share = p.cast(share, DType::F16);
+                p.mul(w, share)
+            });
+            let both = p.concat(&sides, 1);
+            p.output("both", both);
+            p.finish()
+        };
+        graph.apply(change).expect("a patch");
         as_inputs(&mut graph).expect("a patch");
         insta::assert_snapshot!(print(&graph));
     }

@@ -232,6 +232,8 @@ shorter = [f(2, 1, 3, 16), f(2, 1, 3, 16), i([3, 1], np.int32), i(4, np.int32)]
 case("GroupQueryAttention", [f(2, 1, 64), None, None, *shorter, *rope], 3, do_rotary=1, **grouped)
 case("LinearAttentionGate", [f(2, 2, 3), f(3), f(3), f(2, 2, 3)], 2, domain=MS)
 case("LinearAttentionGate", [f(2, 1, 3), f(3), f(3)], domain=MS)
+# Keys and values of another sequence, by head.
+case("MultiHeadAttention", [f(2, 1, 4), f(2, 2, 3, 2), f(2, 2, 3, 2), None, None, f(2, 1, 1, 3)], domain=MS, num_heads=2)
 
 path = pathlib.Path(__file__).with_name("reference.txt")
 path.write_text("\n\n".join(cases) + "\n")

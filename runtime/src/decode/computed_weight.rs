@@ -57,6 +57,14 @@ fn computed(term: &Term, source: &mut Source<'_>) -> Result<HostTensor, RuntimeE
                 columns.chunks_exact(by.len()).flat_map(|row| row.iter().zip(&by).map(|(w, g)| w * g));
             (stored.shape().to_vec(), scaled.collect())
         }
+        Some(Factor::Shares { name, is_rest }) => {
+            let shares = shares(term, &stored, name, source)?;
+            let share = |x: &f32| 1.0 / (1.0 + (if *is_rest { *x } else { -*x }).exp());
+            let shares: Vec<f32> = shares.iter().map(share).collect();
+            let each = stored.shape()[1] / shares.len();
+            let scale = |(i, w): (usize, f32)| w * shares[i % stored.shape()[1] / each];
+            (stored.shape().to_vec(), stored.to_f32()?.into_iter().enumerate().map(scale).collect())
+        }
         Some(Factor::Vector(name)) => {
             let (matrix, by) = (stored.to_f32()?, factor(term, &stored, name, source)?);
             let product = |(w, g): (&f32, &f32)| f64::from(*w) * f64::from(*g);
@@ -70,6 +78,29 @@ fn computed(term: &Term, source: &mut Source<'_>) -> Result<HostTensor, RuntimeE
     }
 }
 
+/// A number for each head, of which a matrix `[rows, heads · columns]` has as many columns each.
+fn shares(
+    term: &Term,
+    matrix: &HostTensor,
+    name: &str,
+    source: &mut Source<'_>,
+) -> Result<Vec<f32>, RuntimeError> {
+    let vector = (source.rows)(&WeightPart::whole(name))?;
+    match (matrix.shape(), vector.shape()) {
+        ([_, columns], [heads]) if *columns > 0 && *heads > 0 && columns % heads == 0 => Ok(vector.to_f32()?),
+        (found, other) => Err(misfit(term, found, (name, other), source)),
+    }
+}
+
+fn misfit(
+    term: &Term,
+    matrix: &[usize],
+    (name, vector): (&str, &[usize]),
+    source: &Source<'_>,
+) -> RuntimeError {
+    source.failed(term, &format!("{} is {matrix:?}, and {name} {vector:?}", term.rows))
+}
+
 /// The vector that a matrix `[rows, columns]` is multiplied by.
 fn factor(
     term: &Term,
@@ -80,9 +111,6 @@ fn factor(
     let vector = (source.rows)(&WeightPart::whole(name))?;
     match (matrix.shape(), vector.shape()) {
         ([_, columns], [width]) if columns == width && *width > 0 => Ok(vector.to_f32()?),
-        (found, other) => {
-            let reason = format!("{} is {found:?}, and {name} {other:?}", term.rows);
-            Err(source.failed(term, &reason))
-        }
+        (found, other) => Err(misfit(term, found, (name, other), source)),
     }
 }

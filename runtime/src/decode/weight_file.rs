@@ -259,10 +259,17 @@ mod tests {
         assert_eq!(values, [20.0, -3.0, 60.0, -7.0, 8.0, 9.0]);
         assert_eq!(parts, ["a[1:2:2]*pair [2, 2]", "b [1, 2]"]);
         assert_eq!(of("pair&a[1:2:2]@pair", &[2]).0, [10.0 + 17.0, -1.0 + 53.0]);
+        // sigmoid(1/3) and sigmoid(-1/3), over both columns; sigmoid(10) and sigmoid(-1), a column each.
+        let near = |values: Vec<f32>, expected: [f32; 4]| {
+            assert!(values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{values:?}");
+        };
+        near(of("b%third|b%-third", &[1, 4]).0, [4.6606, 5.2431, 3.3394, 3.7569]);
+        near(of("b%pair|b%-pair", &[1, 4]).0, [7.9996, 2.4205, 0.0004, 6.5795]);
         let error =
             |name: &str, shape: &[usize]| load(dir.path(), name, shape).expect_err("misfit").to_string();
         for (name, expected) in [
             ("a*third", "`a*third`: a is [4, 2], and third [1]"),
+            ("a%b", "`a%b`: a is [4, 2], and b [1, 2]"),
             ("a@third", "`a@third`: a is [4, 2], and third [1]"),
             ("a&b", "`a&b`: one is [4, 2], another [1, 2]"),
             ("a|b", "cannot"),

@@ -1,7 +1,7 @@
 //! The window of one token per row, which is never padding: it is written into its slot, and read with all that the ring
 //! then holds.
 
-use super::window::{CLOSED, Kept, Near, Ring, Seen, log_sum, modulo, row, wrapped};
+use super::window::{CLOSED, Kept, Near, Ring, Seen, log_sum, row};
 use super::{Dims, HeadOrder};
 use crate::ir::graph::ValueId;
 use crate::ir::op::Op;
@@ -31,21 +31,27 @@ pub(super) fn lower(p: &mut Patch<'_>, near: &Near, local: Local, d: Dims) -> Se
         let log_sum = log_sum(p, scores);
         p.reshape(log_sum, &[0, d.heads, 1, 1])
     });
-    let ring = Ring { kept: Kept::Apart([keys, values]), count: wrapped(p, count, local) };
+    let ring = Ring { kept: Kept::Apart([keys, values]), count: after(p, near.ring.count, count, local) };
     Seen { read, log_sum, order: HeadOrder::HeadMajor, ring }
 }
 
-/// Where the next token goes, i64 `[batch]`.
+/// Where the next token goes, i64 `[batch]`. A count as it is kept passes the end of the ring by less than a window.
 pub(super) fn slot(p: &mut Patch<'_>, count: ValueId, local: Local) -> ValueId {
-    let sinks = f64::from(local.sinks);
-    let since = p.add_scalar(count, -sinks);
-    let within = modulo(p, since, local.window);
-    let within = p.add_scalar(within, sinks);
-    let first = p.scalar_like(count, sinks);
-    let is_sink = p.node(Op::new("Less"), &[count, first]);
-    let slot = p.select(is_sink, count, within);
+    let slots = p.scalar_like(count, local.slots() as f64);
+    let is_first = p.node(Op::new("Less"), &[count, slots]);
+    let again = p.add_scalar(count, -f64::from(local.window));
+    let slot = p.select(is_first, count, again);
     let slot = p.squeeze(slot, &[1]);
     p.cast(slot, DType::I64)
+}
+
+/// [`wrapped`](super::window::wrapped) of the count after one more token.
+fn after(p: &mut Patch<'_>, before: ValueId, count: ValueId, local: Local) -> ValueId {
+    let slots = local.slots() as f64;
+    let last = p.scalar_like(before, slots + f64::from(local.window) - 1.0);
+    let goes_on = p.node(Op::new("Less"), &[before, last]);
+    let first = p.scalar_like(before, slots);
+    p.select(goes_on, count, first)
 }
 
 /// What is added to the score of each slot, `[batch, 1, 1, slots]`: nothing where it is filled. A slot is filled first by

@@ -334,6 +334,10 @@ fn eval_multi_head(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         (0..3).map(|i| Ok(*ctx.f(i)?.shape().last().ok_or("a scalar")?)).collect::<Result<_, String>>()?;
     let side = |slot: usize| -> Result<ArrayD<f64>, String> {
         let x = ctx.f(slot)?;
+        // By head already, as keys and values of another sequence may be.
+        if x.ndim() == 4 {
+            return Ok(x.clone());
+        }
         let begin: usize = widths[..slot].iter().sum();
         let biased = match optional(ctx, 3)? {
             Some(bias) => {
@@ -485,8 +489,13 @@ fn infer_packed(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 fn infer_multi_head(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let n = heads(ctx.op, "num_heads")?;
     let at = |slot: usize, axis: usize| dim(ctx.shape(slot), axis);
-    let out = vec![at(0, 0), at(0, 1), at(2, 2)];
-    let new = |slot: usize| [at(0, 0), Dim::Known(n as u64), at(slot, 1), part(&at(slot, 2), n)];
+    let is_by_head = |slot: usize| ctx.shape(slot).is_some_and(|shape| shape.len() == 4);
+    let width = if is_by_head(2) { Dim::Known(n as u64).times(&at(2, 3)) } else { at(2, 2) };
+    let new = |slot: usize| match is_by_head(slot) {
+        true => [0, 1, 2, 3].map(|axis| at(slot, axis)),
+        false => [at(0, 0), Dim::Known(n as u64), at(slot, 1), part(&at(slot, 2), n)],
+    };
+    let out = vec![at(0, 0), at(0, 1), width];
     Ok(vec![Type::maybe(ctx.dtype(0), Some(out)), present(ctx, 6, new(1)), present(ctx, 7, new(2))])
 }
 
