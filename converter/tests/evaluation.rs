@@ -121,6 +121,30 @@ fn every_figure_says_what_it_is_of() {
     assert_eq!(piqa["each"][0], 1.0, "{piqa}");
 }
 
+/// The parts of attentions that a recipe has, each left out once. What carries most of what a model reads costs most.
+#[test]
+fn a_text_is_measured_without_each_branch() {
+    let Some(home) = home() else { return };
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/shakespeare/valid.txt");
+    let found = results(&home, &format!("linear soft --perplexity {text} --context 64 --max-tokens 256 --branches"));
+    let of = |bundle: &str| -> Vec<(String, f64)> {
+        let own = found.iter().filter(|result| result["bundle"] == bundle);
+        let figure = |result: &Value| {
+            let metric = result["metric"].as_str().expect("a text").to_owned();
+            (metric, result["value"].as_f64().expect("a number"))
+        };
+        own.map(figure).collect()
+    };
+    let names = |figures: &[(String, f64)]| figures.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let (linear, soft) = (of("linear"), of("soft"));
+    let without = |branch: &str| format!("perplexity without {branch}");
+    assert_eq!(names(&linear), ["perplexity".to_owned(), without("linear"), without("window")]);
+    assert_eq!(names(&soft), ["perplexity".to_owned(), without("softmax")]);
+    assert!(linear[2].1 > 1.5 * linear[0].1, "{linear:?}");
+    assert!((linear[1].1 - linear[0].1).abs() > 1e-3, "{linear:?}");
+    assert!(soft[1].1 > 1.5 * soft[0].1, "{soft:?}");
+}
+
 #[test]
 fn bundles_stand_side_by_side_and_samples_tell_what_was_asked() {
     let Some(home) = home() else { return };

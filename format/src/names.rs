@@ -11,6 +11,8 @@ pub const POSITIONS: &str = "position_ids";
 pub const LAST: &str = "last_tokens";
 /// Input of graphs that tell which layers look far: how many tokens back each layer sees, f32 `[layers]`.
 pub const WINDOWS: &str = "windows";
+/// Input of graphs that tell what the branches of attentions are worth: what each branch is multiplied by, f32 `[3]`.
+pub const BRANCHES: &str = "branches";
 /// Output: `[batch, sequence, vocabulary]`.
 pub const LOGITS: &str = "logits";
 /// Output of graphs for bound memory: the likeliest next token, i64 `[batch, sequence]`, or -1 where a logit is NaN.

@@ -8,6 +8,7 @@ pub mod lock;
 pub mod model_files;
 pub mod replace;
 pub mod room;
+pub mod softmax_model;
 pub(crate) mod states;
 pub mod stored_file;
 pub mod weights;

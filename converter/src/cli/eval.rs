@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   dijiang eval bundle --perplexity text.txt --context 512,2048
+  dijiang eval bundle --perplexity text.txt --branches
   dijiang eval bundle softmax-bundle --task piqa=valid.jsonl --task arc_easy=ARC-Easy-Test.jsonl
   dijiang eval bundle --task mmlu=data --shots 5 --limit 20 --json
   dijiang eval bundle --task copy --task recall --context 256,1024
@@ -37,6 +38,10 @@ pub(super) struct Args {
     /// the model takes
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_parser = numbers::context())]
     context: Vec<u64>,
+    /// Measure the text once more without each branch of the attentions too: what is read of linear sums, of windows, and by
+    /// layers that stay softmax
+    #[arg(long, requires = "perplexity")]
+    branches: bool,
     /// Tokens of the text, at most, in whole rows: --context or more
     #[arg(long, allow_negative_numbers = true, value_parser = numbers::count())]
     max_tokens: Option<usize>,
@@ -112,6 +117,11 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
                 let found = evaluator.perplexity(file, context, &mut bar)?;
                 let of = Of { task: &file.display().to_string(), version: None, context: Some(context) };
                 told.add(&of, "perplexity", &found);
+                if args.branches {
+                    for (branch, found) in evaluator.branches(file, context, &mut bar)? {
+                        told.add(&of, &format!("perplexity without {}", branch.name()), &found);
+                    }
+                }
             }
         }
         for task in &tasks {

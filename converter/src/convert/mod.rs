@@ -5,6 +5,7 @@ pub mod compile;
 pub mod estimate;
 pub mod genai;
 pub mod inputs;
+pub(crate) mod losses;
 pub(crate) mod manifest;
 pub mod quantization;
 pub mod refusal;

@@ -2,7 +2,8 @@
 //! and on given ones. Those that cost most are the wide ones of a recipe ([`dijiang_format::recipe::Wide`]), or those that
 //! stay softmax.
 
-use super::{ConvertError, ConvertOptions, plan_weights, refusal, source, write_graph, write_weights};
+use super::losses::{LossProgram, Rows, write_to};
+use super::{ConvertError, ConvertOptions, refusal, source};
 use crate::convert::source::Source;
 use crate::report::progress::Progress;
 use crate::train::data::{self, Texts, Windows};
@@ -10,26 +11,22 @@ use dijiang_format::dtype::DType;
 use dijiang_format::files;
 use dijiang_format::names::WINDOWS;
 use dijiang_format::recipe::{Recipe, Wide};
-use dijiang_format::target::PORTABLE_OPSET;
 use dijiang_format::words::listed;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::Options;
 use dijiang_passes::attention::scan_graph::write_windows;
 use dijiang_passes::canon::canonicalize;
-use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::numeric::random::Random;
 use dijiang_passes::pipeline::PassError;
-use dijiang_passes::training::loss::IGNORE;
 use dijiang_passes::training::parameters::{ParameterLayout, Precision};
-use dijiang_passes::training::specialize::{Size, TOKENS};
-use dijiang_passes::training::step::{COUNT, LABELS, LOSS_SUM, evaluation};
-use dijiang_runtime::{Device, DeviceTensor, HostTensor, LoadOptions, OrtRuntime, Program, RuntimeError};
-use std::collections::{BTreeMap, BTreeSet};
+use dijiang_passes::training::specialize::Size;
+use dijiang_passes::training::step::evaluation;
+use dijiang_runtime::{Device, HostTensor, LoadOptions, OrtRuntime, RuntimeError};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The graph file, in a directory that is gone afterwards; in a conversion this one, in that of the bundle.
-const FILE: &str = "scan.onnx";
+/// A directory that is gone afterwards, in that of the bundle.
 const DIR: &str = "scan";
 
 /// A window that every token of every text is in.
@@ -309,7 +306,9 @@ fn scan_opened(
     let (layers, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
     let nothing = ParameterLayout { groups: Vec::new() };
     let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
-    let mut scanner = Scanner::new(&runtime, &write(dir, &graph, progress)?, (options, count))?;
+    let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
+    let program = LossProgram::load(&runtime, &write_to(dir, &graph, progress)?, &load, WINDOWS)?;
+    let mut scanner = Scanner { program, layers: count };
     let texts = texts(opened, options, size)?;
     progress.stage(&format!("scanning {} layers", layers.len()));
     let whole = scanner.losses(&texts, &[], window)?;
@@ -398,32 +397,6 @@ fn context(opened: &Source, options: &ScanOptions, window: u32) -> u64 {
     context - context % 2
 }
 
-fn write(dir: &Path, graph: &Graph, progress: &mut dyn Progress) -> Result<PathBuf, ConvertError> {
-    let weights = plan_weights(&[graph], &[])?;
-    write_weights(dir, &weights, progress)?;
-    write_graph(dir, FILE, PORTABLE_OPSET.max(18), graph, &weights)?;
-    Ok(dir.join(FILE))
-}
-
-/// Rows of one kind: tokens, and what counts of them.
-struct Rows {
-    tokens: HostTensor,
-    labels: HostTensor,
-}
-
-impl Rows {
-    fn new(rows: &[Vec<i64>], from: usize) -> Result<Self, RuntimeError> {
-        let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
-        let counted = rows.iter().flat_map(|row| {
-            row.iter().enumerate().map(|(at, token)| if at < from { IGNORE } else { *token })
-        });
-        Ok(Self {
-            tokens: HostTensor::from_i64(&shape, &rows.concat())?,
-            labels: HostTensor::from_i64(&shape, &counted.collect::<Vec<_>>())?,
-        })
-    }
-}
-
 /// What is scanned on.
 struct Scannable {
     copies: Rows,
@@ -459,59 +432,18 @@ fn copies(opened: &Source, options: &ScanOptions, half: usize) -> Vec<Vec<i64>> 
 }
 
 struct Scanner {
-    program: Program,
-    inputs: BTreeMap<&'static str, DeviceTensor>,
-    outputs: BTreeMap<&'static str, DeviceTensor>,
+    program: LossProgram,
     layers: usize,
 }
 
 impl Scanner {
-    fn new(
-        runtime: &OrtRuntime,
-        path: &Path,
-        (options, layers): (&ScanOptions, usize),
-    ) -> Result<Self, RuntimeError> {
-        let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
-        let mut program = Program::load(runtime, path, &load)?;
-        let (mut inputs, mut outputs) = (BTreeMap::new(), BTreeMap::new());
-        let named = |name: &'static str, io: &[dijiang_runtime::Io]| io.iter().any(|io| io.name == name);
-        for name in [TOKENS, LABELS, WINDOWS].into_iter().filter(|name| named(name, program.inputs())) {
-            inputs.insert(name, program.allocate_like(name)?);
-        }
-        inputs.iter().try_for_each(|(name, tensor)| program.bind_input(name, tensor))?;
-        for io in program.outputs().to_vec() {
-            let tensor = program.allocate_like(&io.name)?;
-            program.bind_output(&io.name, &tensor)?;
-            if let Some(name) = [LOSS_SUM, COUNT].into_iter().find(|name| *name == io.name) {
-                outputs.insert(name, tensor);
-            }
-        }
-        Ok(Self { program, inputs, outputs, layers })
-    }
-
     /// The loss of a token of each kind, with layers that see so many tokens.
     fn losses(&mut self, texts: &Scannable, near: &[usize], window: u32) -> Result<Losses, RuntimeError> {
         let mut windows = vec![WHOLE; self.layers];
         near.iter().for_each(|layer| windows[*layer] = window as f32);
-        self.give(WINDOWS, &HostTensor::from_f32(&[windows.len()], &windows)?)?;
-        let copying = self.loss(&texts.copies)?;
-        Ok((copying, texts.given.as_ref().map(|rows| self.loss(rows)).transpose()?))
-    }
-
-    fn loss(&mut self, rows: &Rows) -> Result<f64, RuntimeError> {
-        self.give(TOKENS, &rows.tokens)?;
-        self.give(LABELS, &rows.labels)?;
-        self.program.run()?;
-        let number = |name: &str| {
-            let Some(tensor) = self.outputs.get(name) else { return Ok(f64::NAN) };
-            let numbers = tensor.read()?.to_f32()?;
-            Ok::<_, RuntimeError>(numbers.first().copied().map_or(f64::NAN, f64::from))
-        };
-        Ok(number(LOSS_SUM)? / number(COUNT)?)
-    }
-
-    fn give(&self, name: &str, numbers: &HostTensor) -> Result<(), RuntimeError> {
-        self.inputs.get(name).map_or(Ok(()), |tensor| tensor.write(numbers))
+        self.program.give(WINDOWS, &HostTensor::from_f32(&[windows.len()], &windows)?)?;
+        let copying = self.program.loss(&texts.copies)?;
+        Ok((copying, texts.given.as_ref().map(|rows| self.program.loss(rows)).transpose()?))
     }
 }
 

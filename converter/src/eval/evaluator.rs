@@ -2,6 +2,7 @@
 
 use super::EvalError;
 use super::answers::Likelihood;
+use super::branches::Branches;
 use super::question::Question;
 use super::scoring::Asking;
 use super::statistics::Measured;
@@ -11,7 +12,8 @@ use crate::serving;
 use crate::train::data::{self, Texts, Windows};
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
-use dijiang_runtime::{Device, Serving, ServingOptions, Tokenizer};
+use dijiang_passes::attention::branch_graph::Branch;
+use dijiang_runtime::{Device, LoadOptions, Serving, ServingOptions, Tokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -88,16 +90,7 @@ impl Evaluator {
         context: u64,
         progress: &mut dyn Progress,
     ) -> Result<Measured, EvalError> {
-        if let Some(positions) = self.manifest.model.positions.filter(|positions| *positions < context) {
-            return Err(EvalError::Positions { positions, context });
-        }
-        let context = context as usize;
-        let most = self.options.max_tokens.map(|most| most - most % context);
-        let tokenizer = self.bundle.join(files::TOKENIZER);
-        let model = &self.manifest.model;
-        let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
-        let stream = data::read(&[file.to_owned()], &texts, most)?;
-        let windows = Windows::new(stream, context, 0)?.in_order(usize::MAX);
+        let windows = self.windows(file, context)?;
         progress.items(&format!("{} at {context}", file.display()), windows.len() as u64);
         let (mut each, mut sum, mut n) = (Vec::new(), 0.0, 0);
         for window in windows {
@@ -109,6 +102,33 @@ impl Evaluator {
             progress.advance(1);
         }
         Ok(Measured::perplexity(sum / n as f64, each, n))
+    }
+
+    /// The same without each branch of its attentions.
+    pub fn branches(
+        &mut self,
+        file: &Path,
+        context: u64,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<(Branch, Measured)>, EvalError> {
+        let windows = self.windows(file, context)?;
+        let EvalOptions { device, threads, .. } = self.options;
+        let load = LoadOptions { device, threads, ..LoadOptions::default() };
+        Branches::open(&self.bundle, context as usize, &load, progress)?.perplexities(&windows, progress)
+    }
+
+    /// The complete windows of a file.
+    fn windows(&self, file: &Path, context: u64) -> Result<Vec<Vec<i64>>, EvalError> {
+        if let Some(positions) = self.manifest.model.positions.filter(|positions| *positions < context) {
+            return Err(EvalError::Positions { positions, context });
+        }
+        let context = context as usize;
+        let most = self.options.max_tokens.map(|most| most - most % context);
+        let tokenizer = self.bundle.join(files::TOKENIZER);
+        let model = &self.manifest.model;
+        let texts = Texts { tokenizer: &tokenizer, end: model.eos.first().copied(), vocab: model.vocab };
+        let stream = data::read(&[file.to_owned()], &texts, most)?;
+        Ok(Windows::new(stream, context, 0)?.in_order(usize::MAX))
     }
 
     /// How likely each choice of each question is.

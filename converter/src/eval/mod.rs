@@ -1,12 +1,18 @@
 //! Measuring bundles: perplexity on text, questions with several answers by their likelihood, and tasks of random tokens.
 
+use crate::bundle::softmax_model::SoftmaxError;
+use crate::convert::ConvertError;
 use crate::serving::OpenError;
 use crate::train::data::DataError;
 use dijiang_format::manifest::ManifestError;
 use dijiang_format::words::counted;
+use dijiang_passes::attention::rewrite::RewriteError;
+use dijiang_passes::canon::CanonError;
+use dijiang_passes::training::TrainingError;
 use dijiang_runtime::RuntimeError;
 
 pub mod answers;
+mod branches;
 mod evaluator;
 mod question;
 mod scoring;
@@ -30,6 +36,18 @@ pub enum EvalError {
     Open(Box<OpenError>),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    #[error("--branches: {0}")]
+    Softmax(#[from] SoftmaxError),
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    #[error(transparent)]
+    Canon(#[from] CanonError),
+    #[error(transparent)]
+    Training(#[from] TrainingError),
+    #[error(transparent)]
+    Write(Box<ConvertError>),
+    #[error("a directory for the graph without a branch cannot be made: {source}")]
+    Scratch { source: std::io::Error },
     #[error(transparent)]
     Data(#[from] DataError),
     #[error("the model has {}, and --context asks for {context}", counted(*positions, "position"))]
@@ -45,6 +63,12 @@ pub enum EvalError {
         counted(*vocabulary, "token")
     )]
     Keys { length: usize, keys: usize, vocabulary: usize },
+}
+
+impl From<ConvertError> for EvalError {
+    fn from(error: ConvertError) -> Self {
+        Self::Write(Box::new(error))
+    }
 }
 
 impl From<OpenError> for EvalError {

@@ -4,15 +4,11 @@
 //! taken out of the graph, the identity is put in their place with all else as it was, and what comes out is the weights:
 //! o = A v. The interpreter computes it, in f64.
 
+use crate::bundle::softmax_model::{SoftmaxError, SoftmaxModel};
 use crate::bundle::stored_file;
-use crate::onnx::import::{ImportError, import};
 use crate::verify::oracle;
-use dijiang_format::files;
-use dijiang_format::manifest::{Manifest, ManifestError};
-use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::map_graph::{MappedSite, write_maps};
-use dijiang_passes::attention::rewrite::{AddedWeights, Options, RewriteError, added_weights};
-use dijiang_passes::canon::{CanonError, canonicalize};
+use dijiang_passes::attention::rewrite::RewriteError;
 use dijiang_passes::ir::eval::{Array, EvalError, eval};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::tensor::ReadError;
@@ -50,25 +46,15 @@ pub struct LayerMap {
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error(transparent)]
-    Import(#[from] ImportError),
-    #[error(transparent)]
-    Canon(#[from] CanonError),
+    Softmax(#[from] SoftmaxError),
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
     #[error(transparent)]
     Eval(#[from] EvalError),
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error(
-        "its attention was linear in the source already, and no softmax model is in the bundle to be taken apart"
-    )]
-    OwnAttention,
     #[error("node `{node}`: the interpreter does not know the operator {operator}")]
     Operator { node: String, operator: String },
-    #[error("the parameter `{name}` is not in the bundle as the recipe has it")]
-    Parameter { name: String },
     #[error("its {input} cannot be made of tokens: {reason}")]
     Input { input: String, reason: String },
     #[error("no attention of it was recognised (hint: `dijiang inspect` says why)")]
@@ -81,53 +67,16 @@ pub enum MapError {
 
 /// The maps of all attentions that were recognised, on one row of tokens.
 pub fn maps(bundle: &Path, which: Which, ids: &[i64]) -> Result<Vec<LayerMap>, MapError> {
-    let manifest = Manifest::read(bundle)?;
-    if manifest.source.own_attention {
-        return Err(MapError::OwnAttention);
-    }
-    let mut graph = import(&bundle.join(files::SOFTMAX))?;
-    canonicalize(&mut graph)?;
-    let (lowered, added) = match which {
-        Which::Softmax => (Vec::new(), AddedWeights::new()),
-        Which::Served => (lowered(&manifest), added_weights(&import(&bundle.join(linear_graph(bundle)))?)),
-    };
-    let options = Options {
-        recipe: &manifest.recipe,
-        form: Form::Parallel,
-        seed: manifest.seed,
-        layers: Some(&lowered),
-        added: Some(&added),
-    };
-    let sites = write_maps(&mut graph, &options)?;
-    check_parameters(&graph, &added)?;
+    let mut softmax = SoftmaxModel::open(bundle, which == Which::Served)?;
+    let mut graph = std::mem::take(&mut softmax.graph);
+    let sites = write_maps(&mut graph, &softmax.options())?;
+    softmax.check_parameters(&graph)?;
     if sites.is_empty() {
         return Err(MapError::NoSite);
     }
     let found = Looked::new(&graph, &sites, ids)?.maps();
     stored_file::check(graph.consts().map(|(_, _, tensor)| tensor))?;
     found
-}
-
-fn lowered(manifest: &Manifest) -> Vec<usize> {
-    manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect()
-}
-
-/// A graph that has every parameter that the conversion added by its name.
-fn linear_graph(bundle: &Path) -> &'static str {
-    let plain = [files::PARALLEL, files::CHUNKED];
-    plain.into_iter().find(|name| bundle.join(name).exists()).unwrap_or(files::MODEL)
-}
-
-/// Refuses parameters that are not the bundle's: they would be those that a conversion begins with.
-fn check_parameters(graph: &Graph, added: &AddedWeights) -> Result<(), MapError> {
-    for (name, tensor) in added_weights(graph) {
-        let is_same =
-            added.get(&name).is_some_and(|own| (own.dtype(), own.dims()) == (tensor.dtype(), tensor.dims()));
-        if !is_same {
-            return Err(MapError::Parameter { name });
-        }
-    }
-    Ok(())
 }
 
 /// A graph that was run on a row of tokens.

@@ -1,5 +1,6 @@
 //! Softmax attention: found, put into one canonical form, and replaced by a linear recurrence.
 
+pub mod branch_graph;
 pub mod calibration_graph;
 pub mod fit;
 pub mod lower;

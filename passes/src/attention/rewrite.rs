@@ -294,7 +294,7 @@ pub(super) fn patch_site(
     let options = &Options { recipe: &recipe, ..*options };
     let change = {
         let mut patch = Patch::new(graph, rule);
-        write(SiteWriter { p: &mut patch, site, plan, options });
+        write(SiteWriter { p: &mut patch, site, plan, options, factors: None });
         patch.finish()
     };
     let applied = graph.apply(change).map(|_| ());

@@ -2,6 +2,7 @@
 //! lowerings but the parameters.
 
 use super::layer::{Layer, dot};
+use super::branch_graph::{Branch, write_branches};
 use super::lower::Form;
 use super::rewrite::{AddedWeights, Options, Report, added_weights, rewrite};
 use crate::canon::canonicalize;
@@ -1012,6 +1013,48 @@ fn a_scanned_layer_sees_as_far_as_it_is_told() {
     let everything = Recipe { local: Some(Local { window: 9, sinks: 0 }), ..alone.clone() };
     let all = &run(&lowered(&everything, Form::Parallel).0, &masked(&everything, ones))["y"];
     assert!(relative_error(&seen(1e6), all) < 1e-9);
+}
+
+/// What a layer gives is affine in what its branches read, and with both it is what the recipe says.
+#[test]
+fn branches_are_left_out_one_at_a_time() {
+    let local = Some(Local { window: 3, sinks: 2 });
+    let mixed = Recipe { local, ..delta("dct-unit", Decay::Learned) };
+    let joined = Recipe { rule: Rule::Linear, local, ..testing::recipe() };
+    let leaving = Recipe { feed: Feed::Leaving, ..joined.clone() };
+    for recipe in [mixed, joined, leaving] {
+        let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+        let mut graph = decoder_of(&recipe);
+        canonicalize(&mut graph).expect("it settles");
+        let branches = write_branches(&mut graph, &options).expect("it is written");
+        assert_eq!(branches, [Branch::Linear, Branch::Window]);
+        canonicalize(&mut graph).expect("it settles");
+        assert_eq!(verify(&graph), []);
+        let given = masked(&recipe, ["111111111", "111111111"]);
+        let with = |numbers: [f64; 3]| {
+            let mut given = given.clone();
+            given.push(("branches", Array::from_f64(&[3], numbers.to_vec()).expect("three numbers")));
+            run(&graph, &given)["y"].clone()
+        };
+        let both = with([1.0, 1.0, 1.0]);
+        assert!(relative_error(&both, &run(&lowered(&recipe, Form::Parallel).0, &given)["y"]) < 1e-9);
+        let [window, linear, none] = [[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0]].map(with);
+        let [both, window, linear, none] = [both, window, linear, none].map(|array| array.to_f64());
+        let apart = |i: usize| (window[i] - none[i]) + (linear[i] - none[i]) + none[i] - both[i];
+        assert!((0..both.len()).all(|i| apart(i).abs() < 1e-9), "{recipe:?}");
+        for other in [&window, &linear] {
+            assert!((0..both.len()).any(|i| (other[i] - both[i]).abs() > 1e-3), "{recipe:?}");
+        }
+    }
+}
+
+#[test]
+fn a_layer_that_stays_softmax_is_a_branch_too() {
+    let recipe = Recipe { softmax_layers: vec![0], ..delta("dct-unit", Decay::Learned) };
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+    let mut graph = testing::decoder();
+    canonicalize(&mut graph).expect("it settles");
+    assert_eq!(write_branches(&mut graph, &options).expect("it is written"), [Branch::Softmax]);
 }
 
 /// Calibration has nothing to train where a layer has a window alone.

@@ -25,6 +25,7 @@ impl SiteWriter<'_, '_, '_> {
         let parts = self.p.split(linear.read, 3, &[self.site.value_dim as i64, 1]);
         let sum = self.p.add_scalar(parts[1], LEAST);
         let far = self.p.div(parts[0], sum);
+        let far = self.multiplied(far, |f| f.linear);
         let log = self.log_of_far(linear, sum);
         let share = self.share_of_near(near, log, order);
         let read = self.in_order(near.read, near.order, order);

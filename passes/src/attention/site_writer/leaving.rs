@@ -19,7 +19,7 @@ impl SiteWriter<'_, '_, '_> {
         let site = AttentionSite { k, v, value_dim, ..self.site.clone() };
         let (plan, options) = (self.plan, self.options);
         let tokens = Tokens { valid: near.valid, written: Some(is_one) };
-        SiteWriter { p: &mut *self.p, site: &site, plan, options }.linear(tokens)
+        SiteWriter { p: &mut *self.p, site: &site, plan, options, factors: None }.linear(tokens)
     }
 
     /// Values with a 1 behind each, whose sum is what the others are divided by.

@@ -1,6 +1,6 @@
 //! Writes the attention of a recipe for one site.
 
-use super::lower::window::{Near, Ring};
+use super::lower::window::{Near, Ring, Seen};
 use super::lower::{Dims, HeadOrder, Lowered, Recurrence, RecurrentState, bidirectional};
 use super::plan::Plan;
 use super::rewrite::Options;
@@ -72,6 +72,15 @@ pub(super) struct SiteWriter<'p, 'g, 'o> {
     pub(super) site: &'o AttentionSite,
     pub(super) plan: Plan,
     pub(super) options: &'o Options<'o>,
+    /// What each branch is multiplied by, where that is asked.
+    pub(super) factors: Option<Factors>,
+}
+
+/// What the branches of a site are multiplied by, f32 scalars.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    pub(super) linear: ValueId,
+    pub(super) window: ValueId,
 }
 
 impl SiteWriter<'_, '_, '_> {
@@ -88,10 +97,16 @@ impl SiteWriter<'_, '_, '_> {
         };
         let near = leaving.or_else(|| local.map(|local| (local, self.near(local, valid))));
         let near = near.map(|(local, near)| self.seen(&near, local));
+        let near = near.map(|near| Seen { read: self.multiplied(near.read, |f| f.window), ..near });
         let recurrent = linear.as_ref().and_then(|linear| linear.state);
         let ring = local.zip(near.as_ref().map(|near| near.ring));
         let sums = linear.as_ref().filter(|linear| near.is_none() && linear.sums != linear.read);
         let sums = sums.map(|linear| (linear.sums, linear.order));
+        // What is joined is divided first.
+        let linear = linear.map(|linear| match self.is_joined() {
+            true => linear,
+            false => Linear { read: self.multiplied(linear.read, |f| f.linear), ..linear },
+        });
         let (read, order) = match (linear, near) {
             (Some(linear), None) => (linear.read, linear.order),
             (Some(linear), Some(near)) if self.is_joined() => self.joined(&linear, &near, valid),
@@ -152,6 +167,14 @@ impl SiteWriter<'_, '_, '_> {
             }
         };
         Linear { read, sums: sums.unwrap_or(read), order, taken, state }
+    }
+
+    /// What a branch reads, as far as it counts.
+    fn multiplied(&mut self, read: ValueId, factor: fn(&Factors) -> ValueId) -> ValueId {
+        let Some(factor) = self.factors.as_ref().map(factor) else { return read };
+        let dtype = self.p.dtype(read);
+        let factor = self.p.cast(factor, dtype);
+        self.p.mul(read, factor)
     }
 
     /// `[batch, heads, sequence, ·]` or `[batch, sequence, heads, ·]` in the other order, if it is not that already.
