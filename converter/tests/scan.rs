@@ -157,3 +157,63 @@ fn without_a_runtime_no_layer_is_wide() {
     assert!(said(&output).contains("no layer has a longer window"), "{}", said(&output));
     assert_eq!(recipe_of(&home, "B")["wide"]["layers"], json!([]));
 }
+
+/// Bytes of one sequence's states after so many tokens, by the manifest.
+fn state_bytes(home: &Home, bundle: &str, tokens: u64) -> u64 {
+    let text = std::fs::read_to_string(home.path(bundle).join("dijiang.json")).expect("the manifest");
+    let manifest: Value = serde_json::from_str(&text).expect("JSON");
+    let bytes = |state: &Value| {
+        let extents = state["shape"].as_array().expect("a shape").iter().skip(1);
+        let numbers: u64 = extents.map(|extent| extent.as_u64().unwrap_or(tokens)).product();
+        numbers * if state["dtype"] == "f16" { 2 } else { 4 }
+    };
+    manifest["state"].as_array().expect("states").iter().map(bytes).sum()
+}
+
+#[test]
+fn as_many_layers_are_kept_as_the_state_may_have_bytes() {
+    let home = Home::empty();
+    if scanned(&home, "--keep 1 -o one.yaml --threads 1").is_none() {
+        return;
+    }
+    convert(&home, "-o one --recipe one.yaml");
+    let budget = state_bytes(&home, "one", 300);
+    let found = scanned(&home, &format!("--max-state {budget}@300 -o found.yaml --threads 1")).expect("ONNX Runtime");
+    assert_eq!(found["kept"].as_array().map(Vec::len), Some(1), "{found}");
+    convert(&home, "-o found --recipe found.yaml");
+    assert_eq!(state_bytes(&home, "found", 300), budget);
+    let less = scanned(&home, &format!("--max-state {}@300 --threads 1", budget - 1)).expect("ONNX Runtime");
+    assert_eq!(less["kept"], json!([]));
+    let all = scanned(&home, "--max-state 1GB@300 --threads 1").expect("ONNX Runtime");
+    assert_eq!(all["kept"].as_array().map(Vec::len), Some(5));
+
+    let output = home.run(&format!("scan {MODEL} --max-state 1KB@300 --threads 1"));
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("--max-state 1.0 KB after 300 tokens: with no layer softmax"), "{told}");
+}
+
+/// Of a bundle is told what each layer would win as softmax, as the bundle is.
+#[test]
+fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
+    let home = Home::empty();
+    convert(&home, "-o B --recipe gated");
+    let output = home.run("scan B");
+    let told = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("--keep auto"), "{told}");
+    if dijiang_runtime::OrtRuntime::new().is_err() {
+        return;
+    }
+    let output = home.run("scan B --keep 1 --json --threads 1 -o hybrid.yaml");
+    assert!(output.status.success(), "{}", said(&output));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!((&found["reverse"], found["layers"].as_array().map(Vec::len)), (&json!(true), Some(5)));
+    let cost = |layers: usize| found["frontier"][layers]["copying"].as_f64().expect("a number");
+    let best = found["layers"].as_array().expect("layers").iter().map(|layer| layer["copying"].as_f64());
+    let best = best.flatten().fold(f64::NEG_INFINITY, f64::max);
+    // What is left with the best layer softmax is what none leaves but its share.
+    assert!((cost(0) - cost(1) - best).abs() < 1e-4, "{found}");
+    convert(&home, "-o H --recipe hybrid.yaml");
+    assert_eq!(recipe_of(&home, "H")["softmax_layers"], found["kept"]);
+}

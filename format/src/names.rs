@@ -11,6 +11,9 @@ pub const POSITIONS: &str = "position_ids";
 pub const LAST: &str = "last_tokens";
 /// Input of graphs that tell which layers look far: how many tokens back each layer sees, f32 `[layers]`.
 pub const WINDOWS: &str = "windows";
+/// Input of graphs that tell which layers should stay softmax: 1 for those that do, 0 for those that are as they are served,
+/// f32 `[layers]`.
+pub const KEPT: &str = "kept";
 /// Input of graphs that tell what the branches of attentions are worth: what each branch is multiplied by, f32 `[3]`.
 pub const BRANCHES: &str = "branches";
 /// Output: `[batch, sequence, vocabulary]`.

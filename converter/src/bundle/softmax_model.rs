@@ -51,6 +51,10 @@ impl SoftmaxModel {
         Ok(Self { graph, manifest, lowered, added })
     }
 
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// How its layers are rewritten.
     pub fn options(&self) -> Options<'_> {
         Options {

@@ -26,3 +26,23 @@ fn extent(dim: &Dim) -> Extent {
         None => Extent::Open(dim.to_string()),
     }
 }
+
+/// Bytes of the states of one sequence after so many tokens. Without a number of tokens, a state that grows with the text
+/// is the error.
+pub(crate) fn bytes_of_row(states: &[State], tokens: Option<u64>) -> Result<u64, &State> {
+    let mut sum = 0u64;
+    for state in states {
+        // The first dim is that of sequences side by side.
+        let mut numbers = 1u64;
+        for extent in state.shape.iter().skip(1) {
+            let size = match (extent, tokens) {
+                (Extent::Known(size), _) => *size,
+                (Extent::Open(_), Some(tokens)) => tokens,
+                (Extent::Open(_), None) => return Err(state),
+            };
+            numbers = numbers.saturating_mul(size);
+        }
+        sum = sum.saturating_add(numbers.saturating_mul(state.dtype.size() as u64));
+    }
+    Ok(sum)
+}

@@ -2,10 +2,12 @@
 
 use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
-use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, kept, scan};
+use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, is_bundle, kept, scan};
+use crate::convert::state_budget::StateBudget;
 use crate::recipes;
 use crate::report::chart::{Axis, Chart, ChartError, Line, Scale};
 use dijiang_format::dtype::DType;
+use dijiang_format::manifest::Manifest;
 use dijiang_format::recipe::Recipe;
 use dijiang_format::words::{counted, listed};
 use dijiang_runtime::{Device, write_file};
@@ -18,9 +20,12 @@ use std::path::{Path, PathBuf};
   dijiang scan model
   dijiang scan model -o far.yaml --device cuda:0
   dijiang scan model --data text.txt --one-in 4 --window 512 -o far.yaml
-  dijiang scan model --keep 4 -o hybrid.yaml --svg frontier.svg")]
+  dijiang scan model --keep 4 -o hybrid.yaml --svg frontier.svg
+  dijiang scan model --max-state 8MiB@4096 -o hybrid.yaml
+  dijiang scan bundle --keep 4 --data text.txt -o hybrid.yaml")]
 pub(super) struct Args {
-    /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
+    /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file; or a bundle, calibrated or
+    /// trained, of which is measured which layers should have stayed softmax
     source: PathBuf,
     /// The recipe to write, for `convert --recipe`
     #[arg(short, long)]
@@ -32,8 +37,12 @@ pub(super) struct Args {
     /// costs to keep none. What more and fewer would cost together is measured too
     #[arg(long, value_name = "N|auto", conflicts_with_all = ["window", "one_in"])]
     keep: Option<Keep>,
-    /// A picture of what more and fewer kept layers cost
-    #[arg(long, value_name = "FILE", requires = "keep")]
+    /// As many layers stay softmax as leave the state of one sequence within so many bytes, after so many tokens (2,048 where
+    /// not given)
+    #[arg(long, value_name = "SIZE[@TOKENS]", conflicts_with_all = ["keep", "window", "one_in"])]
+    max_state: Option<StateBudget>,
+    /// A picture of what more and fewer kept layers cost; with --keep or --max-state
+    #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Tokens that a wide layer sees, in place of the recipe's
     #[arg(long, allow_negative_numbers = true, value_parser = numbers::count32())]
@@ -69,11 +78,15 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     numbers::take_threads(args.threads);
-    let recipe = recipe(args)?;
+    let keep = args.keep.or(args.max_state.map(Keep::Within));
+    if args.svg.is_some() && keep.is_none() {
+        return Err("--svg draws what kept layers cost, and none is kept (hint: --keep auto)".into());
+    }
+    let recipe = recipe(args, keep.is_some())?;
     let options = ScanOptions {
         recipe: recipe.clone(),
-        keep: args.keep,
-        frontier: args.keep.is_some(),
+        keep,
+        frontier: keep.is_some(),
         dtype: args.dtype,
         layers: None,
         data: args.data.clone(),
@@ -84,7 +97,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.seed,
     };
     let scanned = scan(&args.source, &std::env::temp_dir(), &options, &mut Bar::new())?;
-    let recipe = match args.keep {
+    let recipe = match keep {
         Some(_) => kept(recipe, scanned.kept.clone()),
         None => recipes::with_wide(recipe, scanned.wide.clone()),
     };
@@ -105,9 +118,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 }
 
 /// The recipe with what the call says.
-fn recipe(args: &Args) -> Result<Recipe, Failure> {
+fn recipe(args: &Args, keeps: bool) -> Result<Recipe, Failure> {
+    if is_bundle(&args.source) {
+        return Ok(Manifest::read(&args.source)?.recipe);
+    }
     let mut recipe = recipes::load(&args.recipe)?;
-    if args.keep.is_some() {
+    if keeps {
         return Ok(recipe);
     }
     let Some(wide) = recipe.wide.as_mut() else {
@@ -156,7 +172,7 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
         "copying",
         scanned.text.map_or_else(String::new, |_| format!("{:>10}", "text"))
     ));
-    show::line(&format!("{:>7}{:>10.4}{}", "all see", scanned.copying, text(scanned.text)));
+    show::line(&format!("{:>7}{:>10.4}{}", if scanned.reverse { "softmax" } else { "all see" }, scanned.copying, text(scanned.text)));
     for layer in &scanned.layers {
         let mark = match (scanned.wide.contains(&layer.layer), scanned.kept.contains(&layer.layer)) {
             (true, _) => "  wide",
@@ -165,16 +181,17 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
         };
         show::line(&format!("{:>7}{:>+10.4}{}{mark}", layer.layer, layer.copying, text(layer.text)));
     }
-    let (what, chosen) = match args.keep {
-        Some(_) => ("softmax", &scanned.kept),
-        None => ("wide", &scanned.wide),
+    let (what, chosen) = match args.keep.is_some() || args.max_state.is_some() {
+        true => ("softmax", &scanned.kept),
+        false => ("wide", &scanned.wide),
     };
-    show::line(&format!(
-        "nats a token, and how many more where one layer sees {} tokens back; {what}: {}",
-        scanned.window,
-        if chosen.is_empty() { "none".to_owned() } else { listed(chosen) }
-    ));
-    print_frontier(&scanned.frontier);
+    let told = match scanned.reverse {
+        true => "how many fewer where one layer is softmax and the others are as they are served".to_owned(),
+        false => format!("how many more where one layer sees {} tokens back", scanned.window),
+    };
+    let chosen = if chosen.is_empty() { "none".to_owned() } else { listed(chosen) };
+    show::line(&format!("nats a token, and {told}; {what}: {chosen}"));
+    print_frontier(scanned);
     match &args.output {
         Some(output) => show::line(&format!(
             "{}: the recipe `{}` (next: `dijiang convert {} -o BUNDLE --recipe {}`)",
@@ -187,11 +204,12 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
     }
 }
 
-fn print_frontier(frontier: &[Kept]) {
-    for kept in frontier {
+fn print_frontier(scanned: &Scanned) {
+    let others = if scanned.reverse { "as served" } else { "near" };
+    for kept in &scanned.frontier {
         let text = kept.text.map_or_else(String::new, |text| format!(", {text:+.4} on the given texts"));
         show::line(&format!(
-            "{:>14} softmax and all others near: {:+.4} copying{text}",
+            "{:>14} softmax and all others {others}: {:+.4} copying{text}",
             counted(kept.layers, "layer"),
             kept.copying
         ));

@@ -13,12 +13,14 @@ pub mod requantize;
 pub mod scan;
 mod settled;
 pub mod source;
+pub mod state_budget;
 pub mod stop_after;
 
 use crate::bundle::atomic::{BundleError, NewBundle};
 use crate::bundle::checksums::checksums;
 use crate::bundle::link::{LinkError, MappedFile};
 use crate::bundle::room::{self, FreeSpace, NoRoom};
+use crate::bundle::softmax_model::SoftmaxError;
 use crate::bundle::states::states;
 use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile, Written};
@@ -33,6 +35,7 @@ use crate::convert::refusal::{
     Others, check_added, check_linear, check_names, check_sites, check_source, of_pipeline, said,
 };
 use crate::convert::source::{Source, SourceError};
+use crate::convert::state_budget::StateBudget;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export, opset_of};
 use crate::provenance::opened::{self, NotAsWritten};
 use crate::recipes::RecipeFileError;
@@ -43,6 +46,7 @@ use crate::train::finetune::{Trainable, write_graphs};
 use crate::train::teacher::TeacherOptions;
 use crate::train::trainer::{BATCH, CONTEXT, TrainerOptions};
 use crate::verify::{Verification, VerifyError, VerifyOptions, quantization_drift, reference, verify};
+use bytesize::ByteSize;
 use dijiang_format::digest::WeightDigests;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
@@ -226,8 +230,20 @@ pub enum ConvertError {
         path.display(), path.display()
     )]
     NothingToScan { path: PathBuf },
+    #[error(
+        "--max-state {budget}: with no layer softmax the state of one sequence is {} already (hint: --max-state {}@{}, or a recipe with a smaller state)",
+        ByteSize(*least), least, budget.tokens
+    )]
+    StateBudget { budget: StateBudget, least: u64 },
+    #[error(
+        "{}: of a bundle is measured which layers should have stayed softmax, and how many was not said (hint: `dijiang scan {} --keep auto`, or --max-state 8MiB@4096)",
+        path.display(), path.display()
+    )]
+    HowManyToKeep { path: PathBuf },
     #[error("the graph that is scanned: {0}")]
     Scan(#[from] TrainingError),
+    #[error("the bundle that is scanned: {0}")]
+    Softmax(#[from] SoftmaxError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{}: {source}", path.display())]

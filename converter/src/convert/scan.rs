@@ -3,19 +3,23 @@
 //! stay softmax.
 
 use super::losses::{LossProgram, Rows, write_to};
+use super::state_budget::{Convertible, StateBudget};
 use super::{ConvertError, ConvertOptions, refusal, source};
+use crate::bundle::softmax_model::SoftmaxModel;
 use crate::convert::source::Source;
 use crate::report::progress::Progress;
 use crate::train::data::{self, Texts, Windows};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
-use dijiang_format::names::WINDOWS;
+use dijiang_format::names::{KEPT, WINDOWS};
 use dijiang_format::recipe::{Recipe, Wide};
 use dijiang_format::words::listed;
+use dijiang_passes::attention::kept_graph::write_kept;
 use dijiang_passes::attention::lower::Form;
 use dijiang_passes::attention::rewrite::Options;
 use dijiang_passes::attention::scan_graph::write_windows;
 use dijiang_passes::canon::canonicalize;
+use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::numeric::random::Random;
 use dijiang_passes::pipeline::PassError;
 use dijiang_passes::training::parameters::{ParameterLayout, Precision};
@@ -47,6 +51,8 @@ pub enum Keep {
     Layers(usize),
     /// As few as leave a tenth of what it costs to keep none.
     Auto,
+    /// As many as leave the state within so many bytes.
+    Within(StateBudget),
 }
 
 impl FromStr for Keep {
@@ -92,6 +98,9 @@ pub struct ScanOptions {
 /// What a scan found.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Scanned {
+    /// Whether it is a bundle that was scanned: what is told of a layer is then what all lose less where that one is softmax
+    /// and the others are as they are served, and else what all lose more where that one alone sees near tokens alone.
+    pub reverse: bool,
     pub context: u64,
     /// Tokens that a layer sees while it is scanned.
     pub window: u32,
@@ -269,7 +278,7 @@ impl ScanOptions {
     }
 }
 
-/// Scans the model at `path`. Its weights are written to a directory in `scratch` that is gone afterwards.
+/// Scans the model at `path`, or the bundle. Its weights are written to a directory in `scratch` that is gone afterwards.
 pub fn scan(
     path: &Path,
     scratch: &Path,
@@ -277,14 +286,49 @@ pub fn scan(
     progress: &mut dyn Progress,
 ) -> Result<Scanned, ConvertError> {
     progress.stage("reading the source");
+    let dir = tempfile::Builder::new().prefix(".dijiang-scan-").tempdir_in(scratch);
+    let dir = dir.map_err(|source| ConvertError::Io { path: scratch.to_owned(), source })?;
+    if is_bundle(path) {
+        return scan_bundle((path, dir.path()), options, progress);
+    }
     refusal::check_source(path)?;
     let opened = source::open(path, options.dtype)?;
     if opened.own_attention.is_some() {
         return Err(ConvertError::NothingToScan { path: path.to_owned() });
     }
-    let dir = tempfile::Builder::new().prefix(".dijiang-scan-").tempdir_in(scratch);
-    let dir = dir.map_err(|source| ConvertError::Io { path: scratch.to_owned(), source })?;
     scan_opened(&opened, (path, dir.path()), options, progress)
+}
+
+/// Whether `dijiang convert` wrote it.
+pub fn is_bundle(path: &Path) -> bool {
+    path.join(files::MANIFEST).is_file()
+}
+
+/// The layers of a bundle, each softmax or as it is served.
+fn scan_bundle(
+    (path, dir): (&Path, &Path),
+    options: &ScanOptions,
+    progress: &mut dyn Progress,
+) -> Result<Scanned, ConvertError> {
+    let keep = options.keep.ok_or_else(|| ConvertError::HowManyToKeep { path: path.to_owned() })?;
+    let softmax = SoftmaxModel::open(path, true)?;
+    let mut graph = softmax.graph.clone();
+    let how = softmax.options();
+    let (layers, count) = write_kept(&mut graph, &how)
+        .map_err(|error| refusal::of_pipeline(path, PassError::from(error).into()))?;
+    softmax.check_parameters(&graph)?;
+    canonicalize(&mut graph).map_err(source::SourceError::from)?;
+    let model = &softmax.manifest().model;
+    let about = About {
+        tokenizer: path.join(files::TOKENIZER),
+        eos: model.eos.first().copied(),
+        vocab: model.vocab,
+        positions: model.positions,
+    };
+    let kept = Scan { graph, layers, count, kind: Kind::Kept, window: near_window(how.recipe) };
+    let convertible =
+        Convertible { graph: &softmax.graph, recipe: how.recipe, layers: how.layers, added: how.added };
+    kept.measure((&about, dir), &convertible, &ScanOptions { keep: Some(keep), ..options.clone() }, progress)
 }
 
 /// The same of a model that is open. Its weights are written to `dir`.
@@ -294,50 +338,124 @@ fn scan_opened(
     options: &ScanOptions,
     progress: &mut dyn Progress,
 ) -> Result<Scanned, ConvertError> {
-    // Before the weights are written, for which there is no use without it.
-    let runtime = OrtRuntime::new()?;
-    let window = options.recipe.local.map_or(NEAR, |local| local.window);
-    let size = Size { batch: options.rows, sequence: context(opened, options, window) };
     let rewrite = |error| refusal::of_pipeline(path, PassError::from(error).into());
     let mut graph = opened.graph.clone();
     canonicalize(&mut graph).map_err(source::SourceError::from)?;
     let layers = options.layers.as_deref();
     let how = Options { recipe: &options.recipe, form: Form::Parallel, seed: 0, layers, added: None };
-    let (layers, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
-    let nothing = ParameterLayout { groups: Vec::new() };
-    let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
-    let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
-    let program = LossProgram::load(&runtime, &write_to(dir, &graph, progress)?, &load, WINDOWS)?;
-    let mut scanner = Scanner { program, layers: count };
-    let texts = texts(opened, options, size)?;
-    progress.stage(&format!("scanning {} layers", layers.len()));
-    let whole = scanner.losses(&texts, &[], window)?;
-    let mut scanned = Vec::new();
-    for layer in layers {
-        let (copying, text) = more(scanner.losses(&texts, &[layer], window)?, whole);
-        scanned.push(ScannedLayer { layer, copying, text });
+    let (scanned, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
+    let meta = &opened.meta;
+    let about = About {
+        tokenizer: opened.dir.join(files::TOKENIZER),
+        eos: meta.eos.first().copied(),
+        vocab: meta.vocab,
+        positions: meta.learned_positions,
+    };
+    let near = Scan { graph, layers: scanned, count, kind: Kind::Near, window: near_window(&options.recipe) };
+    let convertible = Convertible { graph: &opened.graph, recipe: &options.recipe, layers, added: None };
+    near.measure((&about, dir), &convertible, options, progress)
+}
+
+/// What a layer sees while it is scanned.
+fn near_window(recipe: &Recipe) -> u32 {
+    recipe.local.map_or(NEAR, |local| local.window)
+}
+
+/// What a model says of texts.
+struct About {
+    tokenizer: PathBuf,
+    eos: Option<u64>,
+    vocab: u64,
+    /// Positions that it has learned.
+    positions: Option<u64>,
+}
+
+/// What an input says of each layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// How many tokens it sees.
+    Near,
+    /// Whether it is softmax.
+    Kept,
+}
+
+impl Kind {
+    fn input(self) -> &'static str {
+        match self {
+            Self::Near => WINDOWS,
+            Self::Kept => KEPT,
+        }
     }
-    let frontier = match options.frontier {
-        true => frontier(&mut scanner, &texts, (&scanned, window), (whole, progress))?,
-        false => Vec::new(),
-    };
-    let kept = match options.keep {
-        None => 0,
-        Some(Keep::Layers(layers)) => layers,
-        Some(Keep::Auto) => enough(&frontier),
-    };
-    let wide = options.recipe.wide.as_ref().filter(|_| options.keep.is_none());
-    let most = wide.map_or(0, |wide| wide.count(count));
-    Ok(Scanned {
-        context: size.sequence,
-        window,
-        copying: whole.0,
-        text: whole.1,
-        wide: dearest(&scanned, most),
-        kept: dearest(&scanned, kept),
-        layers: scanned,
-        frontier,
-    })
+}
+
+/// A graph that is scanned.
+struct Scan {
+    graph: Graph,
+    /// The layers that may be converted, or are.
+    layers: Vec<usize>,
+    count: usize,
+    kind: Kind,
+    window: u32,
+}
+
+impl Scan {
+    fn measure(
+        self,
+        (about, dir): (&About, &Path),
+        convertible: &Convertible<'_>,
+        options: &ScanOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Scanned, ConvertError> {
+        let Self { graph, layers, count, kind, window } = self;
+        // Before the weights are written, for which there is no use without it.
+        let runtime = OrtRuntime::new()?;
+        let size = Size { batch: options.rows, sequence: context(about, options, window) };
+        let nothing = ParameterLayout { groups: Vec::new() };
+        let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
+        let load =
+            LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
+        let program = LossProgram::load(&runtime, &write_to(dir, &graph, progress)?, &load, kind.input())?;
+        let mut scanner = Scanner { program, layers: count, kind, window };
+        let texts = texts(about, options, size)?;
+        progress.stage(&format!("scanning {} layers", layers.len()));
+        let whole = scanner.losses(&texts, &[])?;
+        let mut scanned = Vec::new();
+        for layer in layers.clone() {
+            let (copying, text) = match kind {
+                Kind::Near => more(scanner.losses(&texts, &[layer])?, whole),
+                Kind::Kept => {
+                    let others: Vec<usize> = layers.iter().copied().filter(|other| *other != layer).collect();
+                    more(scanner.losses(&texts, &layers)?, scanner.losses(&texts, &others)?)
+                }
+            };
+            scanned.push(ScannedLayer { layer, copying, text });
+        }
+        let frontier = match options.frontier {
+            true => frontier(&mut scanner, &texts, &scanned, (whole, progress))?,
+            false => Vec::new(),
+        };
+        let kept = match options.keep {
+            None => 0,
+            Some(Keep::Layers(layers)) => layers,
+            Some(Keep::Auto) => enough(&frontier),
+            Some(Keep::Within(budget)) => {
+                convertible.most_within(budget, scanned.len(), |layers| dearest(&scanned, layers))?
+            }
+        };
+        let wide = options.recipe.wide.as_ref().filter(|_| options.keep.is_none());
+        let most = wide.map_or(0, |wide| wide.count(count));
+        Ok(Scanned {
+            reverse: kind == Kind::Kept,
+            context: size.sequence,
+            window,
+            copying: whole.0,
+            text: whole.1,
+            wide: dearest(&scanned, most),
+            kept: dearest(&scanned, kept),
+            layers: scanned,
+            frontier,
+        })
+    }
 }
 
 /// Losses on the two kinds of texts.
@@ -351,7 +469,7 @@ fn more(near: Losses, whole: Losses) -> Losses {
 fn frontier(
     scanner: &mut Scanner,
     texts: &Scannable,
-    (scanned, window): (&[ScannedLayer], u32),
+    scanned: &[ScannedLayer],
     (whole, progress): (Losses, &mut dyn Progress),
 ) -> Result<Vec<Kept>, RuntimeError> {
     progress.stage("measuring what several layers cost together");
@@ -359,7 +477,7 @@ fn frontier(
     for layers in counts(scanned.len()) {
         let far = dearest(scanned, layers);
         let near: Vec<usize> = scanned.iter().map(|s| s.layer).filter(|l| !far.contains(l)).collect();
-        let (copying, text) = more(scanner.losses(texts, &near, window)?, whole);
+        let (copying, text) = more(scanner.losses(texts, &near)?, whole);
         found.push(Kept { layers, copying, text });
     }
     Ok(found)
@@ -391,9 +509,9 @@ fn dearest(scanned: &[ScannedLayer], most: usize) -> Vec<usize> {
 }
 
 /// Half a row is further away than a window reaches; the halves are alike.
-fn context(opened: &Source, options: &ScanOptions, window: u32) -> u64 {
+fn context(about: &About, options: &ScanOptions, window: u32) -> u64 {
     let context = options.context.unwrap_or(LEAST_CONTEXT.max(4 * u64::from(window)));
-    let context = opened.meta.learned_positions.map_or(context, |positions| positions.min(context));
+    let context = about.positions.map_or(context, |positions| positions.min(context));
     context - context % 2
 }
 
@@ -403,16 +521,14 @@ struct Scannable {
     given: Option<Rows>,
 }
 
-fn texts(opened: &Source, options: &ScanOptions, size: Size) -> Result<Scannable, ConvertError> {
+fn texts(about: &About, options: &ScanOptions, size: Size) -> Result<Scannable, ConvertError> {
     let half = size.sequence as usize / 2;
     // What the second half begins with was not foretold.
-    let copies = Rows::new(&copies(opened, options, half), half + 1)?;
+    let copies = Rows::new(&copies(about.vocab, options, half), half + 1)?;
     if options.data.is_empty() {
         return Ok(Scannable { copies, given: None });
     }
-    let tokenizer = opened.dir.join(files::TOKENIZER);
-    let meta = &opened.meta;
-    let texts = Texts { tokenizer: &tokenizer, end: meta.eos.first().copied(), vocab: meta.vocab };
+    let texts = Texts { tokenizer: &about.tokenizer, end: about.eos, vocab: about.vocab };
     let most = (size.batch * size.sequence) as usize;
     let stream = data::read(&options.data, &texts, Some(most))?;
     data::check_length(stream.len(), most)?;
@@ -421,8 +537,8 @@ fn texts(opened: &Source, options: &ScanOptions, size: Size) -> Result<Scannable
 }
 
 /// Tokens that no text has, and again, so that only a look at where they came before foretells them.
-fn copies(opened: &Source, options: &ScanOptions, half: usize) -> Vec<Vec<i64>> {
-    let vocab = opened.meta.vocab.max(1);
+fn copies(vocab: u64, options: &ScanOptions, half: usize) -> Vec<Vec<i64>> {
+    let vocab = vocab.max(1);
     let row = |row: u64| {
         let mut random = Random::named(options.seed, &format!("scan.{row}"));
         let once: Vec<i64> = (0..half).map(|_| (random.next_u64() % vocab) as i64).collect();
@@ -434,14 +550,20 @@ fn copies(opened: &Source, options: &ScanOptions, half: usize) -> Vec<Vec<i64>> 
 struct Scanner {
     program: LossProgram,
     layers: usize,
+    kind: Kind,
+    window: u32,
 }
 
 impl Scanner {
-    /// The loss of a token of each kind, with layers that see so many tokens.
-    fn losses(&mut self, texts: &Scannable, near: &[usize], window: u32) -> Result<Losses, RuntimeError> {
-        let mut windows = vec![WHOLE; self.layers];
-        near.iter().for_each(|layer| windows[*layer] = window as f32);
-        self.program.give(WINDOWS, &HostTensor::from_f32(&[windows.len()], &windows)?)?;
+    /// The loss of a token of each kind, with layers that see near tokens alone, or are as they are served.
+    fn losses(&mut self, texts: &Scannable, near: &[usize]) -> Result<Losses, RuntimeError> {
+        let (all, few) = match self.kind {
+            Kind::Near => (WHOLE, self.window as f32),
+            Kind::Kept => (1.0, 0.0),
+        };
+        let mut numbers = vec![all; self.layers];
+        near.iter().for_each(|layer| numbers[*layer] = few);
+        self.program.give(self.kind.input(), &HostTensor::from_f32(&[numbers.len()], &numbers)?)?;
         let copying = self.program.loss(&texts.copies)?;
         Ok((copying, texts.given.as_ref().map(|rows| self.program.loss(rows)).transpose()?))
     }

@@ -3,6 +3,7 @@
 
 use super::layer::{Layer, dot};
 use super::branch_graph::{Branch, write_branches};
+use super::kept_graph::write_kept;
 use super::lower::Form;
 use super::rewrite::{AddedWeights, Options, Report, added_weights, rewrite};
 use crate::canon::canonicalize;
@@ -1055,6 +1056,30 @@ fn a_layer_that_stays_softmax_is_a_branch_too() {
     let mut graph = testing::decoder();
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(write_branches(&mut graph, &options).expect("it is written"), [Branch::Softmax]);
+}
+
+/// A layer of a bundle is as it is served, or as it came.
+#[test]
+fn a_layer_is_softmax_where_it_is_kept() {
+    let recipe = delta("dct-unit", Decay::Learned);
+    let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
+    let mut graph = decoder_of(&recipe);
+    canonicalize(&mut graph).expect("it settles");
+    assert_eq!(write_kept(&mut graph, &options).expect("it is written"), (vec![0], 1));
+    canonicalize(&mut graph).expect("it settles");
+    assert_eq!(verify(&graph), []);
+    let given = masked(&recipe, ["111111111", "111111111"]);
+    let with = |kept: f64| {
+        let mut given = given.clone();
+        given.push(("kept", Array::from_f64(&[1], vec![kept]).expect("a number")));
+        run(&graph, &given)["y"].clone()
+    };
+    let mut source = decoder_of(&recipe);
+    canonicalize(&mut source).expect("it settles");
+    assert!(relative_error(&with(1.0), &run(&source, &given)["y"]) < 1e-9);
+    let linear = &run(&lowered(&recipe, Form::Parallel).0, &given)["y"];
+    assert!(relative_error(&with(0.0), linear) < 1e-9);
+    assert!(relative_error(&with(1.0), linear) > 1e-3, "another attention");
 }
 
 /// Calibration has nothing to train where a layer has a window alone.

@@ -4,10 +4,11 @@ use super::names::{BASELINE, BUNDLE};
 use super::record::StepRecord;
 use crate::batch::plan::{Job, Quantity, StepCommand, Threshold};
 use crate::bundle::model_files;
+use crate::bundle::states::bytes_of_row;
 use crate::eval::statistics::mean;
 use crate::report::message::number;
 use crate::report::outcome::{Case, CaseStatus};
-use dijiang_format::manifest::{Extent, Manifest, State};
+use dijiang_format::manifest::{Manifest, State};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -81,7 +82,7 @@ impl<'a> Evidence<'a> {
             Quantity::PerplexityRatio => self.worst(quantity, &["perplexity"], ratio),
             Quantity::AccuracyDifference => self.worst(quantity, &["accuracy", "acc"], difference),
             Quantity::SpeedRatio => self.speed_ratio(),
-            Quantity::StateBytes => state_bytes(&self.manifest()?.state),
+            Quantity::StateBytes => Ok(state_bytes(&self.manifest()?.state)),
             Quantity::BundleBytes => {
                 let bytes = model_files::bytes(&self.job.bundle);
                 let bytes = bytes.map_err(|e| format!("{}: {e}", self.job.bundle.display()))?;
@@ -254,22 +255,13 @@ fn paired_error(ours: &Measurement<'_>, theirs: &Measurement<'_>) -> Option<f64>
 }
 
 /// Of one sequence. A state with a dim that is open grows with the text, and is within no limit.
-fn state_bytes(states: &[State]) -> Result<Figure, String> {
-    let mut sum = 0.0;
-    for State { name, shape, dtype } in states {
-        // The first dim is that of sequences side by side.
-        let mut numbers = 1.0;
-        for extent in shape.iter().skip(1) {
-            match extent {
-                Extent::Known(size) => numbers *= *size as f64,
-                Extent::Open(_) => {
-                    return Ok(Figure::new(f64::INFINITY, format!("bytes, as {name} grows with the text")));
-                }
-            }
+fn state_bytes(states: &[State]) -> Figure {
+    match bytes_of_row(states, None) {
+        Ok(bytes) => Figure::new(bytes as f64, "bytes of state"),
+        Err(State { name, .. }) => {
+            Figure::new(f64::INFINITY, format!("bytes, as {name} grows with the text"))
         }
-        sum += numbers * dtype.size() as f64;
     }
-    Ok(Figure::new(sum, "bytes of state"))
 }
 
 #[cfg(test)]
@@ -483,9 +475,9 @@ mod tests {
             state(vec![batch(), Extent::Known(2), Extent::Known(8)]),
             state(vec![batch(), Extent::Known(4)]),
         ];
-        assert_eq!(state_bytes(&fixed), Ok(Figure::new(80.0, "bytes of state")));
+        assert_eq!(state_bytes(&fixed), Figure::new(80.0, "bytes of state"));
         let grows = [state(vec![batch(), Extent::Open("past".to_owned()), Extent::Known(8)])];
-        assert_eq!(state_bytes(&grows).map(|figure| figure.value), Ok(f64::INFINITY));
+        assert_eq!(state_bytes(&grows).value, f64::INFINITY);
         let told = judged(Quantity::SoftmaxSites, 0.0, &[], &[]);
         assert!(told.starts_with("Error: nowhere/llama: "), "{told}");
     }
