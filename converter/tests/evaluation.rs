@@ -126,7 +126,8 @@ fn every_figure_says_what_it_is_of() {
 fn a_text_is_measured_without_each_branch() {
     let Some(home) = home() else { return };
     let text = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/shakespeare/valid.txt");
-    let found = results(&home, &format!("linear soft --perplexity {text} --context 64 --max-tokens 256 --branches"));
+    let found =
+        results(&home, &format!("linear soft --perplexity {text} --context 64 --max-tokens 256 --branches"));
     let of = |bundle: &str| -> Vec<(String, f64)> {
         let own = found.iter().filter(|result| result["bundle"] == bundle);
         let figure = |result: &Value| {

@@ -178,7 +178,8 @@ fn as_many_layers_are_kept_as_the_state_may_have_bytes() {
     }
     convert(&home, "-o one --recipe one.yaml");
     let budget = state_bytes(&home, "one", 300);
-    let found = scanned(&home, &format!("--max-state {budget}@300 -o found.yaml --threads 1")).expect("ONNX Runtime");
+    let found =
+        scanned(&home, &format!("--max-state {budget}@300 -o found.yaml --threads 1")).expect("ONNX Runtime");
     assert_eq!(found["kept"].as_array().map(Vec::len), Some(1), "{found}");
     convert(&home, "-o found --recipe found.yaml");
     assert_eq!(state_bytes(&home, "found", 300), budget);

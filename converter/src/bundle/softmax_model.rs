@@ -69,8 +69,8 @@ impl SoftmaxModel {
     /// Refuses parameters that are not the bundle's: they would be those that a conversion begins with.
     pub fn check_parameters(&self, rewritten: &Graph) -> Result<(), SoftmaxError> {
         for (name, tensor) in added_weights(rewritten) {
-            let own = self.added.get(&name);
-            if !own.is_some_and(|own| (own.dtype(), own.dims()) == (tensor.dtype(), tensor.dims())) {
+            let own = self.added.get(&name).map(|own| (own.dtype(), own.dims()));
+            if own != Some((tensor.dtype(), tensor.dims())) {
                 return Err(SoftmaxError::Parameter { name });
             }
         }

@@ -172,7 +172,12 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
         "copying",
         scanned.text.map_or_else(String::new, |_| format!("{:>10}", "text"))
     ));
-    show::line(&format!("{:>7}{:>10.4}{}", if scanned.reverse { "softmax" } else { "all see" }, scanned.copying, text(scanned.text)));
+    show::line(&format!(
+        "{:>7}{:>10.4}{}",
+        if scanned.reverse { "softmax" } else { "all see" },
+        scanned.copying,
+        text(scanned.text)
+    ));
     for layer in &scanned.layers {
         let mark = match (scanned.wide.contains(&layer.layer), scanned.kept.contains(&layer.layer)) {
             (true, _) => "  wide",

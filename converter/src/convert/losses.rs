@@ -77,8 +77,12 @@ impl LossProgram {
         Ok(Self { program, inputs, outputs })
     }
 
-    /// Sets an input, where the graph reads it.
-    pub(crate) fn give(&self, name: &str, numbers: &HostTensor) -> Result<(), RuntimeError> {
+    /// Sets a vector of f32, where the graph reads it.
+    pub(crate) fn give_numbers(&self, name: &str, numbers: &[f32]) -> Result<(), RuntimeError> {
+        self.give(name, &HostTensor::from_f32(&[numbers.len()], numbers)?)
+    }
+
+    fn give(&self, name: &str, numbers: &HostTensor) -> Result<(), RuntimeError> {
         self.inputs.get(name).map_or(Ok(()), |tensor| tensor.write(numbers))
     }
 

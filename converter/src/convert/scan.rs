@@ -25,7 +25,7 @@ use dijiang_passes::pipeline::PassError;
 use dijiang_passes::training::parameters::{ParameterLayout, Precision};
 use dijiang_passes::training::specialize::Size;
 use dijiang_passes::training::step::evaluation;
-use dijiang_runtime::{Device, HostTensor, LoadOptions, OrtRuntime, RuntimeError};
+use dijiang_runtime::{Device, LoadOptions, OrtRuntime, RuntimeError};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -412,8 +412,7 @@ impl Scan {
         let size = Size { batch: options.rows, sequence: context(about, options, window) };
         let nothing = ParameterLayout { groups: Vec::new() };
         let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
-        let load =
-            LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
+        let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
         let program = LossProgram::load(&runtime, &write_to(dir, &graph, progress)?, &load, kind.input())?;
         let mut scanner = Scanner { program, layers: count, kind, window };
         let texts = texts(about, options, size)?;
@@ -563,7 +562,7 @@ impl Scanner {
         };
         let mut numbers = vec![all; self.layers];
         near.iter().for_each(|layer| numbers[*layer] = few);
-        self.program.give(self.kind.input(), &HostTensor::from_f32(&[numbers.len()], &numbers)?)?;
+        self.program.give_numbers(self.kind.input(), &numbers)?;
         let copying = self.program.loss(&texts.copies)?;
         Ok((copying, texts.given.as_ref().map(|rows| self.program.loss(rows)).transpose()?))
     }

@@ -33,7 +33,9 @@ impl FromStr for StateBudget {
         let bytes = size.parse().ok().map(|ByteSize(bytes)| bytes).filter(|bytes| *bytes > 0);
         match (bytes, tokens) {
             (Some(bytes), Some(tokens)) => Ok(Self { bytes, tokens }),
-            _ => Err("expected bytes of one sequence and the tokens after which, such as 8MiB@4096".to_owned()),
+            _ => {
+                Err("expected bytes of one sequence and the tokens after which, such as 8MiB@4096".to_owned())
+            }
         }
     }
 }
@@ -99,6 +101,9 @@ mod tests {
         for wrong in ["", "8MiB@", "8MiB@0", "0@10", "@10", "few", "8MiB@4096@1"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(read("8MiB@4096").map(|budget| budget.to_string()), Ok("8.0 MiB after 4096 tokens".to_owned()));
+        assert_eq!(
+            read("8MiB@4096").map(|budget| budget.to_string()),
+            Ok("8.0 MiB after 4096 tokens".to_owned())
+        );
     }
 }

@@ -11,11 +11,11 @@ use dijiang_passes::canon::canonicalize;
 use dijiang_passes::training::parameters::{ParameterLayout, Precision};
 use dijiang_passes::training::specialize::Size;
 use dijiang_passes::training::step::evaluation;
-use dijiang_runtime::{HostTensor, LoadOptions, OrtRuntime};
+use dijiang_runtime::{LoadOptions, OrtRuntime};
 use std::path::Path;
 
 /// A model whose branches can be left out. All of it is computed in f32, over whole rows of one length.
-pub struct Branches {
+pub(super) struct Branches {
     program: LossProgram,
     found: Vec<Branch>,
     context: usize,
@@ -24,7 +24,7 @@ pub struct Branches {
 }
 
 impl Branches {
-    pub fn open(
+    pub(super) fn open(
         bundle: &Path,
         context: usize,
         load: &LoadOptions,
@@ -46,18 +46,23 @@ impl Branches {
     }
 
     /// The perplexity of the windows without each of the branches that there are.
-    pub fn perplexities(
+    pub(super) fn perplexities(
         &mut self,
         windows: &[Vec<i64>],
         progress: &mut dyn Progress,
     ) -> Result<Vec<(Branch, Measured)>, EvalError> {
-        progress.items(&format!("without a branch at {}", self.context), (windows.len() * self.found.len()) as u64);
-        let rows: Vec<Rows> =
-            windows.iter().map(|window| Rows::new(std::slice::from_ref(window), 0)).collect::<Result<_, _>>()?;
+        progress.items(
+            &format!("without a branch at {}", self.context),
+            (windows.len() * self.found.len()) as u64,
+        );
+        let rows: Vec<Rows> = windows
+            .iter()
+            .map(|window| Rows::new(std::slice::from_ref(window), 0))
+            .collect::<Result<_, _>>()?;
         let mut all = Vec::new();
         for branch in self.found.clone() {
             let numbers = Branch::ALL.map(|other| if other == branch { 0.0 } else { 1.0 });
-            self.program.give(BRANCHES, &HostTensor::from_f32(&[numbers.len()], &numbers)?)?;
+            self.program.give_numbers(BRANCHES, &numbers)?;
             let mut each = Vec::new();
             for row in &rows {
                 each.push(self.program.loss(row)?);

@@ -14,8 +14,7 @@ use dijiang_format::names::BRANCHES;
 use dijiang_format::recipe::Rule;
 
 /// A part of what attentions read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Branch {
     Linear,
     Window,
@@ -83,7 +82,8 @@ fn write(mut writer: SiteWriter<'_, '_, '_>) {
 /// What each branch is multiplied by, in the order of [`Branch::ALL`].
 fn numbers(p: &mut Patch<'_>) -> [ValueId; 3] {
     let all = p.graph().input(BRANCHES);
-    let all = all.unwrap_or_else(|| p.input(BRANCHES, DType::F32, vec![Dim::Known(Branch::ALL.len() as u64)]));
+    let all =
+        all.unwrap_or_else(|| p.input(BRANCHES, DType::F32, vec![Dim::Known(Branch::ALL.len() as u64)]));
     Branch::ALL.map(|branch| {
         let at = branch as i64;
         let one = p.slice(all, 0, at, at + 1);

@@ -1,9 +1,9 @@
 //! The pass against the definition: a direct f64 linear attention that shares nothing with the
 //! lowerings but the parameters.
 
-use super::layer::{Layer, dot};
 use super::branch_graph::{Branch, write_branches};
 use super::kept_graph::write_kept;
+use super::layer::{Layer, dot};
 use super::lower::Form;
 use super::rewrite::{AddedWeights, Options, Report, added_weights, rewrite};
 use crate::canon::canonicalize;

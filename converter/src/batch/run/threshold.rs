@@ -269,6 +269,7 @@ mod tests {
     use super::*;
     use crate::report::outcome::Place;
     use dijiang_format::dtype::DType;
+    use dijiang_format::manifest::Extent;
     use dijiang_format::target::Target;
     use serde_json::json;
     use std::path::PathBuf;
