@@ -17,11 +17,17 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Whether there is no ONNX Runtime to scan with.
+fn without_ort() -> bool {
+    let Err(error) = dijiang_runtime::OrtRuntime::new() else { return false };
+    assert!(std::env::var_os("DIJIANG_REQUIRE_ORT").is_none(), "{error}");
+    eprintln!("skipped: {error}");
+    true
+}
+
 /// The object on stdout; none where there is no ONNX Runtime to scan with.
 fn scanned(home: &Home, arguments: &str) -> Option<Value> {
-    if let Err(error) = dijiang_runtime::OrtRuntime::new() {
-        assert!(std::env::var_os("DIJIANG_REQUIRE_ORT").is_none(), "{error}");
-        eprintln!("skipped: {error}");
+    if without_ort() {
         return None;
     }
     let output = home.run(&format!("scan {MODEL} --json {arguments}"));
@@ -186,12 +192,12 @@ fn as_many_layers_are_kept_as_the_state_may_have_bytes() {
     let less = scanned(&home, &format!("--max-state {}@300 --threads 1", budget - 1)).expect("ONNX Runtime");
     assert_eq!(less["kept"], json!([]));
     let all = scanned(&home, "--max-state 1GB@300 --threads 1").expect("ONNX Runtime");
-    assert_eq!(all["kept"].as_array().map(Vec::len), Some(5));
+    assert_eq!(all["kept"].as_array().map(Vec::len), Some(4), "a model without a linear layer is none");
 
     let output = home.run(&format!("scan {MODEL} --max-state 1KB@300 --threads 1"));
     let told = said(&output);
     assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("--max-state 1.0 KB after 300 tokens: with no layer softmax"), "{told}");
+    assert!(told.contains("--max-state 1.0 KB after 300 tokens: the state of one sequence is"), "{told}");
 }
 
 /// Of a bundle is told what each layer would win as softmax, as the bundle is.
@@ -203,8 +209,17 @@ fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
     let told = said(&output);
     assert_eq!(output.status.code(), Some(2), "{told}");
     assert!(told.contains("--keep auto"), "{told}");
-    if dijiang_runtime::OrtRuntime::new().is_err() {
+    if without_ort() {
         return;
+    }
+    for option in ["--recipe windows", "--dtype f32"] {
+        let output = home.run(&format!("scan B --keep 1 {option}"));
+        assert_eq!(
+            (output.status.code(), said(&output).contains("leave")),
+            (Some(2), true),
+            "{}",
+            said(&output)
+        );
     }
     let output = home.run("scan B --keep 1 --json --threads 1 -o hybrid.yaml");
     assert!(output.status.success(), "{}", said(&output));
@@ -217,4 +232,32 @@ fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
     assert!((cost(0) - cost(1) - best).abs() < 1e-4, "{found}");
     convert(&home, "-o H --recipe hybrid.yaml");
     assert_eq!(recipe_of(&home, "H")["softmax_layers"], found["kept"]);
+}
+
+/// Layers of a bundle that were left out, and wide ones, stay what they are, and states count as the bundle has them.
+#[test]
+fn a_recipe_of_a_bundle_is_what_was_measured() {
+    let home = Home::empty();
+    convert(&home, "-o B --dtype f16 --layers 0-3 --recipe adaptive");
+    if without_ort() {
+        return;
+    }
+    let scan = |arguments: &str| -> Value {
+        let output = home.run(&format!("scan B --json --threads 1 {arguments}"));
+        assert!(output.status.success(), "{}", said(&output));
+        serde_json::from_slice(&output.stdout).expect("one object")
+    };
+    let found = scan("--keep 1 -o hybrid.yaml");
+    assert_eq!(found["layers"].as_array().map(Vec::len), Some(4), "{found}");
+    convert(&home, "-o H --dtype f16 --recipe hybrid.yaml");
+    let (before, after) = (recipe_of(&home, "B"), recipe_of(&home, "H"));
+    let kept = found["kept"][0].as_u64().expect("a layer");
+    assert_eq!(after["softmax_layers"], json!([kept, 4]));
+    let wide = |recipe: &Value| -> Vec<u64> {
+        let layers = recipe["wide"]["layers"].as_array().expect("layers").iter();
+        layers.map(|layer| layer.as_u64().expect("a layer")).filter(|layer| *layer != kept).collect()
+    };
+    assert_eq!(wide(&before), wide(&after));
+    let budget = state_bytes(&home, "H", 600);
+    assert_eq!(scan(&format!("--max-state {budget}@600"))["kept"], json!([kept]));
 }

@@ -1,6 +1,7 @@
 //! The softmax model in a bundle, to be rewritten once more with the parameters that the bundle has.
 
 use crate::onnx::import::{ImportError, import};
+use crate::train::finetune::training_form;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError};
 use dijiang_passes::attention::lower::Form;
@@ -55,15 +56,20 @@ impl SoftmaxModel {
         &self.manifest
     }
 
-    /// How its layers are rewritten.
-    pub fn options(&self) -> Options<'_> {
+    /// How its layers are rewritten, for rows of so many tokens.
+    pub fn options(&self, tokens: u64) -> Options<'_> {
         Options {
             recipe: &self.manifest.recipe,
-            form: Form::Parallel,
+            form: training_form(tokens, self.manifest.recipe.chunk),
             seed: self.manifest.seed,
             layers: Some(&self.lowered),
             added: Some(&self.added),
         }
+    }
+
+    /// The same all at once, however many tokens there are.
+    pub fn parallel(&self) -> Options<'_> {
+        Options { form: Form::Parallel, ..self.options(0) }
     }
 
     /// Refuses parameters that are not the bundle's: they would be those that a conversion begins with.
@@ -78,7 +84,7 @@ impl SoftmaxModel {
     }
 }
 
-fn lowered(manifest: &Manifest) -> Vec<usize> {
+pub(crate) fn lowered(manifest: &Manifest) -> Vec<usize> {
     manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect()
 }
 

@@ -27,22 +27,25 @@ fn extent(dim: &Dim) -> Extent {
     }
 }
 
-/// Bytes of the states of one sequence after so many tokens. Without a number of tokens, a state that grows with the text
-/// is the error.
-pub(crate) fn bytes_of_row(states: &[State], tokens: Option<u64>) -> Result<u64, &State> {
-    let mut sum = 0u64;
-    for state in states {
-        // The first dim is that of sequences side by side.
-        let mut numbers = 1u64;
-        for extent in state.shape.iter().skip(1) {
-            let size = match (extent, tokens) {
-                (Extent::Known(size), _) => *size,
-                (Extent::Open(_), Some(tokens)) => tokens,
-                (Extent::Open(_), None) => return Err(state),
-            };
-            numbers = numbers.saturating_mul(size);
-        }
-        sum = sum.saturating_add(numbers.saturating_mul(state.dtype.size() as u64));
+/// Bytes of the states of one sequence, where none of them grows with the text; the first that does is the error.
+pub(crate) fn constant_bytes(states: &[State]) -> Result<u64, &State> {
+    let grows = |state: &&State| state.shape.iter().skip(1).any(|extent| matches!(extent, Extent::Open(_)));
+    match states.iter().find(grows) {
+        Some(state) => Err(state),
+        None => Ok(bytes_after(states, 0)),
     }
-    Ok(sum)
+}
+
+/// Bytes of the states of one sequence after so many tokens.
+pub(crate) fn bytes_after(states: &[State], tokens: u64) -> u64 {
+    // The first dim is that of sequences side by side.
+    let size = |extent: &Extent| match extent {
+        Extent::Known(size) => *size,
+        Extent::Open(_) => tokens,
+    };
+    let bytes = |state: &State| {
+        let numbers = state.shape.iter().skip(1).map(size).fold(1u64, u64::saturating_mul);
+        numbers.saturating_mul(state.dtype.size() as u64)
+    };
+    states.iter().map(bytes).fold(0, u64::saturating_add)
 }

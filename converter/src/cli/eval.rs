@@ -9,6 +9,7 @@ use crate::eval::table::{Key, Table};
 use crate::eval::tasks::{self, Asked, Extent};
 use crate::eval::{EvalOptions, Evaluator, SYNTHETIC, Synthetic};
 use crate::report::progress::Progress as _;
+use dijiang_format::manifest::Manifest;
 use dijiang_runtime::Device;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -106,6 +107,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         }
     });
     let tasks = tasks.collect::<Result<Vec<_>, Failure>>()?;
+    check_branches(args)?;
     let mut told = Told::new(&args.bundles);
     let mut bar = Bar::new();
     for (at, bundle) in args.bundles.iter().enumerate() {
@@ -150,6 +152,20 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         false => told.table.lines().iter().for_each(|line| show::line(line)),
     }
     Ok(Outcome::Fine)
+}
+
+/// Refuses bundles without branches before any is measured.
+fn check_branches(args: &Args) -> Result<(), Failure> {
+    for bundle in args.bundles.iter().filter(|_| args.branches) {
+        if Manifest::read(bundle)?.source.own_attention {
+            return Err(format!(
+                "{}: --branches takes the softmax model in a bundle apart, and the attention of this one was linear in its source already (hint: leave --branches out)",
+                bundle.display()
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// What a figure is of.

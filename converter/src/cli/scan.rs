@@ -1,8 +1,8 @@
-//! `dijiang scan SRC [-o RECIPE.yaml] [--keep N|auto]`
+//! `dijiang scan SRC|BUNDLE [-o RECIPE.yaml] [--keep N|auto | --max-state SIZE[@TOKENS]]`
 
 use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
-use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, is_bundle, kept, scan};
+use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, is_bundle, kept, kept_of_bundle, scan};
 use crate::convert::state_budget::StateBudget;
 use crate::recipes;
 use crate::report::chart::{Axis, Chart, ChartError, Line, Scale};
@@ -30,9 +30,9 @@ pub(super) struct Args {
     /// The recipe to write, for `convert --recipe`
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// The recipe that it is made of; without --keep it has a window
-    #[arg(long, default_value = recipes::DEFAULT)]
-    recipe: String,
+    /// The recipe that it is made of, adaptive where not given, or that of the bundle; without --keep it has a window
+    #[arg(long)]
+    recipe: Option<String>,
     /// How many layers stay softmax, with a cache that grows, in place of wide ones; auto: as few as leave a tenth of what it
     /// costs to keep none. What more and fewer would cost together is measured too
     #[arg(long, value_name = "N|auto", conflicts_with_all = ["window", "one_in"])]
@@ -98,6 +98,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     };
     let scanned = scan(&args.source, &std::env::temp_dir(), &options, &mut Bar::new())?;
     let recipe = match keep {
+        Some(_) if scanned.reverse => kept_of_bundle(&Manifest::read(&args.source)?, &scanned.kept),
         Some(_) => kept(recipe, scanned.kept.clone()),
         None => recipes::with_wide(recipe, scanned.wide.clone()),
     };
@@ -120,9 +121,9 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 /// The recipe with what the call says.
 fn recipe(args: &Args, keeps: bool) -> Result<Recipe, Failure> {
     if is_bundle(&args.source) {
-        return Ok(Manifest::read(&args.source)?.recipe);
+        return of_bundle(args);
     }
-    let mut recipe = recipes::load(&args.recipe)?;
+    let mut recipe = recipes::load(args.recipe.as_deref().unwrap_or(recipes::DEFAULT))?;
     if keeps {
         return Ok(recipe);
     }
@@ -137,6 +138,19 @@ fn recipe(args: &Args, keeps: bool) -> Result<Recipe, Failure> {
     wide.window = args.window.unwrap_or(wide.window);
     wide.one_in = args.one_in.unwrap_or(wide.one_in);
     Ok(recipes::checked(recipe)?)
+}
+
+/// The recipe that a bundle was made by: what a call says of another would not be what was measured.
+fn of_bundle(args: &Args) -> Result<Recipe, Failure> {
+    let given = [("--recipe", args.recipe.is_some()), ("--dtype", args.dtype.is_some())];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((option, _)) => Err(format!(
+            "{}: a bundle is scanned as it is, by its own recipe and type (hint: leave {option} out, or scan the model that it was made of)",
+            args.source.display()
+        )
+        .into()),
+        None => Ok(Manifest::read(&args.source)?.recipe),
+    }
 }
 
 fn object(args: &Args, scanned: &Scanned) -> Result<Value, Failure> {
@@ -198,6 +212,13 @@ fn print(args: &Args, scanned: &Scanned, recipe: &Recipe) {
     show::line(&format!("nats a token, and {told}; {what}: {chosen}"));
     print_frontier(scanned);
     match &args.output {
+        Some(output) if scanned.reverse => show::line(&format!(
+            "{}: the recipe `{}` (next: `dijiang convert SRC -o BUNDLE --recipe {}`, SRC the model that {} was made of)",
+            output.display(),
+            recipe.name,
+            output.display(),
+            args.source.display()
+        )),
         Some(output) => show::line(&format!(
             "{}: the recipe `{}` (next: `dijiang convert {} -o BUNDLE --recipe {}`)",
             output.display(),

@@ -231,7 +231,7 @@ pub enum ConvertError {
     )]
     NothingToScan { path: PathBuf },
     #[error(
-        "--max-state {budget}: with no layer softmax the state of one sequence is {} already (hint: --max-state {}@{}, or a recipe with a smaller state)",
+        "--max-state {budget}: the state of one sequence is {} at the least (hint: --max-state {}@{}, or a recipe with a smaller state)",
         ByteSize(*least), least, budget.tokens
     )]
     StateBudget { budget: StateBudget, least: u64 },

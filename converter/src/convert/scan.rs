@@ -11,6 +11,7 @@ use crate::report::progress::Progress;
 use crate::train::data::{self, Texts, Windows};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::manifest::{Manifest, State};
 use dijiang_format::names::{KEPT, WINDOWS};
 use dijiang_format::recipe::{Recipe, Wide};
 use dijiang_format::words::listed;
@@ -102,9 +103,10 @@ pub struct Scanned {
     /// and the others are as they are served, and else what all lose more where that one alone sees near tokens alone.
     pub reverse: bool,
     pub context: u64,
-    /// Tokens that a layer sees while it is scanned.
+    /// Tokens that a layer sees while it is scanned; of a bundle the most that a window in it sees.
     pub window: u32,
-    /// What the model as it came loses on a token of texts that come twice, where it came before, in nats.
+    /// What the model as it came, or the softmax model in the bundle, loses on a token of texts that come twice, where it
+    /// came before, in nats.
     pub copying: f64,
     /// The same of a token of the given texts, where some were given.
     pub text: Option<f64>,
@@ -114,7 +116,8 @@ pub struct Scanned {
     pub wide: Vec<usize>,
     /// Those that stay softmax.
     pub kept: Vec<usize>,
-    /// What it costs to let all layers see near tokens alone but so many, where that was measured.
+    /// What it costs to let all layers but so many see near tokens alone, or be as the bundle serves them, where that was
+    /// measured.
     pub frontier: Vec<Kept>,
 }
 
@@ -171,6 +174,19 @@ pub(super) fn measured_recipe(
 pub fn kept(recipe: Recipe, layers: Vec<usize>) -> Recipe {
     let all: BTreeSet<usize> = recipe.softmax_layers.iter().copied().chain(layers).collect();
     Recipe { wide: None, softmax_layers: all.into_iter().collect(), ..recipe }
+}
+
+/// The recipe of a bundle with layers softmax that are not, beside those that are in it for another reason. What is wide
+/// beside them stays so, as it was measured.
+pub fn kept_of_bundle(manifest: &Manifest, layers: &[usize]) -> Recipe {
+    let own = manifest.sites.iter().filter(|site| !site.lowered).map(|site| site.layer);
+    let named = manifest.recipe.softmax_layers.iter().chain(layers).copied();
+    let all: BTreeSet<usize> = own.chain(named).collect();
+    let wide = manifest.recipe.wide.clone().map(|wide| Wide {
+        layers: wide.layers.map(|wide| wide.into_iter().filter(|layer| !all.contains(layer)).collect()),
+        ..wide
+    });
+    Recipe { wide, softmax_layers: all.into_iter().collect(), ..manifest.recipe.clone() }
 }
 
 fn told_kept(scanned: &Scanned) -> String {
@@ -312,22 +328,35 @@ fn scan_bundle(
 ) -> Result<Scanned, ConvertError> {
     let keep = options.keep.ok_or_else(|| ConvertError::HowManyToKeep { path: path.to_owned() })?;
     let softmax = SoftmaxModel::open(path, true)?;
-    let mut graph = softmax.graph.clone();
-    let how = softmax.options();
-    let (layers, count) = write_kept(&mut graph, &how)
-        .map_err(|error| refusal::of_pipeline(path, PassError::from(error).into()))?;
-    softmax.check_parameters(&graph)?;
-    canonicalize(&mut graph).map_err(source::SourceError::from)?;
-    let model = &softmax.manifest().model;
+    let manifest = softmax.manifest();
+    let model = &manifest.model;
     let about = About {
         tokenizer: path.join(files::TOKENIZER),
         eos: model.eos.first().copied(),
         vocab: model.vocab,
         positions: model.positions,
     };
-    let kept = Scan { graph, layers, count, kind: Kind::Kept, window: near_window(how.recipe) };
-    let convertible =
-        Convertible { graph: &softmax.graph, recipe: how.recipe, layers: how.layers, added: how.added };
+    // Copies are further away than the widest window reaches.
+    let wide = manifest.recipe.wide.as_ref().map_or(0, |wide| wide.window);
+    let window = near_window(&manifest.recipe).max(wide);
+    let how = softmax.options(context(&about, options, window));
+    let mut graph = softmax.graph.clone();
+    let (layers, count) = write_kept(&mut graph, &how)
+        .map_err(|error| refusal::of_pipeline(path, PassError::from(error).into()))?;
+    softmax.check_parameters(&graph)?;
+    canonicalize(&mut graph).map_err(source::SourceError::from)?;
+    let kept = Scan { graph, layers, count, kind: Kind::Kept, window };
+    let kept_in = |state: &State| {
+        let own = manifest.state.iter().find(|own| own.name == state.name);
+        own.map_or(manifest.dtype, |own| own.dtype)
+    };
+    let convertible = Convertible {
+        graph: &softmax.graph,
+        recipe: &|layers| kept_of_bundle(manifest, &layers),
+        layers: how.layers,
+        added: how.added,
+        kept_in: &kept_in,
+    };
     kept.measure((&about, dir), &convertible, &ScanOptions { keep: Some(keep), ..options.clone() }, progress)
 }
 
@@ -352,7 +381,13 @@ fn scan_opened(
         positions: meta.learned_positions,
     };
     let near = Scan { graph, layers: scanned, count, kind: Kind::Near, window: near_window(&options.recipe) };
-    let convertible = Convertible { graph: &opened.graph, recipe: &options.recipe, layers, added: None };
+    let convertible = Convertible {
+        graph: &opened.graph,
+        recipe: &|layers| kept(options.recipe.clone(), layers),
+        layers,
+        added: None,
+        kept_in: &|state| state.dtype,
+    };
     near.measure((&about, dir), &convertible, options, progress)
 }
 
@@ -409,6 +444,9 @@ impl Scan {
         let Self { graph, layers, count, kind, window } = self;
         // Before the weights are written, for which there is no use without it.
         let runtime = OrtRuntime::new()?;
+        if let Some(Keep::Within(budget)) = options.keep {
+            convertible.check(budget, &layers)?;
+        }
         let size = Size { batch: options.rows, sequence: context(about, options, window) };
         let nothing = ParameterLayout { groups: Vec::new() };
         let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
@@ -418,16 +456,18 @@ impl Scan {
         let texts = texts(about, options, size)?;
         progress.stage(&format!("scanning {} layers", layers.len()));
         let whole = scanner.losses(&texts, &[])?;
+        let served = match kind {
+            Kind::Near => whole,
+            Kind::Kept => scanner.losses(&texts, &layers)?,
+        };
         let mut scanned = Vec::new();
-        for layer in layers.clone() {
+        for layer in &layers {
+            let others = layers.iter().copied().filter(|other| other != layer);
             let (copying, text) = match kind {
-                Kind::Near => more(scanner.losses(&texts, &[layer])?, whole),
-                Kind::Kept => {
-                    let others: Vec<usize> = layers.iter().copied().filter(|other| *other != layer).collect();
-                    more(scanner.losses(&texts, &layers)?, scanner.losses(&texts, &others)?)
-                }
+                Kind::Near => more(scanner.losses(&texts, &[*layer])?, whole),
+                Kind::Kept => more(served, scanner.losses(&texts, &others.collect::<Vec<_>>())?),
             };
-            scanned.push(ScannedLayer { layer, copying, text });
+            scanned.push(ScannedLayer { layer: *layer, copying, text });
         }
         let frontier = match options.frontier {
             true => frontier(&mut scanner, &texts, &scanned, (whole, progress))?,

@@ -2,9 +2,10 @@
 
 use super::ConvertError;
 use super::compile::{CompileOptions, compile_with};
-use super::scan::kept;
-use crate::bundle::states::{bytes_of_row, states};
+use crate::bundle::states::{bytes_after, states};
 use bytesize::ByteSize;
+use dijiang_format::dtype::DType;
+use dijiang_format::manifest::State;
 use dijiang_format::recipe::Recipe;
 use dijiang_format::target::Target;
 use dijiang_passes::attention::rewrite::AddedWeights;
@@ -49,43 +50,62 @@ impl fmt::Display for StateBudget {
 /// A softmax model to be converted.
 pub(super) struct Convertible<'a> {
     pub(super) graph: &'a Graph,
-    pub(super) recipe: &'a Recipe,
+    /// The recipe with these layers softmax.
+    pub(super) recipe: &'a dyn Fn(Vec<usize>) -> Recipe,
     /// Only these layers are converted; all where it is `None`.
     pub(super) layers: Option<&'a [usize]>,
     /// New parameters that are there already.
     pub(super) added: Option<&'a AddedWeights>,
+    /// The type that a state is kept in, which the graph may have wider.
+    pub(super) kept_in: &'a dyn Fn(&State) -> DType,
 }
 
 impl Convertible<'_> {
-    /// The most layers that may stay softmax, of lists that `kept` gives by their length.
+    /// Refuses a budget that neither the fewest nor the most layers are within.
+    pub(super) fn check(&self, budget: StateBudget, layers: &[usize]) -> Result<(), ConvertError> {
+        let most = layers.get(1..).unwrap_or_default().to_vec();
+        let least = self.state_bytes(Vec::new(), budget.tokens)?.min(self.state_bytes(most, budget.tokens)?);
+        match least <= budget.bytes {
+            true => Ok(()),
+            false => Err(ConvertError::StateBudget { budget, least }),
+        }
+    }
+
+    /// The most layers of `count` that may stay softmax, but not all; `chosen` gives them by how many they are.
     pub(super) fn most_within(
         &self,
         budget: StateBudget,
         count: usize,
         chosen: impl Fn(usize) -> Vec<usize>,
     ) -> Result<usize, ConvertError> {
-        let least = self.state_bytes(Vec::new(), budget.tokens)?;
-        if least > budget.bytes {
-            return Err(ConvertError::StateBudget { budget, least });
+        let fits = |layers: usize| -> Result<bool, ConvertError> {
+            Ok(self.state_bytes(chosen(layers), budget.tokens)? <= budget.bytes)
+        };
+        // After few tokens a cache is smaller than what would stand for it.
+        let most = count.saturating_sub(1);
+        if fits(most)? {
+            return Ok(most);
         }
-        // More kept layers have more state, so that the last that fits is found by halving.
-        let (mut fits, mut beyond) = (0, count + 1);
-        while beyond - fits > 1 {
-            let middle = usize::midpoint(fits, beyond);
-            match self.state_bytes(chosen(middle), budget.tokens)? <= budget.bytes {
-                true => fits = middle,
+        let (mut within, mut beyond) = (0, most);
+        while beyond - within > 1 {
+            let middle = usize::midpoint(within, beyond);
+            match fits(middle)? {
+                true => within = middle,
                 false => beyond = middle,
             }
         }
-        Ok(fits)
+        Ok(within)
     }
 
     /// Bytes of one sequence's state, with these layers softmax.
     fn state_bytes(&self, layers: Vec<usize>, tokens: u64) -> Result<u64, ConvertError> {
-        let recipe = kept(self.recipe.clone(), layers);
+        let recipe = (self.recipe)(layers);
         let options = CompileOptions { recipe: &recipe, target: Target::Ort, seed: 0, layers: self.layers };
         let model = compile_with(self.graph.clone(), &options, self.added)?.model;
-        Ok(bytes_of_row(&states(&model), Some(tokens)).unwrap_or(u64::MAX))
+        let states = states(&model);
+        let kept: Vec<State> =
+            states.into_iter().map(|state| State { dtype: (self.kept_in)(&state), ..state }).collect();
+        Ok(bytes_after(&kept, tokens))
     }
 }
 

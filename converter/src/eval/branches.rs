@@ -32,7 +32,7 @@ impl Branches {
     ) -> Result<Self, EvalError> {
         let mut softmax = SoftmaxModel::open(bundle, true)?;
         let mut graph = std::mem::take(&mut softmax.graph);
-        let found = write_branches(&mut graph, &softmax.options())?;
+        let found = write_branches(&mut graph, &softmax.options(context as u64))?;
         softmax.check_parameters(&graph)?;
         canonicalize(&mut graph)?;
         let nothing = ParameterLayout { groups: Vec::new() };

@@ -69,7 +69,7 @@ pub enum MapError {
 pub fn maps(bundle: &Path, which: Which, ids: &[i64]) -> Result<Vec<LayerMap>, MapError> {
     let mut softmax = SoftmaxModel::open(bundle, which == Which::Served)?;
     let mut graph = std::mem::take(&mut softmax.graph);
-    let sites = write_maps(&mut graph, &softmax.options())?;
+    let sites = write_maps(&mut graph, &softmax.parallel())?;
     softmax.check_parameters(&graph)?;
     if sites.is_empty() {
         return Err(MapError::NoSite);

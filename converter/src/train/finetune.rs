@@ -230,7 +230,7 @@ fn selection(scope: Scope, manifest: &Manifest) -> Selection {
 }
 
 /// Sequences of several chunks are trained in chunks, which keeps memory linear; shorter ones all at once.
-pub(super) fn training_form(sequence: u64, chunk: u32) -> Form {
+pub(crate) fn training_form(sequence: u64, chunk: u32) -> Form {
     match sequence > 2 * u64::from(chunk) {
         true => Form::Chunked(chunk),
         false => Form::Parallel,

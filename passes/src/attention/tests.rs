@@ -1056,6 +1056,17 @@ fn a_layer_that_stays_softmax_is_a_branch_too() {
     let mut graph = testing::decoder();
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(write_branches(&mut graph, &options).expect("it is written"), [Branch::Softmax]);
+    canonicalize(&mut graph).expect("it settles");
+    let given = masked(&recipe, ["111111111", "111111111"]);
+    let with = |numbers: [f64; 3]| {
+        let mut given = given.clone();
+        given.push(("branches", Array::from_f64(&[3], numbers.to_vec()).expect("three numbers")));
+        run(&graph, &given)["y"].clone()
+    };
+    let mut source = testing::decoder();
+    canonicalize(&mut source).expect("it settles");
+    assert!(relative_error(&with([0.0, 0.0, 1.0]), &run(&source, &given)["y"]) < 1e-9);
+    assert!(relative_error(&with([1.0, 1.0, 0.0]), &run(&source, &given)["y"]) > 1e-3);
 }
 
 /// A layer of a bundle is as it is served, or as it came.

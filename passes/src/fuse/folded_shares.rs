@@ -11,7 +11,7 @@ use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::pattern::{Match, Pat, matches};
-use crate::serving_graph::join_weights::{shares, uncast};
+use crate::serving_graph::join_weights::{is_stored, shares, uncast};
 
 pub(super) struct FoldedShares;
 
@@ -90,8 +90,8 @@ fn logits(graph: &Graph, share: ValueId, heads: u64) -> Option<ValueId> {
     let spread = graph.made_by(share, "Unsqueeze")?.input(0)?;
     let logits = graph.made_by(uncast(graph, spread), "Sigmoid")?.input(0)?;
     let is_one = leading.iter().all(|dim| *dim == Dim::Known(1));
-    let is_stored = graph.value(logits).is_weight && shape(logits)? == [Dim::Known(heads)];
-    (is_one && is_stored && *own == heads).then_some(logits)
+    let fits = graph.value(logits).is_weight && shape(logits)? == [Dim::Known(heads)];
+    (is_one && fits && is_stored(graph, logits) && *own == heads).then_some(logits)
 }
 
 #[cfg(test)]
@@ -141,6 +141,19 @@ mod tests {
     #[test]
     fn padding_is_made_nothing_of_both() {
         insta::assert_snapshot!(after(&FoldedShares, &text("y", "masked"), &INPUTS));
+    }
+
+    #[test]
+    fn a_name_that_cannot_stand_in_a_join_or_another_layout_stays() {
+        let name = text("y", "masked").replace("%mix", "%\"a[0]mix\"");
+        let by_dim =
+            text("y", "masked").replace("mix: f32[2] = [3.0, -1.0]", "mix: f32[3] = [3.0, -1.0, 0.5]");
+        let by_dim = by_dim.replace("axes: [1]", "axes: [0]");
+        let computed =
+            text("y", "masked").replace("%g = Sigmoid(%mix)", "%e = Exp(%mix)\n  %g = Sigmoid(%e)");
+        for text in [name, by_dim, computed] {
+            assert_eq!(after(&FoldedShares, &text, &INPUTS), print(&parse(&text).expect("a graph")));
+        }
     }
 
     #[test]

@@ -86,7 +86,7 @@ fn kind(name: &str) -> Option<Kind> {
         names::IDS => Some(Kind::Tokens),
         names::MASK => Some(Kind::Mask),
         names::POSITIONS => Some(Kind::Positions),
-        names::WINDOWS => Some(Kind::Given),
+        names::WINDOWS | names::KEPT | names::BRANCHES => Some(Kind::Given),
         "token_type_ids" => Some(Kind::Zeros),
         past if past.starts_with("past") => Some(Kind::Zeros),
         _ => None,

@@ -28,9 +28,23 @@ pub(crate) fn arranged(
             Some(tensor) => Some(tensor.clone()),
             None => made(&found, wanted, (name, shape))?,
         };
+        let tensor = tensor.map(|tensor| wrapped(name, tensor)).transpose()?;
         all.extend(tensor.map(|tensor| (name.clone(), tensor)));
     }
     Ok(if all.len() == wanted.len() { all } else { found })
+}
+
+/// A count of tokens as graphs keep it: what is beyond the filling of a ring by a window and more stands for what stands at
+/// the same place. Other states stay.
+fn wrapped(name: &str, tensor: HostTensor) -> Result<HostTensor, RuntimeError> {
+    let Some(RingState { part: RingPart::Count, local, .. }) = RingState::of(name) else { return Ok(tensor) };
+    let (window, sinks, slots) = (f64::from(local.window), f64::from(local.sinks), local.slots() as f64);
+    let kept = |count: f32| match f64::from(count) {
+        count if count >= slots + window => (slots + (count - sinks).rem_euclid(window)) as f32,
+        _ => count,
+    };
+    let counts: Vec<f32> = tensor.to_f32()?.into_iter().map(kept).collect();
+    Ok(HostTensor::from_f32(tensor.shape(), &counts)?)
 }
 
 /// Whether a graph has this state, or has it otherwise.
@@ -186,7 +200,10 @@ mod tests {
         let values = packed[1].1.to_f32().expect("floats");
         assert_eq!((values[0], values[20], &values[30..32]), (0.0, 500.0, &[0.0, 7.0][..]));
         assert_eq!((values[96], values[116], &values[126..128]), (60.0, 530.0, &[2.0, 44.0][..]));
-        assert_eq!(arranged(packed, &wanted(&apart)).expect("it is taken apart"), apart);
+        let mut kept = apart.clone();
+        // 300 stands where 8 does: the fourth place of a window after the first slot, which is filled.
+        kept[2].1 = HostTensor::from_f32(&[2, 1], &[7.0, 8.0]).expect("a tensor");
+        assert_eq!(arranged(packed, &wanted(&apart)).expect("it is taken apart"), kept);
         let half = HostTensor::zeros(DType::F16, &[2, 3, 33]).expect("a tensor");
         let half =
             vec![(name("0.conv_state"), half), (name("1.recurrent_state"), numbers(&[2, 3, 4, 2], 900))];

@@ -4,7 +4,7 @@ use super::names::{BASELINE, BUNDLE};
 use super::record::StepRecord;
 use crate::batch::plan::{Job, Quantity, StepCommand, Threshold};
 use crate::bundle::model_files;
-use crate::bundle::states::bytes_of_row;
+use crate::bundle::states::constant_bytes;
 use crate::eval::statistics::mean;
 use crate::report::message::number;
 use crate::report::outcome::{Case, CaseStatus};
@@ -256,7 +256,7 @@ fn paired_error(ours: &Measurement<'_>, theirs: &Measurement<'_>) -> Option<f64>
 
 /// Of one sequence. A state with a dim that is open grows with the text, and is within no limit.
 fn state_bytes(states: &[State]) -> Figure {
-    match bytes_of_row(states, None) {
+    match constant_bytes(states) {
         Ok(bytes) => Figure::new(bytes as f64, "bytes of state"),
         Err(State { name, .. }) => {
             Figure::new(f64::INFINITY, format!("bytes, as {name} grows with the text"))

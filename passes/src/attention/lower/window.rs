@@ -64,7 +64,8 @@ impl Factor {
 #[derive(Debug, Clone, Copy)]
 pub struct Ring {
     pub kept: Kept,
-    /// How many tokens there were, f32 `[batch, 1]`; beyond what fills the ring only where it stands matters.
+    /// How many tokens there were, f32 `[batch, 1]`; beyond what fills the ring only where it stands matters, and what is
+    /// kept is less than a window more ([`wrapped`]).
     pub count: ValueId,
 }
 
