@@ -44,7 +44,7 @@ fn side(graph: &Graph, input: ValueId) -> Option<u64> {
     // One window meets positions of any number, and is no picture to prove anything by.
     let others = (2..=MOST_WINDOWS).filter(|n| !WINDOWS.contains(n)).chain([1]);
     let windows = WINDOWS.into_iter().chain(others);
-    windows.map(|n| n * stride).find(|side| takes(graph, input, *side))
+    windows.filter_map(|n| n.checked_mul(stride)).find(|side| takes(graph, input, *side))
 }
 
 /// How far the windows of the first convolution over a value stand apart.

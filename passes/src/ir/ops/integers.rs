@@ -18,6 +18,8 @@ pub(super) const OPS: &[OpSpec] = &[
             ("axis", AttrSpec::Int(1)),
             ("saturate", AttrSpec::Int(1)),
             ("block_size", AttrSpec::Int(0)),
+            ("output_dtype", AttrSpec::Int(0)),
+            ("precision", AttrSpec::Int(0)),
         ],
         infer: infer_quantize,
         eval: eval_quantize,
@@ -26,8 +28,12 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec {
         name: "DequantizeLinear",
         inputs: 2..=3,
-        attrs: &[("axis", AttrSpec::Int(1)), ("block_size", AttrSpec::Int(0))],
-        infer: |c| Ok(vec![Type::maybe(c.dtype(1), c.shape(0).cloned())]),
+        attrs: &[
+            ("axis", AttrSpec::Int(1)),
+            ("block_size", AttrSpec::Int(0)),
+            ("output_dtype", AttrSpec::Int(0)),
+        ],
+        infer: infer_dequantize,
         eval: eval_dequantize,
         ..ROW
     },
@@ -62,8 +68,21 @@ fn range(dtype: Option<DType>) -> Result<[f64; 2], String> {
     }
 }
 
+/// Whether an attribute asks for an element type: by a number of ONNX, which says nothing here.
+fn asks_for_a_type(ctx: &InferContext<'_>) -> bool {
+    ctx.op.int("output_dtype").is_some_and(|number| number != 0)
+}
+
 fn infer_quantize(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
-    let dtype = if ctx.has(2) { ctx.dtype(2) } else { Some(DType::U8) };
+    let dtype = match ctx.has(2) {
+        true => ctx.dtype(2),
+        false => Some(DType::U8).filter(|_| !asks_for_a_type(ctx)),
+    };
+    Ok(vec![Type::maybe(dtype, ctx.shape(0).cloned())])
+}
+
+fn infer_dequantize(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    let dtype = ctx.dtype(1).filter(|_| !asks_for_a_type(ctx));
     Ok(vec![Type::maybe(dtype, ctx.shape(0).cloned())])
 }
 
@@ -254,6 +273,8 @@ mod tests {
   output "q" %q
   output "y" %y
 }"#;
+        let asked = text.replace("(%x, %s, %z)", "(%x, %s) {output_dtype: 3}");
+        assert!(print(&parse(&asked).expect("it parses")).contains(": ?[batch, 4]"));
         let found = outputs(text, &[0.25, 0.75, 1000.0, -1000.0]);
         assert_eq!(found, [vec![1.0, 3.0, 127.0, -128.0], vec![1.0, 6.0, 381.0, -512.0]]);
     }
