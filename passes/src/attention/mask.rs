@@ -225,10 +225,16 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
     Ok(Scores { scale, softcap, mask })
 }
 
-/// Whether what stands between a product and the softmax depends on which tokens there are, and not only on how many.
+/// Whether what stands between a product and the softmax depends on which tokens there are, and not only on how many, nor on
+/// what the model makes of them.
 fn reads_ids(graph: &Graph, scores: ValueId, product: ValueId) -> bool {
-    let counts = |v: ValueId| graph.made_by(v, "Shape").is_some() || graph.made_by(v, "Size").is_some();
-    let before = |v: ValueId| if v == product || counts(v) { Vec::new() } else { inputs_of(graph, v) };
+    let is_float = |v: ValueId| graph.value(v).ty.dtype.is_none_or(DType::is_float);
+    let ends = |v: ValueId| match graph.producer(v).map(|(id, _)| graph.node(id).op.name()) {
+        Some("Shape" | "Size" | "MatMul") => true,
+        Some("Gather") => is_float(v),
+        _ => v == product,
+    };
+    let before = |v: ValueId| if ends(v) { Vec::new() } else { inputs_of(graph, v) };
     graph.input(IDS).is_some_and(|ids| depth_first(scores, before).any(|v| v == ids))
 }
 
