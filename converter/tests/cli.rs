@@ -228,7 +228,7 @@ fn the_first_line_says_that_some_attentions_stay() {
     let first = ran.stdout.lines().next().expect("a line");
     assert_eq!(
         first,
-        "bundle: 1 of 2 attentions are linear, and 1 stays softmax (recipe adaptive, target ort, f32)"
+        "bundle: 1 of 2 attentions are linear, and 1 stays softmax (h.0/softmax) (recipe adaptive, target ort, f32)"
     );
 }
 

@@ -268,19 +268,19 @@ fn verdict(args: &Args, recipe: &Recipe, verification: &Verification) {
     ));
 }
 
-/// What is said of attentions that are not linear.
-fn others(windows: usize, softmax: usize, linear: usize) -> String {
+/// What is said of attentions that are not linear; those that stay softmax have names.
+fn others(windows: usize, softmax: &[&str], linear: usize) -> String {
     let kept = match windows {
         0 => None,
         1 => Some("1 keeps its window".to_owned()),
         n => Some(format!("{n} keep their windows")),
     };
-    let stays = match softmax {
+    let stays = match softmax.len() {
         0 => None,
         // Where all are, the number of linear ones has said it.
         _ if linear + windows == 0 => None,
-        1 => Some("1 stays softmax".to_owned()),
-        n => Some(format!("{n} stay softmax")),
+        1 => Some(format!("1 stays softmax ({})", softmax[0])),
+        n => Some(format!("{n} stay softmax ({})", named(softmax))),
     };
     match (kept, stays) {
         (None, None) => String::new(),
@@ -291,6 +291,14 @@ fn others(windows: usize, softmax: usize, linear: usize) -> String {
 
 /// The most attentions that are told one by one why they stay softmax.
 const TOLD: usize = 4;
+
+/// Names in a row: all of a few, or the first of many.
+fn named(names: &[&str]) -> String {
+    match names.len().checked_sub(TOLD) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..TOLD].join(", ")),
+    }
+}
 
 /// Why attentions stay softmax, those of one reason together where they are many.
 fn kept_lines(sites: &[SiteReport]) -> Vec<String> {
@@ -320,12 +328,14 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
     let linear = converted.sites.iter().filter(|s| s.is_linear()).count();
     let windows = converted.sites.iter().filter(|s| s.keeps_window()).count();
     let all = converted.sites.len() + converted.misses.len();
+    let kept = converted.sites.iter().filter(|site| site.why_kept.is_some()).map(|site| site.name.as_str());
+    let kept: Vec<&str> = kept.chain(converted.misses.iter().map(|miss| miss.node.as_str())).collect();
     show::line(&format!(
         "{}: {linear} of {} {} linear{} (recipe {}, target {}, {}{})",
         args.output.display(),
         counted(all, "attention"),
         if all == 1 { "is" } else { "are" },
-        others(windows, all - linear - windows, linear),
+        others(windows, &kept, linear),
         recipe_name(args, converted),
         args.target,
         converted.dtype,

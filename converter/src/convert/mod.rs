@@ -32,7 +32,8 @@ use crate::convert::inputs::{Input, InputError};
 use crate::convert::manifest::{COPIED, Origin};
 use crate::convert::quantization::QuantizeError;
 use crate::convert::refusal::{
-    Others, check_added, check_linear, check_names, check_sites, check_source, of_pipeline, said,
+    Others, check_added, check_is_whole, check_linear, check_names, check_sites, check_source, of_pipeline,
+    said,
 };
 use crate::convert::source::{Source, SourceError};
 use crate::convert::state_budget::StateBudget;
@@ -184,6 +185,10 @@ pub enum ConvertError {
     NoLogits { path: PathBuf, outputs: String },
     #[error("{}: the model is served token by token, by its input `{IDS}`; its inputs are {inputs} (hint: export it with that name)", path.display())]
     NoIds { path: PathBuf, inputs: String },
+    #[error("{}: it is the decoder of an encoder-decoder model, by its {inputs}, and only models that are whole are converted (hint: take a model that is a decoder or an encoder alone, such as GPT-2 or BERT)", path.display())]
+    EncoderDecoder { path: PathBuf, inputs: String },
+    #[error("{}: the model is served token by token, and nothing gives it its {inputs} (hint: export it with `{IDS}`, `attention_mask`, `position_ids` and `past_key_values` alone)", path.display())]
+    OtherInputs { path: PathBuf, inputs: String },
     #[error(
         "{}: none of its {} would be linear{} (hint: {})",
         path.display(), counted(*attentions, "attention"), said(kept), others.hint(*attentions)
@@ -423,6 +428,9 @@ fn write_bundle(
     let Source {
         kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
     } = opened;
+    if kind == SourceKind::Onnx {
+        check_is_whole(&graph, source)?;
+    }
     progress.stage("compiling");
     let parameters = parameters(&graph);
     let float = quantize(source, options, &mut graph)?;

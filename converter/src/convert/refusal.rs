@@ -5,7 +5,7 @@ use crate::bundle::states::states;
 use crate::checkpoint::ModelMeta;
 use crate::recipes;
 use dijiang_format::manifest::SourceKind;
-use dijiang_format::names::{IDS, LOGITS, PAST, PRESENT};
+use dijiang_format::names::{IDS, LOGITS, MASK, PAST, POSITIONS, PRESENT};
 use dijiang_format::place::{Place, bundle_of};
 use dijiang_format::recipe::{Attention, Recipe};
 use dijiang_format::words::counted;
@@ -22,6 +22,7 @@ use std::path::Path;
 /// Whether `convert` with this recipe would do something to a canonical graph; the error is the one that it would
 /// refuse it with.
 pub fn would_convert(path: &Path, graph: &Graph, recipe: &Recipe) -> Result<(), ConvertError> {
+    check_is_whole(graph, path)?;
     let mut made = graph.clone();
     let tried = tried(&mut made, recipe, None).map_err(PassError::from).map_err(PipelineError::from);
     let report = tried.map_err(|error| of_pipeline(path, error))?;
@@ -50,6 +51,7 @@ pub(super) fn check_names(model: &Graph, path: &Path) -> Result<(), ConvertError
         let inputs = model.inputs().iter().map(|v| model.value(*v).name.as_str());
         return Err(ConvertError::NoIds { path, inputs: named(inputs) });
     }
+    check_inputs(model, &path)?;
     match model.output(LOGITS) {
         Some(_) => Ok(()),
         None => {
@@ -57,6 +59,38 @@ pub(super) fn check_names(model: &Graph, path: &Path) -> Result<(), ConvertError
             Err(ConvertError::NoLogits { path, outputs })
         }
     }
+}
+
+/// What a graph reads besides tokens.
+fn other_inputs(graph: &Graph) -> Vec<&str> {
+    let names = graph.inputs().iter().map(|v| graph.value(*v).name.as_str());
+    names.filter(|name| ![IDS, MASK, POSITIONS].contains(name) && !name.starts_with(PAST)).collect()
+}
+
+/// A graph with states is given nothing but tokens.
+fn check_inputs(model: &Graph, path: &Path) -> Result<(), ConvertError> {
+    let others = other_inputs(model);
+    if others.is_empty() {
+        return Ok(());
+    }
+    Err(ConvertError::OtherInputs { path: path.to_owned(), inputs: inputs_of(&others) })
+}
+
+/// What reads tokens and what another model made of others is half of a model.
+pub(super) fn check_is_whole(source: &Graph, path: &Path) -> Result<(), ConvertError> {
+    let others = other_inputs(source);
+    let is_decoder = others.iter().any(|name| name.starts_with(ENCODER)) && source.input(IDS).is_some();
+    match is_decoder {
+        true => Err(ConvertError::EncoderDecoder { path: path.to_owned(), inputs: inputs_of(&others) }),
+        false => Ok(()),
+    }
+}
+
+/// What the names of inputs begin with that an encoder gives.
+const ENCODER: &str = "encoder_";
+
+fn inputs_of(names: &[&str]) -> String {
+    format!("{} {}", if names.len() == 1 { "input" } else { "inputs" }, names.join(", "))
 }
 
 /// Names in a row, without those of states.
@@ -92,10 +126,10 @@ pub(super) fn check_sites(report: &Report, meta: &ModelMeta, kind: SourceKind) -
     if kind == SourceKind::Onnx || found == meta.expected_sites {
         return Ok(());
     }
-    let miss = report.misses.first().map_or_else(
-        || "no softmax came close".to_owned(),
-        |m| format!("the closest at {:?}, pattern {}: {}", m.node, m.pattern, m.miss),
-    );
+    let miss = report
+        .misses
+        .first()
+        .map_or_else(|| "no softmax came close".to_owned(), |m| format!("the closest at {m}"));
     Err(ConvertError::MissingSites { family: meta.family, found, expected: meta.expected_sites, miss })
 }
 

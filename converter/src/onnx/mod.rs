@@ -3,6 +3,7 @@
 
 mod attribute;
 mod branches;
+mod dims;
 mod dtype;
 pub mod export;
 pub(crate) mod external;

@@ -1,5 +1,6 @@
 //! The walk over the nodes of a model: names become values, nodes become operators in normal form.
 
+use super::dims::DimNames;
 use super::external::ExternalFiles;
 use super::functions::{self, Functions, Given};
 use super::import::{ImportProblem, OPSETS};
@@ -73,6 +74,7 @@ pub(super) struct Reader<'m> {
     /// Computed values of one element of which it is known whether they are true.
     pub(super) truths: BTreeMap<ValueId, bool>,
     unnamed: usize,
+    dims: DimNames,
     pub(super) notes: Notes,
 }
 
@@ -97,6 +99,7 @@ impl<'m> Reader<'m> {
             unreadable: BTreeMap::new(),
             truths: BTreeMap::new(),
             unnamed: 0,
+            dims: DimNames::new(dim_names(proto)),
             notes: Notes::default(),
         }
     }
@@ -187,7 +190,10 @@ impl<'m> Reader<'m> {
                 self.notes.add(branches::fixed_note(&input.name));
                 self.patch.named_constant(&input.name, tensor)
             }
-            None => self.given(&input.name, dtype, shape),
+            None => {
+                let shape = self.dims.named(&input.name, shape);
+                self.given(&input.name, dtype, shape)
+            }
         };
         self.bind(&input.name, Some(id));
         Ok(())
@@ -629,6 +635,17 @@ fn names(proto: &GraphProto) -> impl Iterator<Item = &String> {
     let constants = proto.initializer.iter().map(|i| &i.name);
     let inputs = proto.input.iter().map(|i| &i.name);
     constants.chain(inputs).chain(proto.node.iter().flat_map(|n| &n.output))
+}
+
+/// The names that the inputs of a graph have for their dims.
+fn dim_names(proto: &GraphProto) -> impl Iterator<Item = &String> {
+    let types = proto.input.iter().filter_map(|input| input.r#type.as_ref()?.tensor_type.as_ref());
+    types.filter_map(|tensor| tensor.shape.as_ref()).flat_map(|shape| &shape.dim).filter_map(|dim| match &dim
+        .value
+    {
+        Some(DimValue::Param(name)) => Some(name),
+        _ => None,
+    })
 }
 
 /// Says of a node whose input is not defined before it what may be the cause.

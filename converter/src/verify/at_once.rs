@@ -71,6 +71,10 @@ impl Verifier<'_> {
             self.skip(format!("padding in {name}"), "the graph takes no attention_mask");
             return Ok(());
         }
+        if let Some(reason) = self.prompts.why_even() {
+            self.skip(format!("padding in {name}"), reason);
+            return Ok(());
+        }
         let rows = self.prompts.rows();
         let alone = model.alone(&rows)?;
         let right = model.padded(&rows, false)?;

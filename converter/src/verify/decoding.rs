@@ -3,8 +3,7 @@
 use super::measure::{median_error, relative_error};
 use super::oracle::{self, Rounding};
 use super::table::{Comparison, Measure};
-use super::{Verifier, VerifyError, word};
-use crate::onnx::import::import;
+use super::{Verifier, VerifyError, read_back, word};
 use crate::serving;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
@@ -109,10 +108,14 @@ impl Verifier<'_> {
             Decoded { comparison, found, expected }
         };
 
-        serving.start(rows.len())?;
-        let next = serving.prefill(&rows).map(|_| ());
+        let mut found = Vec::new();
+        for rows in rows.chunks(self.prompts.rows_at_once().unwrap_or(rows.len()).max(1)) {
+            serving.start(rows.len())?;
+            let next = serving.prefill(rows).map(|_| ());
+            found.extend(numbers(next, &serving)?);
+        }
         let last = ends.iter().flat_map(|end| &reference[(end - 1) * vocab..end * vocab]).copied().collect();
-        let prompts = compared(fed.prompts, numbers(next, &serving)?, last);
+        let prompts = compared(fed.prompts, found, last);
 
         serving.start(1)?;
         let mut found = Vec::new();
@@ -147,7 +150,7 @@ impl Verifier<'_> {
         self.stage("rounding in f64");
         let row = self.prompts.rounded();
         let path = self.bundle.join(files::MODEL);
-        let graph = import(&path)?;
+        let graph = read_back(&path)?;
         let logits = |rounding| oracle::evaluate(&graph, &path, &row, rounding);
         let (Ok(exact), Ok(rounded)) = (logits(Rounding::Nothing)?, logits(Rounding::Results)?) else {
             return Ok(None);

@@ -109,6 +109,10 @@ impl Verifier<'_> {
             let parts = model.in_portions(&row, &[cut, row.len() - cut])?;
             self.push(fed(&format!("split at {cut}"), "all at once").logits(limit, &parts, &whole));
         }
+        if let Some(reason) = self.prompts.why_even() {
+            self.skip(format!("padding in {name}"), reason);
+            return Ok(());
+        }
         let alone = self.prompts.rows().iter().map(|r| model.row(r)).collect::<Result<Vec<_>, _>>()?.concat();
         if !model.sides().contains(&true) {
             self.skip(

@@ -3,8 +3,7 @@
 
 use super::oracle::{self, Rounding, Tables};
 use super::table::Comparison;
-use super::{EXACT, Verifier, VerifyError, word};
-use crate::onnx::import::import;
+use super::{EXACT, Verifier, VerifyError, read_back, word};
 use dijiang_format::files;
 
 const NAME: &str = "f64 interpreter";
@@ -14,7 +13,7 @@ impl Verifier<'_> {
         self.stage("evaluating in f64");
         let row = self.prompts.short();
         let path = self.bundle.join(files::MODEL);
-        let served = import(&path)?;
+        let served = read_back(&path)?;
         let exact = match oracle::evaluate(&served, &path, &row, Rounding::Nothing)? {
             Ok(exact) => exact,
             Err(unknown) => {

@@ -1,13 +1,16 @@
 //! What the manifest says of the bundle's files: that they are there, and are what it says.
 
+use super::features::Pictures;
+use super::prompts::Fixed;
 use super::table::{Check, Comparison, Measure};
-use super::{Verifier, VerifyError};
+use super::{Verifier, VerifyError, read_back};
 use crate::bundle::states::states;
 use crate::checkpoint::digests::{Compared, Difference, compare};
-use crate::onnx::import::import;
 use crate::provenance::files::differing;
 use dijiang_format::files;
 use dijiang_format::manifest::{Extent, Manifest, State};
+use dijiang_format::names::IDS;
+use dijiang_format::words::counted;
 use dijiang_passes::attention::lower::tokens_first;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::verify::verify as violations;
@@ -52,10 +55,11 @@ impl Verifier<'_> {
             if !self.is_there(file) {
                 continue;
             }
-            let graph = import(&self.bundle.join(file))?;
+            let graph = read_back(&self.bundle.join(file))?;
             self.well_formed(file, &graph);
             if file == files::MODEL {
                 self.states(&graph);
+                self.sizes(&graph)?;
             }
         }
         Ok(lacking)
@@ -111,6 +115,26 @@ impl Verifier<'_> {
         let name = format!("rules of graphs that {file} breaks");
         let comparison = Comparison::new(name, file, "the rules of graphs").by(Measure::Count);
         self.push(comparison.within(violations(graph).len() as f64, 0.0));
+    }
+
+    /// What the graph takes of rows, tokens and pictures, where it does not take any.
+    fn sizes(&mut self, graph: &Graph) -> Result<(), VerifyError> {
+        let fixed = Fixed::of(graph);
+        let row = if graph.input(IDS).is_some() { "sequence" } else { "example" };
+        let what = match fixed {
+            Fixed { rows: Some(rows), .. } if rows != 1 => Some(counted(rows, row)),
+            Fixed { tokens: Some(tokens), .. } if !self.stateless => Some(counted(tokens, "token")),
+            _ => None,
+        };
+        if let Some(what) = what {
+            let reason = format!(
+                "it takes exactly {what} at a time, and a proof feeds it others too (hint: export the model with an open size there, or write it without a proof, with --no-verify)"
+            );
+            return Err(VerifyError::Model { file: files::MODEL.to_owned(), reason });
+        }
+        self.prompts = self.prompts.clone().fitted(fixed);
+        self.pictures = Pictures::of(graph);
+        Ok(())
     }
 
     /// Runners are told by the manifest what the graph carries from call to call.

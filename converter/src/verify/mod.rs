@@ -25,7 +25,7 @@ pub mod table;
 mod text;
 
 use crate::checkpoint::digests::DigestError;
-use crate::onnx::import::ImportError;
+use crate::onnx::import::{self, ImportError};
 use crate::report::progress::{Progress, Say};
 use crate::serving::OpenError;
 use dijiang_format::dtype::DType;
@@ -33,9 +33,11 @@ use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, ManifestError, RuntimeVersion, SourceKind};
 use dijiang_format::serving::Device;
 use dijiang_format::target::Target;
+use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::ir::tensor::ReadError;
 use dijiang_runtime::{LoadOptions, OrtRuntime, Runtime, RuntimeError, TractRuntime};
 pub(crate) use drift::{TEXT_CONVERTED, TEXT_SOFTMAX, quantization_drift};
+use features::Pictures;
 use plain::Plain;
 use prompts::Prompts;
 use run::Model;
@@ -135,6 +137,7 @@ struct Verifier<'a> {
     stateless: bool,
     runtimes: Vec<Box<dyn Runtime>>,
     prompts: Prompts,
+    pictures: Pictures,
     threads: Option<usize>,
     device: Option<Device>,
     progress: &'a mut dyn Progress,
@@ -180,6 +183,7 @@ impl<'a> Verifier<'a> {
             stateless: manifest.state.is_empty(),
             runtimes: Vec::new(),
             prompts: Prompts::new(manifest, options.seed),
+            pictures: Pictures::default(),
             threads: options.threads,
             device: options.device,
             progress,
@@ -279,7 +283,8 @@ impl<'a> Verifier<'a> {
         let site = self.manifest.sites.first();
         let head = site.map_or([0; 2], |site| [site.kv_heads, site.head_dim]);
         let runtime = self.runtimes[runtime].as_ref();
-        Plain::load(runtime, &self.bundle.join(file), &self.load_options(file), head)
+        let plain = Plain::load(runtime, &self.bundle.join(file), &self.load_options(file), head)?;
+        Ok(plain.with_pictures(self.pictures.clone()))
     }
 
     fn load_options(&self, file: &str) -> LoadOptions {
@@ -338,6 +343,11 @@ impl<'a> Verifier<'a> {
     fn plain_forms(&self) -> (&'static str, &'static str) {
         if self.is_softmax() { (files::SOFTMAX, files::SOFTMAX) } else { (files::PARALLEL, files::CHUNKED) }
     }
+}
+
+/// A graph of a bundle. What there is to say of how it was read was said of the source.
+fn read_back(path: &Path) -> Result<Graph, ImportError> {
+    Ok(import::open(path)?.graph)
 }
 
 /// What a form is called in the names of rows.

@@ -1,8 +1,8 @@
 //! The f64 interpreter on a graph file.
 
-use super::{VerifyError, features};
+use super::features::{self, Pictures};
+use super::{VerifyError, read_back};
 use crate::bundle::stored_file;
-use crate::onnx::import::import;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::TABLES;
 use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
@@ -74,7 +74,7 @@ pub(super) fn logits(
     row: &[i64],
     rounding: Rounding<'_>,
 ) -> Result<Result<Vec<f32>, String>, VerifyError> {
-    evaluate(&import(path)?, path, row, rounding)
+    evaluate(&read_back(path)?, path, row, rounding)
 }
 
 /// The same of a graph; `place` is what errors name.
@@ -131,6 +131,7 @@ pub(crate) fn fill(graph: &Graph, input: ValueId, row: &[i64]) -> Result<Array, 
             let rows = [row.to_vec()];
             let dims: Vec<Option<usize>> =
                 value.ty.shape.iter().flatten().map(|d| d.known().map(|n| n as usize)).collect();
+            let dims = Pictures::of(graph).sized(name, dims);
             let sizes = features::sizes(name, &dims, &rows)?;
             Array::from_f64(&sizes, features::numbers(name, &sizes, &rows))
         }

@@ -1,8 +1,9 @@
 //! One graph in one runtime, run on complete prompts: encoders, and graphs whose caches are nobody's names.
 
+use super::VerifyError;
+use super::features::{self, Pictures};
 use super::prompts::{Padded, padded};
 use super::reference::real_tokens;
-use super::{VerifyError, features};
 use dijiang_format::dtype::DType;
 use dijiang_runtime::{DimSpec, HostTensor, Io, LoadOptions, Runtime, Session};
 use std::path::Path;
@@ -16,6 +17,7 @@ pub(super) struct Plain {
     head: [usize; 2],
     /// Position of the result among the outputs.
     output: usize,
+    pictures: Pictures,
 }
 
 impl Plain {
@@ -31,7 +33,12 @@ impl Plain {
             file: file.clone(),
             reason: "it has no float output [batch, tokens, width] or [batch, width]".to_owned(),
         })?;
-        Ok(Self { session, file, head, output })
+        Ok(Self { session, file, head, output, pictures: Pictures::default() })
+    }
+
+    /// Fed pictures of these sizes, where the graph takes any.
+    pub(super) fn with_pictures(self, pictures: Pictures) -> Self {
+        Self { pictures, ..self }
     }
 
     fn takes(&self, input: &str) -> bool {
@@ -77,12 +84,19 @@ impl Plain {
         let given: Vec<(&str, &HostTensor)> = names.iter().map(String::as_str).zip(&tensors).collect();
         let result = self.session.run(&given)?.swap_remove(self.output);
         let numbers = result.to_f32().map_err(|e| self.fail(e.to_string()))?;
+        let fed: usize = mask.iter().map(Vec::len).sum();
         Ok(match result.shape() {
-            [rows, tokens, width] if rows * tokens == mask.iter().map(Vec::len).sum::<usize>() => {
-                real_tokens(&numbers, mask, (*width).max(1))
-            }
+            [rows, tokens, width] if rows * tokens == fed => real_tokens(&numbers, mask, (*width).max(1)),
+            // As where an answer begins and ends: one number for each token.
+            [rows, tokens] if rows * tokens == fed && self.is_of_tokens() => real_tokens(&numbers, mask, 1),
             _ => numbers,
         })
+    }
+
+    /// Whether the last axis of the result is as long as the tokens, and not one of classes or features.
+    fn is_of_tokens(&self) -> bool {
+        let shape = &self.session.outputs()[self.output].shape;
+        matches!(shape.last(), Some(DimSpec::Dynamic(_)))
     }
 
     fn fill(&self, io: &Io, ids: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<HostTensor, VerifyError> {
@@ -123,6 +137,7 @@ impl Plain {
                 DimSpec::Dynamic(_) => None,
             })
             .collect();
+        let dims = self.pictures.sized(&io.name, dims);
         let sizes = features::sizes(&io.name, &dims, rows).map_err(|e| self.fail(e))?;
         let numbers: Vec<f32> =
             features::numbers(&io.name, &sizes, rows).into_iter().map(|x| x as f32).collect();

@@ -2,18 +2,41 @@
 //! has where they are not too long.
 
 use dijiang_format::manifest::Manifest;
+use dijiang_format::names::IDS;
+use dijiang_format::words::counted;
+use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::numeric::random::Random;
 use std::collections::BTreeSet;
 
-/// Two rows of unequal length.
+/// Two rows of unequal length, or as many and as long as the graph takes.
 #[derive(Debug, Clone)]
 pub(super) struct Prompts {
-    rows: [Vec<i64>; 2],
+    rows: Vec<Vec<i64>>,
+    fixed: Fixed,
     vocab: usize,
     chunk: usize,
     /// How many tokens the attentions of the model see that do not see all.
     windows: BTreeSet<usize>,
     positions: Option<usize>,
+}
+
+/// How many rows and tokens a graph takes, where it takes so many and no more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Fixed {
+    pub(super) rows: Option<usize>,
+    pub(super) tokens: Option<usize>,
+}
+
+impl Fixed {
+    pub(super) fn of(graph: &Graph) -> Self {
+        let size = |input, axis: usize| {
+            let shape = graph.value(input).ty.shape.as_deref();
+            shape.and_then(|shape| Some(shape.get(axis)?.known()? as usize))
+        };
+        let ids = graph.input(IDS);
+        let first = ids.or_else(|| graph.inputs().first().copied());
+        Self { rows: first.and_then(|input| size(input, 0)), tokens: ids.and_then(|input| size(input, 1)) }
+    }
 }
 
 /// Tokens of the long row beyond a chunk, or a window.
@@ -43,11 +66,36 @@ impl Prompts {
         let mut random = Random::named(seed, "prompts");
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
         let positions = manifest.model.positions.map(|positions| positions as usize);
-        Self { rows: [row(long), row(short)], vocab, chunk, windows, positions }
+        let rows = vec![row(long), row(short)];
+        Self { rows, fixed: Fixed::default(), vocab, chunk, windows, positions }
+    }
+
+    /// The same for a graph that takes so many rows and tokens and no more.
+    pub(super) fn fitted(mut self, fixed: Fixed) -> Self {
+        self.rows.truncate(fixed.rows.unwrap_or(self.rows.len()));
+        if let Some(tokens) = fixed.tokens {
+            let long = self.rows.concat();
+            let of_length = |at: usize| long.iter().copied().cycle().skip(at).take(tokens).collect();
+            self.rows = (0..self.rows.len()).map(of_length).collect();
+        }
+        self.fixed = fixed;
+        self
+    }
+
+    /// How many rows the graph takes, where it takes so many and no more.
+    pub(super) fn rows_at_once(&self) -> Option<usize> {
+        self.fixed.rows
+    }
+
+    /// Why no rows of unequal length are fed together.
+    pub(super) fn why_even(&self) -> Option<String> {
+        let Fixed { rows, tokens } = self.fixed;
+        let of = |count: usize, what: &str| format!("the graph takes exactly {}", counted(count, what));
+        tokens.map(|n| of(n, "token")).or_else(|| rows.map(|n| of(n, "sequence")))
     }
 
     pub(super) fn rows(&self) -> Vec<Vec<i64>> {
-        self.rows.to_vec()
+        self.rows.clone()
     }
 
     pub(super) fn longest(&self) -> Vec<i64> {
@@ -56,14 +104,14 @@ impl Prompts {
 
     /// A row of more tokens than so many; none where the model has too few positions.
     pub(super) fn beyond(&self, tokens: usize) -> Option<Vec<i64>> {
-        let row = self.rows[0].iter().chain(&self.rows[1]).copied().cycle();
+        let row = self.rows.iter().flatten().copied().cycle();
         let wanted = tokens + BEYOND;
         self.positions.is_none_or(|positions| wanted <= positions).then(|| row.take(wanted).collect())
     }
 
     /// For the interpreter.
     pub(super) fn short(&self) -> Vec<i64> {
-        self.rows[0][..ORACLE.min(self.rows[0].len())].to_vec()
+        self.rows[0][..self.fixed.tokens.unwrap_or(ORACLE).min(self.rows[0].len())].to_vec()
     }
 
     /// For the interpreter that rounds.
@@ -129,6 +177,24 @@ mod tests {
         let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
         let prompts = Prompts::new(&manifest, 0);
         assert_eq!((prompts.rows(), prompts.splits()), (vec![vec![0], vec![0]], Vec::new()));
+    }
+
+    #[test]
+    fn a_graph_of_fixed_sizes_is_fed_those() {
+        let model = Model { family: "bert".to_owned(), vocab: 9, positions: None, eos: Vec::new() };
+        let source =
+            Source { kind: SourceKind::Onnx, dtype: DType::F32, files: Vec::new(), own_attention: false };
+        let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
+        let prompts = Prompts::new(&Manifest::new(source, model, recipe, Target::Ort, DType::F32), 0);
+        let of = |rows, tokens| {
+            let fitted = prompts.clone().fitted(Fixed { rows, tokens });
+            let lengths: Vec<usize> = fitted.rows().iter().map(Vec::len).collect();
+            (lengths, fitted.short().len(), fitted.why_even().unwrap_or_default())
+        };
+        assert_eq!(of(None, None), (vec![70, 42], 5, String::new()));
+        assert_eq!(of(Some(1), None), (vec![70], 5, "the graph takes exactly 1 sequence".to_owned()));
+        assert_eq!(of(None, Some(11)), (vec![11, 11], 11, "the graph takes exactly 11 tokens".to_owned()));
+        assert_eq!(of(Some(1), Some(80)).0, [80]);
     }
 
     #[test]

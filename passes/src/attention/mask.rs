@@ -12,6 +12,7 @@ use crate::ir::shape::show;
 use crate::ir::walk::{depth_first, inputs_of};
 use crate::pattern::Miss;
 use dijiang_format::dtype::DType;
+use dijiang_format::names::{IDS, MASK};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Which keys a query sees. Anything else is a [`Miss`].
@@ -195,6 +196,13 @@ pub struct Scores {
 /// keys]`: it must be scale · product where a key is seen, or a soft cap of that, and very negative where it is
 /// not. Without a cache there is no past.
 pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) -> Result<Scores, Miss> {
+    // A token that no trial holds may be the one that stands for padding.
+    if reads_ids(graph, scores, product) {
+        let reason = format!(
+            "its mask is worked out from the tokens in `{IDS}`, expected from `{MASK}` (hint: export the model with the input `{MASK}`)"
+        );
+        return Err(Miss::check(&graph.value(scores).name, reason));
+    }
     let function = Function::new(graph, scores, product)?;
     let mut tally = Tally { left: Theory::all(), odd: None };
     let trials = function.trials(cached);
@@ -215,6 +223,19 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
         return Err(Miss::check(&graph.value(scores).name, reason));
     };
     Ok(Scores { scale, softcap, mask })
+}
+
+/// Whether what stands between a product and the softmax depends on which tokens there are, and not only on how many, nor on
+/// what the model makes of them.
+fn reads_ids(graph: &Graph, scores: ValueId, product: ValueId) -> bool {
+    let is_float = |v: ValueId| graph.value(v).ty.dtype.is_none_or(DType::is_float);
+    let ends = |v: ValueId| match graph.producer(v).map(|(id, _)| graph.node(id).op.name()) {
+        Some("Shape" | "Size" | "MatMul") => true,
+        Some("Gather") => is_float(v),
+        _ => v == product,
+    };
+    let before = |v: ValueId| if ends(v) { Vec::new() } else { inputs_of(graph, v) };
+    graph.input(IDS).is_some_and(|ids| depth_first(scores, before).any(|v| v == ids))
 }
 
 impl Tally {
@@ -658,6 +679,33 @@ mod tests {
     }
 
     /// What closes a position, in the ways exporters write it: chosen, added in proportion, and taken away.
+    /// Whichever token stands for padding: the trials hold but a few.
+    #[test]
+    fn a_mask_of_the_tokens_themselves_is_told() {
+        let of = |padding: &str| {
+            mask(&format!(
+                "  const %padding: i64[] = [{padding}]
+  %tokens = Equal(%input_ids, %padding)
+  %spread = Unsqueeze(%tokens) {{axes: [1, 2]}}
+  %bias = Where(%spread, %shut, %clear)"
+            ))
+        };
+        for padding in ["1", "50256"] {
+            let reason = of(padding).expect_err("it is no known mask");
+            assert!(reason.starts_with("its mask is worked out from the tokens in `input_ids`"), "{reason}");
+        }
+        // How many there are is no secret.
+        let counted = mask(
+            "  %flat = Where(%earlier, %clear, %shut)
+  %count = Size(%input_ids)
+  %counted = Cast(%count) {to: \"f32\"}
+  %nothing = Mul(%counted, %clear)
+  %sum = Add(%flat, %nothing)
+  %bias = Unsqueeze(%sum) {axes: [0, 1]}",
+        );
+        assert_eq!(counted, Ok(Mask::Causal));
+    }
+
     #[test]
     fn a_number_that_closes_positions_is_no_window() {
         let causal = |last: &str| mask(&format!("{last}\n  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"));

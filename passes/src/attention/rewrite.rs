@@ -5,13 +5,13 @@ use super::lower::Form;
 use super::patterns::{NearMiss, find_sites};
 use super::plan::{Plan, plans};
 use super::positions;
-use super::site::AttentionSite;
+use super::site::{AttentionSite, past_of, present_slot};
 use super::site_writer::{SiteWriter, Written};
 use super::softmaxes::Computed;
 use crate::feature_map::added::is_added;
 use crate::feature_map::recipe_check::{self, RecipeError};
 use crate::feature_map::{self, FeatureMap};
-use crate::ir::graph::{Def, Graph, NodeId, Use, ValueId};
+use crate::ir::graph::{Graph, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -336,9 +336,8 @@ fn read_lengths_elsewhere(
 fn remaining_caches(graph: &Graph) -> Vec<ValueId> {
     let past = |id: NodeId| {
         let node = graph.node(id);
-        let uses = &graph.value(node.outputs[0]).uses;
-        let is_returned = uses.iter().any(|user| matches!(user, Use::GraphOutput(_)));
-        let past = node.input(0).filter(|v| matches!(graph.value(*v).def, Def::Input));
+        let is_returned = present_slot(graph, node.outputs[0]).is_some();
+        let past = node.input(0).and_then(|v| past_of(graph, v));
         past.filter(|_| node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2)) && is_returned)
     };
     graph.order().into_iter().filter_map(past).collect()

@@ -2,9 +2,11 @@
 
 use super::mask::Mask;
 use crate::ir::graph::{Def, Graph, Node, Use, ValueId};
+use crate::ir::infer::resolve_axis;
 use crate::ir::shape::{Dim, show};
 use crate::ir::walk::{depth_first, inputs_of, nearest_first};
 use crate::pattern::Miss;
+use dijiang_format::dtype::DType;
 
 /// One softmax attention: o = softmax(scale · q kᵀ + mask) v, per head.
 #[derive(Debug, Clone)]
@@ -59,26 +61,42 @@ pub struct Stream {
 pub fn trace_stream(graph: &Graph, value: ValueId) -> Result<Stream, Miss> {
     let whole = before_repeat(graph, value)?;
     // Other joins, such as of rotated and plain parts of a head, make new keys.
-    let is_input = |v: ValueId| matches!(graph.value(v).def, Def::Input);
-    let joins_past = |n: &&Node| n.input(0).is_some_and(is_input);
-    let Some(concat) = graph.made_by(whole, "Concat").filter(joins_past) else {
+    let concat = graph.made_by(whole, "Concat");
+    let past = concat.and_then(|n| past_of(graph, n.input(0)?));
+    let (Some(concat), Some(past)) = (concat, past) else {
         return Ok(Stream { new: whole, cache: None });
     };
     let name = &graph.value(whole).name;
-    let (Some(past), Some(new), 2) = (concat.input(0), concat.input(1), concat.inputs.len()) else {
+    let (Some(new), 2) = (concat.input(1), concat.inputs.len()) else {
         return Err(Miss::check(name, "a cache joins the past and the new, not more"));
     };
     if !matches!(concat.op.int("axis"), Some(2 | -2)) {
         return Err(Miss::check(name, format!("a cache grows along axis 2, found {:?}", concat.op.attrs)));
     }
-    let slots = graph.value(whole).uses.iter().filter_map(|user| match user {
-        Use::GraphOutput(slot) => Some(*slot),
-        Use::Node { .. } => None,
-    });
-    let Some((present, _)) = slots.min().and_then(|slot| graph.outputs().get(slot as usize)) else {
+    let Some((present, _)) = present_slot(graph, whole).and_then(|slot| graph.outputs().get(slot)) else {
         return Err(Miss::check(name, "the cache is not a graph output"));
     };
     Ok(Stream { new, cache: Some((past, present.clone())) })
+}
+
+/// The graph input that a value is, itself or cast: graphs of half precision may carry their caches in f32.
+pub(crate) fn past_of(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    let given = graph.made_by(value, "Cast").map_or(Some(value), |cast| cast.input(0))?;
+    matches!(graph.value(given).def, Def::Input).then_some(given)
+}
+
+/// Which graph output a value is, itself or cast.
+pub(crate) fn present_slot(graph: &Graph, value: ValueId) -> Option<usize> {
+    let slot = |user: &Use| match user {
+        Use::GraphOutput(slot) => Some(*slot as usize),
+        Use::Node { .. } => None,
+    };
+    let slots_of = |value: ValueId| graph.value(value).uses.iter().filter_map(slot).min();
+    let casts = graph.value(value).uses.iter().filter_map(|user| match user {
+        Use::Node { node, .. } => Some(graph.node(*node)).filter(|node| node.op.is("Cast")),
+        Use::GraphOutput(_) => None,
+    });
+    slots_of(value).or_else(|| casts.filter_map(|cast| slots_of(cast.outputs[0])).min())
 }
 
 fn before_repeat(graph: &Graph, value: ValueId) -> Result<ValueId, Miss> {
@@ -95,12 +113,24 @@ fn before_repeat(graph: &Graph, value: ValueId) -> Result<ValueId, Miss> {
     if repeats {
         return Ok(inner);
     }
-    let (from, to) = (show(&shape(inner)), show(&shape(value)));
-    let reason = format!(
-        "heads are spread from {from} over {} to {to}, expected each repeated",
-        show(&shape(between))
-    );
+    let reason = unfollowed(graph, value).unwrap_or_else(|| {
+        let [from, over, to] = [inner, between, value].map(|v| show(&shape(v)));
+        format!("heads are spread from {from} over {over} to {to}, expected each repeated")
+    });
     Err(Miss::check(&graph.value(value).name, reason))
+}
+
+/// Why the dims of a value are not known: what computes it, near or far, is an operator of which nothing is known.
+pub(super) fn unfollowed(graph: &Graph, value: ValueId) -> Option<String> {
+    let is_followed = |v: ValueId| {
+        let shape = graph.value(v).ty.shape.as_ref();
+        shape.is_some_and(|dims| !dims.contains(&Dim::Unknown))
+    };
+    let before = |v: ValueId| if is_followed(v) { Vec::new() } else { inputs_of(graph, v) };
+    let mut makers = depth_first(value, before).filter_map(|v| Some(graph.node(graph.producer(v)?.0)));
+    let unknown = makers.find(|node| node.op.spec().is_none())?;
+    let (op, name) = (unknown.op.qualified_name(), &unknown.name);
+    Some(format!("its shape is not known, as operator {op}, node {name:?}, is not known"))
 }
 
 /// `x` and the expanded value in `Reshape(Expand(Unsqueeze(x, axis 2)))`: each key/value head repeated
@@ -119,8 +149,14 @@ pub fn check_tokens(graph: &Graph, q: ValueId, new: ValueId) -> Result<(), Miss>
     match (tokens(q), tokens(new)) {
         (Some(a), Some(b)) if a == b && a != Dim::Unknown => Ok(()),
         (a, b) => {
-            let text = |d: Option<Dim>| d.map_or_else(|| "?".to_owned(), |d| d.to_string());
-            let reason = format!("{} queries attend over {} keys that are no known cache", text(a), text(b));
+            let text = |d: Option<Dim>| match d {
+                None | Some(Dim::Unknown) => "an unknown number of".to_owned(),
+                Some(dim) => dim.to_string(),
+            };
+            let unfollowed = unfollowed(graph, new).or_else(|| unfollowed(graph, q));
+            let reason = unfollowed.unwrap_or_else(|| {
+                format!("{} queries attend over {} keys that are no known cache", text(a), text(b))
+            });
             Err(Miss::check(&graph.value(new).name, reason))
         }
     }
@@ -134,33 +170,75 @@ pub struct Projection {
 }
 
 /// Operators that only move, split or shift what a projection gave.
-const TRANSPARENT: [&str; 9] =
-    ["Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Add", "Cast", "Identity"];
+const TRANSPARENT: [&str; 11] = [
+    "Reshape",
+    "Transpose",
+    "Split",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Add",
+    "Cast",
+    "Identity",
+    "QuantizeLinear",
+    "DequantizeLinear",
+];
 
 /// Walks back from values to the linear layer that made them.
 pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
     let maker = |v: ValueId| graph.producer(v).map(|(id, _)| graph.node(id));
     let before = |v: ValueId| match maker(v) {
         Some(node) if TRANSPARENT.contains(&node.op.name()) => inputs_of(graph, v),
+        Some(node) if picks_heads(graph, node) || is_rescaled(graph, node) => inputs_of(graph, v),
         _ => Vec::new(),
     };
     depth_first(value, before).find_map(|v| projection_at(graph, maker(v)?))
 }
 
-fn projection_at(graph: &Graph, node: &Node) -> Option<Projection> {
-    let is_linear =
-        matches!((node.op.domain(), node.op.name()), ("", "MatMul") | ("com.microsoft", "MatMulNBits"));
-    let weight = weight_name(graph, node.input(1).filter(|_| is_linear)?)?;
-    Some(Projection { weight, hidden: node.input(0)? })
+/// Whether a node takes always the same parts of what was projected for each token, as where one weight makes queries, keys
+/// and values. Those of other tokens would not be the token's own.
+fn picks_heads(graph: &Graph, node: &Node) -> bool {
+    let rank = node.input(0).and_then(|x| graph.value(x).ty.rank());
+    let axis = node.op.int("axis").zip(rank).and_then(|(axis, rank)| resolve_axis(axis, rank).ok());
+    let is_fixed = node.input(1).is_some_and(|indices| graph.as_const(indices).is_some());
+    node.op.is("Gather") && is_fixed && axis.is_some_and(|axis| axis >= 2)
 }
 
-/// The name of a constant, read directly or through casts and transposes.
+/// Whether a node multiplies by numbers that are the same for all tokens: a product of whole numbers becomes one of floats
+/// by those.
+fn is_rescaled(graph: &Graph, node: &Node) -> bool {
+    let is_for_all = |v: &ValueId| graph.value(*v).ty.rank().is_some_and(|rank| rank < 2);
+    node.op.is("Mul") && node.inputs.iter().flatten().any(is_for_all)
+}
+
+/// Products with a weight: of floats, with a weight in blocks of few bits, and of whole numbers.
+const LINEAR: [(&str, &str); 4] =
+    [("", "MatMul"), ("com.microsoft", "MatMulNBits"), ("", "MatMulInteger"), ("", "QLinearMatMul")];
+
+/// What rounds the other factor of a product of whole numbers.
+const ROUNDING: [&str; 2] = ["DynamicQuantizeLinear", "QuantizeLinear"];
+
+fn projection_at(graph: &Graph, node: &Node) -> Option<Projection> {
+    let is_linear = LINEAR.contains(&(node.op.domain(), node.op.name()));
+    let slot = if node.op.is("QLinearMatMul") { 3 } else { 1 };
+    let weight = weight_name(graph, node.input(slot).filter(|_| is_linear)?)?;
+    let given = node.input(0)?;
+    let rounding = ROUNDING.iter().find_map(|op| graph.made_by(given, op));
+    let hidden = rounding.map_or(Some(given), |rounding| rounding.input(0))?;
+    let is_float = graph.value(hidden).ty.dtype.is_some_and(DType::is_float);
+    is_float.then_some(Projection { weight, hidden })
+}
+
+/// What a weight is read through: a transpose, another element type, its zero points and its scale.
+const AROUND_WEIGHTS: [&str; 4] = ["Transpose", "Cast", "Sub", "DequantizeLinear"];
+
+/// The name of a constant, read directly or through what stands around weights.
 fn weight_name(graph: &Graph, value: ValueId) -> Option<String> {
     let found = graph.value(value);
     if found.as_const().is_some() {
         return Some(found.name.clone());
     }
-    let node = graph.made_by(value, "Transpose").or_else(|| graph.made_by(value, "Cast"))?;
+    let node = AROUND_WEIGHTS.iter().find_map(|op| graph.made_by(value, op))?;
     weight_name(graph, node.input(0)?)
 }
 

@@ -61,11 +61,12 @@ impl Computed {
 const PRODUCTS: [&str; 4] = ["MatMul", "Gemm", "Einsum", "FusedMatMul"];
 
 /// Operators that may stand between a product and the softmax, on either side.
-const BETWEEN: [&str; 20] = [
+const BETWEEN: [&str; 22] = [
     "Add",
     "Cast",
     "Clip",
     "Concat",
+    "DequantizeLinear",
     "Div",
     "Dropout",
     "Expand",
@@ -74,6 +75,7 @@ const BETWEEN: [&str; 20] = [
     "Max",
     "Min",
     "Mul",
+    "QuantizeLinear",
     "Reshape",
     "Slice",
     "Squeeze",
@@ -119,6 +121,9 @@ mod tests {
         assert!(is_attention(SCORES, "  %y = MatMul(%weights, %x)"));
         let spread = "  %kept = Dropout(%weights)\n  %y = Einsum(%kept, %x) {equation: \"ij,jk->ik\"}";
         assert!(is_attention(SCORES, spread));
+        let rounded =
+            "  %q = QuantizeLinear(%weights, %c)\n  %d = DequantizeLinear(%q, %c)\n  %y = MatMul(%d, %x)";
+        assert!(is_attention(SCORES, rounded));
     }
 
     #[test]

@@ -6,10 +6,11 @@ use super::kept_graph::write_kept;
 use super::layer::{Layer, dot};
 use super::lower::Form;
 use super::rewrite::{AddedWeights, Options, Report, added_weights, rewrite};
+use super::site::AttentionSite;
 use crate::canon::canonicalize;
 use crate::feature_map::{self, FeatureMap};
 use crate::ir::eval::Array;
-use crate::ir::graph::Graph;
+use crate::ir::graph::{Graph, ValueId};
 use crate::ir::tensor::Tensor;
 use crate::ir::text::{parse, print};
 use crate::ir::verify::verify;
@@ -866,8 +867,101 @@ fn miss_after(from: &str, to: &str) -> String {
     let graph = parse(&text.replace(from, to)).expect("it parses");
     let found = super::patterns::find_sites(&graph);
     assert_eq!(found.sites.len(), 0, "no site must be found");
-    let lines = found.misses.iter().map(|m| format!("{} {}: {}\n", m.node, m.pattern, m.miss));
-    lines.collect::<Vec<_>>().concat()
+    found.misses.iter().map(|miss| format!("{miss}\n")).collect::<Vec<_>>().concat()
+}
+
+/// The one site of the source text with some of its lines changed.
+fn site_after(changes: &[(&str, &str)]) -> AttentionSite {
+    let mut graph = changed(changes);
+    canonicalize(&mut graph).expect("it settles");
+    let mut found = super::patterns::find_sites(&graph);
+    assert_eq!(found.sites.len(), 1, "{:?}", found.misses);
+    found.sites.remove(0)
+}
+
+fn changed(changes: &[(&str, &str)]) -> Graph {
+    let text = changes.iter().fold(print(&testing::decoder()), |text, (from, to)| {
+        assert!(text.contains(from), "the test graph holds no {from:?}");
+        text.replace(from, to)
+    });
+    parse(&text).expect("it parses")
+}
+
+/// Keys and values of one product, cut by a `Gather` over heads.
+fn picked(axis: &str, indices: &str) -> Option<ValueId> {
+    let product = "%h.0.attn/MatMul_2:0 = MatMul(%hidden, %h.0.attn/Transpose_4:0) \"h.0.attn/MatMul_2\": f32[batch, sequence, 16]";
+    let both = "weight %both: f32[16, 32] = random(1)\n  %h.0.attn/MatMul_2:0 = MatMul(%hidden, %both)";
+    let heads = "%h.0.attn/Reshape_2:0 = Reshape(%h.0.attn/MatMul_2:0, %h.0.attn/ints_2) \"h.0.attn/Reshape_2\": f32[batch, sequence, 2, 8]";
+    let pick = format!(
+        "{indices}\n  const %h.0.attn/four: i64[4] = [0, 0, 4, 8]\n  %all = Reshape(%h.0.attn/MatMul_2:0, %h.0.attn/four)\n  %h.0.attn/Reshape_2:0 = Gather(%all, %picked) {{axis: {axis}}}"
+    );
+    site_after(&[(product, both), (heads, &pick)]).hidden
+}
+
+#[test]
+fn values_may_be_heads_of_a_wider_product() {
+    assert!(picked("2", "const %picked: i64[2] = [2, 3]").is_some());
+    assert!(picked("-2", "const %picked: i64[2] = [2, 3]").is_some());
+    // Which heads they are may depend on the tokens.
+    assert_eq!(picked("2", "input %picked: i64[2]"), None);
+}
+
+/// Values by a product of whole numbers, with and without the rounding: the forms of a model have the same names.
+#[test]
+fn values_may_be_of_whole_numbers() {
+    let product = "%h.0.attn/MatMul_2:0 = MatMul(%hidden, %h.0.attn/Transpose_4:0) \"h.0.attn/MatMul_2\": f32[batch, sequence, 16]";
+    let whole = "const %h.0.attn.v.weight_quantized: i8[16, 16] = elided
+  const %tenth: f32[] = [0.1]
+  %rounded, %rate, %middle = DynamicQuantizeLinear(%hidden) \"round\"
+  %sums = MatMulInteger(%rounded, %h.0.attn.v.weight_quantized, %middle) \"sums\"
+  %wide = Cast(%sums) {to: \"f32\"} \"wide\"
+  %rates = Mul(%rate, %tenth) \"rates\"
+  %h.0.attn/MatMul_2:0 = Mul(%wide, %rates) \"h.0.attn/MatMul_2\"";
+    let mut graph = changed(&[(product, whole)]);
+    canonicalize(&mut graph).expect("it settles");
+    let wide = crate::precision::widen::widen(&graph).expect("it widens");
+    let mut clean = wide.clone();
+    canonicalize(&mut clean).expect("it settles");
+    for graph in [graph, wide, clean] {
+        let site = super::patterns::find_sites(&graph).sites.remove(0);
+        assert_eq!(site.name, "h.0.attn");
+        assert_eq!(site.hidden, graph.input("hidden"));
+    }
+}
+
+const PAST_KEY: (&str, &str) =
+    ("%past_key_values.0.key: f32[batch, 2, past, 8]\n", "%past_key_values.0.key: f64[batch, 2, past, 8]\n");
+const JOINED: (&str, &str) = (
+    "%h.0.attn/Concat:0 = Concat(%past_key_values.0.key,",
+    "%cast_in = Cast(%past_key_values.0.key) {to: \"f32\"}\n  %h.0.attn/Concat:0 = Concat(%cast_in,",
+);
+
+/// A cache may be carried in another element type than the graph computes in.
+#[test]
+fn a_cache_is_one_through_casts() {
+    let present = (
+        "output \"present.0.key\" %h.0.attn/Concat:0",
+        "%out = Cast(%h.0.attn/Concat:0) {to: \"f64\"}\n  output \"present.0.key\" %out",
+    );
+    let changes = [PAST_KEY, JOINED, present];
+    let cache = site_after(&changes).cache.expect("a cache");
+    assert_eq!([cache.present_key, cache.present_value], ["present.0.key", "present.0.value"]);
+    let recipe = recipe("dct-softmax", Decay::None, Readout::Sum);
+    let (graph, report) = lowered_from(changed(&changes), &recipe, Form::Chunked(4));
+    assert!(report.sites[0].why_kept.is_none());
+    assert_eq!(report.dropped_inputs, ["past_key_values.0.key", "past_key_values.0.value"]);
+    assert!(graph.output("present.0.key").is_none());
+}
+
+#[test]
+fn what_is_returned_otherwise_is_no_cache() {
+    let present = (
+        "output \"present.0.key\" %h.0.attn/Concat:0",
+        "%out = Neg(%h.0.attn/Concat:0)\n  output \"present.0.key\" %out",
+    );
+    let found = super::patterns::find_sites(&changed(&[PAST_KEY, JOINED, present]));
+    let miss = found.misses.first().expect("a miss").to_string();
+    assert!(miss.ends_with(": the cache is not a graph output"), "{miss}");
 }
 
 #[test]
@@ -885,6 +979,16 @@ fn near_misses_say_why() {
             "%half = Neg(%h.0.attn/Concat:0)\n  %h.0.attn/Unsqueeze:0 = Unsqueeze(%half)",
         ),
         ("a bias, not a mask", "f32[] = [-1e30]", "f32[] = [-2.0]"),
+        (
+            "weights of 8 bits",
+            "%h.0.attn/MatMul_4:0 = MatMul(%h.0.attn/Softmax:0,",
+            "%r = QuantizeLinear(%h.0.attn/Softmax:0, %h.0.attn/scalar) \"round\"\n  %w = DequantizeLinear(%r, %h.0.attn/scalar)\n  %h.0.attn/MatMul_4:0 = MatMul(%w,",
+        ),
+        (
+            "keys that an unknown operator makes",
+            "%h.0.attn/MatMul_1:0 = MatMul(%hidden, %h.0.attn/Transpose_2:0) \"h.0.attn/MatMul_1\": f32[batch, sequence, 16]",
+            "%h.0.attn/MatMul_1:0 = com.example.Linear(%hidden, %h.0.attn/Transpose_2:0) \"mine\"",
+        ),
     ];
     let lines: Vec<String> =
         cases.iter().map(|(what, from, to)| format!("{what}\n  {}", miss_after(from, to))).collect();

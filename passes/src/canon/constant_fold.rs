@@ -48,7 +48,8 @@ fn fold(graph: &Graph, node: &Node) -> Option<Vec<Tensor>> {
     let arrays: Vec<Option<Array>> =
         inputs.iter().map(|t| t.map(Array::from_tensor).transpose()).collect::<Result<_, _>>().ok()?;
     let given: Vec<Option<&Array>> = arrays.iter().map(Option::as_ref).collect();
-    let ctx = EvalContext { op: &node.op, inputs: &given, outputs: node.outputs.len() };
+    let dtype = node.outputs.first().and_then(|v| graph.value(*v).ty.dtype);
+    let ctx = EvalContext { op: &node.op, inputs: &given, outputs: node.outputs.len(), dtype };
     let results = (spec.eval)(&ctx).ok()?;
     let typed = node.outputs.iter().zip(&results);
     typed.map(|(v, array)| tensor(array, graph.value(*v).ty.dtype?)).collect()

@@ -1,11 +1,11 @@
-//! Matches: a dim of a graph input that has no number, where a `Concat` or the other inputs say what it is
-//! Becomes: the number that a `Concat` along another axis demands; the batch of `input_ids`, in a mask and
-//! in a cache; the past of the first cache, in the others; past + sequence, under the mask
+//! Matches: a dim of a graph input that has no number, where a `Concat`, a `Conv` or the other inputs say what it is
+//! Becomes: the number that a `Concat` along another axis or the weight of a `Conv` demands; the batch of `input_ids`, in a mask,
+//! in a cache and in `token_type_ids`, which are as many; the past of the first cache, in the others; past + sequence, under the mask
 //! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
 //! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one
 
 use super::GraphRule;
-use crate::ir::graph::{Graph, Use, ValueId};
+use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
 use dijiang_format::names::{IDS, MASK};
@@ -22,7 +22,7 @@ impl GraphRule for InputDims {
         let lengths = Lengths::of(graph);
         let told = graph.inputs().iter().filter_map(|input| {
             let old = graph.value(*input).ty.shape.as_ref()?;
-            let joined = joined(graph, *input, old);
+            let joined = channels(graph, *input, joined(graph, *input, old));
             let new = lengths.as_ref().map_or_else(|| joined.clone(), |l| l.told(graph, *input, &joined));
             (new != *old).then_some((*input, new))
         });
@@ -39,6 +39,21 @@ impl GraphRule for InputDims {
         let change = patch.finish();
         graph.apply(change).map(Some)
     }
+}
+
+/// The channels that the weight of a `Conv` demands of an input.
+fn channels(graph: &Graph, input: ValueId, mut shape: Shape) -> Shape {
+    let demanded = |node: &Node| {
+        let is_conv = node.op.is("Conv") || node.op.is("ConvInteger");
+        let weight = node.input(1).filter(|_| is_conv)?;
+        let each = graph.value(weight).ty.shape.as_ref()?.get(1)?.known()?;
+        each.checked_mul(u64::try_from(node.op.int("group")?).ok()?)
+    };
+    let found = readers(graph, input).into_iter().find_map(demanded);
+    if let (Some(dim), Some(count)) = (shape.get_mut(1).filter(|dim| dim.known().is_none()), found) {
+        *dim = Dim::Known(count);
+    }
+    shape
 }
 
 /// The numbers that a `Concat` demands of an input.
@@ -59,6 +74,9 @@ fn joined(graph: &Graph, input: ValueId, shape: &Shape) -> Shape {
     }
     shape
 }
+
+/// Input: which of two texts each token is of.
+const SEGMENTS: &str = "token_type_ids";
 
 /// What the sizes of a decoder's inputs go by.
 struct Lengths {
@@ -84,6 +102,7 @@ impl Lengths {
         let total = self.past.as_ref().map_or_else(|| self.sequence.clone(), |p| p.plus(&self.sequence));
         let meant = match shape.len() {
             2 if graph.value(input).name == MASK => vec![Some(&self.batch), Some(&total)],
+            2 if graph.value(input).name == SEGMENTS => vec![Some(&self.batch), Some(&self.sequence)],
             4 if is_cache(graph, input) => vec![Some(&self.batch), None, self.past.as_ref(), None],
             _ => return shape.clone(),
         };
@@ -102,15 +121,26 @@ fn named(dim: &Dim, meant: Option<&Dim>) -> Dim {
 /// Whether an input is a cache that grows by the new tokens. A ring is joined with them too, and does not grow.
 fn is_cache(graph: &Graph, input: ValueId) -> bool {
     let value = graph.value(input);
-    let grows = |user: &Use| match user {
-        Use::Node { node, slot: 0 } => {
-            let node = graph.node(*node);
-            node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2))
-        }
-        _ => false,
-    };
+    let grows = |node: &Node| node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2));
     let is_ring = RingState::of(&value.name).is_some();
-    value.name.contains("past") && !is_ring && value.ty.rank() == Some(4) && value.uses.iter().any(grows)
+    value.name.contains("past")
+        && !is_ring
+        && value.ty.rank() == Some(4)
+        && readers(graph, input).into_iter().any(grows)
+}
+
+/// The nodes that read an input first of all, itself, cast or rounded: what comes in f32 may be computed with in half precision
+/// or in whole numbers.
+fn readers(graph: &Graph, input: ValueId) -> Vec<&Node> {
+    let first = |value: ValueId| {
+        graph.value(value).uses.iter().filter_map(|user| match user {
+            Use::Node { node, slot: 0 } => Some(graph.node(*node)),
+            _ => None,
+        })
+    };
+    let changes = |node: &&Node| ["Cast", "DynamicQuantizeLinear"].iter().any(|op| node.op.is(op));
+    let changed = first(input).filter(changes).flat_map(|node| first(node.outputs[0]));
+    first(input).chain(changed).collect()
 }
 
 #[cfg(test)]
@@ -141,6 +171,38 @@ mod tests {
   output "as long as the tokens" %e
 }"#
         ));
+    }
+
+    #[test]
+    fn channels_are_those_of_the_weight() {
+        let text = r#"graph "g" {
+  input %picture: f32[batch, channels, height, width]
+  input %kernels: f32[8, 3, 2, 2]
+  weight %w: f32[8, 3, 2, 2] = random(1)
+  %y = Conv(%picture, %w) {strides: [2, 2]}
+  %z = Conv(%picture, %kernels) {group: 2}
+  output "y" %y
+  output "z" %z
+}"#;
+        let one_group = after(&text.replace(" {group: 2}", ""));
+        assert!(one_group.contains("%picture: f32[batch, 3, height, width]"), "{one_group}");
+        let only = text.replace("  %y = Conv(%picture, %w) {strides: [2, 2]}\n", "");
+        let only = only.replace("  output \"y\" %y\n", "");
+        assert!(after(&only).contains("%picture: f32[batch, 6, height, width]"));
+        let cast =
+            only.replace("%z = Conv(%picture", "%half = Cast(%picture) {to: \"f32\"}\n  %z = Conv(%half");
+        assert!(
+            after(&cast.replace("%picture: f32", "%picture: f16")).contains("f16[batch, 6, height, width]")
+        );
+        let rounded = only
+            .replace(
+                "%z = Conv(%picture",
+                "%q, %s, %o = DynamicQuantizeLinear(%picture)\n  %z = ConvInteger(%q",
+            )
+            .replace("%kernels: f32", "%kernels: i8");
+        assert!(after(&rounded).contains("%picture: f32[batch, 6, height, width]"));
+        let kernel = only.replace("Conv(%picture, %kernels) {group: 2}", "Conv(%kernels, %picture)");
+        assert!(after(&kernel).contains("[batch, channels, height, width]"));
     }
 
     #[test]
@@ -182,9 +244,12 @@ mod tests {
   input %input_ids: i64[batch, time]
   input %attention_mask: i64[b, total]
   input %position_ids: i64[p, t]
+  input %token_type_ids: i64[b, types]
   %e = Add(%attention_mask, %input_ids)
   %f = Add(%position_ids, %input_ids)
+  %g = Add(%token_type_ids, %input_ids)
   output "e" %e
+  output "as many as the tokens" %g
   output "positions may be of one row for all" %f
 }"#
         ));

@@ -11,6 +11,7 @@ mod cast_cast;
 mod common_subexpression;
 mod constant_fold;
 mod expand_attention;
+mod expand_einsum;
 mod expand_gelu;
 mod expand_gemm;
 mod expand_grouped_attention;
@@ -19,6 +20,7 @@ mod expand_rotary;
 mod expand_target;
 mod flat_matmul;
 mod flatten;
+mod folded_heads;
 mod input_dims;
 mod key_transpose;
 mod no_op;
@@ -47,6 +49,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &input_dims::InputDims,
     &expand_attention::ExpandAttention,
     &expand_grouped_attention::ExpandGroupedAttention,
+    &expand_einsum::ExpandEinsum,
     &expand_gemm::ExpandGemm,
     &expand_gelu::ExpandGelu,
     &expand_norm::ExpandNorm,
@@ -65,6 +68,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &key_transpose::KeyTranspose,
     &transpose_transpose::TransposeTranspose,
     &flat_matmul::FlatMatMul,
+    &folded_heads::FoldedHeads,
     &scale_products::ScaleProducts,
     &scale_scale::ScaleScale,
     &reshape_reshape::ReshapeReshape,

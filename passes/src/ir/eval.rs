@@ -101,6 +101,8 @@ pub struct EvalContext<'a> {
     /// `None` where an optional input is left out.
     pub inputs: &'a [Option<&'a Array>],
     pub outputs: usize,
+    /// Of the first output, where it is known.
+    pub dtype: Option<DType>,
 }
 
 impl<'a> EvalContext<'a> {
@@ -261,7 +263,8 @@ fn run_node(
     let fail =
         |reason: String| EvalError::Node { node: node.name.clone(), op: node.op.qualified_name(), reason };
     let spec = node.op.spec().ok_or_else(|| fail("the operator is not known".to_owned()))?;
-    let ctx = EvalContext { op: &node.op, inputs: &inputs, outputs: node.outputs.len() };
+    let dtype = node.outputs.first().and_then(|v| graph.value(*v).ty.dtype);
+    let ctx = EvalContext { op: &node.op, inputs: &inputs, outputs: node.outputs.len(), dtype };
     (spec.eval)(&ctx).map_err(fail)
 }
 

@@ -145,8 +145,9 @@ impl GroupWriter<'_> {
             k = self.rotated(k, rotary, tables, site.kv_heads);
         }
         let op = operator(site).with("do_rotary", i64::from(inside.is_some()));
-        let mut inputs =
-            [q, k, v, cache.past_key, cache.past_value, counts.last, counts.total].map(Some).to_vec();
+        let dtype = self.p.dtype(site.q);
+        let [past_key, past_value] = [cache.past_key, cache.past_value].map(|past| self.p.cast(past, dtype));
+        let mut inputs = [q, k, v, past_key, past_value, counts.last, counts.total].map(Some).to_vec();
         if inside.is_some() {
             inputs.extend(tables.into_iter().flatten().map(Some));
         }
@@ -154,6 +155,8 @@ impl GroupWriter<'_> {
         self.put(site, made[0]);
         for (name, present) in [(&cache.present_key, made[1]), (&cache.present_value, made[2])] {
             if let Some(old) = self.graph.output(name) {
+                let dtype = self.p.dtype(old);
+                let present = self.p.cast(present, dtype);
                 self.p.replace(old, present);
             }
         }

@@ -137,16 +137,17 @@ fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
 }
 
 /// `[heads, dim]` of `[batch, heads, sequence, dim]`.
-fn heads_of(graph: &Graph, value: ValueId) -> Result<[u64; 2], Miss> {
-    let value = graph.value(value);
+fn heads_of(graph: &Graph, id: ValueId) -> Result<[u64; 2], Miss> {
+    let value = graph.value(id);
     let shape = value.ty.shape.as_deref().unwrap_or_default();
     let known = match shape {
         [_, heads, _, dim] => heads.known().zip(dim.known()),
         _ => None,
     };
     known.map(|(heads, dim)| [heads, dim]).ok_or_else(|| {
-        let reason =
-            format!("expected [batch, heads, sequence, dim] with known heads and dim, found {}", show(shape));
+        let reason = site::unfollowed(graph, id).unwrap_or_else(|| {
+            format!("expected [batch, heads, sequence, dim] with known heads and dim, found {}", show(shape))
+        });
         Miss::check(&value.name, reason)
     })
 }

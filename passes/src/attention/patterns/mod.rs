@@ -5,7 +5,7 @@
 //! - another repetition of keys over query heads, or another cache: `attention/site.rs`, where `trace_stream` follows
 //!   keys and values back to the tokens and the cache;
 //! - another layout of heads, as where they are folded into the batch: a rule in `canon/` that brings them to
-//!   `[batch, heads, tokens, head_dim]`, as `canon/flat_matmul.rs` does for a product;
+//!   `[batch, heads, tokens, head_dim]`, as `canon/folded_heads.rs` does;
 //! - another mask: `attention/mask.rs`, a variant of `Kind` that says which keys it lets through, and of `Mask`;
 //! - an operator that computes an attention, or a part of one, in one node: a rule `canon/expand_NAME.rs` that takes it
 //!   apart, with a row in `canon/mod.rs`. No pattern has to know it then.
@@ -97,7 +97,12 @@ pub struct NearMiss {
 
 impl fmt::Display for NearMiss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {} {}", self.node, self.pattern, self.miss)
+        let Miss { stage, place, reason, .. } = &self.miss;
+        let what = match stage {
+            Stage::Shape => "it is not computed as attention is known to be, ",
+            Stage::Check => "",
+        };
+        write!(f, "{:?}, at {place:?}: {what}{reason}", self.node)
     }
 }
 
@@ -148,7 +153,8 @@ pub fn find_sites(graph: &Graph) -> Found {
         let node = graph.node(id);
         if node.op.is("Softmax") && !taken.contains(&id) {
             let is_attention = computed.is_attention(graph, id);
-            found.misses.extend(failed.closest(graph, id).map(|miss| NearMiss { is_attention, ..miss }));
+            let miss = rounded(graph, node).or_else(|| failed.closest(graph, id));
+            found.misses.extend(miss.map(|miss| NearMiss { is_attention, ..miss }));
             missed.extend(is_attention.then_some(id));
         } else if is_attention_operator(node) {
             found.misses.push(not_taken_apart(graph, node));
@@ -171,6 +177,20 @@ fn not_taken_apart(graph: &Graph, node: &Node) -> NearMiss {
     let miss =
         Miss { stage: Stage::Shape, matched: 0, place: graph.value(node.outputs[0]).name.clone(), reason };
     NearMiss { node: node.name.clone(), pattern: "operator", miss, is_attention: true }
+}
+
+/// A softmax whose weights are rounded to whole numbers before they meet the values.
+fn rounded(graph: &Graph, softmax: &Node) -> Option<NearMiss> {
+    let is_mixed = |v: ValueId| graph.made_by(v, "MatMul").is_some();
+    let after = |v: ValueId| if is_mixed(v) { Vec::new() } else { outputs_after(graph, v) };
+    let mut near = nearest_first(softmax.outputs[0], STEPS_AFTER, after);
+    let (place, rounding) = near.find_map(|v| Some((v, graph.made_by(v, "QuantizeLinear")?)))?;
+    let reason = format!(
+        "its weights are rounded to whole numbers by QuantizeLinear, node {:?} (hint: convert the model as it was before that, and quantise what comes of it)",
+        rounding.name
+    );
+    let miss = Miss::check(&graph.value(place).name, reason);
+    Some(NearMiss { node: softmax.name.clone(), pattern: "operator", miss, is_attention: true })
 }
 
 /// Gives every site its place among all attentions, in the order the graph computes them. `missed` has the places of

@@ -6,6 +6,7 @@ use crate::ir::eval::{Array, EvalContext};
 use crate::ir::infer::{InferContext, Type, resolve_axis};
 use crate::ir::op::{AttrSpec, Op, OpSpec};
 use crate::ir::shape::Dim;
+use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 use ndarray::{ArrayD, Axis, Dimension, IxDyn};
 
@@ -50,6 +51,7 @@ pub(super) const OPS: &[OpSpec] = &[
         eval: eval_scatter_elements,
         ..ROW
     },
+    OpSpec { name: "NonZero", infer: infer_non_zero, eval: eval_non_zero, ..ROW },
     extreme("ArgMax", |c| arg_extreme(c, |new, best| new > best)),
     extreme("ArgMin", |c| arg_extreme(c, |new, best| new < best)),
     OpSpec {
@@ -134,6 +136,24 @@ fn gather_elements<T: Clone>(
     });
     let picked: Vec<T> = picked.collect::<Result<_, String>>()?;
     ArrayD::from_shape_vec(indices.raw_dim(), picked).map_err(|e| e.to_string())
+}
+
+/// How many places there are is known of constants alone.
+fn infer_non_zero(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
+    let Some(shape) = ctx.shape(0) else { return Ok(vec![Type::maybe(Some(DType::I64), None)]) };
+    let numbers = ctx.consts.first().copied().flatten().map(Tensor::to_f64);
+    let count =
+        numbers.map_or(Dim::Unknown, |all| Dim::Known(all.iter().filter(|x| **x != 0.0).count() as u64));
+    Ok(vec![Type::new(DType::I64, [Dim::from(shape.len() as u64), count])])
+}
+
+/// The places of numbers that are not zero, one column each.
+fn eval_non_zero(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let x = ctx.input(0)?;
+    let places = ndarray::indices(IxDyn(x.shape())).into_iter().zip(x.to_f64());
+    let found: Vec<IxDyn> = places.filter(|(_, x)| *x != 0.0).map(|(place, _)| place).collect();
+    let rows = (0..x.shape().len()).flat_map(|axis| found.iter().map(move |place| place[axis] as i64));
+    Ok(vec![Array::from_i64(&[x.shape().len(), found.len()], rows.collect())?])
 }
 
 /// Length of the index tuples: the last dim of the indices.
@@ -346,4 +366,46 @@ fn eval_one_hot(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         Array::I(_) => Array::I(hot.mapv(|h| pick(&values, h) as i64)),
         Array::B(_) => Array::B(hot.mapv(|h| pick(&values, h) != 0.0)),
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::canon::canonicalize;
+    use crate::ir::eval::{Array, eval};
+    use crate::ir::text::{parse, print};
+    use std::collections::BTreeMap;
+
+    /// As `repeat_interleave` is exported: each element as often as is told.
+    #[test]
+    fn places_of_constants_are_counted() {
+        let text = r#"graph "g" {
+  input %x: f32[2, batch]
+  const %none: i64[] = [0]
+  const %two: i64[] = [2]
+  const %one: i64[] = [1]
+  const %times: i64[2, 1] = [2, 1]
+  %steps = Range(%none, %two, %one)
+  %kept = Less(%steps, %times)
+  %places = NonZero(%kept)
+  %pairs = Transpose(%places) {perm: [1, 0]}
+  const %axis: i64[3] = [2, 2, 1]
+  %wide = Unsqueeze(%x) {axes: [1]}
+  %spread = Expand(%wide, %axis)
+  %y = GatherND(%spread, %pairs)
+  output "y" %y
+}"#;
+        let after = |text: &str| {
+            let mut graph = parse(text).expect("it parses");
+            canonicalize(&mut graph).expect("it settles");
+            print(&graph)
+        };
+        let typed = after(text);
+        assert!(typed.contains("\"y\": f32[3, batch]") && !typed.contains("NonZero"), "{typed}");
+        let computed = after(&text.replace("const %times: i64[2, 1] = [2, 1]", "input %times: i64[2, 1]"));
+        assert!(computed.contains("i64[2, ?]"), "{computed}");
+        let graph = parse(text).expect("it parses");
+        let x = Array::from_f64(&[2, 1], vec![5.0, 7.0]).expect("two numbers");
+        let y = eval(&graph, &BTreeMap::from([(graph.inputs()[0], x)]), &[graph.outputs()[0].1]);
+        assert_eq!(y.expect("it runs")[0].to_f64(), [5.0, 5.0, 7.0]);
+    }
 }

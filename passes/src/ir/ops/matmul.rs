@@ -66,7 +66,7 @@ fn infer_matmul(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 }
 
 /// The shape of numpy's `matmul`.
-fn product_shape(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
+pub(super) fn product_shape(a: &[Dim], b: &[Dim]) -> Result<Shape, String> {
     let fail = || format!("{} and {} do not multiply", show(a), show(b));
     if a.is_empty() || b.is_empty() {
         return Err(fail());

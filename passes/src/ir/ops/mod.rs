@@ -10,10 +10,11 @@ mod activation;
 mod arrange;
 pub(crate) mod attention;
 mod attention_gate;
-mod einsum;
+pub(crate) mod einsum;
 mod elementwise;
 mod fused_norm;
 mod indexing;
+mod integers;
 mod layout;
 mod linear_attention;
 mod matmul;
@@ -35,6 +36,7 @@ pub fn all() -> impl Iterator<Item = &'static OpSpec> {
         elementwise::OPS,
         fused_norm::OPS,
         indexing::OPS,
+        integers::OPS,
         layout::OPS,
         linear_attention::OPS,
         matmul::OPS,

@@ -97,7 +97,9 @@ fn squares_then_sum(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         Array::I(a) => Array::I(a.mapv(|x| x * x)),
         Array::B(_) => return Err("booleans do not reduce".to_owned()),
     };
-    reduce(&EvalContext { op: ctx.op, inputs: &[Some(&squared)], outputs: 1 }, |row| row.iter().sum())
+    reduce(&EvalContext { op: ctx.op, inputs: &[Some(&squared)], outputs: 1, dtype: ctx.dtype }, |row| {
+        row.iter().sum()
+    })
 }
 
 fn eval_cumsum(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {

@@ -8,22 +8,17 @@ use crate::ir::op::{AttrSpec, Op, OpSpec};
 use crate::ir::shape::{Dim, Shape, show};
 use ndarray::{ArrayD, Dimension, IxDyn};
 
+pub(super) const CONV_ATTRS: &[(&str, AttrSpec)] = &[
+    ("auto_pad", AttrSpec::Str("NOTSET")),
+    ("dilations", AttrSpec::Ints),
+    ("group", AttrSpec::Int(1)),
+    ("kernel_shape", AttrSpec::Ints),
+    ("pads", AttrSpec::Ints),
+    ("strides", AttrSpec::Ints),
+];
+
 pub(super) const OPS: &[OpSpec] = &[
-    OpSpec {
-        name: "Conv",
-        inputs: 2..=3,
-        attrs: &[
-            ("auto_pad", AttrSpec::Str("NOTSET")),
-            ("dilations", AttrSpec::Ints),
-            ("group", AttrSpec::Int(1)),
-            ("kernel_shape", AttrSpec::Ints),
-            ("pads", AttrSpec::Ints),
-            ("strides", AttrSpec::Ints),
-        ],
-        infer: infer_conv,
-        eval: eval_conv,
-        ..ROW
-    },
+    OpSpec { name: "Conv", inputs: 2..=3, attrs: CONV_ATTRS, infer: infer_conv, eval: eval_conv, ..ROW },
     OpSpec {
         name: "AveragePool",
         attrs: &[
@@ -175,7 +170,12 @@ fn check_rank(shape: &[Dim], kernel: usize) -> Result<(), String> {
 
 fn infer_conv(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     let dtype = same_dtype(ctx, 0..ctx.inputs.len())?;
-    let Some((x, weight)) = ctx.shape(0).zip(ctx.shape(1)) else { return Ok(vec![Type::maybe(dtype, None)]) };
+    Ok(vec![Type::maybe(dtype, conv_shape(ctx)?)])
+}
+
+/// The shape of a convolution of inputs 0 and 1.
+pub(super) fn conv_shape(ctx: &InferContext<'_>) -> Result<Option<Shape>, String> {
+    let Some((x, weight)) = ctx.shape(0).zip(ctx.shape(1)) else { return Ok(None) };
     check_rank(x, weight.len().saturating_sub(2))?;
     let group = Dim::Known(groups(ctx.op)?);
     if !x[1].agrees(&weight[1].times(&group)) {
@@ -186,8 +186,7 @@ fn infer_conv(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         Some(kernel) => spatial(&x[2..], &steps(ctx.op, &kernel)?),
         None => vec![Dim::Unknown; x.len() - 2],
     };
-    let shape: Shape = [x[0].clone(), weight[0].clone()].into_iter().chain(spatial).collect();
-    Ok(vec![Type::maybe(dtype, Some(shape))])
+    Ok(Some([x[0].clone(), weight[0].clone()].into_iter().chain(spatial).collect()))
 }
 
 fn spatial(sizes: &[Dim], steps: &[WindowStep]) -> Shape {
@@ -267,11 +266,19 @@ impl<'a> Windows<'a> {
 }
 
 fn eval_conv(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
-    let (x, weight) = (ctx.f(0)?, ctx.f(1)?);
     let bias = if ctx.has(2) { Some(ctx.f(2)?) } else { None };
-    let group = groups(ctx.op)? as usize;
+    Ok(vec![Array::F(conv(ctx.op, ctx.f(0)?, ctx.f(1)?, bias)?)])
+}
+
+pub(super) fn conv(
+    op: &Op,
+    x: &ArrayD<f64>,
+    weight: &ArrayD<f64>,
+    bias: Option<&ArrayD<f64>>,
+) -> Result<ArrayD<f64>, String> {
+    let group = groups(op)? as usize;
     let kernel: Vec<u64> = weight.shape().iter().skip(2).map(|n| *n as u64).collect();
-    let windows = Windows::new(ctx.op, x, &kernel)?;
+    let windows = Windows::new(op, x, &kernel)?;
     let (channels, taken) = (weight.shape()[0], weight.shape()[1]);
     let fits = x.shape()[1] == taken * group && channels % group == 0;
     if !fits || bias.is_some_and(|b| b.shape() != [channels]) {
@@ -290,7 +297,7 @@ fn eval_conv(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         }
         sum
     });
-    Ok(vec![Array::F(result)])
+    Ok(result)
 }
 
 fn eval_max_pool(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
