@@ -197,7 +197,7 @@ fn as_many_layers_are_kept_as_the_state_may_have_bytes() {
     let output = home.run(&format!("scan {MODEL} --max-state 1KB@300 --threads 1"));
     let told = said(&output);
     assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("--max-state 1.0 KB after 300 tokens: the state of one sequence is"), "{told}");
+    assert!(told.contains("--max-state 1000 B after 300 tokens: the state of one sequence is"), "{told}");
 }
 
 /// Of a bundle is told what each layer would win as softmax, as the bundle is.
