@@ -1125,9 +1125,8 @@ fn a_scanned_layer_sees_as_far_as_it_is_told() {
 fn branches_are_left_out_one_at_a_time() {
     let local = Some(Local { window: 3, sinks: 2 });
     let mixed = Recipe { local, ..delta("dct-unit", Decay::Learned) };
-    let joined = Recipe { rule: Rule::Linear, local, ..testing::recipe() };
-    let leaving = Recipe { feed: Feed::Leaving, ..joined.clone() };
-    for recipe in [mixed, joined, leaving] {
+    let joined = Recipe { rule: Rule::Linear, feed: Feed::Leaving, local, ..testing::recipe() };
+    for recipe in [mixed, joined] {
         let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
         let mut graph = decoder_of(&recipe);
         canonicalize(&mut graph).expect("it settles");
@@ -1153,24 +1152,38 @@ fn branches_are_left_out_one_at_a_time() {
     }
 }
 
+/// Two rows of nine tokens and nothing before them, with a number for `name`, as a graph takes it.
+fn all_at_once<'g>(graph: &'g Graph, name: &'static str, numbers: &[f64]) -> Vec<(&'g str, Array)> {
+    let local = Some(Local { window: 9, sinks: 0 });
+    let recipe = Recipe { rule: Rule::None, local, ..testing::recipe() };
+    let mut given: Vec<(&str, Array)> = masked(&recipe, ["111111111", "111111111"]);
+    given.push((name, Array::from_f64(&[numbers.len()], numbers.to_vec()).expect("numbers")));
+    given.retain(|(name, _)| !name.starts_with("past") && graph.input(name).is_some());
+    for input in graph.inputs().iter().map(|input| graph.value(*input)).filter(|v| v.name.starts_with("past"))
+    {
+        let sizes = input.ty.shape.iter().flatten().skip(1).map(|dim| dim.known().unwrap_or(0) as usize);
+        given.push((input.name.as_str(), zeros(&[2].into_iter().chain(sizes).collect::<Vec<_>>())));
+    }
+    given
+}
+
+fn softmax() -> Graph {
+    let mut source = testing::decoder();
+    canonicalize(&mut source).expect("it settles");
+    source
+}
+
 #[test]
 fn a_layer_that_stays_softmax_is_a_branch_too() {
     let recipe = Recipe { softmax_layers: vec![0], ..delta("dct-unit", Decay::Learned) };
     let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
-    let mut graph = testing::decoder();
-    canonicalize(&mut graph).expect("it settles");
+    let (source, mut graph) = (softmax(), softmax());
     assert_eq!(write_branches(&mut graph, &options).expect("it is written"), [Branch::Softmax]);
     canonicalize(&mut graph).expect("it settles");
-    let given = masked(&recipe, ["111111111", "111111111"]);
-    let with = |numbers: [f64; 3]| {
-        let mut given = given.clone();
-        given.push(("branches", Array::from_f64(&[3], numbers.to_vec()).expect("three numbers")));
-        run(&graph, &given)["y"].clone()
-    };
-    let mut source = testing::decoder();
-    canonicalize(&mut source).expect("it settles");
-    assert!(relative_error(&with([0.0, 0.0, 1.0]), &run(&source, &given)["y"]) < 1e-9);
-    assert!(relative_error(&with([1.0, 1.0, 0.0]), &run(&source, &given)["y"]) > 1e-3);
+    let with = |numbers: [f64; 3]| run(&graph, &all_at_once(&graph, "branches", &numbers))["y"].clone();
+    let expected = &run(&source, &all_at_once(&source, "none", &[]))["y"];
+    assert!(relative_error(&with([0.0, 0.0, 1.0]), expected) < 1e-9);
+    assert!(relative_error(&with([1.0, 1.0, 0.0]), expected) > 1e-3);
 }
 
 /// A layer of a bundle is as it is served, or as it came.
@@ -1178,23 +1191,17 @@ fn a_layer_that_stays_softmax_is_a_branch_too() {
 fn a_layer_is_softmax_where_it_is_kept() {
     let recipe = delta("dct-unit", Decay::Learned);
     let options = Options { recipe: &recipe, form: Form::Parallel, seed: 5, layers: None, added: None };
-    let mut graph = decoder_of(&recipe);
-    canonicalize(&mut graph).expect("it settles");
+    let (source, mut graph) = (softmax(), softmax());
     assert_eq!(write_kept(&mut graph, &options).expect("it is written"), (vec![0], 1));
     canonicalize(&mut graph).expect("it settles");
     assert_eq!(verify(&graph), []);
-    let given = masked(&recipe, ["111111111", "111111111"]);
-    let with = |kept: f64| {
-        let mut given = given.clone();
-        given.push(("kept", Array::from_f64(&[1], vec![kept]).expect("a number")));
-        run(&graph, &given)["y"].clone()
-    };
-    let mut source = decoder_of(&recipe);
-    canonicalize(&mut source).expect("it settles");
-    assert!(relative_error(&with(1.0), &run(&source, &given)["y"]) < 1e-9);
-    let linear = &run(&lowered(&recipe, Form::Parallel).0, &given)["y"];
-    assert!(relative_error(&with(0.0), linear) < 1e-9);
-    assert!(relative_error(&with(1.0), linear) > 1e-3, "another attention");
+    let with = |kept: f64| run(&graph, &all_at_once(&graph, "kept", &[kept]))["y"].clone();
+    let expected = &run(&source, &all_at_once(&source, "none", &[]))["y"];
+    assert!(relative_error(&with(1.0), expected) < 1e-9);
+    let served = lowered(&recipe, Form::Parallel).0;
+    let given = all_at_once(&served, "none", &[]);
+    assert!(relative_error(&with(0.0), &run(&served, &given)["y"]) < 1e-9);
+    assert!(relative_error(&with(0.0), expected) > 1e-3, "another attention");
 }
 
 /// Calibration has nothing to train where a layer has a window alone.
