@@ -43,6 +43,8 @@ pub enum CheckpointError {
         path.display()
     )]
     WrongLength { path: PathBuf, found: u64, expected: u64 },
+    #[error("{}: it is a pointer of Git LFS, and the weights are not here (hint: `git lfs pull` in its directory fetches them)", path.display())]
+    Pointer { path: PathBuf },
     #[error("{}: shard `{}` is missing; the index names it for {}, fetch it again", index.display(), shown(shard), counted(*tensors, "tensor"))]
     MissingShard { index: PathBuf, shard: String, tensors: usize },
     #[error("{}: shard `{}` {problem}; expected the name of a file beside the index", index.display(), shown(shard))]

@@ -473,6 +473,11 @@ fn broken_weight_files_are_refused() {
         u64::MAX
     );
     refused_at(dir.path(), &expected);
+    write(&path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n");
+    refused_at(
+        dir.path(),
+        "model.safetensors: it is a pointer of Git LFS, and the weights are not here (hint: `git lfs pull` in its directory fetches them)",
+    );
     write(&path, b"\x02\0\0\0\0\0\0\0{]");
     let message = try_build(dir.path()).expect_err("an error");
     assert!(

@@ -374,7 +374,13 @@ fn ends(name: &str, suffixes: &[&str]) -> bool {
     suffixes.iter().any(|suffix| name.ends_with(suffix))
 }
 
+/// What a file begins with that stands for another in a repository without it.
+const POINTER: &[u8] = b"version https://git-lfs";
+
 fn broken(path: &Path, head: &[u8], size: usize, error: &SafeTensorError) -> CheckpointError {
+    if head.starts_with(POINTER) {
+        return CheckpointError::Pointer { path: path.to_owned() };
+    }
     if matches!(error, SafeTensorError::MetadataIncompleteBuffer)
         && let Some(expected) = described_len(head)
     {

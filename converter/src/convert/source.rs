@@ -16,7 +16,7 @@ use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::shape::Dim;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A model that was read.
 #[derive(Debug)]
@@ -62,6 +62,16 @@ pub enum SourceError {
     Onnx { path: PathBuf, reason: String },
     #[error("{}: {NOTHING} (hint: name a checkpoint directory or an ONNX file)", path.display())]
     Nothing { path: PathBuf },
+    #[error(
+        "{}: {NOTHING} (hint: of a model on a hub, `hf download {} --local-dir DIR` fetches the files; then convert DIR)",
+        path.display(), path.display()
+    )]
+    OnHub { path: PathBuf },
+    #[error(
+        "{}: GGUF is not read (hint: convert the safetensors checkpoint that it was made from; transformers writes one of it: `from_pretrained(DIRECTORY, gguf_file=FILE)`, then `save_pretrained`)",
+        path.display()
+    )]
+    Gguf { path: PathBuf },
     #[error("{}: this file is not an ONNX model (hint: a checkpoint is named by its directory)", path.display())]
     File { path: PathBuf },
 }
@@ -111,12 +121,27 @@ fn texts(dir: &Path) -> impl Iterator<Item = PathBuf> {
 fn graph_of(path: &Path) -> Result<Option<PathBuf>, SourceError> {
     let is_onnx = path.extension().is_some_and(|e| e == "onnx");
     if !path.exists() {
-        return Err(SourceError::Nothing { path: path.to_owned() });
+        let path = path.to_owned();
+        return Err(if names_a_hub_model(&path) {
+            SourceError::OnHub { path }
+        } else {
+            SourceError::Nothing { path }
+        });
+    }
+    if path.is_file() && path.extension().is_some_and(|e| e == "gguf") {
+        return Err(SourceError::Gguf { path: path.to_owned() });
     }
     if path.is_file() && !is_onnx {
         return Err(SourceError::File { path: path.to_owned() });
     }
     onnx_file(path)
+}
+
+/// Whether a path that is not there is one as models on a hub are named, `owner/model`.
+fn names_a_hub_model(path: &Path) -> bool {
+    let parts: Vec<Component<'_>> = path.components().collect();
+    let [Component::Normal(owner), Component::Normal(model)] = parts[..] else { return false };
+    !Path::new(owner).exists() && !Path::new(model).extension().is_some_and(|e| e == "onnx" || e == "gguf")
 }
 
 /// The ONNX file that a path means, or none where it means a checkpoint.
