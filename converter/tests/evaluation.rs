@@ -2,9 +2,12 @@
 #![allow(clippy::print_stderr)]
 
 mod home;
+#[path = "home/ort.rs"]
+mod ort;
 
 use home::Home;
 use insta::assert_snapshot;
+use ort::has_ort;
 use serde_json::Value;
 use std::fs;
 use std::process::Output;
@@ -13,8 +16,7 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/shakespear
 
 /// With bundles of constant state, of a cache in an operator, and of a cache in plain ones.
 fn home() -> Option<Home> {
-    if dijiang_runtime::OrtRuntime::new().is_err() && std::env::var_os("DIJIANG_REQUIRE_ORT").is_none() {
-        eprintln!("skipped: there is no ONNX Runtime");
+    if !has_ort() {
         return None;
     }
     let home = Home::empty();

@@ -2,12 +2,15 @@
 //! runtime, and what is made of it is one in all its forms, padded and token by token.
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
+#[path = "home/ort.rs"]
+mod ort;
+
 use dijiang::convert::{ConvertOptions, Converted, convert};
 use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
-use dijiang_runtime::OrtRuntime;
+use ort::has_ort;
 use std::path::{Path, PathBuf};
 
 /// The fixtures of families that are in no other test of bundles, and how many of their layers have a window.
@@ -63,18 +66,6 @@ fn proved(folder: &str, recipe: &str, dtype: DType) -> Converted {
     assert_eq!(of_reference.clone().count(), ran, "{folder}, {recipe}: {verification:#?}");
     assert!(of_reference.all(|c| c.ok && is_close(c.limit)), "{folder}, {recipe}: {verification:#?}");
     made
-}
-
-/// ONNX Runtime may be missing unless `DIJIANG_REQUIRE_ORT` is 1.
-fn has_ort() -> bool {
-    match OrtRuntime::new() {
-        Ok(_) => true,
-        Err(e) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1") => panic!("{e}"),
-        Err(e) => {
-            eprintln!("tract alone: {e}");
-            false
-        }
-    }
 }
 
 /// The softmax graph, which gives the reference, is part of every bundle.

@@ -3,8 +3,11 @@
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 mod home;
+#[path = "home/ort.rs"]
+mod ort;
 
 use home::Home;
+use ort::has_ort;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -31,15 +34,6 @@ fn expect(code: i32, output: &Output) -> String {
     let told = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat();
     assert_eq!(output.status.code(), Some(code), "{told}");
     told
-}
-
-fn has_ort() -> bool {
-    let found =
-        dijiang_runtime::OrtRuntime::new().is_ok() || std::env::var_os("DIJIANG_REQUIRE_ORT").is_some();
-    if !found {
-        eprintln!("skipped: training, as ONNX Runtime was not found");
-    }
-    found
 }
 
 /// Calls that write to `X` or beside it.

@@ -2,10 +2,13 @@
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 mod home;
+#[path = "home/ort.rs"]
+mod ort;
 #[path = "home/without_runtime.rs"]
 mod without_runtime;
 
 use home::Home;
+use ort::has_ort;
 use serde_json::{Value, json};
 use std::process::{Command, Output};
 use without_runtime::without_runtime;
@@ -17,17 +20,9 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Whether there is no ONNX Runtime to scan with.
-fn without_ort() -> bool {
-    let Err(error) = dijiang_runtime::OrtRuntime::new() else { return false };
-    assert!(std::env::var_os("DIJIANG_REQUIRE_ORT").is_none(), "{error}");
-    eprintln!("skipped: {error}");
-    true
-}
-
 /// The object on stdout; none where there is no ONNX Runtime to scan with.
 fn scanned(home: &Home, arguments: &str) -> Option<Value> {
-    if without_ort() {
+    if !has_ort() {
         return None;
     }
     let output = home.run(&format!("scan {MODEL} --json {arguments}"));
@@ -209,7 +204,7 @@ fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
     let told = said(&output);
     assert_eq!(output.status.code(), Some(2), "{told}");
     assert!(told.contains("--keep auto"), "{told}");
-    if without_ort() {
+    if !has_ort() {
         return;
     }
     for option in ["--recipe windows", "--dtype f32"] {
@@ -239,7 +234,7 @@ fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
 fn a_recipe_of_a_bundle_is_what_was_measured() {
     let home = Home::empty();
     convert(&home, "-o B --dtype f16 --layers 0-3 --recipe adaptive");
-    if without_ort() {
+    if !has_ort() {
         return;
     }
     let scan = |arguments: &str| -> Value {

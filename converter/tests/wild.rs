@@ -3,6 +3,9 @@
 //! that is nearly the same and must stay softmax.
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
+#[path = "home/ort.rs"]
+mod ort;
+
 use dijiang::convert::{ConvertOptions, Converted, convert};
 use dijiang::onnx::export::{ExportOptions, export};
 use dijiang::onnx::import::import;
@@ -20,7 +23,7 @@ use dijiang_passes::ir::patch::Patch;
 use dijiang_passes::ir::shape::Dim;
 use dijiang_passes::ir::tensor::Tensor;
 use dijiang_passes::numeric::random::Random;
-use dijiang_runtime::OrtRuntime;
+use ort::has_ort;
 use prost::Message;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -99,6 +102,13 @@ impl Model<'_, '_> {
         self.p.matmul(probabilities, v)
     }
 
+    /// What is read of the values by scores and a mask, of all heads together.
+    fn read(&mut self, scores: ValueId, mask: ValueId, v: ValueId) -> ValueId {
+        let scores = self.p.add(scores, mask);
+        let mixed = self.mixed(scores, v);
+        self.joined(mixed)
+    }
+
     fn number(&mut self, x: f64) -> ValueId {
         self.p.constant("number", Tensor::scalar(DType::F32, x))
     }
@@ -168,9 +178,7 @@ fn with_norms_of(rows: &Dim, scale: &[f32]) -> Graph {
         let scale = Tensor::from_f32(&[scale.len() as u64, 1, 1], scale);
         let scale = m.p.constant("scale", scale);
         let scaled = m.p.mul(products, scale);
-        let scores = m.p.add(scaled, bias);
-        let mixed = m.mixed(scores, v);
-        let joined = m.joined(mixed);
+        let joined = m.read(scaled, bias, v);
         m.linear(joined, "model.layers.0.self_attn.o_proj.weight", HIDDEN, HIDDEN)
     })
 }
@@ -189,9 +197,7 @@ fn with_quantised_weights(level: i64, unknown: bool) -> Graph {
         });
         let products = m.scores(q, k);
         let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
-        let scores = m.p.add(scaled, bias);
-        let mixed = m.mixed(scores, v);
-        let joined = m.joined(mixed);
+        let joined = m.read(scaled, bias, v);
         m.quantised(joined, "model.layers.0.self_attn.o_proj.weight", level)
     })
 }
@@ -214,9 +220,7 @@ fn reader(sizes: &[Dim; 2], linear: fn(&mut Model<'_, '_>, ValueId, &str) -> Val
         });
         let products = m.scores(q, k);
         let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
-        let scores = m.p.add(scaled, bias);
-        let mixed = m.mixed(scores, v);
-        let joined = m.joined(mixed);
+        let joined = m.read(scaled, bias, v);
         let out = linear(m, joined, "layers.0.attention.output.weight");
         let sum = m.p.add(x, out);
         let spans = m.linear(sum, "spans.weight", HIDDEN, 1);
@@ -254,9 +258,7 @@ fn led_by(name: &str) -> Graph {
             m.heads(made)
         });
         let products = m.scores(q, k);
-        let scores = m.p.add(products, bias);
-        let mixed = m.mixed(scores, v);
-        let joined = m.joined(mixed);
+        let joined = m.read(products, bias, v);
         plain(m, joined, "model.layers.0.self_attn.o_proj.weight")
     })
 }
@@ -310,9 +312,7 @@ fn vision(hidden: bool) -> Graph {
         let seen = m.p.constant("seen", seen);
         let (zero, closed) = (m.number(0.0), m.number(-1e30));
         let bias = m.p.select(seen, zero, closed);
-        let scores = m.p.add(scaled, bias);
-        let mixed = m.mixed(scores, v);
-        let joined = m.joined(mixed);
+        let joined = m.read(scaled, bias, v);
         let out = m.linear(joined, "layers.0.attention.output.weight", HIDDEN, HIDDEN);
         let sum = m.p.add(x, out);
         m.p.output("last_hidden_state", sum);
@@ -449,18 +449,6 @@ impl Home {
     fn checks(&self) -> Vec<String> {
         let verification = self.converted().verification.expect("it was asked for");
         verification.checks.into_iter().map(|check| check.name).collect()
-    }
-}
-
-/// ONNX Runtime may be missing unless `DIJIANG_REQUIRE_ORT` is 1.
-fn has_ort() -> bool {
-    match OrtRuntime::new() {
-        Ok(_) => true,
-        Err(e) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1") => panic!("{e}"),
-        Err(e) => {
-            eprintln!("skipped: {e}");
-            false
-        }
     }
 }
 

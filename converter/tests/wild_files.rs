@@ -4,11 +4,14 @@
 //! Without the folder the test says so and does nothing.
 #![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
+#[path = "home/ort.rs"]
+mod ort;
+
 use dijiang::convert::{ConvertError, ConvertOptions, Converted, convert};
 use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::verify::{Choice, VerifyOptions};
-use dijiang_runtime::OrtRuntime;
+use ort::has_ort;
 use std::path::{Path, PathBuf};
 
 /// What comes of a model.
@@ -64,18 +67,6 @@ fn folder() -> Option<PathBuf> {
         eprintln!("skipped: ../shared/wild is not there");
     }
     found
-}
-
-/// ONNX Runtime may be missing unless `DIJIANG_REQUIRE_ORT` is 1.
-fn has_ort() -> bool {
-    match OrtRuntime::new() {
-        Ok(_) => true,
-        Err(e) if std::env::var("DIJIANG_REQUIRE_ORT").is_ok_and(|v| v == "1") => panic!("{e}"),
-        Err(e) => {
-            eprintln!("skipped: {e}");
-            false
-        }
-    }
 }
 
 fn converted(source: &Path, recipe: &str) -> Result<Converted, String> {

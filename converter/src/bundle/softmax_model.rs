@@ -84,7 +84,7 @@ impl SoftmaxModel {
     }
 }
 
-pub(crate) fn lowered(manifest: &Manifest) -> Vec<usize> {
+fn lowered(manifest: &Manifest) -> Vec<usize> {
     manifest.sites.iter().filter(|site| site.lowered).map(|site| site.layer).collect()
 }
 

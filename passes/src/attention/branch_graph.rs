@@ -3,13 +3,11 @@
 
 use super::patterns::find_sites;
 use super::plan::plans;
-use super::rewrite::{Options, RULE, RewriteError, Work, patch_site};
+use super::rewrite::{Options, RULE, RewriteError, Work, patch_beside, patch_site};
 use super::site_writer::{Factors, SiteWriter};
 use crate::feature_map::recipe_check;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::patch::Patch;
-use crate::ir::shape::Dim;
-use dijiang_format::dtype::DType;
 use dijiang_format::names::BRANCHES;
 use dijiang_format::recipe::Rule;
 
@@ -45,16 +43,13 @@ pub fn write_branches(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<Br
     let mut found = Vec::new();
     for (site, plan) in sites.iter().zip(plans(&sites, options)) {
         let Ok(plan) = plan else {
-            let mut patch = Patch::new(graph, RULE);
-            let number = numbers(&mut patch)[Branch::Softmax as usize];
-            let dtype = patch.dtype(site.out);
-            let number = patch.cast(number, dtype);
-            let out = patch.mul(site.out, number);
-            patch.replace(site.out, out);
-            let change = patch.finish();
-            graph
-                .apply(change)
-                .map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
+            patch_beside(graph, RULE, site, |patch| {
+                let number = numbers(patch)[Branch::Softmax as usize];
+                let dtype = patch.dtype(site.out);
+                let number = patch.cast(number, dtype);
+                let out = patch.mul(site.out, number);
+                patch.replace(site.out, out);
+            })?;
             found.push(Branch::Softmax);
             continue;
         };
@@ -81,9 +76,7 @@ fn write(mut writer: SiteWriter<'_, '_, '_>) {
 
 /// What each branch is multiplied by, in the order of [`Branch::ALL`].
 fn numbers(p: &mut Patch<'_>) -> [ValueId; 3] {
-    let all = p.graph().input(BRANCHES);
-    let all =
-        all.unwrap_or_else(|| p.input(BRANCHES, DType::F32, vec![Dim::Known(Branch::ALL.len() as u64)]));
+    let all = p.given(BRANCHES, Branch::ALL.len());
     Branch::ALL.map(|branch| {
         let at = branch as i64;
         let one = p.slice(all, 0, at, at + 1);

@@ -7,8 +7,6 @@ use super::rewrite::{Options, RULE, RewriteError, Work, patch_site};
 use super::site_writer::SiteWriter;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::Graph;
-use crate::ir::shape::Dim;
-use dijiang_format::dtype::DType;
 use dijiang_format::names::KEPT;
 
 /// Writes the sites of a softmax model as the recipe says, each beside the softmax that it stands for, with the input
@@ -31,8 +29,7 @@ fn write(mut writer: SiteWriter<'_, '_, '_>, layers: usize) {
     let linear = writer.attention().out;
     writer.drop_cache();
     let p = &mut *writer.p;
-    let kept = p.graph().input(KEPT);
-    let kept = kept.unwrap_or_else(|| p.input(KEPT, DType::F32, vec![Dim::Known(layers as u64)]));
+    let kept = p.given(KEPT, layers);
     let kept = p.slice(kept, 0, layer, layer + 1);
     let kept = p.reshape(kept, &[]);
     let dtype = p.dtype(linear);

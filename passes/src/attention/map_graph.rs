@@ -3,11 +3,10 @@
 
 use super::patterns::find_sites;
 use super::plan::plans;
-use super::rewrite::{Options, RULE, RewriteError, Work, patch_site};
+use super::rewrite::{Options, RULE, RewriteError, Work, patch_beside, patch_site};
 use super::site_writer::Written;
 use crate::feature_map::recipe_check;
 use crate::ir::graph::{Graph, ValueId};
-use crate::ir::patch::Patch;
 use crate::ir::walk::{computed_from, depth_first_from, inputs_of};
 use std::collections::BTreeSet;
 
@@ -38,13 +37,10 @@ pub fn write_maps(graph: &mut Graph, options: &Options<'_>) -> Result<Vec<Mapped
     for (site, plan) in sites.iter().zip(plans(&sites, options)) {
         let (values, weighed) = (format!("{VALUES}{}", site.layer), format!("{WEIGHED}{}", site.layer));
         let Ok(plan) = plan else {
-            let mut patch = Patch::new(graph, RULE);
-            patch.output(&values, site.v);
-            patch.output(&weighed, site.out);
-            let change = patch.finish();
-            graph
-                .apply(change)
-                .map_err(|e| RewriteError::Patch { site: site.name.clone(), source: Box::new(e) })?;
+            patch_beside(graph, RULE, site, |patch| {
+                patch.output(&values, site.v);
+                patch.output(&weighed, site.out);
+            })?;
             continue;
         };
         patch_site(graph, RULE, &Work { site, plan, options }, |mut writer| {

@@ -292,9 +292,19 @@ pub(super) fn patch_site(
     let Work { site, plan, options } = *work;
     let recipe = options.recipe.at(site.layer, site.mask.is_causal());
     let options = &Options { recipe: &recipe, ..*options };
+    patch_beside(graph, rule, site, |p| write(SiteWriter { p, site, plan, options, factors: None }))
+}
+
+/// The same of a site that is not rewritten.
+pub(super) fn patch_beside(
+    graph: &mut Graph,
+    rule: &'static str,
+    site: &AttentionSite,
+    write: impl FnOnce(&mut Patch<'_>),
+) -> Result<(), RewriteError> {
     let change = {
         let mut patch = Patch::new(graph, rule);
-        write(SiteWriter { p: &mut patch, site, plan, options, factors: None });
+        write(&mut patch);
         patch.finish()
     };
     let applied = graph.apply(change).map(|_| ());

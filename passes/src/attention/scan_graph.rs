@@ -10,7 +10,6 @@ use crate::feature_map::recipe_check;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::Patch;
-use crate::ir::shape::Dim;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{MADE, WINDOWS};
 
@@ -37,8 +36,7 @@ fn replace(mut writer: SiteWriter<'_, '_, '_>, layers: usize, sinks: u32) {
     writer.p.set_scope(&format!("{}{MADE}", site.name));
     let dims = writer.dims(site.q);
     let p = &mut *writer.p;
-    let windows = p.graph().input(WINDOWS);
-    let windows = windows.unwrap_or_else(|| p.input(WINDOWS, DType::F32, vec![Dim::Known(layers as u64)]));
+    let windows = p.given(WINDOWS, layers);
     let layer = site.layer as i64;
     let window = p.slice(windows, 0, layer, layer + 1);
     let seen = seen(p, site.q, window, sinks);

@@ -144,14 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_cannot_stand_in_a_join_or_another_layout_stays() {
+    fn a_name_that_cannot_stand_in_a_join_another_layout_and_a_large_weight_stay() {
         let name = text("y", "masked").replace("%mix:", "%\"a[0]mix\":").replace("(%mix)", "(%\"a[0]mix\")");
         let by_dim =
             text("y", "masked").replace("mix: f32[2] = [3.0, -1.0]", "mix: f32[3] = [3.0, -1.0, 0.5]");
         let by_dim = by_dim.replace("axes: [1]", "axes: [0]");
         let computed =
             text("y", "masked").replace("%g = Sigmoid(%mix)", "%e = Exp(%mix)\n  %g = Sigmoid(%e)");
-        for text in [name, by_dim, computed] {
+        // 14 MB, which take longer to read twice than to mix.
+        let large = text("y", "masked").replace("%o: f32[4, 6]", "%o: f32[600000, 6]");
+        for text in [name, by_dim, computed, large] {
             assert_eq!(after(&FoldedShares, &text, &INPUTS), print(&parse(&text).expect("a graph")));
         }
     }

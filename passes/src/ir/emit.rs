@@ -4,6 +4,7 @@ use super::graph::ValueId;
 use super::op::Op;
 use super::patch::Patch;
 use super::tensor::Tensor;
+use crate::ir::shape::Dim;
 use dijiang_format::dtype::DType;
 
 macro_rules! unary {
@@ -92,6 +93,12 @@ impl Patch<'_> {
         let wide = self.cast(x, DType::F32);
         let made = write(self, wide);
         self.cast(made, DType::BF16)
+    }
+
+    /// The vector of so many numbers, f32, that the input of a name gives: the one that is there, or a new one.
+    pub fn given(&mut self, name: &str, count: usize) -> ValueId {
+        let there = self.graph().input(name);
+        there.unwrap_or_else(|| self.input(name, DType::F32, vec![Dim::Known(count as u64)]))
     }
 
     /// A vector of integers, for shapes, axes and indices.

@@ -57,8 +57,7 @@ impl Rebuild for Widen {
         if let Some(unrounded) = unrounded {
             return unrounded;
         }
-        let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
-        p.named_node(&node.name, wider_op(&node.op), inputs, names)
+        named(p, graph, node, (wider_op(&node.op), inputs))
     }
 }
 
@@ -93,7 +92,7 @@ fn unrounded(
         "MatMulInteger" => {
             // Of the first factor, one number for each row.
             let [a, b] = [(0, &[1][..]), (1, &[])].map(|(side, axes)| factor(p, inputs, side, axes));
-            Some(named(p, graph, node, (Op::new("MatMul"), [a?, b?])))
+            Some(named(p, graph, node, (Op::new("MatMul"), &[Some(a?), Some(b?)])))
         }
         "ConvInteger" => {
             let rank = inputs.get(1).copied().flatten().and_then(|weight| p.ty(weight).rank())?;
@@ -102,7 +101,7 @@ fn unrounded(
             let [a, b] = [(0, &[][..]), (1, &behind)].map(|(side, axes)| factor(p, inputs, side, axes));
             let mut conv = Op::new("Conv");
             conv.attrs.clone_from(&node.op.attrs);
-            Some(named(p, graph, node, (conv, [a?, b?])))
+            Some(named(p, graph, node, (conv, &[Some(a?), Some(b?)])))
         }
         "DynamicQuantizeLinear" if is_for_products(graph, node) => {
             let scale = p.constant("scale", Tensor::scalar(DType::F32, 1.0));
@@ -122,9 +121,14 @@ fn unrounded(
 }
 
 /// A node under the name of the one that it stands for.
-fn named(p: &mut Patch<'_>, graph: &Graph, node: &Node, (op, [a, b]): (Op, [ValueId; 2])) -> Vec<ValueId> {
+fn named(
+    p: &mut Patch<'_>,
+    graph: &Graph,
+    node: &Node,
+    (op, inputs): (Op, &[Option<ValueId>]),
+) -> Vec<ValueId> {
     let names = node.outputs.iter().map(|v| graph.value(*v).name.clone()).collect();
-    p.named_node(&node.name, op, &[Some(a), Some(b)], names)
+    p.named_node(&node.name, op, inputs, names)
 }
 
 /// Whether what is rounded goes into products alone, of which it is known what they compute.

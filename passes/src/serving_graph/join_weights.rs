@@ -6,6 +6,7 @@ use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
+use crate::ir::walk::{depth_first_from, inputs_of};
 use dijiang_format::dtype::DType;
 use dijiang_format::joined::{self, Factor, MOST_PARTS, Part, RowRange, Term, WeightPart};
 use std::collections::{BTreeMap, BTreeSet};
@@ -225,17 +226,6 @@ fn some_rows(graph: &Graph, value: ValueId) -> Option<WeightPart> {
     by_blocks.then_some(WeightPart { name, rows: Some(rows) })
 }
 
-/// Remembers what a node is computed of, from the weights on.
-fn mark_all_before(graph: &Graph, node: &Node, marked: &mut BTreeSet<ValueId>) {
-    let mut open: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
-    while let Some(value) = open.pop() {
-        if marked.insert(value) {
-            let before = graph.producer(value).map(|(node, _)| graph.node(node).inputs.iter());
-            open.extend(before.into_iter().flatten().flatten());
-        }
-    }
-}
-
 /// Makes one input of each join of weights, under its name.
 pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
     let change = {
@@ -245,7 +235,8 @@ pub(crate) fn as_inputs(graph: &mut Graph) -> Result<(), PatchError> {
             let node = graph.node(id);
             let Some(value) = node.outputs.first().copied() else { continue };
             let Some(parts) = parts(graph, value) else { continue };
-            mark_all_before(graph, node, &mut inner);
+            let before = node.inputs.iter().flatten().copied();
+            inner.extend(depth_first_from(before, |value| inputs_of(graph, value)));
             let ty = &graph.value(value).ty;
             let (Some(dtype), Some(shape), false) = (ty.dtype, ty.shape.clone(), inner.contains(&value))
             else {

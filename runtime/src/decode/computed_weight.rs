@@ -52,21 +52,18 @@ fn computed(term: &Term, source: &mut Source<'_>) -> Result<HostTensor, RuntimeE
     let (shape, values) = match &term.by {
         None => (stored.shape().to_vec(), stored.to_f32()?),
         Some(Factor::Columns(name)) => {
-            let (columns, by) = (stored.to_f32()?, factor(term, &stored, name, source)?);
-            let scaled =
-                columns.chunks_exact(by.len()).flat_map(|row| row.iter().zip(&by).map(|(w, g)| w * g));
-            (stored.shape().to_vec(), scaled.collect())
+            let (columns, by) = (stored.to_f32()?, factor(term, &stored, name, one_each, source)?);
+            (stored.shape().to_vec(), scaled(&columns, &by))
         }
         Some(Factor::Shares { name, is_rest }) => {
-            let shares = shares(term, &stored, name, source)?;
+            let (columns, logits) = (stored.to_f32()?, factor(term, &stored, name, one_for_several, source)?);
             let share = |x: &f32| 1.0 / (1.0 + (if *is_rest { *x } else { -*x }).exp());
-            let shares: Vec<f32> = shares.iter().map(share).collect();
-            let each = stored.shape()[1] / shares.len();
-            let scale = |(i, w): (usize, f32)| w * shares[i % stored.shape()[1] / each];
-            (stored.shape().to_vec(), stored.to_f32()?.into_iter().enumerate().map(scale).collect())
+            let each = stored.shape()[1] / logits.len();
+            let by: Vec<f32> = logits.iter().flat_map(|x| std::iter::repeat_n(share(x), each)).collect();
+            (stored.shape().to_vec(), scaled(&columns, &by))
         }
         Some(Factor::Vector(name)) => {
-            let (matrix, by) = (stored.to_f32()?, factor(term, &stored, name, source)?);
+            let (matrix, by) = (stored.to_f32()?, factor(term, &stored, name, one_each, source)?);
             let product = |(w, g): (&f32, &f32)| f64::from(*w) * f64::from(*g);
             let dot = |row: &[f32]| row.iter().zip(&by).map(product).sum::<f64>() as f32;
             (vec![stored.shape()[0]], matrix.chunks_exact(by.len()).map(dot).collect())
@@ -78,39 +75,35 @@ fn computed(term: &Term, source: &mut Source<'_>) -> Result<HostTensor, RuntimeE
     }
 }
 
-/// A number for each head, of which a matrix `[rows, heads · columns]` has as many columns each.
-fn shares(
-    term: &Term,
-    matrix: &HostTensor,
-    name: &str,
-    source: &mut Source<'_>,
-) -> Result<Vec<f32>, RuntimeError> {
-    let vector = (source.rows)(&WeightPart::whole(name))?;
-    match (matrix.shape(), vector.shape()) {
-        ([_, columns], [heads]) if *columns > 0 && *heads > 0 && columns % heads == 0 => Ok(vector.to_f32()?),
-        (found, other) => Err(misfit(term, found, (name, other), source)),
-    }
+/// Every row, each column by its number.
+fn scaled(matrix: &[f32], by: &[f32]) -> Vec<f32> {
+    matrix.chunks_exact(by.len()).flat_map(|row| row.iter().zip(by).map(|(w, g)| w * g)).collect()
 }
 
-fn misfit(
-    term: &Term,
-    matrix: &[usize],
-    (name, vector): (&str, &[usize]),
-    source: &Source<'_>,
-) -> RuntimeError {
-    source.failed(term, &format!("{} is {matrix:?}, and {name} {vector:?}", term.rows))
-}
-
-/// The vector that a matrix `[rows, columns]` is multiplied by.
+/// The vector that a matrix `[rows, columns]` is multiplied by, where it `fits` as many columns.
 fn factor(
     term: &Term,
     matrix: &HostTensor,
     name: &str,
+    fits: fn(columns: usize, width: usize) -> bool,
     source: &mut Source<'_>,
 ) -> Result<Vec<f32>, RuntimeError> {
     let vector = (source.rows)(&WeightPart::whole(name))?;
     match (matrix.shape(), vector.shape()) {
-        ([_, columns], [width]) if columns == width && *width > 0 => Ok(vector.to_f32()?),
-        (found, other) => Err(misfit(term, found, (name, other), source)),
+        ([_, columns], [width]) if *width > 0 && fits(*columns, *width) => Ok(vector.to_f32()?),
+        (found, other) => {
+            let reason = format!("{} is {found:?}, and {name} {other:?}", term.rows);
+            Err(source.failed(term, &reason))
+        }
     }
+}
+
+/// A number for each column.
+fn one_each(columns: usize, width: usize) -> bool {
+    columns == width
+}
+
+/// A number for each head, which has as many columns as any other.
+fn one_for_several(columns: usize, heads: usize) -> bool {
+    columns > 0 && columns.is_multiple_of(heads)
 }
