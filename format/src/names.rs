@@ -9,6 +9,8 @@ pub const POSITIONS: &str = "position_ids";
 /// Input of graphs that are made for decoding: where the last token of each row stands among all tokens of the call, row
 /// after row, i64 `[batch, 1]`.
 pub const LAST: &str = "last_tokens";
+/// Input: which of two texts each token is of, `[batch, sequence]`.
+pub const SEGMENTS: &str = "token_type_ids";
 /// Input of graphs that tell which layers look far: how many tokens back each layer sees, f32 `[layers]`.
 pub const WINDOWS: &str = "windows";
 /// Input of graphs that tell which layers should stay softmax: 1 for those that do, 0 for those that are as they are served,

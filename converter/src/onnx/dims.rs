@@ -2,11 +2,11 @@
 //! has none could not be followed through a graph.
 
 use super::unique::Unique;
-use dijiang_format::names::{IDS, POSITIONS};
+use dijiang_format::names::{IDS, POSITIONS, SEGMENTS};
 use dijiang_passes::ir::shape::{Dim, Shape};
 
 /// Inputs that hold something of each token, `[batch, sequence]`. A mask may be longer, by what is cached.
-const OF_TOKENS: [&str; 3] = [IDS, POSITIONS, "token_type_ids"];
+const OF_TOKENS: [&str; 3] = [IDS, POSITIONS, SEGMENTS];
 
 /// The names that are taken, and those that were given.
 #[derive(Debug, Default)]

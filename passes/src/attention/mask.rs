@@ -678,7 +678,6 @@ mod tests {
         assert!(reason.contains("a bias on the scores"), "{reason}");
     }
 
-    /// What closes a position, in the ways exporters write it: chosen, added in proportion, and taken away.
     /// Whichever token stands for padding: the trials hold but a few.
     #[test]
     fn a_mask_of_the_tokens_themselves_is_told() {
@@ -706,6 +705,7 @@ mod tests {
         assert_eq!(counted, Ok(Mask::Causal));
     }
 
+    /// What closes a position, in the ways exporters write it: chosen, added in proportion, and taken away.
     #[test]
     fn a_number_that_closes_positions_is_no_window() {
         let causal = |last: &str| mask(&format!("{last}\n  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"));

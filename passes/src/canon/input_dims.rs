@@ -8,7 +8,7 @@ use super::GraphRule;
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
-use dijiang_format::names::{IDS, MASK};
+use dijiang_format::names::{IDS, MASK, SEGMENTS};
 use dijiang_format::ring::RingState;
 
 pub(super) struct InputDims;
@@ -74,9 +74,6 @@ fn joined(graph: &Graph, input: ValueId, shape: &Shape) -> Shape {
     }
     shape
 }
-
-/// Input: which of two texts each token is of.
-const SEGMENTS: &str = "token_type_ids";
 
 /// What the sizes of a decoder's inputs go by.
 struct Lengths {

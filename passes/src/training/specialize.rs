@@ -87,7 +87,7 @@ fn kind(name: &str) -> Option<Kind> {
         names::MASK => Some(Kind::Mask),
         names::POSITIONS => Some(Kind::Positions),
         names::WINDOWS | names::KEPT | names::BRANCHES => Some(Kind::Given),
-        "token_type_ids" => Some(Kind::Zeros),
+        names::SEGMENTS => Some(Kind::Zeros),
         past if past.starts_with("past") => Some(Kind::Zeros),
         _ => None,
     }
@@ -199,7 +199,7 @@ impl Rebuild for Specialize<'_> {
             Some(Kind::Zeros) => {
                 let dtype = value.ty.dtype.unwrap_or(DType::F32);
                 let dims = match value.name.as_str() {
-                    "token_type_ids" => vec![batch, sequence],
+                    names::SEGMENTS => vec![batch, sequence],
                     _ => self.dims(value.ty.shape.as_ref()),
                 };
                 let len = dims.iter().product::<u64>() as usize;
