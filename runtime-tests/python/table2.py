@@ -1,7 +1,7 @@
 """The paper's Table 2 and Figure 2 on a checkpoint: one row per recipe, at equal tokens and one schedule.
 
     python3 runtime-tests/python/table2.py DIJIANG CHECKPOINT --train TRAIN.u16 --valid VALID.u16 --data DIR
-        [--recipes linformer cosformer …] [--rows ROWS.jsonl] [--curves DIR] [--device cuda:0] [--steps 256] [--limit 200]
+        [--recipes linformer cosformer …] [--rows ROWS.jsonl] [--curves DIR] [--device cuda:0] [--steps 256] [--limit 200] [--redraw STEPS]
     python3 runtime-tests/python/table2.py --table ROWS.jsonl…
 
 Each recipe is converted, fine-tuned by `dijiang finetune` for --steps steps (of --batch x --context tokens) and measured:
@@ -50,14 +50,15 @@ def recall(args, bundle):
 
 
 def one(args, recipe, home):
-    name, bundle = Path(recipe).stem, home / "bundle"
+    bundle, redraw = home / "bundle", ["--redraw", args.redraw] if args.redraw else []
+    name = Path(recipe).stem + (f", redrawn every {args.redraw} steps" if args.redraw else "")
     run(args, "convert", args.checkpoint, "-o", bundle, "--recipe", recipe, "--seed", args.seed, "--no-verify")
     row = {"recipe": name, "seed": args.seed, "tokens": args.steps * args.batch * args.context}
     row["converted"] = perplexities(args, bundle)
     teacher = "none" if name == "softmax" else "self"
     data = ["--data", args.train, "--valid", args.valid, "--validation-windows", args.windows, "--validate-every", 32]
     size = ["--batch", args.batch, "--context", args.context, "--steps", args.steps, "--device", args.device]
-    run(args, "finetune", bundle, *data, *size, "--seed", args.seed, "--teacher", teacher)
+    run(args, "finetune", bundle, *data, *size, "--seed", args.seed, "--teacher", teacher, *redraw)
     if args.curves:
         args.curves.mkdir(parents=True, exist_ok=True)
         shutil.copy(bundle / "train" / "metrics.jsonl", args.curves / f"{name}-{args.seed}.jsonl")
@@ -88,6 +89,7 @@ def arguments():
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--recipes", nargs="+", default=list(PAPER))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--redraw", type=int, help="draw random features anew every so many steps (performer)")
     for name, default in [("steps", 256), ("batch", 16), ("context", 512), ("windows", 64), ("limit", 200), ("seed", 0)]:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path, help="where bundles are made, one after the other")

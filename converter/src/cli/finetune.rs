@@ -56,6 +56,9 @@ pub(super) struct Args {
     /// Steps between validations
     #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = numbers::count64())]
     validate_every: u64,
+    /// Draw random features (those of the recipe `performer`) anew every so many steps; the last stay in the bundle
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true, value_parser = numbers::count())]
+    redraw: Option<usize>,
     /// Go on from the last checkpoint
     #[arg(long)]
     resume: bool,
@@ -73,6 +76,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         teacher: TeacherOptions { wanted: args.teacher.clone(), weight: args.teacher_weight },
         schedule: Schedule { shape: args.schedule, rate: args.lr, warm_up: args.warm_up.min(steps), steps },
         seed: args.common.seed,
+        redraw: args.redraw,
         checkpoint_every: args.checkpoint_every as usize,
         validate_every: args.validate_every as usize,
         resume: args.resume,

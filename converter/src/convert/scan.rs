@@ -448,7 +448,7 @@ impl Scan {
             convertible.check(budget, &layers)?;
         }
         let size = Size { batch: options.rows, sequence: context(about, options, window) };
-        let nothing = ParameterLayout { groups: Vec::new() };
+        let nothing = ParameterLayout::default();
         let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
         let load = LoadOptions { threads: options.threads, device: options.device, ..LoadOptions::default() };
         let program = LossProgram::load(&runtime, &write_to(dir, &graph, progress)?, &load, kind.input())?;

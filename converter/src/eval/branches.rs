@@ -35,7 +35,7 @@ impl Branches {
         let found = write_branches(&mut graph, &softmax.options(context as u64))?;
         softmax.check_parameters(&graph)?;
         canonicalize(&mut graph)?;
-        let nothing = ParameterLayout { groups: Vec::new() };
+        let nothing = ParameterLayout::default();
         let size = Size { batch: 1, sequence: context as u64 };
         let graph = evaluation(&graph, &nothing, size, Precision::F32)?;
         let dir = tempfile::Builder::new().prefix(".dijiang-eval-").tempdir();

@@ -4,6 +4,7 @@ use super::checkpoint::{self, Checkpoint, CheckpointError};
 use super::data::{self, Texts, Windows};
 use super::identity::RunIdentity;
 use super::metrics::{Line, Metrics};
+use super::redraw::{Redraw, drawn_weights};
 use super::schedule::Schedule;
 use super::teacher::{Lesson, Teacher, TeacherOptions};
 use super::trainer::{CARRIED, GraphFiles, RunGraphs, Trainer, TrainerOptions};
@@ -101,6 +102,8 @@ pub struct FinetuneOptions {
     pub teacher: TeacherOptions,
     pub schedule: Schedule,
     pub seed: u64,
+    /// Steps after which random features are drawn anew.
+    pub redraw: Option<usize>,
     /// Steps between checkpoints, and between validations.
     pub checkpoint_every: usize,
     pub validate_every: usize,
@@ -142,15 +145,16 @@ pub fn finetune(
     let Data { mut windows, held_out, .. } = data;
     let dir = bundle.join(DIR);
     let weight = lesson.as_ref().map(|lesson| lesson.weight);
-    let (scope, seed) = (options.scope, options.seed);
-    let Plan { layout, additions, graphs } =
-        write_graphs(bundle, &manifest, &Trainable { scope, seed, teacher: weight }, &options.trainer)?;
+    let (scope, seed, redraws) = (options.scope, options.seed, options.redraw.is_some());
+    let what = Trainable { scope, seed, teacher: weight, redraws };
+    let Plan { layout, additions, graphs } = write_graphs(bundle, &manifest, &what, &options.trainer)?;
     let weights = Weights::with_additions(bundle, &layout, additions)?;
     let runtime = OrtRuntime::new()?;
     let load = |l: &Lesson| Teacher::load(&runtime, &l.source, (bundle, &manifest), &dir, &options.trainer);
     let teacher = lesson.as_ref().map(load).transpose()?;
     let mut trainer = Trainer::new(&graphs, layout, &weights, options.trainer.clone(), teacher)?;
-    let mut run = Run { dir, options, trainer: &mut trainer, held_out, identity };
+    let redraw = options.redraw.map(|every| Redraw::new(&manifest.recipe.map, seed, every));
+    let mut run = Run { dir, options, trainer: &mut trainer, held_out, identity, redraw };
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
     let mut perplexity = before;
@@ -192,6 +196,8 @@ pub struct Trainable {
     pub seed: u64,
     /// The weight of the divergence from a teacher, where there is one.
     pub teacher: Option<f64>,
+    /// Whether random features are drawn anew.
+    pub redraws: bool,
 }
 
 /// Writes a run's graphs into the bundle.
@@ -201,7 +207,7 @@ pub fn write_graphs(
     what: &Trainable,
     options: &TrainerOptions,
 ) -> Result<Plan, TrainError> {
-    let Trainable { scope, seed, teacher } = *what;
+    let Trainable { scope, seed, teacher, redraws } = *what;
     let mut model = model_graph(bundle, manifest, options.size.sequence)?;
     let additions = match scope {
         Scope::Lora(rank) => {
@@ -213,7 +219,8 @@ pub fn write_graphs(
         }
         Scope::All | Scope::Attention | Scope::Dijiang => Vec::new(),
     };
-    let layout = ParameterLayout::of(&model, &selection(scope, manifest))?;
+    let mut layout = ParameterLayout::of(&model, &selection(scope, manifest))?;
+    layout.drawn = redraws.then(|| drawn_weights(&model, &manifest.recipe.map)).transpose()?;
     let evaluation = evaluation(&model, &layout, options.size, options.precision)?;
     let step = |how: &StepOptions| training_step(&model, &layout, &StepOptions { teacher, ..*how });
     let graphs = RunGraphs::new(options, step, evaluation)?.write(&bundle.join(DIR), &layout, options)?;
@@ -335,7 +342,7 @@ pub(super) fn put_back(
     note_kept(bundle, "has its weights of before or the new ones, all of them");
     let Trained { trainer, perplexity, when, command } = trained;
     weights.check_unchanged()?;
-    let flats = trainer.layout.groups.iter().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
+    let flats = trainer.layout.inputs().map(|g| Ok((g, trainer.vector(&g.vector(PARAMETERS))?)));
     let flats = flats.collect::<Result<Vec<_>, TrainError>>()?;
     let flats: Vec<_> = flats.iter().map(|(group, flat)| (*group, flat.as_slice())).collect();
     let diverged = |source| TrainError::Diverged { when: when.clone(), source };
@@ -393,6 +400,7 @@ struct Run<'a> {
     trainer: &'a mut Trainer,
     held_out: Vec<Vec<i64>>,
     identity: RunIdentity,
+    redraw: Option<Redraw>,
 }
 
 impl Run<'_> {
@@ -418,7 +426,12 @@ impl Run<'_> {
         for (name, vector) in &checkpoint.vectors {
             self.trainer.set_vector(name, vector)?;
         }
+        self.draw(checkpoint.step)?;
         Ok((checkpoint.step, before))
+    }
+
+    fn draw(&mut self, step: usize) -> Result<(), TrainError> {
+        self.redraw.as_mut().map_or(Ok(()), |redraw| redraw.before(step, self.trainer))
     }
 
     fn perplexity(&mut self) -> Result<f64, TrainError> {
@@ -426,6 +439,7 @@ impl Run<'_> {
     }
 
     fn step(&mut self, step: usize, windows: &mut Windows) -> Result<Line, TrainError> {
+        self.draw(step)?;
         let line = self.trainer.advance(windows, step, self.options.schedule.rate(step))?;
         let validates =
             step.is_multiple_of(self.options.validate_every) || step == self.options.schedule.steps;

@@ -108,6 +108,7 @@ fn told(options: &FinetuneOptions, lesson: Option<&Lesson>) -> BTreeMap<String, 
         ("--clip", trainer.clip_norm.to_string()),
         ("--seed", options.seed.to_string()),
     ];
+    told.extend(options.redraw.map(|every| ("--redraw", every.to_string())));
     told.extend(lesson.map(|lesson| ("--teacher-weight", lesson.weight.to_string())));
     told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -26,6 +26,7 @@ pub mod identity;
 mod memory;
 pub mod metrics;
 pub mod plot;
+mod redraw;
 pub mod schedule;
 pub mod teacher;
 pub mod trainer;
@@ -93,6 +94,10 @@ pub enum TrainError {
         size.batch, size.sequence, *needed as f64 / 1e9, *free as f64 / 1e9
     )]
     Memory { size: Size, needed: u64, free: u64 },
+    #[error(
+        "--redraw: the feature map `{map}` has no features that are drawn at random (hint: leave --redraw out; `prf`, the map of the recipe `performer`, has them)"
+    )]
+    NothingDrawn { map: String },
     #[error("--train lora:{rank}: the linear layers of this model have a rank of {most} at most")]
     Rank { rank: u64, most: u64 },
     /// The bundle's own softmax model is not the one that was converted any more.

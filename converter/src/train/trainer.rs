@@ -274,6 +274,9 @@ impl Trainer {
                 vectors.insert(group.vector(READ), first.allocate(element_type(read), &[group.len()])?);
             }
         }
+        for group in &layout.drawn {
+            vectors.insert(group.vector(PARAMETERS), first.allocate(DType::F32, &[group.len()])?);
+        }
         let scalar = || first.allocate(DType::F32, &[]);
         let small = Small {
             tokens: first.allocate_like(TOKENS)?,
@@ -291,7 +294,8 @@ impl Trainer {
             Self { layout, options, first, later, squares, adamw, evaluation, teacher, vectors, small };
         trainer.bind()?;
         trainer.record()?;
-        for group in trainer.layout.groups.clone() {
+        let inputs: Vec<Group> = trainer.layout.inputs().cloned().collect();
+        for group in inputs {
             trainer.set_vector(&group.vector(PARAMETERS), &weights.flat(&group)?)?;
         }
         Ok(trainer)
@@ -518,14 +522,17 @@ impl Places<'_> {
     /// Each parameter and gradient.
     fn parts(&self) -> BTreeMap<String, Place<'_>> {
         let mut parts = BTreeMap::new();
-        for group in &self.layout.groups {
+        for group in self.layout.inputs() {
             let read = self.vectors.get(&group.vector(READ));
             let read = read.unwrap_or_else(|| &self.vectors[&group.vector(PARAMETERS)]);
+            for (at, parameter) in group.offsets() {
+                parts.insert(parameter.input(), Place { tensor: read, at, shape: dims(parameter) });
+            }
+        }
+        for group in &self.layout.groups {
             let gradients = &self.vectors[&group.vector(GRADIENTS)];
             for (at, parameter) in group.offsets() {
-                let shape = dims(parameter);
-                parts.insert(parameter.input(), Place { tensor: read, at, shape: shape.clone() });
-                parts.insert(parameter.gradient(), Place { tensor: gradients, at, shape });
+                parts.insert(parameter.gradient(), Place { tensor: gradients, at, shape: dims(parameter) });
             }
         }
         parts

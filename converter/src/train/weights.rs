@@ -107,7 +107,8 @@ impl Weights {
         let all = checkpoint::read_header(&bytes, &path).map_err(Box::new)?;
         let mut stored = BTreeMap::new();
         let added = |name: &str| additions.iter().any(|a| a.down.0 == name || a.up.0 == name);
-        let own = trained.parameters().filter(|p| !added(&p.name)).cloned();
+        let own = trained.inputs().flat_map(|group| &group.parameters);
+        let own = own.filter(|p| !added(&p.name)).cloned();
         for parameter in own.chain(additions.iter().map(Addition::weight)) {
             let name = parameter.name.clone();
             let Some(found) = all.get(&name).cloned() else {
@@ -324,7 +325,7 @@ mod tests {
         std::fs::write(dir.join(files::MANIFEST), "{}").expect("it is written");
         let parameters = vec![Parameter { name: "w".to_owned(), dims: vec![2] }];
         let group = Group { name: "matrices", parameters, decays: true, is_new: false };
-        let layout = ParameterLayout { groups: vec![group] };
+        let layout = ParameterLayout { groups: vec![group], drawn: None };
         (Weights::open(dir, &layout).expect("it fits"), layout)
     }
 

@@ -1,7 +1,7 @@
 //! What a conversion adds to a model, by name: `{module}.dijiang.{parameter}`, or `{module}.dijiang.{role}.{parameter}`
 //! where queries and keys have parameters of their own. Printed and read here alone.
 
-use super::{MAPS, Role};
+use super::{FeatureMap, MAPS, Role};
 
 /// What the name of every added weight holds, between its module and the rest.
 const ADDED: &str = ".dijiang.";
@@ -47,6 +47,12 @@ pub fn is_fixed(name: &str) -> bool {
     let Some((_, added)) = name.split_once(ADDED) else { return false };
     let trained = trained_of_maps(added).or_else(|| trained_of_others(added));
     trained == Some(false)
+}
+
+/// Whether a weight of this name is one of all heads that this map draws at random.
+pub fn is_drawn(name: &str, map: &dyn FeatureMap) -> bool {
+    let Some((_, added)) = name.split_once(ADDED) else { return false };
+    map.parameters().iter().any(|spec| spec.is_drawn && spec.name == added)
 }
 
 fn trained_of_others(added: &str) -> Option<bool> {

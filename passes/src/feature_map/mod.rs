@@ -61,17 +61,24 @@ pub struct ParameterSpec {
     pub owner: Owner,
     /// Whether training changes it.
     pub trained: bool,
+    /// Whether it is drawn at random alone, so that training can draw it anew.
+    pub is_drawn: bool,
 }
 
 impl ParameterSpec {
     /// What a recipe draws or computes once, for all heads.
     const fn fixed(name: &'static str) -> Self {
-        Self { name, owner: Owner::Everyone, trained: false }
+        Self { name, owner: Owner::Everyone, trained: false, is_drawn: false }
+    }
+
+    /// What a recipe draws at random, for all heads.
+    const fn drawn(name: &'static str) -> Self {
+        Self { is_drawn: true, ..Self::fixed(name) }
     }
 
     /// What each head learns.
     const fn learned(name: &'static str) -> Self {
-        Self { name, owner: Owner::Head, trained: true }
+        Self { name, owner: Owner::Head, trained: true, is_drawn: false }
     }
 
     /// The part of its name that says whose it is.

@@ -24,7 +24,7 @@ impl FeatureMap for Prf {
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
-        const ALL: &[ParameterSpec] = &[ParameterSpec::fixed("omega")];
+        const ALL: &[ParameterSpec] = &[ParameterSpec::drawn("omega")];
         ALL
     }
 

@@ -9,6 +9,7 @@ pub mod lora;
 pub mod loss;
 pub mod optimizer;
 pub mod parameters;
+pub mod redraw;
 pub mod samples;
 pub mod specialize;
 pub mod step;

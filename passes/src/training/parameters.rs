@@ -145,9 +145,12 @@ pub const FIRST_MOMENTS: &str = "first_moments";
 pub const SECOND_MOMENTS: &str = "second_moments";
 
 /// All trained weights, by group and name.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ParameterLayout {
+    /// Those that gradients are taken to.
     pub groups: Vec<Group>,
+    /// Those that a run draws anew ([`super::redraw`]): inputs of the graphs as the others are, in f32.
+    pub drawn: Option<Group>,
 }
 
 /// The groups: tables and matrices decay, vectors do not, and new parameters have a learning rate of their own.
@@ -181,7 +184,7 @@ impl ParameterLayout {
         if groups.is_empty() {
             return Err(super::TrainingError::NoParameters { wanted: selection.wanted().to_owned() });
         }
-        Ok(Self { groups })
+        Ok(Self { groups, drawn: None })
     }
 
     /// The number of trained weights' elements.
@@ -193,8 +196,14 @@ impl ParameterLayout {
         self.groups.is_empty()
     }
 
+    /// Those that gradients are taken to.
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         self.groups.iter().flat_map(|g| &g.parameters)
+    }
+
+    /// All that graphs take as inputs.
+    pub fn inputs(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().chain(&self.drawn)
     }
 }
 

@@ -18,7 +18,7 @@ pub fn sample_graph(
     current: BTreeMap<String, Tensor>,
 ) -> Result<Graph, TrainingError> {
     let model = rebuild(model, "current_weights", &mut Current(current))?;
-    let nothing = ParameterLayout { groups: Vec::new() };
+    let nothing = ParameterLayout::default();
     let size = Size { batch: 1, sequence };
     let keeps = |name: &str| SAMPLES.iter().any(|sample| name.starts_with(sample));
     Ok(specialize(&model, &nothing, size, Precision::F32, &keeps)?.graph)

@@ -214,8 +214,8 @@ impl Rebuild for Specialize<'_> {
             Some(Kind::Tokens) | None => {
                 let tokens = p.input(TOKENS, DType::I64, vec![Dim::Known(batch), Dim::Known(sequence)]);
                 let dtype = value.ty.dtype.unwrap_or(DType::I64);
-                for group in self.layout.groups.clone() {
-                    self.read(p, &group);
+                for group in self.layout.inputs() {
+                    self.read(p, group);
                 }
                 p.cast(tokens, dtype)
             }

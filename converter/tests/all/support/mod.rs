@@ -1,0 +1,11 @@
+//! What tests share.
+
+pub(crate) mod batch;
+pub(crate) mod decoder;
+pub(crate) mod home;
+pub(crate) mod models;
+pub(crate) mod ort;
+pub(crate) mod schema;
+pub(crate) mod sealed;
+pub(crate) mod served;
+pub(crate) mod without_runtime;
