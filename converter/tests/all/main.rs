@@ -27,6 +27,7 @@ mod reports;
 mod scan;
 mod serving;
 mod sources;
+mod spellings;
 mod stop_after;
 mod support;
 mod synth;

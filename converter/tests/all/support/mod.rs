@@ -8,4 +8,5 @@ pub(crate) mod ort;
 pub(crate) mod schema;
 pub(crate) mod sealed;
 pub(crate) mod served;
+pub(crate) mod spelling;
 pub(crate) mod without_runtime;
