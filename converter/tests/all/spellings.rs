@@ -109,7 +109,8 @@ fn apart(found: &[f32], expected: &[f64]) -> f64 {
 
 /// The prompts of a text and the tokens after them, step by step, against the truth.
 fn serves(bundle: &Path, text: &Text, truth: &[Vec<Vec<f64>>]) -> Result<(), TestCaseError> {
-    let mut serving = open(bundle, &ServingOptions::default()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let mut serving =
+        open(bundle, &ServingOptions::default()).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let failed = |e: dijiang_runtime::RuntimeError| TestCaseError::fail(e.to_string());
     let prompts: Vec<Vec<i64>> =
         text.rows.iter().map(|row| row[..row.len().saturating_sub(text.decoded).max(1)].to_vec()).collect();
@@ -142,7 +143,9 @@ fn holds(spelling: &Spelling, text: &Text) -> Result<bool, TestCaseError> {
         serves(&bundle, text, &truth)?;
     }
     let linear = directory.path().join("linear");
-    let Ok(converted) = convert(&model, &linear, &recipe(recipes::DEFAULT), &mut Silent) else { return Ok(false) };
+    let Ok(converted) = convert(&model, &linear, &recipe(recipes::DEFAULT), &mut Silent) else {
+        return Ok(false);
+    };
     let softmax = import(&linear.join("softmax.onnx")).expect("it is read");
     for (row, expected) in text.rows.iter().zip(&truth) {
         let found: Vec<f32> = alone(&softmax, row).concat().iter().map(|x| *x as f32).collect();
@@ -159,7 +162,9 @@ fn what_converts_gives_what_its_source_gives() {
         eprintln!("skipped: there is no ONNX Runtime");
         return;
     }
-    let number = |name: &str, otherwise: u32| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise);
+    let number = |name: &str, otherwise: u32| {
+        std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+    };
     let cases = number("DIJIANG_SPELLINGS", 100);
     let seed = RngSeed::Fixed(number("DIJIANG_SPELLINGS_SEED", 1).into());
     let config = Config { cases, failure_persistence: None, rng_seed: seed, ..Config::default() };

@@ -216,7 +216,9 @@ impl Text<'_> {
         for (name, heads) in [("q", self.of.heads()), ("k", self.of.kv_heads()), ("v", self.of.kv_heads())] {
             self.integers(&format!("h.{i}.{name}.dims"), &[0, 0, heads as i64, self.of.head_dim() as i64]);
             self.line(&format!("%h.{i}.{name}.split = Reshape(%h.{i}.{name}.flat, %h.{i}.{name}.dims)"));
-            self.line(&format!("%h.{i}.{name}.first = Transpose(%h.{i}.{name}.split) {{perm: [0, 2, 1, 3]}}"));
+            self.line(&format!(
+                "%h.{i}.{name}.first = Transpose(%h.{i}.{name}.split) {{perm: [0, 2, 1, 3]}}"
+            ));
         }
         for name in ["q", "k"] {
             self.rotated(i, name);
@@ -408,7 +410,11 @@ impl Text<'_> {
             match scale {
                 Some(scale) => {
                     self.line(&format!("const %{at}.{to}.by: f32[] = [{scale:?}]"));
-                    self.either(&format!("{at}.{to}"), "Mul", [&format!("{at}.{from}"), &format!("{at}.{to}.by")]);
+                    self.either(
+                        &format!("{at}.{to}"),
+                        "Mul",
+                        [&format!("{at}.{from}"), &format!("{at}.{to}.by")],
+                    );
                 }
                 None => self.line(&format!("%{at}.{to} = Identity(%{at}.{from})")),
             }
