@@ -1,45 +1,32 @@
 //! Numbers as little-endian bytes, and from one element type to another.
 
 use crate::dtype::DType;
+use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
+
+/// Elements that are converted at once, so that processors do several in one step.
+const BLOCK: usize = 4096;
 
 /// Appends the elements `bytes` of one type to `out` in another, rounded to nearest.
 pub fn convert(from: DType, bytes: &[u8], to: DType, out: &mut Vec<u8>) {
-    match (from, to) {
-        (DType::F16, DType::F32) => {
-            for b in bytes.chunks_exact(2) {
-                out.extend_from_slice(&f16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes());
-            }
+    let is_narrow = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    if is_narrow(from) && is_narrow(to) {
+        for block in bytes.chunks(BLOCK * from.size()) {
+            out.extend(from_f32(to, &to_f32(from, block)));
         }
-        (DType::BF16, DType::F32) => {
-            for b in bytes.chunks_exact(2) {
-                out.extend_from_slice(&[0, 0, b[0], b[1]]);
-            }
-        }
-        (DType::F32, DType::F16) => {
-            for b in bytes.chunks_exact(4) {
-                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
-            }
-        }
-        (DType::BF16, DType::F16) => {
-            for b in bytes.chunks_exact(2) {
-                let x = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-                out.extend_from_slice(&f16::from_f32(x).to_le_bytes());
-            }
-        }
-        (DType::F32, DType::BF16) => {
-            for b in bytes.chunks_exact(4) {
-                let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                out.extend_from_slice(&bf16::from_f32(x).to_le_bytes());
-            }
-        }
-        _ => {
-            for b in bytes.chunks_exact(from.size()) {
-                out.extend_from_slice(&encode(to, decode(from, b)));
-            }
-        }
+        return;
     }
+    for b in bytes.chunks_exact(from.size()) {
+        out.extend_from_slice(&encode(to, decode(from, b)));
+    }
+}
+
+/// Numbers as bytes.
+pub fn to_bytes<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * N];
+    let places = bytes.as_chunks_mut().0.iter_mut();
+    places.zip(values).for_each(|(place, value)| *place = encode(*value));
+    bytes
 }
 
 fn array<const N: usize>(b: &[u8]) -> [u8; N] {
@@ -97,23 +84,31 @@ pub fn encode(dtype: DType, x: f64) -> Vec<u8> {
 
 /// The elements as f32.
 pub fn to_f32(dtype: DType, bytes: &[u8]) -> Vec<f32> {
-    if dtype == DType::F32 {
-        return bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    match dtype {
+        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        DType::F16 => {
+            let stored: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+            let mut values = vec![0.0; stored.len()];
+            stored.convert_to_f32_slice(&mut values);
+            values
+        }
+        DType::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => bytes.chunks_exact(dtype.size()).map(|b| decode(dtype, b) as f32).collect(),
     }
-    let mut wide = Vec::with_capacity(bytes.len() / dtype.size() * 4);
-    convert(dtype, bytes, DType::F32, &mut wide);
-    to_f32(DType::F32, &wide)
 }
 
 /// f32 numbers as elements.
 pub fn from_f32(dtype: DType, values: &[f32]) -> Vec<u8> {
-    let wide: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    if dtype == DType::F32 {
-        return wide;
+    match dtype {
+        DType::F32 => to_bytes(values, f32::to_le_bytes),
+        DType::F16 => {
+            let mut stored = vec![f16::ZERO; values.len()];
+            stored.convert_from_f32_slice(values);
+            to_bytes(&stored, f16::to_le_bytes)
+        }
+        DType::BF16 => to_bytes(values, |x| bf16::from_f32(x).to_le_bytes()),
+        _ => values.iter().flat_map(|x| encode(dtype, f64::from(*x))).collect(),
     }
-    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
-    convert(DType::F32, &wide, dtype, &mut bytes);
-    bytes
 }
 
 /// The number as it is stored in a type.
@@ -133,6 +128,27 @@ mod tests {
     fn floats_survive_every_float_type() {
         for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
             assert_eq!(to_f32(dtype, &from_f32(dtype, &[0.0, -1.5, 96.0])), [0.0, -1.5, 96.0], "{dtype}");
+        }
+    }
+
+    /// Every f16, and f32 numbers at, beside and between them, one at a time and several.
+    #[test]
+    fn many_at_once_are_what_each_is_alone() {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let bytes = to_bytes(&all, f16::to_le_bytes);
+        let wide = to_f32(DType::F16, &bytes);
+        let is_same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        assert!(all.iter().zip(&wide).all(|(each, found)| is_same(each.to_f32(), *found)));
+        let near: Vec<f32> = wide.iter().flat_map(|x| [*x, x * 1.000_488_3, x * (1.0 - 1e-6)]).collect();
+        for (dtype, alone) in [
+            (DType::F16, (|x| f16::from_f32(x).to_f32()) as fn(f32) -> f32),
+            (DType::BF16, |x| bf16::from_f32(x).to_f32()),
+        ] {
+            let found = to_f32(dtype, &from_f32(dtype, &near));
+            assert!(near.iter().zip(found).all(|(x, found)| is_same(alone(*x), found)), "{dtype}");
+            let mut converted = Vec::new();
+            convert(DType::F32, &to_bytes(&near, f32::to_le_bytes), dtype, &mut converted);
+            assert_eq!(converted, from_f32(dtype, &near));
         }
     }
 

@@ -274,7 +274,7 @@ impl Trainer {
                 vectors.insert(group.vector(READ), first.allocate(element_type(read), &[group.len()])?);
             }
         }
-        for group in &layout.drawn {
+        if let Some(group) = &layout.drawn {
             vectors.insert(group.vector(PARAMETERS), first.allocate(DType::F32, &[group.len()])?);
         }
         let scalar = || first.allocate(DType::F32, &[]);

@@ -1,6 +1,7 @@
 //! The binary `dijiang`, run as scripts run it: one JSON object on stdout and nothing else, exit codes 0, 1 and 2, and
 //! for every bad input one line that names the place, with nothing left behind.
 
+use crate::support::decoder;
 use crate::support::schema;
 use crate::support::sealed::sealed;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};

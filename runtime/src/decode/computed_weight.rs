@@ -53,14 +53,14 @@ fn computed(term: &Term, source: &mut Source<'_>) -> Result<HostTensor, RuntimeE
         None => (stored.shape().to_vec(), stored.to_f32()?),
         Some(Factor::Columns(name)) => {
             let (columns, by) = (stored.to_f32()?, factor(term, &stored, name, one_each, source)?);
-            (stored.shape().to_vec(), scaled(&columns, &by))
+            (stored.shape().to_vec(), scaled(columns, &by))
         }
         Some(Factor::Shares { name, is_rest }) => {
             let (columns, logits) = (stored.to_f32()?, factor(term, &stored, name, one_for_several, source)?);
             let share = |x: &f32| 1.0 / (1.0 + (if *is_rest { *x } else { -*x }).exp());
             let each = stored.shape()[1] / logits.len();
             let by: Vec<f32> = logits.iter().flat_map(|x| std::iter::repeat_n(share(x), each)).collect();
-            (stored.shape().to_vec(), scaled(&columns, &by))
+            (stored.shape().to_vec(), scaled(columns, &by))
         }
         Some(Factor::Vector(name)) => {
             let (matrix, by) = (stored.to_f32()?, factor(term, &stored, name, one_each, source)?);
@@ -76,8 +76,10 @@ fn computed(term: &Term, source: &mut Source<'_>) -> Result<HostTensor, RuntimeE
 }
 
 /// Every row, each column by its number.
-fn scaled(matrix: &[f32], by: &[f32]) -> Vec<f32> {
-    matrix.chunks_exact(by.len()).flat_map(|row| row.iter().zip(by).map(|(w, g)| w * g)).collect()
+fn scaled(mut matrix: Vec<f32>, by: &[f32]) -> Vec<f32> {
+    let rows = matrix.chunks_exact_mut(by.len());
+    rows.for_each(|row| row.iter_mut().zip(by).for_each(|(w, g)| *w *= g));
+    matrix
 }
 
 /// The vector that a matrix `[rows, columns]` is multiplied by, where it `fits` as many columns.

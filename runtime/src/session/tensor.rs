@@ -97,22 +97,22 @@ impl HostTensor {
 
     /// An f32 tensor; an error when `values` does not fill `shape`.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Result<Self, TensorError> {
-        Self::new(DType::F32, shape.to_vec(), bytes(values, f32::to_le_bytes))
+        Self::new(DType::F32, shape.to_vec(), elements::to_bytes(values, f32::to_le_bytes))
     }
 
     /// An i64 tensor; an error when `values` does not fill `shape`.
     pub fn from_i64(shape: &[usize], values: &[i64]) -> Result<Self, TensorError> {
-        Self::new(DType::I64, shape.to_vec(), bytes(values, i64::to_le_bytes))
+        Self::new(DType::I64, shape.to_vec(), elements::to_bytes(values, i64::to_le_bytes))
     }
 
     /// An i32 tensor; an error when `values` does not fill `shape`.
     pub fn from_i32(shape: &[usize], values: &[i32]) -> Result<Self, TensorError> {
-        Self::new(DType::I32, shape.to_vec(), bytes(values, i32::to_le_bytes))
+        Self::new(DType::I32, shape.to_vec(), elements::to_bytes(values, i32::to_le_bytes))
     }
 
     /// A bool tensor; an error when `values` does not fill `shape`.
     pub fn from_bool(shape: &[usize], values: &[bool]) -> Result<Self, TensorError> {
-        Self::new(DType::Bool, shape.to_vec(), bytes(values, |v| [u8::from(v)]))
+        Self::new(DType::Bool, shape.to_vec(), elements::to_bytes(values, |v| [u8::from(v)]))
     }
 
     /// A tensor of zero bytes.
@@ -269,10 +269,6 @@ pub(crate) fn byte_len(dtype: DType, shape: &[usize]) -> Result<usize, TensorErr
         .try_fold(dtype.size(), |len, &dim| len.checked_mul(dim))
         .filter(|&len| isize::try_from(len).is_ok())
         .ok_or_else(|| TensorError::TooLarge { dtype, shape: shape.to_vec() })
-}
-
-fn bytes<T: Copy, const N: usize>(values: &[T], encode: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&v| encode(v)).collect()
 }
 
 #[cfg(test)]
