@@ -75,7 +75,8 @@ fn decoded(
     let is_ort = options.engine == Engine::Ort && manifest.target == Target::Ort;
     // The weights of a linked bundle lie in several files.
     let is_alone = manifest.linked.is_empty();
-    let is_other = options.all_logits || options.uses_bound_graphs(bundle);
+    // Without a state each text is one call of the bundle's own graph.
+    let is_other = manifest.state.is_empty() || options.all_logits || options.uses_bound_graphs(bundle);
     if !is_served || !is_ort || !is_alone || is_other {
         return Ok(None);
     }

@@ -2,6 +2,7 @@
 //! short is named.
 
 use crate::support::home::Home;
+use crate::support::sealed::sealed;
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -247,7 +248,7 @@ fn edit(home: &Home, change: impl FnOnce(&mut Value)) {
     let mut manifest: Value =
         serde_json::from_slice(&std::fs::read(&path).expect("it is there")).expect("JSON");
     change(&mut manifest);
-    std::fs::write(path, sealed::sealed(manifest)).expect("it is written");
+    std::fs::write(path, sealed(manifest)).expect("it is written");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `dijiang quantize`: a bundle's own weights in four bits, trained or not.
 
+use crate::support::decoder;
 use crate::support::home::Home;
+use crate::support::sealed::sealed;
 use dijiang::bundle::lock::BundleLock;
 use dijiang::convert::requantize::{RequantizeError, RequantizeOptions, requantize};
 use dijiang::report::progress::{Estimate, Progress, Say, Silent};
@@ -12,13 +14,13 @@ use std::path::Path;
 
 impl Home {
     /// With the bundle `b` of a fixture in f32.
-    fn with(fixture: &str, more: &str) -> Self {
+    fn with_b(fixture: &str, more: &str) -> Self {
         let home = Self::empty();
         home.convert(fixture, "b", more);
         home
     }
 
-    fn fine(&self, arguments: &str) {
+    fn is_silent(&self, arguments: &str) {
         let output = self.run(arguments);
         let said = String::from_utf8_lossy(&output.stderr);
         // Most fixtures have none.
@@ -27,7 +29,7 @@ impl Home {
         assert_eq!((output.status.code(), said), (Some(0), Vec::new()), "{arguments}");
     }
 
-    fn refused(&self, arguments: &str) -> String {
+    fn refused_without_out(&self, arguments: &str) -> String {
         let output = self.run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments}");
         assert!(!self.path("out").exists());
@@ -36,7 +38,7 @@ impl Home {
 
     fn convert(&self, fixture: &str, bundle: &str, more: &str) {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(fixture);
-        self.fine(&format!("convert {} -o {bundle} --dtype f32 --no-verify {more}", source.display()));
+        self.is_silent(&format!("convert {} -o {bundle} --dtype f32 --no-verify {more}", source.display()));
     }
 
     /// Logits after a prompt, of the bundle's form in standard operators.
@@ -93,9 +95,9 @@ fn a_bundle_as_it_was_converted_becomes_the_conversion_to_four_bits() {
         ("neox", "--recipe softmax"),
         ("opt", "--recipe paper"),
     ] {
-        let home = Home::with(fixture, more);
+        let home = Home::with_b(fixture, more);
         home.convert(fixture, "direct", &format!("{more} --weights int4"));
-        home.fine("quantize b -o out --no-verify");
+        home.is_silent("quantize b -o out --no-verify");
         let (found, expected) = (files(&home.path("out")), files(&home.path("direct")));
         let names = |files: &[(String, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
         assert_eq!(names(&found), names(&expected), "{fixture}");
@@ -107,12 +109,12 @@ fn a_bundle_as_it_was_converted_becomes_the_conversion_to_four_bits() {
 
 #[test]
 fn what_was_trained_is_what_is_quantised() {
-    let home = Home::with("shakespeare", "--recipe gated");
-    home.fine("quantize b -o untrained --no-verify");
+    let home = Home::with_b("shakespeare", "--recipe gated");
+    home.is_silent("quantize b -o untrained --no-verify");
     let (before, untrained) = (home.logits("b"), home.logits("untrained"));
     train(&home, "b");
     // With its proof.
-    home.fine("quantize b -o out");
+    home.is_silent("quantize b -o out");
     let (trained, found) = (home.logits("b"), home.logits("out"));
     // Four bits move the logits of a trained bundle no more than twice as far as those of an untrained one.
     let (usual, now) = (apart(&untrained, &before), apart(&found, &trained));
@@ -135,29 +137,29 @@ fn what_was_trained_is_what_is_quantised() {
 
 #[test]
 fn a_bundle_is_quantised_in_its_own_place() {
-    let home = Home::with("shakespeare", "");
-    home.fine("quantize b -o apart --no-verify");
-    home.fine("quantize b -o b --force --no-verify");
+    let home = Home::with_b("shakespeare", "");
+    home.is_silent("quantize b -o apart --no-verify");
+    home.is_silent("quantize b -o b --force --no-verify");
     assert_eq!(files(&home.path("b")), files(&home.path("apart")));
 }
 
 #[test]
 fn bundles_that_cannot_be_quantised_are_refused() {
-    let home = Home::with("shakespeare", "");
+    let home = Home::with_b("shakespeare", "");
     let target = "int4 weights are read by ONNX Runtime's own operators, which target `portable` has not (hint: --target ort)";
     home.convert("shakespeare", "portable", "--target portable");
-    assert_eq!(home.refused("quantize portable -o out"), format!("error: portable: {target}"));
-    home.fine("quantize b -o four --no-verify");
-    let twice = home.refused("quantize four -o out");
+    assert_eq!(home.refused_without_out("quantize portable -o out"), format!("error: portable: {target}"));
+    home.is_silent("quantize b -o four --no-verify");
+    let twice = home.refused_without_out("quantize four -o out");
     assert!(twice.starts_with("error: four: its weights are int4"), "{twice}");
     decoder::write(&decoder::text(|layer| layer), home.0.path());
-    home.fine("convert m.onnx -o graph --no-verify");
+    home.is_silent("convert m.onnx -o graph --no-verify");
     assert_eq!(
-        home.refused("quantize graph -o out"),
+        home.refused_without_out("quantize graph -o out"),
         "error: graph: it was made from an ONNX graph, which is not in it (hint: convert the graph with --weights int4)"
     );
-    home.fine("export-torch b");
-    let exported = home.refused("quantize b -o out");
+    home.is_silent("export-torch b");
+    let exported = home.refused_without_out("quantize b -o out");
     assert!(
         exported.starts_with("error: b: its config.json is that of the PyTorch model (hint: "),
         "{exported}"
@@ -166,10 +168,10 @@ fn bundles_that_cannot_be_quantised_are_refused() {
     let path = home.path("old").join("dijiang.json");
     let text = std::fs::read_to_string(&path).expect("a manifest");
     let text = text.replace("\"features\": 2", "\"features\": 4");
-    let text = sealed::sealed(serde_json::from_str(&text).expect("JSON"));
+    let text = sealed(serde_json::from_str(&text).expect("JSON"));
     std::fs::write(&path, text).expect("it is written");
     assert_eq!(
-        home.refused("quantize old -o out"),
+        home.refused_without_out("quantize old -o out"),
         "error: old: what its conversion added is not what this version adds (hint: convert the model anew)"
     );
 }
@@ -197,7 +199,7 @@ impl Progress for Trains<'_> {
 
 #[test]
 fn a_bundle_that_another_command_writes_is_not_replaced_by_what_it_was() {
-    let home = Home::with("shakespeare", "");
+    let home = Home::with_b("shakespeare", "");
     let bundle = home.path("b");
     let quantize = |target: &str, progress: &mut dyn Progress| {
         let options =
@@ -218,10 +220,10 @@ fn a_bundle_that_another_command_writes_is_not_replaced_by_what_it_was() {
 
 #[test]
 fn what_a_kill_left_goes_where_the_bundle_is_quantized_already() {
-    let home = Home::with("llama", "--weights int4");
+    let home = Home::with_b("llama", "--weights int4");
     Temporary::directory(&home.path("b")).expect("it is begun").leave();
     let left = || std::fs::read_dir(home.0.path()).expect("it is read").count();
     assert_eq!(left(), 2);
-    home.refused("quantize b -o b --force");
+    home.refused_without_out("quantize b -o b --force");
     assert_eq!(left(), 1);
 }

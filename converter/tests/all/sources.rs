@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 
 impl Home {
     /// With a copy of a checkpoint, called `model`.
-    fn with(source: &Path) -> Self {
+    fn with_copy(source: &Path) -> Self {
         let home = Self::empty();
         std::fs::create_dir(home.path("model")).expect("a directory");
         for entry in std::fs::read_dir(source).expect("the source") {
@@ -39,7 +39,7 @@ impl Home {
 
     /// The one line of a call that is refused.
     #[track_caller]
-    fn refused(&self, arguments: &str) -> String {
+    fn refused_in_one_line(&self, arguments: &str) -> String {
         let output = self.run(arguments);
         let said = said(&output);
         assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{arguments}: {said}");
@@ -92,7 +92,7 @@ fn shared(name: &str) -> Option<PathBuf> {
 
 #[test]
 fn generation_ends_at_any_token_that_a_list_names() {
-    let home = Home::with(&fixture("shakespeare"));
+    let home = Home::with_copy(&fixture("shakespeare"));
     let convert = "convert model -o bundle --recipe softmax --target portable --no-verify --force --json";
     let generate = "generate bundle --prompt ROMEO -n 12 --runtime tract --json";
     let ids = |object: &Value| object["tokens"].as_array().expect("tokens").clone();
@@ -116,7 +116,7 @@ fn generation_ends_at_any_token_that_a_list_names() {
 #[test]
 fn a_list_of_a_real_checkpoint_ends_generation() {
     let Some(source) = shared("wild/K10_ck2_eos_list_hit") else { return };
-    let home = Home::with(&source);
+    let home = Home::with_copy(&source);
     let tokens = || {
         home.object("convert model -o bundle --recipe softmax --target portable --no-verify --force --json");
         let mut generate = home.command("generate bundle --runtime tract --json -n 8 --prompt");
@@ -133,7 +133,7 @@ fn a_list_of_a_real_checkpoint_ends_generation() {
 #[test]
 fn both_spellings_of_rotary_scaling_together_give_the_sources_logits() {
     let Some(source) = shared("wild/K09_ck_rope_both_scaling_and_parameters") else { return };
-    let home = Home::with(&source);
+    let home = Home::with_copy(&source);
     let made = home.object("convert model -o bundle --recipe softmax --json");
     let checks = made["checks"].as_array().expect("checks");
     let reference =
@@ -146,7 +146,7 @@ fn both_spellings_of_rotary_scaling_together_give_the_sources_logits() {
 #[test]
 fn a_head_without_a_table_gives_the_sources_logits() {
     let Some(source) = shared("wild/K11_ck_opt_only_lm_head") else { return };
-    let home = Home::with(&source);
+    let home = Home::with_copy(&source);
     let made = home.object("convert model -o bundle --recipe softmax --json");
     let checks = made["checks"].as_array().expect("checks");
     let of_reference =
@@ -158,7 +158,7 @@ fn a_head_without_a_table_gives_the_sources_logits() {
 /// What a chat needs lies in the bundle as it lay in the checkpoint.
 #[test]
 fn a_chat_template_is_kept() {
-    let home = Home::with(&fixture("llama"));
+    let home = Home::with_copy(&fixture("llama"));
     let texts = [
         ("chat_template.jinja", "{{ messages[0].content }}"),
         ("tokenizer_config.json", "{\"chat_template\": \"{{ bos_token }}\"}"),
@@ -174,12 +174,12 @@ fn a_chat_template_is_kept() {
 
 #[test]
 fn tensors_of_another_model_are_refused_in_one_line() {
-    let home = Home::with(&fixture("llama"));
+    let home = Home::with_copy(&fixture("llama"));
     let attention = "model.layers.0.self_attn";
     home.add(["W_G", "D1", "D2", "group_norm.weight"].map(|name| format!("{attention}.{name}")).into_iter());
     for command in ["convert model -o bundle --no-verify --json", "inspect model --json"] {
         assert_eq!(
-            home.refused(command),
+            home.refused_in_one_line(command),
             format!(
                 "error: model/model.safetensors: 4 tensors (`{attention}.D1`, `{attention}.D2`, `{attention}.W_G` and 1 more), for which llama has no place: without them it would be another model (hint: export the model to ONNX with its own code, and convert that)"
             )
@@ -187,14 +187,15 @@ fn tensors_of_another_model_are_refused_in_one_line() {
     }
     assert!(!home.path("bundle").exists());
     if let Some(source) = shared("faults/A7_extra_tensors") {
-        let message = Home::with(&source).refused("convert model -o bundle --no-verify --json");
+        let message =
+            Home::with_copy(&source).refused_in_one_line("convert model -o bundle --no-verify --json");
         assert!(message.contains("3 tensors (`model.layers.0.self_attn.proj_matrix`, "), "{message}");
     }
 }
 
 #[test]
 fn tensors_outside_the_model_are_told_in_one_line() {
-    let home = Home::with(&fixture("llama"));
+    let home = Home::with_copy(&fixture("llama"));
     home.add((0..20_000).map(|i| format!("extra.{i}.proj_matrix")));
     let output = home.run("convert model -o bundle --no-verify --json");
     let object: Value = serde_json::from_slice(&output.stdout).expect("one object");
@@ -217,7 +218,7 @@ fn the_estimate_of_the_disk_is_near_what_is_written() {
         ("shakespeare", " --weights int4"),
         ("shakespeare", " --link"),
     ] {
-        let home = Home::with(&fixture(model));
+        let home = Home::with_copy(&fixture(model));
         let made = home.object(&format!("convert model -o bundle --no-verify --json{options}"));
         let number = |value: &Value| value.as_u64().expect("a number");
         let (told, written) = (number(&made["estimate"]["disk_bytes"]), number(&made["bytes_written"]));
@@ -229,7 +230,7 @@ fn the_estimate_of_the_disk_is_near_what_is_written() {
 /// The serving graph reads rounded cosines from tables, and the form it is compared with rounds them too.
 #[test]
 fn a_bf16_checkpoint_proves_itself_without_a_runtime() {
-    let home = Home::with(&fixture("llama"));
+    let home = Home::with_copy(&fixture("llama"));
     let mut convert = home.command("convert model -o bundle --recipe softmax --json");
     let output = without_runtime(&mut convert).output().expect("it runs");
     let made: Value = serde_json::from_slice(&output.stdout).expect("one object");
@@ -247,7 +248,7 @@ fn a_bf16_checkpoint_proves_itself_without_a_runtime() {
 /// A library that was named is wanted: without it nothing is proved in silence, and nothing is written.
 #[test]
 fn a_named_runtime_that_does_not_load_is_refused() {
-    let home = Home::with(&fixture("llama"));
+    let home = Home::with_copy(&fixture("llama"));
     let output =
         home.command("convert model -o bundle").env("ORT_DYLIB_PATH", "no.so").output().expect("it runs");
     assert_eq!(output.status.code(), Some(2));
@@ -258,10 +259,10 @@ fn a_named_runtime_that_does_not_load_is_refused() {
 
 #[test]
 fn what_cannot_be_measured_is_refused() {
-    let home = Home::with(&fixture("shakespeare"));
+    let home = Home::with_copy(&fixture("shakespeare"));
     home.object("convert model -o bundle --no-verify --json");
     assert_eq!(
-        home.refused("eval bundle --perplexity model/valid.txt --max-tokens 1"),
+        home.refused_in_one_line("eval bundle --perplexity model/valid.txt --max-tokens 1"),
         "error: --max-tokens 1: a row takes --context 512 tokens, and only whole rows are measured (hint: --max-tokens 512 or more, or a smaller --context)"
     );
     for command in ["finetune", "calibrate"] {

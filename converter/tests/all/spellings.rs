@@ -1,4 +1,5 @@
-//! One attention spelled in random ways: what a conversion gives is what its source gives, or it is refused.
+//! One attention spelled in random ways: what a conversion gives is what its source gives, or it is refused, and most
+//! spellings may not be.
 //!
 //! The truth is the source in the f64 interpreter, every row of tokens alone and without a past. Beside it stand the
 //! converted softmax model in ONNX Runtime (a prompt of rows of unequal lengths, then a token at a time) and the
@@ -13,6 +14,8 @@ use dijiang::onnx::import::import;
 use dijiang::recipes;
 use dijiang::report::progress::Silent;
 use dijiang::serving::open;
+use dijiang_format::manifest::Manifest;
+use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::ir::eval::{Array, eval};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_runtime::ServingOptions;
@@ -83,6 +86,7 @@ fn alone(graph: &Graph, row: &[i64]) -> Vec<Vec<f64>> {
         let array = match value.name.as_str() {
             "input_ids" => Array::from_i64(&[1, n], row.to_vec()),
             "attention_mask" => Array::from_i64(&[1, n], vec![1; n]),
+            "position_ids" => Array::from_i64(&[1, n], (0..n as i64).collect()),
             _ => {
                 let dims = value.ty.shape.iter().flatten().map(|d| d.known().unwrap_or(0) as usize);
                 let dims: Vec<usize> = dims.enumerate().map(|(i, n)| if i == 0 { 1 } else { n }).collect();
@@ -112,11 +116,14 @@ fn serves(bundle: &Path, text: &Text, truth: &[Vec<Vec<f64>>]) -> Result<(), Tes
     let mut serving =
         open(bundle, &ServingOptions::default()).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let failed = |e: dijiang_runtime::RuntimeError| TestCaseError::fail(e.to_string());
+    // A source without a cache keeps nothing of the tokens before a call.
+    let keeps = !Manifest::read(bundle).expect("a manifest").state.is_empty();
+    let decoded = if keeps { text.decoded } else { 0 };
     let prompts: Vec<Vec<i64>> =
-        text.rows.iter().map(|row| row[..row.len().saturating_sub(text.decoded).max(1)].to_vec()).collect();
+        text.rows.iter().map(|row| row[..row.len().saturating_sub(decoded).max(1)].to_vec()).collect();
     serving.start(prompts.len()).map_err(failed)?;
     serving.prefill(&prompts).map_err(failed)?;
-    for step in 0..=text.decoded {
+    for step in 0..=decoded {
         let logits = serving.logits().map_err(failed)?.to_f32().expect("numbers");
         for (row, found) in logits.chunks(VOCAB as usize).enumerate() {
             let at = prompts[row].len() + step - 1;
@@ -126,7 +133,8 @@ fn serves(bundle: &Path, text: &Text, truth: &[Vec<Vec<f64>>]) -> Result<(), Tes
         }
         let next = |(row, prompt): (&Vec<i64>, &Vec<i64>)| row.get(prompt.len() + step).copied().unwrap_or(0);
         let next: Vec<i64> = text.rows.iter().zip(&prompts).map(next).collect();
-        serving.decode(&next).map_err(failed)?;
+        let refused = serving.decode(&next).err();
+        check(refused.is_some() != keeps, || format!("a token after the prompt: {refused:?}"))?;
     }
     Ok(())
 }
@@ -140,12 +148,23 @@ fn holds(spelling: &Spelling, text: &Text) -> Result<bool, TestCaseError> {
     let recipe = |name: &str| ConvertOptions::of(recipes::load(name).expect("a recipe"));
     let bundle = directory.path().join("softmax");
     if convert(&model, &bundle, &recipe("softmax"), &mut Silent).is_ok() {
-        serves(&bundle, text, &truth)?;
+        // Rows side by side are as long as each other where nothing says what is padding, or where positions are counted by
+        // columns, padding too.
+        let groups = if spelling.has_padding && spelling.knows_positions() { text.rows.len() } else { 1 };
+        for (rows, truth) in text.rows.chunks(groups).zip(truth.chunks(groups)) {
+            serves(&bundle, &Text { rows: rows.to_vec(), decoded: text.decoded }, truth)?;
+        }
     }
     let linear = directory.path().join("linear");
-    let Ok(converted) = convert(&model, &linear, &recipe(recipes::DEFAULT), &mut Silent) else {
-        return Ok(false);
+    let converted = match convert(&model, &linear, &recipe(recipes::DEFAULT), &mut Silent) {
+        Ok(converted) => converted,
+        Err(e) => {
+            check(!spelling.must_convert(), || format!("it is refused: {e}"))?;
+            return Ok(false);
+        }
     };
+    let missed = converted.misses.first().map(NearMiss::to_string);
+    check(missed.is_none() || !spelling.must_convert(), || format!("a layer is missed: {missed:?}"))?;
     let softmax = import(&linear.join("softmax.onnx")).expect("it is read");
     for (row, expected) in text.rows.iter().zip(&truth) {
         let found: Vec<f32> = alone(&softmax, row).concat().iter().map(|x| *x as f32).collect();
@@ -178,5 +197,4 @@ fn what_converts_gives_what_its_source_gives() {
         panic!("{e}");
     }
     eprintln!("{} of {cases} spellings converted", converted.get());
-    assert!(converted.get() * 10 >= cases * 9, "{} of {cases} converted", converted.get());
 }

@@ -2,6 +2,7 @@
 //! The model itself is tested in runtime-tests/python/test_torch.py.
 
 use crate::support::home::Home;
+use crate::support::sealed::sealed;
 use dijiang_format::dtype::DType;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
@@ -133,7 +134,7 @@ fn bundles_without_pytorch_code_are_refused() {
     let set = |key: &str, inner: &str, value: &str| {
         let mut manifest = home.json("bundle/dijiang.json");
         manifest[key][inner] = json!(value);
-        std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
+        std::fs::write(home.path("bundle/dijiang.json"), sealed(manifest)).expect("it is written");
     };
     set("model", "family", "mamba");
     insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle: there is no PyTorch code for the family `mamba` (there is for: gpt_neox, llama, ministral, mistral, opt)");
@@ -175,7 +176,7 @@ fn checks_of_other_weights_are_forgotten() {
     let home = Home::with("llama", "");
     let mut manifest = home.json("bundle/dijiang.json");
     manifest["checks"] = json!([{"name": "chunked", "limit": 1e-4, "ok": true}]);
-    std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
+    std::fs::write(home.path("bundle/dijiang.json"), sealed(manifest)).expect("it is written");
     home.fine("import-weights bundle bundle/model.safetensors");
     assert_eq!(home.json("bundle/dijiang.json")["checks"], json!([]));
 }
@@ -242,6 +243,6 @@ fn a_layout_of_other_hands_is_refused() {
     // As an earlier version wrote it, which lists no sizes.
     let mut manifest = home.json("bundle/dijiang.json");
     manifest["files"] = json!([]);
-    std::fs::write(home.path("bundle/dijiang.json"), sealed::sealed(manifest)).expect("it is written");
+    std::fs::write(home.path("bundle/dijiang.json"), sealed(manifest)).expect("it is written");
     insta::assert_snapshot!(home.refused("import-weights bundle new.safetensors"), @"error: bundle/model.safetensors: its layout is not that of this version (hint: convert the model anew)");
 }

@@ -1,5 +1,6 @@
 //! Calibration and fine-tuning by the command line, on a small checkpoint and made-up text.
 
+use crate::support::sealed::sealed;
 use dijiang::checkpoint::digests::{Compared, Difference, compare};
 use dijiang::train::metrics::Line;
 use dijiang_format::manifest::Manifest;
@@ -670,7 +671,7 @@ fn sizes_beyond_memory_and_model_are_refused_before_memory_is_asked_for() {
         ("18446744073709551615", "dijiang.json: invalid value: integer `18446744073709551615`, expected u32"),
     ] {
         let text = whole.replace("\"chunk\": 64", &format!("\"chunk\": {chunk}"));
-        let text = sealed::sealed(serde_json::from_str(&text).expect("JSON"));
+        let text = sealed(serde_json::from_str(&text).expect("JSON"));
         std::fs::write(Path::new(&bundle).join("dijiang.json"), text).expect("it is written");
         for what in ["finetune", "calibrate"] {
             let told = setting.refused(&setting.train(what, &["--steps", "1"]));

@@ -56,8 +56,17 @@ fn unfolded(w: &Sweep<'_>, terms: &Terms, value: ValueId) -> Option<ValueId> {
     let (x, target) = (node.input(0)?, node.input(1)?);
     let (from, to) = (shape(graph, x)?, shape(graph, value)?);
     let ([batch, heads, rows, columns], [_, folded_rows, folded_columns]) = (from, to) else { return None };
-    let keeps_rows = is_same(rows, folded_rows) || is_product(graph, terms, target, [batch, heads]);
-    (is_same(columns, folded_columns) && keeps_rows).then(|| w.current(x))
+    let keeps_rows = is_same(rows, folded_rows)
+        || is_told(terms, target, (1, rows))
+        || is_product(graph, terms, target, [batch, heads]);
+    let keeps_columns = is_same(columns, folded_columns) || is_told(terms, target, (2, columns));
+    (keeps_columns && keeps_rows).then(|| w.current(x))
+}
+
+/// Whether a shape that is computed has a dim at a place.
+fn is_told(terms: &Terms, shape: ValueId, (place, dim): (usize, &Dim)) -> bool {
+    let told = terms.get(shape).and_then(|all| all.get(place));
+    *dim != Dim::Unknown && told == Some(&Term::from(dim))
 }
 
 /// Operators that stand between a number and the shape that it is a part of.

@@ -24,6 +24,7 @@ mod folded_heads;
 mod input_dims;
 mod key_transpose;
 mod no_op;
+mod repeated_heads;
 mod reshape_reshape;
 mod reshape_target;
 mod reshape_transpose_reshape;
@@ -33,7 +34,9 @@ mod shape_values;
 mod slice_bounds;
 mod terms;
 mod transpose_transpose;
+mod transposed_product;
 mod unsqueeze_unsqueeze;
+mod written_softmax;
 
 /// An exact rewrite: what it leaves computes the same numbers.
 pub trait GraphRule: Sync {
@@ -65,6 +68,9 @@ pub static RULES: &[&dyn GraphRule] = &[
     &cast_cast::CastCast,
     &unsqueeze_unsqueeze::UnsqueezeUnsqueeze,
     &reshape_transpose_reshape::ReshapeTransposeReshape,
+    &written_softmax::WrittenSoftmax,
+    &repeated_heads::RepeatedHeads,
+    &transposed_product::TransposedProduct,
     &key_transpose::KeyTranspose,
     &transpose_transpose::TransposeTranspose,
     &flat_matmul::FlatMatMul,

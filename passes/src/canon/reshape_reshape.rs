@@ -1,9 +1,10 @@
 //! Matches: `Reshape(Reshape(x, s), t)` where t copies no dim of s that x has not in the same place,
 //! and a `Reshape` that changes nothing
 //! Becomes: `Reshape(x, t)`, or `x` where the shapes are equal, whatever lay between
-//! Exact: yes
+//! Exact: yes, where a dim that is left to be worked out is -1 and no other is empty
 
 use super::GraphRule;
+use super::terms::{Term, Terms};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::Dim;
@@ -18,8 +19,10 @@ impl GraphRule for ReshapeReshape {
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         let mut patch = Patch::new(graph, self.name());
         let mut found = false;
+        let terms = Terms::of(graph);
         for (_, node) in graph.nodes().filter(|(_, n)| n.op.is("Reshape")) {
-            let new = match (changes_nothing(graph, node), through(graph, node)) {
+            let unchanged = changes_nothing(graph, node).or_else(|| turns_back(graph, &terms, node));
+            let new = match (unchanged, through(graph, node)) {
                 (Some(x), _) => x,
                 (None, Some(x)) => {
                     let Some(target) = node.input(1) else { continue };
@@ -51,6 +54,18 @@ fn changes_nothing(graph: &Graph, node: &Node) -> Option<ValueId> {
     [Some(x), before].into_iter().flatten().find(|v| same(v) && !to.contains(&Dim::Unknown))
 }
 
+/// What the reshape below was given, where this one is told its dims, all but one at most.
+fn turns_back(graph: &Graph, terms: &Terms, node: &Node) -> Option<ValueId> {
+    let x = graph.made_by(node.input(0)?, "Reshape")?.input(0)?;
+    let (told, dims) = (terms.get(node.input(1)?)?, shape(graph, x)?);
+    // A 0 would copy a dim of what lies between.
+    let is_named = |dim: &Dim| !matches!(dim, Dim::Unknown | Dim::Known(0));
+    let is_same = |(told, dim): (&Term, &Dim)| is_named(dim) && *told == Term::from(dim);
+    let mut others = told.iter().zip(dims).filter(|pair| !is_same(*pair)).map(|(told, _)| told);
+    let is_rest = others.next().is_none_or(|told| *told == Term::Int(-1)) && others.next().is_none();
+    (told.len() == dims.len() && is_rest).then_some(x)
+}
+
 /// The input of the reshape below, where this one can read it directly.
 fn through(graph: &Graph, node: &Node) -> Option<ValueId> {
     let middle = node.input(0)?;
@@ -61,4 +76,32 @@ fn through(graph: &Graph, node: &Node) -> Option<ValueId> {
     let safe = node.op.int("allowzero") != Some(1)
         && target.iter().enumerate().all(|(i, t)| *t != 0 || copies_same(i));
     safe.then_some(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::canon::tests::after;
+
+    #[test]
+    fn heads_that_are_folded_and_unfolded_again_were_not() {
+        let text = |back: &str| {
+            after(&format!(
+                r#"graph "g" {{
+  input %x: f32[batch, 4, time, keys]
+  const %all: i64[1] = [-1]
+  const %heads: i64[1] = [4]
+  %rows = Shape(%x) {{start: 2, end: 3}}
+  %columns = Shape(%x) {{start: 3}}
+  %folded = Concat(%all, %rows, %columns) {{axis: 0}}
+  %unfolded = Concat(%all, {back}) {{axis: 0}}
+  %y = Reshape(%x, %folded) "y"
+  %z = Reshape(%y, %unfolded) "z"
+  output "z" %z
+}}"#
+            ))
+        };
+        assert!(!text("%heads, %rows, %columns").contains("Reshape"));
+        assert!(text("%rows, %heads, %columns").contains("Reshape"));
+        assert!(text("%heads, %columns, %rows").contains("Reshape"));
+    }
 }

@@ -72,12 +72,39 @@ fn fewer_copies(mut target: Vec<i64>, from: Option<&[Dim]>, to: Option<&[Dim]>) 
             (_, _, old) => old,
         };
     }
+    only_rest_is_copied(target, from)
+}
+
+/// Where all dims but one stay, that one does.
+fn only_rest_is_copied(mut target: Vec<i64>, from: &[Dim]) -> Vec<i64> {
+    let stays = |(entry, dim): (&i64, &Dim)| *entry == 0 || dim.known().is_some_and(|n| n as i64 == *entry);
+    let other = target.iter().zip(from).filter(|pair| !stays(*pair)).count();
+    if let (true, 1, Some(rest)) = (target.len() == from.len(), other, target.iter_mut().find(|n| **n == -1))
+    {
+        *rest = 0;
+    }
     target
 }
 
 #[cfg(test)]
 mod tests {
     use crate::canon::tests::after;
+
+    #[test]
+    fn a_rest_beside_dims_that_stay_stays() {
+        let text = |to: &str| {
+            after(&format!(
+                "graph \"g\" {{
+  input %x: f32[batch, 4, time, 8]
+  const %to: i64[4] = {to}
+  %y = Reshape(%x, %to) \"y\"
+  output \"y\" %y
+}}"
+            ))
+        };
+        assert!(!text("[-1, 4, 0, 8]").contains("Reshape"));
+        assert!(text("[-1, 2, 0, 8]").contains("Reshape"));
+    }
 
     #[test]
     fn computed_targets_become_constants_where_at_most_one_dim_is_new() {

@@ -52,9 +52,9 @@ mod tests {
   weight %h.0.attn.dijiang.omega: f32[4, 2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
   weight %h.1.attn.dijiang.omega: f32[4, 2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
   weight %h.1.attn.omega: f32[4, 2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-  %a = Gemm(%x, %h.0.attn.dijiang.omega) {transB = 1} "a"
-  %b = Gemm(%x, %h.1.attn.dijiang.omega) {transB = 1} "b"
-  %c = Gemm(%x, %h.1.attn.omega) {transB = 1} "c"
+  %a = Gemm(%x, %h.0.attn.dijiang.omega) {transB: 1} "a"
+  %b = Gemm(%x, %h.1.attn.dijiang.omega) {transB: 1} "b"
+  %c = Gemm(%x, %h.1.attn.omega) {transB: 1} "c"
   %d = Add(%a, %b) "d"
   %e = Add(%c, %d) "e"
   output "y" %e

@@ -12,7 +12,7 @@ use crate::session::Io;
 use crate::session::error::{RuntimeError, bad_call, misfit};
 use crate::session::tensor::HostTensor;
 use dijiang_format::dtype::DType;
-use dijiang_format::names::{IDS, LAST, LOGITS, MASK, NEXT, POSITIONS};
+use dijiang_format::names::{IDS, LAST, LOGITS, MASK, NEXT, PAST, POSITIONS};
 
 /// Tokens that a cache has room for from its first token on, where nobody says how many will come.
 const FIRST: usize = 512;
@@ -126,6 +126,9 @@ impl GrowingDecoder {
             return Err(bad_call("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
         let layout = DecoderIo::of(program.inputs(), program.outputs())?;
+        if layout.states.is_empty() {
+            return Err(misfit(PAST, "the graph has no state, so it cannot be fed in several calls"));
+        }
         if !program.outputs().iter().any(|io| io.name == NEXT) {
             return Err(misfit(NEXT, "the graph has no such output"));
         }

@@ -150,7 +150,7 @@ impl HostDecoder {
         if self.layout.states.is_empty() && self.history.columns > 0 {
             return Err(bad_call(
                 "input_ids",
-                "the graph has no state, so feed each sequence in one call after a start",
+                "the graph has no state: each sequence is fed in one call after a start (hint: export the model with its past, as `optimum-cli export onnx --task text-generation-with-past` does, or convert it with a recipe that leaves no softmax)",
             ));
         }
         match ids[0].len() {

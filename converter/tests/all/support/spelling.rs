@@ -32,7 +32,7 @@ const CLOSED: [&str; 5] = ["-1e30", "-10000.0", "-65504.0", "-3.4028235e38", "-1
 
 impl Spelling {
     pub(crate) const PROJECTIONS: u8 = 5;
-    pub(crate) const POSITIONS: u8 = 3;
+    pub(crate) const POSITIONS: u8 = 5;
     pub(crate) const KEYS: u8 = 3;
     pub(crate) const REPEATS: u8 = 3;
     pub(crate) const SCALES: u8 = 5;
@@ -54,6 +54,21 @@ impl Spelling {
 
     pub(crate) fn layers(&self) -> usize {
         usize::from(self.layers) + 1
+    }
+
+    /// Whether the graph is told the positions of tokens, or has none.
+    pub(crate) fn knows_positions(&self) -> bool {
+        !matches!(self.positions, 1 | 2)
+    }
+
+    /// Whether a linear model can be made of it: without a past, positions that are counted in each call are refused. A
+    /// triangle that is built to its size may be.
+    pub(crate) fn must_convert(&self) -> bool {
+        (self.knows_positions() || self.has_past) && self.mask != 3
+    }
+
+    fn is_rotary(&self) -> bool {
+        matches!(self.positions, 2 | 4)
     }
 
     fn width(&self) -> usize {
@@ -111,6 +126,9 @@ impl Text<'_> {
         if self.of.has_padding {
             self.line(&format!("input %attention_mask: i64[batch, {total}]"));
         }
+        if self.of.positions > 2 {
+            self.line("input %position_ids: i64[batch, sequence]");
+        }
         for layer in (0..self.of.layers()).filter(|_| self.of.has_past) {
             let (kv, d) = (self.of.kv_heads(), self.of.head_dim());
             for part in ["key", "value"] {
@@ -141,7 +159,7 @@ impl Text<'_> {
             self.line("%cached = Identity(%first)");
             self.line("%columns = Identity(%length)");
         }
-        self.line("%total = Squeeze(%columns, %first)");
+        self.line("%total = Squeeze(%columns) {axes: [0]}");
         self.line("%places = Range(%zero, %total, %one)");
         self.line("%new = Slice(%places, %cached, %end)");
         self.line("%queries = Unsqueeze(%new) {axes: [1]}");
@@ -183,25 +201,30 @@ impl Text<'_> {
         let width = self.of.width();
         self.weight("embed", &[VOCAB as usize, width]);
         match self.of.positions {
-            1 => {
+            1 | 3 => {
+                let places = if self.of.positions == 1 { "new" } else { "position_ids" };
                 self.weight("places.weight", &[64, width]);
                 self.line("%h.tokens = Gather(%embed, %input_ids) {axis: 0}");
-                self.line("%h.places = Gather(%places.weight, %new) {axis: 0}");
+                self.line(&format!("%h.places = Gather(%places.weight, %{places}) {{axis: 0}}"));
                 self.either("h.0.x", "Add", ["h.tokens", "h.places"]);
             }
             _ => self.line("%h.0.x = Gather(%embed, %input_ids) {axis: 0}"),
         }
-        if self.of.positions == 2 {
+        if self.of.is_rotary() {
             self.angles();
         }
     }
 
-    /// Rotary embedding: `cos` and `sin` `[sequence, head_dim]`.
+    /// Rotary embedding: `cos` and `sin` `[sequence, head_dim]`, or `[batch, 1, sequence, head_dim]`.
     fn angles(&mut self) {
         let half = self.of.head_dim() / 2;
         let rates: Vec<f64> = (0..half).map(|i| 100_f64.powf(-(i as f64) / half as f64)).collect();
         self.line(&format!("const %rates: f32[{half}] = {rates:?}"));
-        self.line("%at = Cast(%queries) {to: \"f32\"}");
+        let places = if self.of.positions == 2 { "queries" } else { "position.columns" };
+        if self.of.positions == 4 {
+            self.line("%position.columns = Unsqueeze(%position_ids) {axes: [1, 3]}");
+        }
+        self.line(&format!("%at = Cast(%{places}) {{to: \"f32\"}}"));
         self.either("angle", "Mul", ["at", "rates"]);
         self.line("%angles = Concat(%angle, %angle) {axis: -1}");
         self.line("%cos = Cos(%angles)");
@@ -257,8 +280,8 @@ impl Text<'_> {
                 }
                 _ => {
                     self.weight(&format!("h.{i}.attn.{name}.bias"), &[n]);
-                    self.integers(&format!("{at}.rows"), &[-1, width as i64]);
-                    self.line(&format!("%{at}.row = Reshape(%h.{i}.x, %{at}.rows)"));
+                    self.integers(&format!("{at}.row.dims"), &[-1, width as i64]);
+                    self.line(&format!("%{at}.row = Reshape(%h.{i}.x, %{at}.row.dims)"));
                     let weights = format!("%h.{i}.attn.{name}.weight, %h.{i}.attn.{name}.bias");
                     self.line(&format!("%{at}.product = Gemm(%{at}.row, {weights})"));
                     self.line(&format!("%{at}.size = Shape(%input_ids)"));
@@ -292,7 +315,7 @@ impl Text<'_> {
     /// `q.turned` and `k.turned`.
     fn rotated(&mut self, i: usize, name: &str) {
         let at = format!("h.{i}.{name}");
-        if self.of.positions != 2 {
+        if !self.of.is_rotary() {
             return self.line(&format!("%{at}.turned = Identity(%{at}.first)"));
         }
         self.line(&format!("%{at}.low = Slice(%{at}.first, %first, %half, %last)"));
