@@ -137,7 +137,7 @@ impl<'a> Builder<'a> {
     pub(super) fn stored(&mut self, name: &str, shape: &[u64]) -> Result<Tensor, CheckpointError> {
         let Some((stored, found)) = self.find(name) else {
             return Err(CheckpointError::MissingTensor {
-                dir: self.weights.dir.clone(),
+                dir: self.weights.whole().to_owned(),
                 tensor: name.to_owned(),
                 family: self.family.name,
                 expected: shape.to_vec(),
@@ -156,6 +156,7 @@ impl<'a> Builder<'a> {
                 tensor: stored.to_owned(),
                 found: tensor.dims().to_vec(),
                 expected: shape.to_vec(),
+                config: self.config.path().to_owned(),
             });
         }
         self.asked.insert(stored);

@@ -43,6 +43,11 @@ impl Config {
         Ok(Self { path: path.to_owned(), values, asked: Asked::default() })
     }
 
+    /// These values; `path` is what errors name.
+    pub(super) fn of(path: &Path, values: Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), values, asked: Asked::default() }
+    }
+
     /// The file this was read from.
     pub fn path(&self) -> &Path {
         &self.path

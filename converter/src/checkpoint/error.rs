@@ -1,10 +1,11 @@
 //! What can be wrong with a checkpoint.
 
+use super::gguf::GgufError;
 use crate::report::message::{one_line, shown};
 use dijiang_format::words::counted;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::tensor::ReadError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be used. Every message is one line that names the place, what was found
 /// there, what was expected, and where it helps, what to do.
@@ -62,8 +63,8 @@ pub enum CheckpointError {
 
     #[error("{}: tensor `{tensor}` is missing; {family} needs it with shape {expected:?}", dir.display())]
     MissingTensor { dir: PathBuf, tensor: String, family: &'static str, expected: Vec<u64> },
-    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from config.json", path.display(), shown(tensor))]
-    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
+    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from {}", path.display(), shown(tensor), named(config))]
+    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64>, config: PathBuf },
     #[error(
         "{}: tensor `{}` has element type {found}; expected f32, f16, bf16 or f64 (quantised weights are not read)",
         path.display(), shown(tensor)
@@ -86,8 +87,16 @@ pub enum CheckpointError {
     )]
     NotFinite { path: PathBuf, tensor: String },
 
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+
     #[error("the graph could not be built: {0}")]
     Graph(#[from] PatchError),
+}
+
+/// A file by its name alone.
+fn named(path: &Path) -> String {
+    shown(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// How many names a message shows of a long list.

@@ -36,6 +36,8 @@ pub(crate) struct Weights {
     pub(super) maps: Vec<MappedFile>,
     tensors: BTreeMap<String, Stored>,
     blank: Option<Blank>,
+    /// Whether they are those of a GGUF file.
+    pub(super) is_gguf: bool,
 }
 
 /// Tensors of any name and shape, all zeros that are never read.
@@ -188,6 +190,19 @@ impl Weights {
             maps: Vec::new(),
             tensors: BTreeMap::new(),
             blank: None,
+            is_gguf: false,
+        }
+    }
+
+    /// Those of a GGUF file, as the families call them. They stay where they are in no bundle: most are not stored as a
+    /// graph reads them.
+    pub(super) fn of_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Self {
+        let stored = |(name, tensor)| (name, Stored { file: 0, tensor: Ok(tensor) });
+        Self {
+            files: vec![path.to_owned()],
+            tensors: tensors.into_iter().map(stored).collect(),
+            is_gguf: true,
+            ..Self::none(path.parent().unwrap_or(Path::new("")))
         }
     }
 
@@ -257,6 +272,11 @@ impl Weights {
             [only] => only,
             _ => &self.dir,
         }
+    }
+
+    /// What to name where a weight is not there.
+    pub(super) fn whole(&self) -> &Path {
+        if self.is_gguf { self.place() } else { &self.dir }
     }
 
     /// Every tensor, in the order of their names.
@@ -360,10 +380,7 @@ const OTHERS: &[Other] = &[
     },
     Other { is: |name| name.starts_with("pytorch_model") && name.contains(".bin"), what: RESAVE },
     Other { is: |name| ends(name, &[".bin", ".h5", ".msgpack", ".pt", ".pth"]), what: RESAVE },
-    Other {
-        is: |name| ends(name, &[".gguf"]),
-        what: "load it with transformers, `from_pretrained(DIRECTORY, gguf_file=FILE)`, and call `save_pretrained`",
-    },
+    Other { is: |name| ends(name, &[".gguf"]), what: "a GGUF file is named itself and not by its directory" },
     Other {
         is: |name| ends(name, &[".safetensors"]),
         what: "name the file model.safetensors, or write the index of several",

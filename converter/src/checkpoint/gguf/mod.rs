@@ -1,0 +1,94 @@
+//! GGUF, the file of llama.cpp: what it says of a model as the config and the tensors that the families take.
+//!
+//! The file is read as the published layout has it (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>), by code of
+//! our own: it is small, and a file from anywhere must end in a model or in one line of error.
+
+mod architectures;
+mod blocks;
+mod config;
+mod cursor;
+mod elements;
+mod error;
+mod header;
+mod kinds;
+mod rope;
+mod tensors;
+mod tokenizer;
+mod tokens;
+mod value;
+
+pub use error::GgufError;
+
+use super::config::Config;
+use super::error::CheckpointError;
+use super::texts::Texts;
+use super::weights::Weights;
+use crate::bundle::stored_file::StoredFile;
+use architectures::Architecture;
+use config::Described;
+use dijiang_passes::ir::tensor::SharedBytes;
+use header::Header;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use value::Value;
+
+/// What a GGUF file ends in.
+const EXTENSION: &str = "gguf";
+
+/// A file as a checkpoint.
+pub(super) struct Opened {
+    pub(super) config: Config,
+    pub(super) weights: Weights,
+    pub(super) texts: Texts,
+    pub(super) notes: Vec<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Whether a path is that of a GGUF file, by its name.
+pub fn is_gguf(path: &Path) -> bool {
+    path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case(EXTENSION))
+}
+
+/// The directory of a file.
+pub(super) fn dir(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).to_owned()
+}
+
+/// Opens a file. No tensor is read but those that say how positions are rotated.
+pub(super) fn open(path: &Path) -> Result<Opened, CheckpointError> {
+    let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+    let bytes: SharedBytes = Arc::new(StoredFile::open(path).map_err(io)?);
+    read(bytes, path)
+}
+
+/// The same of bytes; `path` is what errors name.
+pub(super) fn read(bytes: SharedBytes, path: &Path) -> Result<Opened, CheckpointError> {
+    let header = Header::read(&bytes, path)?;
+    let architecture = architecture(&header)?;
+    let Described { config, heads, mut notes } = config::describe(&header, architecture)?;
+    let tensors = tensors::all(&header, architecture, heads)?;
+    notes.extend(tensors::note(&header));
+    let weights = Weights::of_tensors(path, tensors);
+    let mut texts = Texts::new(dir(path));
+    let warnings = tokenizer::write(&header, &mut texts)?;
+    texts.add(dijiang_format::files::CONFIG, pretty(&config));
+    Ok(Opened { config, weights, texts, notes, warnings })
+}
+
+fn architecture(header: &Header) -> Result<&'static Architecture, CheckpointError> {
+    const PARTS: &str = "split.count";
+    const KIND: &str = "general.type";
+    const HINT: &str = "name the file of the model itself";
+    if let Some(count) = header.count(PARTS)?.filter(|count| *count > 1) {
+        return Err(GgufError::Split { path: header.path.clone(), count }.into());
+    }
+    match header.text(KIND)? {
+        None | Some("model") => architectures::find(header),
+        Some(other) => Err(header.refused(KIND, &Value::Text(other.to_owned()), "`model`", HINT)),
+    }
+}
+
+fn pretty(config: &Config) -> Vec<u8> {
+    let values = serde_json::Value::Object(config.values().clone());
+    format!("{values:#}\n").into_bytes()
+}
