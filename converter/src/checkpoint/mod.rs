@@ -55,9 +55,8 @@ pub struct Checkpoint {
     meta: ModelMeta,
     dtype: DType,
     texts: Texts,
-    /// What is to be told of how it was read, and what is wrong with it.
+    /// What is to be told of how it was read.
     notes: Vec<String>,
-    warnings: Vec<String>,
 }
 
 /// A model as a graph.
@@ -175,13 +174,13 @@ impl Checkpoint {
     fn of(described: Described, weights: Weights, texts: Texts) -> Self {
         let Described { config, family, meta, dtype } = described;
         let dtype = dtype.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
-        Self { config, weights, family, meta, dtype, texts, notes: Vec::new(), warnings: Vec::new() }
+        Self { config, weights, family, meta, dtype, texts, notes: Vec::new() }
     }
 
     fn of_gguf(opened: gguf::Opened) -> Result<Self, CheckpointError> {
-        let gguf::Opened { config, weights, texts, notes, warnings } = opened;
+        let gguf::Opened { config, weights, texts, notes } = opened;
         let described = describe_config(config, texts.dir())?;
-        Ok(Self { notes, warnings, ..Self::of(described, weights, texts) })
+        Ok(Self { notes, ..Self::of(described, weights, texts) })
     }
 
     /// Its config, its tokenizer and what else is copied.
@@ -235,7 +234,7 @@ impl Checkpoint {
         let Finished { change, told, notes: of_graph, own_attention } = builder.finish()?;
         graph.apply(change)?;
         let of_keys = keys::check(&self.config, self.family.name)?;
-        let warnings = self.warnings.iter().cloned().chain(told).chain(of_keys).collect();
+        let warnings = told.into_iter().chain(of_keys).collect();
         let notes = self.notes.iter().cloned().chain(of_graph).collect();
         Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings, notes, own_attention })
     }

@@ -10,6 +10,8 @@ pub struct Texts {
     dir: PathBuf,
     /// What lies nowhere, by the name that it has in a bundle.
     made: Vec<(&'static str, Vec<u8>)>,
+    /// Why there is no tokenizer, where more can be said than that none lies there.
+    lack: Option<String>,
 }
 
 /// A text of a model.
@@ -29,7 +31,7 @@ impl fmt::Debug for Texts {
 impl Texts {
     /// Of a directory.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, made: Vec::new() }
+        Self { dir, ..Self::default() }
     }
 
     /// The directory that they lie in, as far as they lie anywhere.
@@ -42,9 +44,14 @@ impl Texts {
         self.made.push((name, bytes));
     }
 
-    /// Whether a text was made and lies nowhere.
-    pub fn is_made(&self, name: &str) -> bool {
-        matches!(self.find(name), Some(Text::Made(_)))
+    /// Says why there is no tokenizer.
+    pub(super) fn set_lack(&mut self, why: String) {
+        self.lack = Some(why);
+    }
+
+    /// Why there is no tokenizer, where it was said.
+    pub fn lack(&self) -> Option<&str> {
+        self.lack.as_deref()
     }
 
     /// The text of a name, where there is one.

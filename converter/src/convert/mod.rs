@@ -301,14 +301,14 @@ pub fn look(source: &Path) -> Result<(), ConvertError> {
 /// What the bundle will lack that was there, or that texts need.
 fn left_out(opened: &Source) -> Vec<String> {
     let dir = opened.texts.dir().display();
-    // What a GGUF file lacks was told when it was read.
-    let is_directory = opened.kind == SourceKind::Checkpoint && !opened.texts.is_made(files::CONFIG);
-    let lacks_tokenizer = is_directory && opened.texts.find(files::TOKENIZER).is_none();
-    let tokenizer = lacks_tokenizer.then(|| {
-        format!(
+    let lacks_tokenizer =
+        opened.kind == SourceKind::Checkpoint && opened.texts.find(files::TOKENIZER).is_none();
+    let tokenizer = lacks_tokenizer.then(|| match opened.texts.lack() {
+        Some(why) => why.to_owned(),
+        None => format!(
             "{dir}: it has no {}, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained('{dir}').save_pretrained('{dir}')` of transformers writes one; then convert it again)",
             files::TOKENIZER
-        )
+        ),
     });
     let added = (opened.added > 0).then(|| {
         format!(

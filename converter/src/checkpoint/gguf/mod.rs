@@ -41,7 +41,6 @@ pub(super) struct Opened {
     pub(super) weights: Weights,
     pub(super) texts: Texts,
     pub(super) notes: Vec<String>,
-    pub(super) warnings: Vec<String>,
 }
 
 /// Whether a path is that of a GGUF file, by its name.
@@ -70,9 +69,9 @@ pub(super) fn read(bytes: SharedBytes, path: &Path) -> Result<Opened, Checkpoint
     notes.extend(tensors::note(&header));
     let weights = Weights::of_tensors(path, tensors);
     let mut texts = Texts::new(dir(path));
-    let warnings = tokenizer::write(&header, &mut texts)?;
+    tokenizer::write(&header, &mut texts)?;
     texts.add(dijiang_format::files::CONFIG, pretty(&config));
-    Ok(Opened { config, weights, texts, notes, warnings })
+    Ok(Opened { config, weights, texts, notes })
 }
 
 fn architecture(header: &Header) -> Result<&'static Architecture, CheckpointError> {

@@ -113,7 +113,9 @@ pub(super) const FALCON_40B: Architecture = Architecture {
 fn of_falcon(draft: &mut Draft<'_>, norms: u64) -> Result<(), CheckpointError> {
     let is_new = draft.size("num_kv_heads") > 1 || norms > 1;
     draft.set("new_decoder_architecture", json!(is_new));
-    draft.set("num_ln_in_parallel_attn", json!(norms));
+    if is_new {
+        draft.set("num_ln_in_parallel_attn", json!(norms));
+    }
     draft.set("multi_query", json!(true));
     draft.set("parallel_attn", json!(true));
     draft.set("bias", json!(draft.header.has("blk.0.attn_qkv.bias")));

@@ -40,13 +40,13 @@ struct Vocabulary<'a> {
     kinds: Vec<Kind>,
 }
 
-/// Adds what can be made of a tokenizer and does not lie beside the file. Returns what is to be told.
-pub(super) fn write(header: &Header, texts: &mut Texts) -> Result<Vec<String>, CheckpointError> {
+/// Adds what can be made of a tokenizer and does not lie beside the file, or says why none can be made.
+pub(super) fn write(header: &Header, texts: &mut Texts) -> Result<(), CheckpointError> {
     if let Some(template) = header.text(TEMPLATE)?.filter(|_| texts.find(CHAT).is_none()) {
         texts.add(CHAT, template.as_bytes().to_vec());
     }
     if texts.find(files::TOKENIZER).is_some() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let tokenizer = Vocabulary::of(header).and_then(|vocabulary| Ok((made(&vocabulary)?, vocabulary)));
     match tokenizer {
@@ -55,15 +55,15 @@ pub(super) fn write(header: &Header, texts: &mut Texts) -> Result<Vec<String>, C
             if texts.find(CONFIG).is_none() {
                 texts.add(CONFIG, format!("{:#}\n", vocabulary.config()).into_bytes());
             }
-            Ok(Vec::new())
         }
         Err(Not(why)) => {
             let (place, name) = (header.path.display(), files::TOKENIZER);
-            Ok(vec![format!(
+            texts.set_lack(format!(
                 "{place}: no {name} is made of it, which `generate` and training read texts with: {why} (hint: put the {name} of the model it was made from beside it, and convert it again)"
-            )])
+            ));
         }
     }
+    Ok(())
 }
 
 fn made(vocabulary: &Vocabulary<'_>) -> Result<Json, Not> {
