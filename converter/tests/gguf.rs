@@ -6,6 +6,7 @@ mod home;
 use dijiang::checkpoint::{self, SourceModel};
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_runtime::Tokenizer;
 use home::Home;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -153,7 +154,7 @@ fn every_file_is_compared() {
     let names = entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned());
     let mut names: Vec<String> =
         names.filter_map(|name| Some(name.strip_suffix(".gguf")?.to_owned())).collect();
-    names.retain(|name| name != "granite-q8_0");
+    names.retain(|name| name != "granite-q8_0" && !name.starts_with("tokenizer-"));
     names.sort();
     assert_eq!(names, PAIRS.iter().map(|pair| pair.gguf).collect::<Vec<_>>());
 }
@@ -187,49 +188,6 @@ fn what_gguf_cannot_say_shows_in_the_logits() {
     }
 }
 
-/// A file of another architecture has its tensors in another order: what is undone of the one is needed.
-#[test]
-fn what_was_done_to_the_tensors_shows_in_the_logits() {
-    let cases = [("llama", "general.architecture", "qwen3"), ("smollm3", "general.architecture", "qwen3")];
-    for (name, key, other) in cases {
-        let home = Home::empty();
-        let mut bytes = std::fs::read(fixture("gguf").join(format!("{name}.gguf"))).expect("the fixture");
-        assert!(rename(&mut bytes, name, other) > 0, "{key}");
-        let path = home.path("model.gguf");
-        std::fs::write(&path, bytes).expect("it is written");
-        let Err(error) = checkpoint::open(&path).and_then(|opened| opened.build(Some(DType::F32))) else {
-            panic!("{name}: norms of heads are missing");
-        };
-        assert!(error.to_string().contains("q_norm.weight` is missing; qwen3 needs it"), "{error}");
-    }
-}
-
-/// Writes another architecture of as many letters, or fewer, over a name everywhere. Returns how often.
-fn rename(bytes: &mut Vec<u8>, name: &str, other: &str) -> usize {
-    let length = |text: &str| (text.len() as u64).to_le_bytes();
-    let mut count = 0;
-    let mut out = Vec::new();
-    let mut at = 0;
-    let alone = [&length(name)[..], name.as_bytes()].concat();
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        if rest.starts_with(&alone) {
-            out.extend([&length(other)[..], other.as_bytes()].concat());
-            (at, count) = (at + alone.len(), count + 1);
-        } else if rest[8.min(rest.len())..].starts_with(format!("{name}.").as_bytes()) {
-            let whole = u64::from_le_bytes(rest[..8].try_into().expect("a length"));
-            out.extend((whole + other.len() as u64 - name.len() as u64).to_le_bytes());
-            out.extend(other.as_bytes());
-            (at, count) = (at + 8 + name.len(), count + 1);
-        } else {
-            out.push(bytes[at]);
-            at += 1;
-        }
-    }
-    *bytes = out;
-    count
-}
-
 /// The numbers that the package reads, with what llama.cpp did to the rows undone.
 #[test]
 fn quantised_numbers_are_those_that_llama_cpp_reads() {
@@ -245,6 +203,52 @@ fn quantised_numbers_are_those_that_llama_cpp_reads() {
     }
     let note = model.notes.first().expect("it is told");
     assert!(note.contains("14 tensors of Q8_0 were quantised, and are read as the f32 numbers"), "{note}");
+}
+
+/// The ids are those of sentencepiece, and those of the rules of llama.cpp.
+#[test]
+fn the_tokenizer_gives_the_same_ids() {
+    for name in ["sentencepiece", "gpt-2", "llama-bpe", "qwen2", "smollm"] {
+        let file = fixture("gguf").join(format!("tokenizer-{name}.gguf"));
+        let model = checkpoint::open(&file).unwrap_or_else(|e| panic!("{e}"));
+        let home = Home::empty();
+        let path = model.texts().path("tokenizer.json", home.0.path()).expect("it is written");
+        let tokenizer = Tokenizer::load(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let expected = std::fs::read(file.with_extension("json")).expect("the ids");
+        let expected: Vec<(String, Vec<i64>)> = serde_json::from_slice(&expected).expect("JSON");
+        assert!(expected.len() >= 7);
+        for (text, ids) in expected {
+            assert_eq!(tokenizer.encode(&text).expect("ids"), ids, "{name}: {text:?}");
+            let plain = !text.contains('<');
+            if plain {
+                let shown = tokenizer.decode(&ids).expect("a text");
+                assert_eq!(shown, text, "{name}");
+            }
+        }
+        let vocabulary = model.meta().vocab as usize;
+        assert_eq!(tokenizer.vocabulary(), vocabulary, "{name}");
+        assert_eq!(model.texts().lack(), None);
+        assert_eq!(model.meta().eos.len(), if name == "sentencepiece" { 1 } else { 2 }, "{name}");
+        assert_eq!(model.texts().find("chat_template.jinja").is_some(), name != "sentencepiece");
+    }
+}
+
+/// Where a rule is not known, there is no tokenizer, and a conversion says so.
+#[test]
+fn a_tokenizer_that_is_not_known_is_told() {
+    let home = Home::empty();
+    let mut bytes = std::fs::read(fixture("gguf/tokenizer-qwen2.gguf")).expect("the fixture");
+    let at = bytes.windows(5).rposition(|window| window == b"qwen2").expect("its rule");
+    bytes[at..at + 5].copy_from_slice(b"qwen9");
+    std::fs::write(home.path("model.gguf"), bytes).expect("it is written");
+    let output = run(&home, "convert model.gguf -o bundle --recipe softmax --no-verify");
+    let told = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("warning: model.gguf: no tokenizer.json is made of it, which `generate` and training read texts with: tokenizer.ggml.pre is `qwen9`; known are gpt-2, gpt2, phi-2, llama-bpe, llama3, llama-v3, qwen2, smollm, starcoder (hint: put the tokenizer.json of the model it was made from beside it, and convert it again)"),
+        "{told}"
+    );
+    assert!(!home.path("bundle/tokenizer.json").exists());
 }
 
 fn run(home: &Home, arguments: &str) -> Output {

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["gguf==0.19.0", "torch==2.11.0", "safetensors", "numpy"]
+# dependencies = ["gguf==0.19.0", "torch==2.11.0", "safetensors", "numpy", "regex", "sentencepiece==0.2.3"]
 # ///
-"""Writes fixtures/gguf: GGUF files of the checkpoints beside it, by the package of llama.cpp, and blocks of every quantised
-type with the numbers that it reads of them.
+"""Writes fixtures/gguf: GGUF files of the checkpoints beside it, by the package of llama.cpp; blocks of every quantised type
+with the numbers that it reads of them; and tokenizers with the ids of some texts, by sentencepiece and by a few lines here.
 
     python3 runtime-tests/python/make_gguf.py [NAME ...]
 
@@ -12,12 +12,16 @@ Names of tensors come from the package's own tables. What llama.cpp's converter 
 its convert_hf_to_gguf.py (2026-11) does it.
 """
 
+import collections
+import io
 import json
 import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
+import regex
+import sentencepiece
 import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors.numpy import save_file
@@ -133,6 +137,7 @@ def metadata(writer, arch, config):
     writer.add_block_count(first(config, "num_hidden_layers", "n_layer"))
     writer.add_context_length(first(config, "max_position_embeddings", "n_positions"))
     writer.add_embedding_length(hidden)
+    writer.add_vocab_size(config["vocab_size"])
     writer.add_feed_forward_length(first(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden))
     writer.add_head_count(heads)
     kv_heads = first(config, "num_key_value_heads", "num_kv_heads")
@@ -274,6 +279,162 @@ def blocks():
     save_file(out, OUT / "blocks.safetensors")
 
 
+TEXTS = [
+    "The ferry left the harbour a little after six.",
+    "  two  spaces   three, and a tab\there\n\nnew line \r\n end  ",
+    "I'll don't WE'RE it's 12345 1,000.50 x86",
+    "naïve Ωmega 世界 🙂 ß ¹² \u0301",
+    "<s>begin</s> <|im_start|>user\nhi<|im_end|>",
+    "",
+    " ",
+    "a",
+]
+
+# How llama.cpp cuts a text before merges, by the name of the rule.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+CASES = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+PRES = {
+    "gpt-2": [GPT2],
+    "llama-bpe": [CASES + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
+    "qwen2": [CASES + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
+    "smollm": [r"\p{N}", GPT2],
+}
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+
+
+def letters():
+    """A printable letter for each byte, as GPT-2 has it."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+LETTERS = letters()
+
+
+def cut(text, patterns):
+    pieces = [text]
+    for pattern in patterns:
+        out = []
+        for piece in pieces:
+            at = 0
+            for match in regex.finditer(pattern, piece):
+                out += [piece[at:match.start()], match.group()]
+                at = match.end()
+            out.append(piece[at:])
+        pieces = [piece for piece in out if piece]
+    return pieces
+
+
+def merged(piece, ranks):
+    while len(piece) > 1:
+        rank, at = min((ranks.get((a, b), len(ranks)), i) for i, (a, b) in enumerate(zip(piece, piece[1:])))
+        if rank == len(ranks):
+            return piece
+        piece = [*piece[:at], piece[at] + piece[at + 1], *piece[at + 2:]]
+    return piece
+
+
+def trained(patterns, count):
+    """Merges of a text, the commonest pair first."""
+    text = (FIXTURES.parent / "docs" / "tutorial.md").read_text() * 2 + " ".join(TEXTS)
+    words = collections.Counter(tuple(LETTERS[b] for b in piece.encode()) for piece in cut(text, patterns))
+    merges = []
+    while len(merges) < count:
+        pairs = collections.Counter()
+        for word, times in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += times
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        words = collections.Counter({tuple(merged(list(word), {best: 0})): n for word, n in words.items()})
+    return merges
+
+
+def in_parts(text):
+    """Special tokens and what lies between."""
+    return [part for part in regex.split("(" + "|".join(map(regex.escape, SPECIAL)) + ")", text) if part]
+
+
+def byte_level(pre):
+    patterns = PRES[pre]
+    merges = trained(patterns, 120)
+    tokens = [*LETTERS.values(), *("".join(merge) for merge in merges), *SPECIAL]
+    ids = {token: i for i, token in enumerate(tokens)}
+    ranks = {merge: rank for rank, merge in enumerate(merges)}
+
+    def encode(text):
+        out = [ids["<s>"]] if pre == "llama-bpe" else []
+        for part in in_parts(text):
+            if part in SPECIAL:
+                out.append(ids[part])
+                continue
+            for piece in cut(part, patterns):
+                letters = [LETTERS[byte] for byte in piece.encode()]
+                whole = "".join(letters)
+                # Llama 3 takes a piece that is a token as it is.
+                known = pre == "llama-bpe" and whole in ids
+                out += [ids[whole]] if known else [ids[token] for token in merged(letters, ranks)]
+        return out
+
+    with_tokenizer(pre, len(tokens), lambda writer: (
+        writer.add_tokenizer_model("gpt2"),
+        writer.add_tokenizer_pre(pre),
+        writer.add_token_list(tokens),
+        writer.add_token_types([1] * (len(tokens) - len(SPECIAL)) + [3] * len(SPECIAL)),
+        writer.add_token_merges([" ".join(merge) for merge in merges]),
+        writer.add_bos_token_id(ids["<s>"]),
+        writer.add_eos_token_id(ids["</s>"]),
+        writer.add_eot_token_id(ids["<|im_end|>"]),
+        writer.add_chat_template("{{ messages[0].content }}"),
+    ), [[text, encode(text)] for text in TEXTS])
+
+
+def sentence_piece():
+    model = io.BytesIO()
+    text = (FIXTURES.parent / "docs" / "tutorial.md").read_text()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.splitlines()), model_writer=model, vocab_size=600, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.99,
+        minloglevel=2, num_threads=1,
+    )
+    own = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    count = own.vocab_size()
+    kinds = [2 if own.IsUnknown(i) else 3 if own.IsControl(i) else 6 if own.IsByte(i) else 1 for i in range(count)]
+    # What stands for a token of its own in a text is text to sentencepiece.
+    texts = [text for text in TEXTS if not any(token in text for token in SPECIAL)]
+    with_tokenizer("sentencepiece", count, lambda writer: (
+        writer.add_tokenizer_model("llama"),
+        writer.add_tokenizer_pre("default"),
+        writer.add_token_list([own.IdToPiece(i) for i in range(count)]),
+        writer.add_token_scores([own.GetScore(i) for i in range(count)]),
+        writer.add_token_types(kinds),
+        writer.add_bos_token_id(own.bos_id()),
+        writer.add_eos_token_id(own.eos_id()),
+    ), [[text, [own.bos_id(), *own.Encode(text)]] for text in texts])
+
+
+def with_tokenizer(name, count, add, ids):
+    """A model of one narrow layer with a tokenizer, and what that makes of texts."""
+    writer = gguf.GGUFWriter(OUT / f"tokenizer-{name}.gguf", "llama")
+    config = {
+        "hidden_size": 4, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 4, "vocab_size": count,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    }
+    metadata(writer, "llama", config)
+    add(writer)
+    random = np.random.default_rng(3)
+    names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
+    shapes = {"token_embd": (count, 4), "output_norm": (4,), "blk.0.attn_norm": (4,), "blk.0.ffn_norm": (4,)}
+    for module, shape in (shapes | {f"blk.0.{name}": (4, 4) for name in names}).items():
+        writer.add_tensor(f"{module}.weight", random.normal(0, 1, shape).astype(np.float32 if len(shape) == 1 else np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (OUT / f"tokenizer-{name}.json").write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
+
+
 def main():
     OUT.mkdir(exist_ok=True)
     wanted = sys.argv[1:]
@@ -282,6 +443,10 @@ def main():
             write(name, *rest)
     if not wanted or "blocks" in wanted:
         blocks()
+    if not wanted or "tokenizers" in wanted:
+        sentence_piece()
+        for pre in PRES:
+            byte_level(pre)
 
 
 if __name__ == "__main__":

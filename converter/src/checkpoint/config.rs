@@ -38,9 +38,14 @@ impl Config {
     pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let text =
             regular::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-        let values = serde_json::from_slice(&text)
+        Self::parse(&text, path)
+    }
+
+    /// The same of a text; `path` is what errors name.
+    pub(super) fn parse(text: &[u8], path: &Path) -> Result<Self, CheckpointError> {
+        let values = serde_json::from_slice(text)
             .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), values, asked: Asked::default() })
+        Ok(Self::of(path, values))
     }
 
     /// These values; `path` is what errors name.

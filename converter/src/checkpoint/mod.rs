@@ -159,7 +159,19 @@ pub(crate) fn files(path: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointEr
 
 /// The names and shapes of the weights that a `config.json` asks for, whether or not they are anywhere.
 pub fn weights_of(config: &Path, dtype: DType) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
-    let config = Config::read(config)?;
+    weights_of_config(Config::read(config)?, dtype)
+}
+
+/// The same of the text of a `config.json`; `path` is what errors name.
+pub fn weights_of_text(
+    text: &[u8],
+    path: &Path,
+    dtype: DType,
+) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
+    weights_of_config(Config::parse(text, path)?, dtype)
+}
+
+fn weights_of_config(config: Config, dtype: DType) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
     let family = families::find(&config)?;
     let meta = (family.meta)(&config)?;
     let weights = Weights::blank(config.path(), dtype)?;

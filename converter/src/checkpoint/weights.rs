@@ -216,7 +216,8 @@ impl Weights {
     /// Where any tensor can be had, one of this shape.
     pub(super) fn made(&self, dims: &[u64]) -> Option<Result<Tensor, TensorSizeError>> {
         let Blank { zeros, dtype } = self.blank.as_ref()?;
-        let bytes = dims.iter().product::<u64>() as usize * dtype.size();
+        let count = dims.iter().try_fold(dtype.size() as u64, |n, dim| n.checked_mul(*dim));
+        let bytes = count.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         Some(Tensor::view(*dtype, dims.to_vec(), zeros.clone(), 0, bytes))
     }
 

@@ -13,6 +13,8 @@ mod header;
 mod kinds;
 mod rope;
 mod tensors;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 mod tokens;
 mod value;

@@ -52,8 +52,8 @@ pub(super) fn all(
 const MOST_HEADS: u64 = 1 << 16;
 
 /// Where a tensor belongs.
-struct Place<'a> {
-    module: &'static Module,
+pub(super) struct Place<'a> {
+    pub(super) module: &'static Module,
     /// `model.layers.0.`
     prefix: String,
     /// `weight` or `bias`
@@ -61,7 +61,7 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    fn of(architecture: &'static Architecture, name: &'a str) -> Option<Self> {
+    pub(super) fn of(architecture: &'static Architecture, name: &'a str) -> Option<Self> {
         let (module, part) = name.rsplit_once('.')?;
         if part != "weight" && part != "bias" {
             return None;
@@ -78,7 +78,7 @@ impl<'a> Place<'a> {
         Some(Self { module, prefix: format!("{}.{layer}.", architecture.layers), part })
     }
 
-    fn tensors(
+    pub(super) fn tensors(
         &self,
         header: &Header,
         (name, raw): (&str, &Raw),
@@ -88,6 +88,9 @@ impl<'a> Place<'a> {
         let make = |dims: Vec<u64>, change: Change| {
             elements::tensor(&header.bytes, raw, dims, change).ok_or_else(|| not_read(header, (name, raw)))
         };
+        if raw.kind.dtype().is_none() {
+            return Err(not_read(header, (name, raw)));
+        }
         match self.module.how {
             How::NotRead => Ok(Vec::new()),
             How::PerHead => {
