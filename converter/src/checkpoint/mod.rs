@@ -195,6 +195,11 @@ impl Checkpoint {
         Ok(Self { notes, ..Self::of(described, weights, texts) })
     }
 
+    /// The directory that was read: the snapshot, where a cache folder was given, or that of a GGUF file.
+    pub fn dir(&self) -> &Path {
+        &self.weights.dir
+    }
+
     /// Its config, its tokenizer and what else is copied.
     pub fn texts(&self) -> &Texts {
         &self.texts
