@@ -304,6 +304,16 @@ fn a_tokenizer_beside_the_file_is_taken() {
     assert!(config.contains("\"model_type\": \"llama\""), "{config}");
 }
 
+/// As some programs keep it: by its digest.
+#[test]
+fn a_file_is_known_by_what_it_begins_with() {
+    let home = home_with("llama");
+    std::fs::rename(home.path("model.gguf"), home.path("sha256-0a1b")).expect("another name");
+    assert!(run(&home, "inspect sha256-0a1b --json").status.success());
+    std::fs::write(home.path("other"), "GGU").expect("it is written");
+    assert!(refused(&home, "inspect other").contains("other: this file is not an ONNX model"));
+}
+
 #[test]
 fn no_weight_stays_in_a_gguf_file() {
     let home = home_with("llama");
@@ -568,6 +578,10 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     wrong(&File::new().tensor(q, |t| t.3 += 4), "expected a multiple of 32");
     wrong(&File::new().tensor(q, |t| t.3 = 0), "begins within `");
     wrong(&File::new().tensor(q, |t| t.1 = vec![1 << 62, 1 << 62]), "takes more bytes than can be counted");
+    wrong(
+        &File::new().tensor(q, |t| t.1 = vec![1 << 63, 0]),
+        "has shape [0, 9223372036854775808]; expected some numbers",
+    );
     wrong(&File::new().tensor(q, |t| t.1 = vec![1; 9]), "the rank of tensor `blk.0.attn_q.weight` at byte");
     wrong(&File::new().tensor(q, |t| t.2 = 8), "has rows of 8; expected a multiple of 32, a block of Q8_0");
     wrong(

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Bytes that are fetched at a time.
 const STRIP: usize = 64 * 1024;
-/// The longest head that is read: the largest vocabularies take a fifth of it.
-const MOST: u64 = 64 << 20;
+/// The longest head that is read: the largest vocabularies take a third of it.
+const MOST: u64 = 32 << 20;
 
 pub(super) struct Cursor<'a> {
     bytes: &'a SharedBytes,
@@ -115,17 +115,20 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// How many there are of something, each of at least `least` bytes.
-    pub(super) fn count(&mut self, what: &str, least: u64) -> Result<u64, CheckpointError> {
+    /// How many there are of something: `most` at most, each of at least `least` bytes.
+    pub(super) fn count(&mut self, what: &str, (least, most): (u64, u64)) -> Result<u64, CheckpointError> {
         let at = self.at;
         let count = self.u64(what)?;
-        if count > self.left() / least {
-            let (path, size) = (self.path(), self.size());
-            let expected = format!("at most {}, as the file has {size} bytes", self.left() / least);
-            let (what, found) = (what.to_owned(), count.to_string());
-            return Err(GgufError::Broken { path, what, at, found, expected }.into());
+        let there = self.left() / least;
+        if count <= there.min(most) {
+            return Ok(count);
         }
-        Ok(count)
+        let expected = match there < most {
+            true => format!("at most {there}, as the file has {} bytes", self.size()),
+            false => format!("at most {most}"),
+        };
+        let (path, what, found) = (self.path(), what.to_owned(), count.to_string());
+        Err(GgufError::Broken { path, what, at, found, expected }.into())
     }
 
     pub(super) fn text(&mut self, what: &str) -> Result<String, CheckpointError> {

@@ -37,7 +37,7 @@ struct Listed {
     offset: u64,
 }
 
-const MAGIC: &[u8] = b"GGUF";
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// What a file begins with that stands for another in a repository without it.
 const POINTER: &[u8] = b"version https://git-lfs";
 const ALIGNMENT: &str = "general.alignment";
@@ -46,14 +46,17 @@ const LEAST_VALUE: u64 = 8 + 4 + 1;
 /// A name of no bytes, no dims, a type and an offset.
 const LEAST_TENSOR: u64 = 8 + 4 + 4 + 8;
 const MOST_DIMS: u32 = 4;
+/// More than any model has.
+const MOST_TENSORS: u64 = 1 << 17;
+const MOST_VALUES: u64 = 1 << 16;
 
 impl Header {
     pub(super) fn read(bytes: &SharedBytes, path: &Path) -> Result<Self, CheckpointError> {
         let cursor = &mut Cursor::new(bytes, path);
         check_magic(cursor)?;
         check_version(cursor)?;
-        let tensors = cursor.count("the number of tensors", LEAST_TENSOR)?;
-        let values = cursor.count("the number of keys", LEAST_VALUE)?;
+        let tensors = cursor.count("the number of tensors", (LEAST_TENSOR, MOST_TENSORS))?;
+        let values = cursor.count("the number of keys", (LEAST_VALUE, MOST_VALUES))?;
         let values = read_values(cursor, values)?;
         let listed = (0..tensors).map(|at| Listed::read(cursor, at)).collect::<Result<Vec<_>, _>>()?;
         let mut header =
@@ -232,6 +235,9 @@ impl Listed {
             let (path, tensor, found) = (path.to_owned(), self.name.clone(), format!("number {}", self.kind));
             CheckpointError::from(GgufError::TensorType { path, tensor, found, read: kinds::read() })
         })?;
+        if self.dims.contains(&0) {
+            return Err(fail(format!("has shape {:?}; expected some numbers", self.dims)));
+        }
         let row = self.dims.last().copied().unwrap_or(1);
         if !row.is_multiple_of(kind.block as u64) {
             let block = kind.block;

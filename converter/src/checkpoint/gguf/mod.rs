@@ -28,8 +28,10 @@ use super::weights::Weights;
 use crate::bundle::stored_file::StoredFile;
 use architectures::Architecture;
 use config::Described;
+use dijiang_format::regular;
 use dijiang_passes::ir::tensor::SharedBytes;
 use header::Header;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use value::Value;
@@ -45,9 +47,18 @@ pub(super) struct Opened {
     pub(super) notes: Vec<String>,
 }
 
-/// Whether a path is that of a GGUF file, by its name.
+/// Whether a path is that of a GGUF file, by its name or, as some programs store it under none, by what it begins with.
 pub fn is_gguf(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case(EXTENSION))
+    if !path.is_file() {
+        return false;
+    }
+    let is_named = |ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+    let begins = || {
+        let mut found = [0; header::MAGIC.len()];
+        let read = regular::open(path).and_then(|mut file| file.read_exact(&mut found));
+        read.is_ok() && found == *header::MAGIC
+    };
+    is_named(EXTENSION) || !is_named("onnx") && begins()
 }
 
 /// The directory of a file.

@@ -19,6 +19,8 @@ pub(super) enum Value {
 
 /// The number of the type that is a list.
 const LIST: u32 = 9;
+/// The longest list: ten times the largest vocabulary.
+const MOST: u64 = 1 << 22;
 const TYPES: &str = "the number of a type, 0 to 12";
 
 /// The smallest that a value of a type can be, or none where there is no such type.
@@ -45,7 +47,7 @@ impl Value {
         if kind == LIST {
             return Err(cursor.broken(what, "a list of lists", "a list of numbers or of texts"));
         }
-        let count = cursor.count(what, least)?;
+        let count = cursor.count(what, (least, MOST))?;
         Self::list(cursor, (kind, count), what)
     }
 
