@@ -3,9 +3,10 @@
 
 mod home;
 
-use dijiang::checkpoint::{self, SourceModel};
+use dijiang::checkpoint::{self, Checkpoint, CheckpointError, SourceModel};
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::eval::{Array, eval};
+use dijiang_passes::ir::tensor::SharedBytes;
 use dijiang_runtime::Tokenizer;
 use home::Home;
 use safetensors::SafeTensors;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures");
@@ -426,8 +428,13 @@ impl File {
     }
 }
 
+fn of_bytes(bytes: Vec<u8>) -> Result<Checkpoint, CheckpointError> {
+    let bytes: SharedBytes = Arc::new(bytes);
+    checkpoint::of_gguf_bytes(&bytes, Path::new("model.gguf"))
+}
+
 fn try_open(bytes: Vec<u8>) -> Result<(), String> {
-    let checkpoint = checkpoint::of_gguf_bytes(std::sync::Arc::new(bytes), Path::new("model.gguf"));
+    let checkpoint = of_bytes(bytes);
     let built = checkpoint.and_then(|checkpoint| checkpoint.build(Some(DType::F32)));
     built.map(|_| ()).map_err(|e| e.to_string())
 }
@@ -517,8 +524,7 @@ fn other_models_are_refused_by_name() {
 #[test]
 fn a_key_that_says_nothing_known_is_told() {
     let file = File::new().value("llama.new.idea", of_u32(1));
-    let checkpoint = checkpoint::of_gguf_bytes(std::sync::Arc::new(file.bytes()), Path::new("model.gguf"));
-    let model = checkpoint.and_then(|checkpoint| checkpoint.build(None)).expect("a model");
+    let model = of_bytes(file.bytes()).and_then(|checkpoint| checkpoint.build(None)).expect("a model");
     assert_eq!(
         model.warnings,
         ["model.gguf: `llama.new.idea`: llama reads no such key, and the model is built without"]
@@ -599,7 +605,7 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     );
     wrong(
         &File::new().tensor(q, |t| t.1 = vec![64]),
-        "tensor `model.layers.0.self_attn.q_proj.weight` has shape [64]; expected [8, 8] from model.gguf",
+        "tensor `blk.0.attn_q.weight` has shape [64]; expected [8, 8] from model.gguf",
     );
     wrong(&File::new().tensor(q, |t| t.1 = vec![]), "has 0 rows");
     wrong(
@@ -612,7 +618,7 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     );
     wrong(
         &File::new().tensor(q, |t| t.0 = "blk.1.attn_q.weight".to_owned()),
-        "tensor `model.layers.0.self_attn.q_proj.weight` is missing",
+        "tensor `blk.0.attn_q.weight` is missing; llama needs it with shape [8, 8]",
     );
     wrong(
         &File::new().tensor(q, |t| t.0 = "blk.0.attn_k.weight".to_owned()),
@@ -623,7 +629,7 @@ fn tensors_that_cannot_be_are_refused_by_name() {
     assert!(try_open(more.bytes()).is_err());
     wrong(
         &File::new().value("llama.block_count", of_u32(2_000_000_000)),
-        "model.layers.1.input_layernorm.weight` is missing",
+        "tensor `blk.1.attn_norm.weight` is missing",
     );
 }
 

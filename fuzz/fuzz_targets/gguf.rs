@@ -2,6 +2,7 @@
 #![no_main]
 
 use dijiang::checkpoint::of_gguf_bytes;
+use dijiang_passes::ir::tensor::SharedBytes;
 use dijiang_passes::ir::verify::verify;
 use libfuzzer_sys::fuzz_target;
 use std::path::Path;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 const MOST: usize = 1 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    let read = of_gguf_bytes(Arc::new(bytes.to_vec()), Path::new("nowhere/model.gguf"));
+    let bytes: SharedBytes = Arc::new(bytes.to_vec());
+    let read = of_gguf_bytes(&bytes, Path::new("nowhere/model.gguf"));
     let built = read.and_then(|checkpoint| {
         for (_, tensor) in checkpoint.tensors().filter(|(_, tensor)| tensor.byte_len() < MOST) {
             assert_eq!(tensor.bytes().len(), tensor.byte_len());

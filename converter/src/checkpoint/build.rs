@@ -138,7 +138,7 @@ impl<'a> Builder<'a> {
         let Some((stored, found)) = self.find(name) else {
             return Err(CheckpointError::MissingTensor {
                 dir: self.weights.whole().to_owned(),
-                tensor: name.to_owned(),
+                tensor: self.weights.name_in_file(name),
                 family: self.family.name,
                 expected: shape.to_vec(),
             });
@@ -153,10 +153,10 @@ impl<'a> Builder<'a> {
         if tensor.dims() != shape {
             return Err(CheckpointError::WrongShape {
                 path: path(),
-                tensor: stored.to_owned(),
+                tensor: self.weights.name_in_file(stored),
                 found: tensor.dims().to_vec(),
                 expected: shape.to_vec(),
-                config: self.config.path().to_owned(),
+                config: self.config.name().into(),
             });
         }
         self.asked.insert(stored);

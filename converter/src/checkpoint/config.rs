@@ -1,6 +1,7 @@
 //! `config.json`: typed access to its keys, and the spellings that transformers 4 and 5 use.
 
 use super::error::CheckpointError;
+use crate::report::message::shown;
 use dijiang_format::dtype::DType;
 use dijiang_format::regular;
 use serde_json::{Map, Value};
@@ -56,6 +57,11 @@ impl Config {
     /// The file this was read from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file by its name alone, as a message shows it.
+    pub(super) fn name(&self) -> String {
+        shown(&self.path.file_name().unwrap_or_default().to_string_lossy())
     }
 
     /// All keys, in the order of the file.

@@ -5,7 +5,7 @@ use crate::report::message::{one_line, shown};
 use dijiang_format::words::counted;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_passes::ir::tensor::ReadError;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Why a checkpoint cannot be used. Every message is one line that names the place, what was found
 /// there, what was expected, and where it helps, what to do.
@@ -63,8 +63,8 @@ pub enum CheckpointError {
 
     #[error("{}: tensor `{tensor}` is missing; {family} needs it with shape {expected:?}", dir.display())]
     MissingTensor { dir: PathBuf, tensor: String, family: &'static str, expected: Vec<u64> },
-    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from {}", path.display(), shown(tensor), named(config))]
-    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64>, config: PathBuf },
+    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from {config}", path.display(), shown(tensor))]
+    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64>, config: Box<str> },
     #[error(
         "{}: tensor `{}` has element type {found}; expected f32, f16, bf16 or f64 (quantised weights are not read)",
         path.display(), shown(tensor)
@@ -88,15 +88,16 @@ pub enum CheckpointError {
     NotFinite { path: PathBuf, tensor: String },
 
     #[error(transparent)]
-    Gguf(#[from] GgufError),
+    Gguf(Box<GgufError>),
 
     #[error("the graph could not be built: {0}")]
     Graph(#[from] PatchError),
 }
 
-/// A file by its name alone.
-fn named(path: &Path) -> String {
-    shown(&path.file_name().unwrap_or_default().to_string_lossy())
+impl From<GgufError> for CheckpointError {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }
 
 /// How many names a message shows of a long list.

@@ -113,7 +113,7 @@ pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
 }
 
 /// The same of the bytes of a GGUF file; `path` is what errors name.
-pub fn of_gguf_bytes(bytes: SharedBytes, path: &Path) -> Result<Checkpoint, CheckpointError> {
+pub fn of_gguf_bytes(bytes: &SharedBytes, path: &Path) -> Result<Checkpoint, CheckpointError> {
     Checkpoint::of_gguf(gguf::read(bytes, path)?)
 }
 
@@ -211,7 +211,7 @@ impl Checkpoint {
 
     /// Whether it is a GGUF file.
     pub(crate) fn is_gguf(&self) -> bool {
-        self.weights.is_gguf
+        self.weights.gguf.is_some()
     }
 
     /// The weight files, in the order of their names.

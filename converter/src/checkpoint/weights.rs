@@ -3,6 +3,7 @@
 
 use super::error::{CheckpointError, SHOWN};
 use super::extra::is_buffer;
+use super::gguf;
 use crate::bundle::link::MappedFile;
 use crate::bundle::stored_file::StoredFile;
 use crate::onnx::external::location_problem;
@@ -36,8 +37,8 @@ pub(crate) struct Weights {
     pub(super) maps: Vec<MappedFile>,
     tensors: BTreeMap<String, Stored>,
     blank: Option<Blank>,
-    /// Whether they are those of a GGUF file.
-    pub(super) is_gguf: bool,
+    /// What a GGUF file calls them.
+    pub(super) gguf: Option<gguf::Names>,
 }
 
 /// Tensors of any name and shape, all zeros that are never read.
@@ -190,18 +191,18 @@ impl Weights {
             maps: Vec::new(),
             tensors: BTreeMap::new(),
             blank: None,
-            is_gguf: false,
+            gguf: None,
         }
     }
 
     /// Those of a GGUF file, as the families call them. They stay where they are in no bundle: most are not stored as a
     /// graph reads them.
-    pub(super) fn of_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Self {
+    pub(super) fn of_gguf(path: &Path, tensors: BTreeMap<String, Tensor>, names: gguf::Names) -> Self {
         let stored = |(name, tensor)| (name, Stored { file: 0, tensor: Ok(tensor) });
         Self {
             files: vec![path.to_owned()],
             tensors: tensors.into_iter().map(stored).collect(),
-            is_gguf: true,
+            gguf: Some(names),
             ..Self::none(path.parent().unwrap_or(Path::new("")))
         }
     }
@@ -277,7 +278,13 @@ impl Weights {
 
     /// What to name where a weight is not there.
     pub(super) fn whole(&self) -> &Path {
-        if self.is_gguf { self.place() } else { &self.dir }
+        if self.gguf.is_some() { self.place() } else { &self.dir }
+    }
+
+    /// What the files call a tensor.
+    pub(super) fn name_in_file(&self, name: &str) -> String {
+        let own = self.gguf.and_then(|names| names.of(name));
+        own.unwrap_or_else(|| name.to_owned())
     }
 
     /// Every tensor, in the order of their names.

@@ -88,14 +88,15 @@ pub(super) fn tensor(file: &SharedBytes, raw: &Raw, dims: Vec<u64>, change: Chan
     if change.is_none() && !raw.kind.is_quantised() {
         return Tensor::view(stored, dims, file.clone(), raw.offset, raw.bytes).ok();
     }
-    let width = match (change.transposed, dims.as_slice()) {
-        (true, [width, _]) => *width,
-        (_, [_, .., width]) => *width,
-        // A row of one number is as good as a vector of many, where no block is cut.
-        (_, [count]) if raw.kind.is_quantised() => *count,
-        _ => 1,
+    // Of a stored row: the other way round it is the first dim. A vector is as good as many rows of one number, where no
+    // block is cut.
+    let width = match dims.as_slice() {
+        [first, _] if change.transposed => first,
+        [_, .., last] => last,
+        [count] if raw.kind.is_quantised() => count,
+        _ => &1,
     };
-    let width = usize::try_from(width).ok().filter(|width| *width > 0)?;
+    let width = usize::try_from(*width).ok().filter(|width| *width > 0)?;
     let count = dims.iter().product::<u64>() as usize / width;
     if !change.rows.fit(count) {
         return None;

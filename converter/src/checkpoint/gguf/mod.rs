@@ -47,6 +47,17 @@ pub(super) struct Opened {
     pub(super) notes: Vec<String>,
 }
 
+/// What a file calls the tensors of its model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names(&'static Architecture);
+
+impl Names {
+    /// The tensor that transformers calls so.
+    pub(super) fn of(self, name: &str) -> Option<String> {
+        self.0.name_in_file(name)
+    }
+}
+
 /// Whether a path is that of a GGUF file, by its name or, as some programs store it under none, by what it begins with.
 pub fn is_gguf(path: &Path) -> bool {
     if !path.is_file() {
@@ -70,17 +81,17 @@ pub(super) fn dir(path: &Path) -> PathBuf {
 pub(super) fn open(path: &Path) -> Result<Opened, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_owned(), source };
     let bytes: SharedBytes = Arc::new(StoredFile::open(path).map_err(io)?);
-    read(bytes, path)
+    read(&bytes, path)
 }
 
 /// The same of bytes; `path` is what errors name.
-pub(super) fn read(bytes: SharedBytes, path: &Path) -> Result<Opened, CheckpointError> {
-    let header = Header::read(&bytes, path)?;
+pub(super) fn read(bytes: &SharedBytes, path: &Path) -> Result<Opened, CheckpointError> {
+    let header = Header::read(bytes, path)?;
     let architecture = architecture(&header)?;
     let Described { config, heads, mut notes } = config::describe(&header, architecture)?;
     let tensors = tensors::all(&header, architecture, heads)?;
     notes.extend(tensors::note(&header));
-    let weights = Weights::of_tensors(path, tensors);
+    let weights = Weights::of_gguf(path, tensors, Names(architecture));
     let mut texts = Texts::new(dir(path));
     tokenizer::write(&header, &mut texts)?;
     texts.add(dijiang_format::files::CONFIG, pretty(&config));

@@ -33,6 +33,19 @@ pub(super) struct Architecture {
     pub(super) rest: fn(&mut Draft<'_>) -> Result<(), CheckpointError>,
 }
 
+impl Architecture {
+    /// What a file calls the tensor that transformers calls so.
+    pub(super) fn name_in_file(&self, name: &str) -> Option<String> {
+        let (module, part) = name.rsplit_once('.')?;
+        let called = |modules: &[Module], name: &str| modules.iter().find(|m| m.name == name).map(|m| m.gguf);
+        let Some(inner) = module.strip_prefix(self.layers).and_then(|inner| inner.strip_prefix('.')) else {
+            return Some(format!("{}.{part}", called(self.top, module)?));
+        };
+        let (layer, module) = inner.split_once('.')?;
+        Some(format!("blk.{layer}.{}.{part}", called(self.layer, module)?))
+    }
+}
+
 /// What a family calls the sizes that every model has.
 #[derive(Debug)]
 pub(super) struct Sizes {

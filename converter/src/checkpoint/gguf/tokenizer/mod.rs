@@ -84,7 +84,9 @@ impl<'a> Vocabulary<'a> {
             return Err(Not(format!("it has no {TOKENS}")));
         };
         let kinds = match header.values.get(TYPES) {
-            Some(Value::Ints(kinds)) if kinds.len() == tokens.len() => kinds.iter().map(Kind::of).collect(),
+            Some(Value::Ints(kinds)) if kinds.len() == tokens.len() => {
+                kinds.iter().map(|kind| Kind::of(*kind)).collect()
+            }
             _ => Err(Not(format!("it has no {TYPES} of as many as there are tokens"))),
         };
         Ok(Self { header, tokens, kinds: kinds? })
@@ -169,7 +171,7 @@ impl<'a> Vocabulary<'a> {
 }
 
 impl Kind {
-    fn of(number: &i64) -> Result<Self, Not> {
+    fn of(number: i64) -> Result<Self, Not> {
         Ok(match number {
             1 => Self::Normal,
             2 => Self::Unknown,
