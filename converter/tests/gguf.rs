@@ -644,3 +644,29 @@ fn the_program_refuses_in_one_line() {
     assert!(told.ends_with("(hint: the file is damaged, fetch it again)"), "{told}");
     assert!(!home.path("bundle").exists());
 }
+
+/// Heads that claim much, each in a file that has it: read within the memory that other files are held to.
+#[test]
+fn a_long_head_takes_little_memory() {
+    let heads: [(&str, Vec<(String, Vec<u8>)>); 3] = [
+        ("texts", vec![("x".to_owned(), of_list(8, 3_900_000, &vec![0; 8 * 3_900_000]))]),
+        ("bytes", (0..60).map(|i| (format!("k{i}"), of_list(0, 500_000, &vec![0; 500_000]))).collect()),
+        (
+            "keys",
+            (0..60_000).map(|i| (format!("k{i}"), [0u32.to_le_bytes().as_slice(), &[0]].concat())).collect(),
+        ),
+    ];
+    for (what, values) in heads {
+        let home = Home::empty();
+        let mut file = File::new().without("llama.block_count");
+        file.values.extend(values);
+        std::fs::write(home.path("model.gguf"), file.bytes()).expect("it is written");
+        let script = r#"ulimit -d 204800 && exec timeout 60 "$0" convert model.gguf -o X --no-verify"#;
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_dijiang")]).current_dir(home.0.path());
+        let output = command.output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{what}: {told}");
+        assert!(told.starts_with("error: model.gguf: key `llama.block_count` is missing"), "{what}: {told}");
+    }
+}

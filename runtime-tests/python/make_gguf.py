@@ -7,6 +7,7 @@
 with the numbers that it reads of them; and tokenizers with the ids of some texts, by sentencepiece and by a few lines here.
 
     python3 runtime-tests/python/make_gguf.py [NAME ...]
+    python3 runtime-tests/python/make_gguf.py --check      the files against transformers' own reader (and accelerate)
 
 Names of tensors come from the package's own tables. What llama.cpp's converter does to a tensor is done here with torch, as
 its convert_hf_to_gguf.py (2026-11) does it.
@@ -435,9 +436,34 @@ def with_tokenizer(name, count, add, ids):
     (OUT / f"tokenizer-{name}.json").write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n")
 
 
+# What transformers reads of GGUF; of Falcon it knows 7B alone, and biases are none of its keys there.
+READ = (
+    "llama", "llama-linear", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "starcoder2", "stablelm", "phi3",
+)
+
+
+def check():
+    """The weights that transformers reads of the files are those of the checkpoints."""
+    from transformers import AutoModelForCausalLM
+
+    for name, checkpoint, *_ in MODELS:
+        if name in READ:
+            found, expected = (
+                AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).state_dict()
+                for folder, more in ((OUT, {"gguf_file": f"{name}.gguf"}), (FIXTURES / checkpoint, {}))
+            )
+            assert found.keys() == expected.keys(), name
+            # Gemma's norms are stored with one more.
+            far = [own for own, x in expected.items() if (found[own] - x).abs().max() > 6e-8]
+            assert not far, (name, far)
+            print(name, len(expected), "tensors, all the same")
+
+
 def main():
     OUT.mkdir(exist_ok=True)
     wanted = sys.argv[1:]
+    if wanted == ["--check"]:
+        return check()
     for name, *rest in MODELS:
         if not wanted or name in wanted:
             write(name, *rest)

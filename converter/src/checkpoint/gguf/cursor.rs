@@ -67,29 +67,33 @@ impl<'a> Cursor<'a> {
         let mut out = vec![0; count as usize];
         if count as usize > STRIP {
             self.bytes.read(self.at as usize, &mut out);
+            self.check()?;
         } else {
-            self.fetch(count as usize);
+            self.fetch(count as usize)?;
             let from = (self.at - self.strip.0) as usize;
             out.copy_from_slice(&self.strip.1[from..from + count as usize]);
         }
         self.at += count;
-        match self.bytes.problem() {
-            Some(problem) => Err(problem.into()),
-            None => Ok(out),
-        }
+        Ok(out)
+    }
+
+    /// Whether what was read was there.
+    fn check(&self) -> Result<(), CheckpointError> {
+        self.bytes.problem().map_or(Ok(()), |problem| Err(problem.into()))
     }
 
     /// Has the strip hold the next so many bytes, which are there.
-    fn fetch(&mut self, count: usize) {
+    fn fetch(&mut self, count: usize) -> Result<(), CheckpointError> {
         let (start, strip) = &mut self.strip;
         let end = *start + strip.len() as u64;
         if self.at >= *start && self.at + count as u64 <= end {
-            return;
+            return Ok(());
         }
         let size = STRIP.min(self.bytes.size() - self.at as usize);
         strip.resize(size, 0);
         self.bytes.read(self.at as usize, strip);
         *start = self.at;
+        self.check()
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], CheckpointError> {

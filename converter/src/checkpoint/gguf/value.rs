@@ -15,6 +15,8 @@ pub(super) enum Value {
     Floats(Vec<f32>),
     Bools(Vec<bool>),
     Texts(Vec<String>),
+    /// Numbers of 8 or 16 bits, which no model's sizes are lists of, as they lie in the file.
+    Bytes(Vec<u8>),
 }
 
 /// The number of the type that is a list.
@@ -71,6 +73,7 @@ impl Value {
 
     fn list(cursor: &mut Cursor<'_>, (kind, count): (u32, u64), what: &str) -> Result<Self, CheckpointError> {
         Ok(match kind {
+            0..=3 => Self::Bytes(cursor.take(count * if kind < 2 { 1 } else { 2 }, what)?),
             7 => Self::Bools((0..count).map(|_| flag(cursor, what)).collect::<Result<_, _>>()?),
             8 => Self::Texts((0..count).map(|_| cursor.text(what)).collect::<Result<_, _>>()?),
             6 => Self::Floats(
@@ -107,6 +110,7 @@ impl Value {
             Self::Floats(numbers) => json!(numbers.iter().map(|x| shortest(*x)).collect::<Vec<_>>()),
             Self::Bools(flags) => json!(flags),
             Self::Texts(texts) => json!(texts),
+            Self::Bytes(bytes) => json!(format!("a list of {} bytes", bytes.len())),
         }
     }
 }
