@@ -325,11 +325,14 @@ fn no_weight_stays_in_a_gguf_file() {
     );
 }
 
+/// A key, and its value with the type of that.
+type Key = (String, Vec<u8>);
+
 /// A file, part by part.
 #[derive(Clone)]
 struct File {
     version: u32,
-    values: Vec<(String, Vec<u8>)>,
+    values: Vec<Key>,
     /// Name, dims as the file has them, type, offset.
     tensors: Vec<(String, Vec<u64>, u32, u64)>,
     data: usize,
@@ -648,7 +651,7 @@ fn the_program_refuses_in_one_line() {
 /// Heads that claim much, each in a file that has it: read within the memory that other files are held to.
 #[test]
 fn a_long_head_takes_little_memory() {
-    let heads: [(&str, Vec<(String, Vec<u8>)>); 3] = [
+    let heads: [(&str, Vec<Key>); 3] = [
         ("texts", vec![("x".to_owned(), of_list(8, 3_900_000, &vec![0; 8 * 3_900_000]))]),
         ("bytes", (0..60).map(|i| (format!("k{i}"), of_list(0, 500_000, &vec![0; 500_000]))).collect()),
         (
