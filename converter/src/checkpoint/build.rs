@@ -137,8 +137,8 @@ impl<'a> Builder<'a> {
     pub(super) fn stored(&mut self, name: &str, shape: &[u64]) -> Result<Tensor, CheckpointError> {
         let Some((stored, found)) = self.find(name) else {
             return Err(CheckpointError::MissingTensor {
-                dir: self.weights.dir.clone(),
-                tensor: name.to_owned(),
+                dir: self.weights.whole().to_owned(),
+                tensor: self.weights.name_in_file(name),
                 family: self.family.name,
                 expected: shape.to_vec(),
             });
@@ -153,9 +153,10 @@ impl<'a> Builder<'a> {
         if tensor.dims() != shape {
             return Err(CheckpointError::WrongShape {
                 path: path(),
-                tensor: stored.to_owned(),
+                tensor: self.weights.name_in_file(stored),
                 found: tensor.dims().to_vec(),
                 expected: shape.to_vec(),
+                config: self.config.name().into(),
             });
         }
         self.asked.insert(stored);

@@ -1,6 +1,7 @@
 //! `config.json`: typed access to its keys, and the spellings that transformers 4 and 5 use.
 
 use super::error::CheckpointError;
+use crate::report::message::shown;
 use dijiang_format::dtype::DType;
 use dijiang_format::regular;
 use serde_json::{Map, Value};
@@ -38,14 +39,29 @@ impl Config {
     pub(crate) fn read(path: &Path) -> Result<Self, CheckpointError> {
         let text =
             regular::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
-        let values = serde_json::from_slice(&text)
+        Self::parse(&text, path)
+    }
+
+    /// The same of a text; `path` is what errors name.
+    pub(super) fn parse(text: &[u8], path: &Path) -> Result<Self, CheckpointError> {
+        let values = serde_json::from_slice(text)
             .map_err(|source| CheckpointError::Json { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), values, asked: Asked::default() })
+        Ok(Self::of(path, values))
+    }
+
+    /// These values; `path` is what errors name.
+    pub(super) fn of(path: &Path, values: Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), values, asked: Asked::default() }
     }
 
     /// The file this was read from.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file by its name alone, as a message shows it.
+    pub(super) fn name(&self) -> String {
+        shown(&self.path.file_name().unwrap_or_default().to_string_lossy())
     }
 
     /// All keys, in the order of the file.

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint.
 
+use super::gguf::GgufError;
 use crate::report::message::{one_line, shown};
 use dijiang_format::words::counted;
 use dijiang_passes::ir::patch::PatchError;
@@ -62,8 +63,8 @@ pub enum CheckpointError {
 
     #[error("{}: tensor `{tensor}` is missing; {family} needs it with shape {expected:?}", dir.display())]
     MissingTensor { dir: PathBuf, tensor: String, family: &'static str, expected: Vec<u64> },
-    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from config.json", path.display(), shown(tensor))]
-    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64> },
+    #[error("{}: tensor `{}` has shape {found:?}; expected {expected:?} from {config}", path.display(), shown(tensor))]
+    WrongShape { path: PathBuf, tensor: String, found: Vec<u64>, expected: Vec<u64>, config: Box<str> },
     #[error(
         "{}: tensor `{}` has element type {found}; expected f32, f16, bf16 or f64 (quantised weights are not read)",
         path.display(), shown(tensor)
@@ -86,8 +87,17 @@ pub enum CheckpointError {
     )]
     NotFinite { path: PathBuf, tensor: String },
 
+    #[error(transparent)]
+    Gguf(Box<GgufError>),
+
     #[error("the graph could not be built: {0}")]
     Graph(#[from] PatchError),
+}
+
+impl From<GgufError> for CheckpointError {
+    fn from(error: GgufError) -> Self {
+        Self::Gguf(Box::new(error))
+    }
 }
 
 /// How many names a message shows of a long list.

@@ -94,7 +94,7 @@ pub(super) fn check(weights: &Weights, asked: &Asked<'_>) -> Result<Vec<String>,
                 copies.add(name);
             }
             _ if is_buffer(name, stored) => copies.add(name),
-            _ if model.has(name) => inside.add(name),
+            _ if model.has(name) => inside.add(&weights.name_in_file(name)),
             _ => outside.add(name),
         }
     }

@@ -1,4 +1,5 @@
-//! Hugging Face checkpoints: `config.json` and safetensors in, an ordinary softmax graph out.
+//! Hugging Face checkpoints: `config.json` and safetensors in, an ordinary softmax graph out. A [GGUF](gguf) file is
+//! turned into the same two.
 //!
 //! Whatever the family, the graph has one form, so that one pattern finds its attention:
 //! - inputs `input_ids` and `position_ids` i64 `[batch, sequence]`, `attention_mask` i64
@@ -16,6 +17,7 @@ mod error;
 mod extra;
 mod families;
 mod generation;
+pub(crate) mod gguf;
 mod keys;
 pub(crate) mod own_attention;
 mod refusals;
@@ -23,12 +25,15 @@ mod rope_config;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod weights;
 
 pub use config::Config;
 pub use error::CheckpointError;
 pub(crate) use error::all_listed;
 pub(crate) use generation::take_tokens;
+pub use gguf::{GgufError, is_gguf};
+pub use texts::{Text, Texts};
 pub use weights::{INDEX, read_header};
 pub(crate) use weights::{Stored, Weights};
 
@@ -36,7 +41,7 @@ use crate::bundle::link::MappedFile;
 use build::{Builder, Finished};
 use dijiang_format::dtype::DType;
 use dijiang_passes::ir::graph::Graph;
-use dijiang_passes::ir::tensor::Tensor;
+use dijiang_passes::ir::tensor::{SharedBytes, Tensor};
 use families::Family;
 use own_attention::OwnAttention;
 use std::path::{Path, PathBuf};
@@ -49,6 +54,9 @@ pub struct Checkpoint {
     family: &'static Family,
     meta: ModelMeta,
     dtype: DType,
+    texts: Texts,
+    /// What is to be told of how it was read.
+    notes: Vec<String>,
 }
 
 /// A model as a graph.
@@ -93,13 +101,20 @@ pub struct ModelMeta {
 }
 
 /// Opens a directory with `config.json` and safetensors, a snapshot of the Hugging Face cache, or a
-/// cache folder `models--org--name`. No tensor is read.
-pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
-    let dir = snapshot::resolve(dir)?;
-    let Described { config, family, meta, dtype } = describe(&dir)?;
+/// cache folder `models--org--name`; or a GGUF file. No weight is read.
+pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    if is_gguf(path) {
+        return Checkpoint::of_gguf(gguf::open(path)?);
+    }
+    let dir = snapshot::resolve(path)?;
+    let described = describe(&dir)?;
     let weights = Weights::open(&dir)?;
-    let dtype = dtype.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
-    Ok(Checkpoint { config, weights, family, meta, dtype })
+    Ok(Checkpoint::of(described, weights, Texts::new(dir)))
+}
+
+/// The same of the bytes of a GGUF file; `path` is what errors name.
+pub fn of_gguf_bytes(bytes: &SharedBytes, path: &Path) -> Result<Checkpoint, CheckpointError> {
+    Checkpoint::of_gguf(gguf::read(bytes, path)?)
 }
 
 /// What a checkpoint says of itself beside its weights.
@@ -111,7 +126,11 @@ struct Described {
 }
 
 fn describe(dir: &Path) -> Result<Described, CheckpointError> {
-    let config = Config::read(&dir.join("config.json"))?;
+    describe_config(Config::read(&dir.join("config.json"))?, dir)
+}
+
+/// What a config says, and what lies in `dir` of the tokens.
+fn describe_config(config: Config, dir: &Path) -> Result<Described, CheckpointError> {
     let family = families::find(&config)?;
     let mut meta = (family.meta)(&config)?;
     take_tokens(dir, &mut meta)?;
@@ -119,39 +138,80 @@ fn describe(dir: &Path) -> Result<Described, CheckpointError> {
     Ok(Described { config, family, meta, dtype })
 }
 
-/// Whether [`open`] would take a directory, as far as that shows without what is in its weight files.
-pub(crate) fn look(dir: &Path) -> Result<(), CheckpointError> {
-    let (dir, _) = files(dir)?;
+/// Whether [`open`] would take a path, as far as that shows without its weights.
+pub(crate) fn look(path: &Path) -> Result<(), CheckpointError> {
+    if is_gguf(path) {
+        return open(path).map(drop);
+    }
+    let (dir, _) = files(path)?;
     describe(&dir).map(drop)
 }
 
 /// The directory that [`open`] reads, and the weight files there, with their index.
-pub(crate) fn files(dir: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointError> {
-    let dir = snapshot::resolve(dir)?;
+pub(crate) fn files(path: &Path) -> Result<(PathBuf, Vec<PathBuf>), CheckpointError> {
+    if is_gguf(path) {
+        return Ok((gguf::dir(path), vec![path.to_owned()]));
+    }
+    let dir = snapshot::resolve(path)?;
     let files = weights::files(&dir)?;
     Ok((dir, files))
 }
 
 /// The names and shapes of the weights that a `config.json` asks for, whether or not they are anywhere.
 pub fn weights_of(config: &Path, dtype: DType) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
-    let config = Config::read(config)?;
+    weights_of_config(Config::read(config)?, dtype)
+}
+
+/// The same of the text of a `config.json`; `path` is what errors name.
+pub fn weights_of_text(
+    text: &[u8],
+    path: &Path,
+    dtype: DType,
+) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
+    weights_of_config(Config::parse(text, path)?, dtype)
+}
+
+fn weights_of_config(config: Config, dtype: DType) -> Result<Vec<(String, Vec<u64>)>, CheckpointError> {
     let family = families::find(&config)?;
     let meta = (family.meta)(&config)?;
     let weights = Weights::blank(config.path(), dtype)?;
-    let checkpoint = Checkpoint { config, weights, family, meta, dtype };
+    let described = Described { config, family, meta, dtype: Some(dtype) };
+    let checkpoint = Checkpoint::of(described, weights, Texts::default());
     let graph = checkpoint.build(None)?.graph;
     let weights = graph.consts().filter(|(id, ..)| graph.value(*id).is_weight);
     Ok(weights.map(|(_, name, tensor)| (name.to_owned(), tensor.dims().to_vec())).collect())
 }
 
 impl Checkpoint {
-    /// The directory that was read: the snapshot, where a cache folder was given.
+    fn of(described: Described, weights: Weights, texts: Texts) -> Self {
+        let Described { config, family, meta, dtype } = described;
+        let dtype = dtype.or_else(|| weights.main_dtype()).unwrap_or(DType::F32);
+        Self { config, weights, family, meta, dtype, texts, notes: Vec::new() }
+    }
+
+    fn of_gguf(opened: gguf::Opened) -> Result<Self, CheckpointError> {
+        let gguf::Opened { config, weights, texts, notes } = opened;
+        let described = describe_config(config, texts.dir())?;
+        Ok(Self { notes, ..Self::of(described, weights, texts) })
+    }
+
+    /// The directory that was read: the snapshot, where a cache folder was given, or that of a GGUF file.
     pub fn dir(&self) -> &Path {
         &self.weights.dir
     }
 
+    /// Its config, its tokenizer and what else is copied.
+    pub fn texts(&self) -> &Texts {
+        &self.texts
+    }
+
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether it is a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.weights.gguf.is_some()
     }
 
     /// The weight files, in the order of their names.
@@ -159,7 +219,7 @@ impl Checkpoint {
         &self.weights.files
     }
 
-    /// The same files, opened.
+    /// The same files, opened, where weights may stay in them.
     pub(crate) fn maps(&self) -> &[MappedFile] {
         &self.weights.maps
     }
@@ -188,9 +248,11 @@ impl Checkpoint {
         let mut graph = Graph::new(&self.meta.model_type);
         let mut builder = Builder::new(&graph, self, dtype);
         (self.family.build)(&mut builder)?;
-        let Finished { change, told: mut warnings, notes, own_attention } = builder.finish()?;
+        let Finished { change, told, notes: of_graph, own_attention } = builder.finish()?;
         graph.apply(change)?;
-        warnings.extend(keys::check(&self.config, self.family.name)?);
+        let of_keys = keys::check(&self.config, self.family.name)?;
+        let warnings = told.into_iter().chain(of_keys).collect();
+        let notes = self.notes.iter().cloned().chain(of_graph).collect();
         Ok(SourceModel { graph, meta: self.meta.clone(), dtype, warnings, notes, own_attention })
     }
 }

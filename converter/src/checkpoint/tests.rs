@@ -427,8 +427,7 @@ fn a_directory_without_a_checkpoint_is_refused() {
     refused_at(
         dir.path(),
         "DIR: no weights here; expected model.safetensors or model.safetensors.index.json \
-         (found model-q8_0.gguf, which is not read; load it with transformers, \
-         `from_pretrained(DIRECTORY, gguf_file=FILE)`, and call `save_pretrained`)",
+         (found model-q8_0.gguf, which is not read; a GGUF file is named itself and not by its directory)",
     );
     write(&dir.path().join("pytorch_model.bin"), b"");
     refused_at(

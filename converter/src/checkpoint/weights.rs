@@ -3,6 +3,7 @@
 
 use super::error::{CheckpointError, SHOWN};
 use super::extra::is_buffer;
+use super::gguf;
 use crate::bundle::link::MappedFile;
 use crate::bundle::stored_file::StoredFile;
 use crate::onnx::external::location_problem;
@@ -36,6 +37,8 @@ pub(crate) struct Weights {
     pub(super) maps: Vec<MappedFile>,
     tensors: BTreeMap<String, Stored>,
     blank: Option<Blank>,
+    /// What a GGUF file calls them.
+    pub(super) gguf: Option<gguf::Names>,
 }
 
 /// Tensors of any name and shape, all zeros that are never read.
@@ -188,6 +191,19 @@ impl Weights {
             maps: Vec::new(),
             tensors: BTreeMap::new(),
             blank: None,
+            gguf: None,
+        }
+    }
+
+    /// Those of a GGUF file, as the families call them. They stay where they are in no bundle: most are not stored as a
+    /// graph reads them.
+    pub(super) fn of_gguf(path: &Path, tensors: BTreeMap<String, Tensor>, names: gguf::Names) -> Self {
+        let stored = |(name, tensor)| (name, Stored { file: 0, tensor: Ok(tensor) });
+        Self {
+            files: vec![path.to_owned()],
+            tensors: tensors.into_iter().map(stored).collect(),
+            gguf: Some(names),
+            ..Self::none(path.parent().unwrap_or(Path::new("")))
         }
     }
 
@@ -201,7 +217,8 @@ impl Weights {
     /// Where any tensor can be had, one of this shape.
     pub(super) fn made(&self, dims: &[u64]) -> Option<Result<Tensor, TensorSizeError>> {
         let Blank { zeros, dtype } = self.blank.as_ref()?;
-        let bytes = dims.iter().product::<u64>() as usize * dtype.size();
+        let count = dims.iter().try_fold(dtype.size() as u64, |n, dim| n.checked_mul(*dim));
+        let bytes = count.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
         Some(Tensor::view(*dtype, dims.to_vec(), zeros.clone(), 0, bytes))
     }
 
@@ -257,6 +274,17 @@ impl Weights {
             [only] => only,
             _ => &self.dir,
         }
+    }
+
+    /// What to name where a weight is not there.
+    pub(super) fn whole(&self) -> &Path {
+        if self.gguf.is_some() { self.place() } else { &self.dir }
+    }
+
+    /// What the files call a tensor.
+    pub(super) fn name_in_file(&self, name: &str) -> String {
+        let own = self.gguf.and_then(|names| names.of(name));
+        own.unwrap_or_else(|| name.to_owned())
     }
 
     /// Every tensor, in the order of their names.
@@ -360,10 +388,7 @@ const OTHERS: &[Other] = &[
     },
     Other { is: |name| name.starts_with("pytorch_model") && name.contains(".bin"), what: RESAVE },
     Other { is: |name| ends(name, &[".bin", ".h5", ".msgpack", ".pt", ".pth"]), what: RESAVE },
-    Other {
-        is: |name| ends(name, &[".gguf"]),
-        what: "load it with transformers, `from_pretrained(DIRECTORY, gguf_file=FILE)`, and call `save_pretrained`",
-    },
+    Other { is: |name| ends(name, &[".gguf"]), what: "a GGUF file is named itself and not by its directory" },
     Other {
         is: |name| ends(name, &[".safetensors"]),
         what: "name the file model.safetensors, or write the index of several",

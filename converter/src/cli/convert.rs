@@ -35,7 +35,7 @@ use std::time::Instant;
   dijiang convert model -o bundle --keep 4
   dijiang convert model -o bundle --layers 4-23 --weights int4 --checksums")]
 pub(super) struct Args {
-    /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file
+    /// A Hugging Face checkpoint (a directory with config.json and safetensors), a GGUF file, or an ONNX file
     source: PathBuf,
     /// The directory to make
     #[arg(short, long)]

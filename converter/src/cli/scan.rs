@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
   dijiang scan model --max-state 8MiB@4096 -o hybrid.yaml
   dijiang scan bundle --keep 4 --data text.txt -o hybrid.yaml")]
 pub(super) struct Args {
-    /// A Hugging Face checkpoint (a directory with config.json and safetensors), or an ONNX file; or a bundle, calibrated or
+    /// A Hugging Face checkpoint (a directory with config.json and safetensors), a GGUF file, or an ONNX file; or a bundle, calibrated or
     /// trained, of which is measured which layers should have stayed softmax
     source: PathBuf,
     /// The recipe to write, for `convert --recipe`

@@ -53,10 +53,10 @@ pub fn describe(inputs: &[Input]) -> Result<Vec<SourceFile>, InputError> {
     inputs.par_iter().map(Input::describe).collect()
 }
 
-/// The files of a checkpoint: its weights, their index, and what lies in its directory of `beside`.
+/// The files of a checkpoint: its weights, their index, and what lies beside them of `beside`.
 pub fn of_checkpoint(checkpoint: &Checkpoint, beside: &[&str]) -> Result<Vec<Input>, InputError> {
-    let own = beside.iter().chain(&[checkpoint::INDEX]).map(|name| checkpoint.dir().join(name));
-    let own = own.filter(|path| path.exists());
+    let index = (!checkpoint.is_gguf()).then_some(checkpoint::INDEX);
+    let own = beside.iter().copied().chain(index).filter_map(|name| checkpoint.texts().file(name));
     own.chain(checkpoint.files().iter().cloned()).map(|path| Input::at(&path)).collect()
 }
 

@@ -24,8 +24,8 @@ use crate::bundle::softmax_model::SoftmaxError;
 use crate::bundle::states::states;
 use crate::bundle::stored_file;
 use crate::bundle::weights::{LayoutError, WeightFile, Written};
-use crate::checkpoint::ModelMeta;
 use crate::checkpoint::own_attention::{OwnAttention, RECIPE};
+use crate::checkpoint::{ModelMeta, Text, Texts};
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
 use crate::convert::inputs::{Input, InputError};
@@ -300,14 +300,15 @@ pub fn look(source: &Path) -> Result<(), ConvertError> {
 
 /// What the bundle will lack that was there, or that texts need.
 fn left_out(opened: &Source) -> Vec<String> {
-    let dir = opened.dir.display();
+    let dir = opened.texts.dir().display();
     let lacks_tokenizer =
-        opened.kind == SourceKind::Checkpoint && !opened.dir.join(files::TOKENIZER).exists();
-    let tokenizer = lacks_tokenizer.then(|| {
-        format!(
+        opened.kind == SourceKind::Checkpoint && opened.texts.find(files::TOKENIZER).is_none();
+    let tokenizer = lacks_tokenizer.then(|| match opened.texts.lack() {
+        Some(why) => why.to_owned(),
+        None => format!(
             "{dir}: it has no {}, which `generate` and training read texts with (hint: `AutoTokenizer.from_pretrained('{dir}').save_pretrained('{dir}')` of transformers writes one; then convert it again)",
             files::TOKENIZER
-        )
+        ),
     });
     let added = (opened.added > 0).then(|| {
         format!(
@@ -321,7 +322,7 @@ fn left_out(opened: &Source) -> Vec<String> {
 /// What a conversion would take. The source is read and compiled; nothing is written.
 pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, ConvertError> {
     check_source(source)?;
-    let Source { mut graph, meta, maps, dir, own_attention, .. } = source::open(source, options.dtype)?;
+    let Source { mut graph, meta, maps, texts, own_attention, .. } = source::open(source, options.dtype)?;
     let options = &settled::settled(source, options, (&meta, own_attention.as_ref()))?;
     let parameters = parameters(&graph);
     quantize(source, options, &mut graph)?;
@@ -338,7 +339,7 @@ pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, Con
         options,
         compiled: &compiled,
         parameters,
-        texts: &dir,
+        texts: &texts,
         positions: manifest::positions(&options.recipe, &meta),
         inputs: &[],
         written: Mutex::default(),
@@ -426,7 +427,7 @@ fn write_bundle(
 ) -> Result<Converted, ConvertError> {
     let Conversion { source, target, options, before, own, .. } = *conversion;
     let Source {
-        kind, mut graph, meta, dtype, stored, files, maps, dir, notes, warnings: mut doubts, ..
+        kind, mut graph, meta, dtype, stored, files, maps, texts, notes, warnings: mut doubts, ..
     } = opened;
     if kind == SourceKind::Onnx {
         check_is_whole(&graph, source)?;
@@ -458,7 +459,7 @@ fn write_bundle(
         options,
         compiled: &compiled,
         parameters,
-        texts: &dir,
+        texts: &texts,
         positions: manifest::positions(&options.recipe, &meta),
         inputs: &files,
         written: Mutex::default(),
@@ -489,7 +490,7 @@ fn write_bundle(
     }
     let verification = match &options.verify {
         Some(how) => {
-            let mut found = verify(bundle.path(), &with_reference(how, &dir), progress)?;
+            let mut found = verify(bundle.path(), &with_reference(how, texts.dir()), progress)?;
             if let Some(float) = &float {
                 found.checks.push(quantization_drift(
                     float,
@@ -589,8 +590,8 @@ struct ModelWriter<'a> {
     compiled: &'a Compiled,
     /// Of the source.
     parameters: u64,
-    /// Where its tokenizer and other texts lie.
-    texts: &'a Path,
+    /// Its tokenizer and other texts.
+    texts: &'a Texts,
     /// How many positions it has, where it has so many and no more.
     positions: Option<u64>,
     inputs: &'a [Input],
@@ -667,8 +668,7 @@ impl ModelWriter<'_> {
             (true, Target::Ort, None) => &[SOFTMAX, FORMS, BOUND],
             (true, _, None) => &[SOFTMAX, FORMS],
         };
-        let texts = COPIED.iter().filter_map(|name| std::fs::metadata(self.texts.join(name)).ok());
-        let texts = texts.map(|file| file.len()).sum();
+        let texts = COPIED.iter().map(|name| self.texts.size(name)).sum();
         let attentions = (report.sites.len() + report.misses.len()) as u64;
         let training = match self.options.train {
             true => estimate::training(serving, attentions, BATCH, training_context(self.positions)),
@@ -690,7 +690,7 @@ impl ModelWriter<'_> {
         let read: Vec<&MappedFile> = self.maps.iter().filter(|f| weights.reads(&f.link_name())).collect();
         if read.is_empty() {
             let hint = match self.maps {
-                [] => "; only those of a checkpoint can",
+                [] => "; only those of a safetensors checkpoint can",
                 _ => ", or --dtype",
             };
             return Err(LinkError::Nothing { path: self.source.to_owned(), hint }.into());
@@ -741,12 +741,15 @@ impl ModelWriter<'_> {
     fn copy_texts(&self) -> Result<u64, ConvertError> {
         let mut written = 0;
         for name in COPIED {
-            let from = self.texts.join(name);
-            if !from.exists() {
-                continue;
-            }
-            let text = regular::read(&from).map_err(|source| ConvertError::Io { path: from, source })?;
-            written += self.write(name, &text)?;
+            written += match self.texts.find(name) {
+                None => 0,
+                Some(Text::Made(text)) => self.write(name, text)?,
+                Some(Text::At(from)) => {
+                    let text =
+                        regular::read(&from).map_err(|source| ConvertError::Io { path: from, source })?;
+                    self.write(name, &text)?
+                }
+            };
         }
         Ok(written)
     }

@@ -374,8 +374,9 @@ fn scan_opened(
     let how = Options { recipe: &options.recipe, form: Form::Parallel, seed: 0, layers, added: None };
     let (scanned, count) = write_windows(&mut graph, &how).map_err(rewrite)?;
     let meta = &opened.meta;
+    let io = |source| ConvertError::Io { path: dir.to_owned(), source };
     let about = About {
-        tokenizer: opened.dir.join(files::TOKENIZER),
+        tokenizer: opened.texts.path(files::TOKENIZER, dir).map_err(io)?,
         eos: meta.eos.first().copied(),
         vocab: meta.vocab,
         positions: meta.learned_positions,

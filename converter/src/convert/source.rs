@@ -2,12 +2,13 @@
 
 use crate::bundle::link::MappedFile;
 use crate::checkpoint::own_attention::OwnAttention;
-use crate::checkpoint::{self, CheckpointError, Config, ModelMeta};
+use crate::checkpoint::{self, CheckpointError, Config, ModelMeta, Texts};
 use crate::convert::inputs::{self, Input, InputError};
 use crate::convert::manifest::COPIED;
 use crate::onnx::import::{self, ImportError};
 use crate::verify::reference;
 use dijiang_format::dtype::DType;
+use dijiang_format::files;
 use dijiang_format::manifest::SourceKind;
 use dijiang_format::place::NOTHING;
 use dijiang_passes::attention::rewrite::inspect;
@@ -34,8 +35,8 @@ pub struct Source {
     pub files: Vec<Input>,
     /// The weight files that a bundle can link to: those of a checkpoint.
     pub maps: Vec<MappedFile>,
-    /// Where the tokenizer and other texts lie.
-    pub dir: PathBuf,
+    /// The tokenizer and other texts.
+    pub texts: Texts,
     /// What is worth knowing of how it was read.
     pub notes: Vec<String>,
     /// What is likely wrong with it.
@@ -60,23 +61,18 @@ pub enum SourceError {
     Input(#[from] InputError),
     #[error("{}: {reason}", path.display())]
     Onnx { path: PathBuf, reason: String },
-    #[error("{}: {NOTHING} (hint: name a checkpoint directory or an ONNX file)", path.display())]
+    #[error("{}: {NOTHING} (hint: name a checkpoint directory, a GGUF file or an ONNX file)", path.display())]
     Nothing { path: PathBuf },
     #[error(
         "{}: {NOTHING} (hint: of a model on a hub, `hf download {} --local-dir DIR` fetches the files; then convert DIR)",
         path.display(), path.display()
     )]
     OnHub { path: PathBuf },
-    #[error(
-        "{}: GGUF is not read (hint: convert the safetensors checkpoint that it was made from; transformers writes one of it: `from_pretrained(DIRECTORY, gguf_file=FILE)`, then `save_pretrained`)",
-        path.display()
-    )]
-    Gguf { path: PathBuf },
     #[error("{}: this file is not an ONNX model (hint: a checkpoint is named by its directory)", path.display())]
     File { path: PathBuf },
 }
 
-/// Opens a checkpoint directory, an `.onnx` file, or a directory that holds one. `dtype` asks for
+/// Opens a checkpoint directory, a GGUF file, an `.onnx` file, or a directory that holds one. `dtype` asks for
 /// another element type than the source's, which an ONNX graph does not take.
 pub fn open(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     match graph_of(path)? {
@@ -107,7 +103,9 @@ pub(crate) fn reads(
         }
         None => checkpoint::files(path)?,
     };
-    files.extend(texts(&dir));
+    // A GGUF file is its own config.
+    let own_config = checkpoint::is_gguf(path).then(|| dir.join(files::CONFIG));
+    files.extend(texts(&dir).filter(|path| Some(path) != own_config.as_ref()));
     files.extend(Some(dir.join(reference::FILE)).filter(|path| path.exists()));
     Ok(files)
 }
@@ -117,7 +115,7 @@ fn texts(dir: &Path) -> impl Iterator<Item = PathBuf> {
     COPIED.iter().map(|name| dir.join(name)).filter(|path| path.exists())
 }
 
-/// The ONNX file that a path of something means, or none where it means a checkpoint.
+/// The ONNX file that a path of something means, or none where it means a checkpoint or a GGUF file.
 fn graph_of(path: &Path) -> Result<Option<PathBuf>, SourceError> {
     let is_onnx = path.extension().is_some_and(|e| e == "onnx");
     if !path.exists() {
@@ -128,8 +126,8 @@ fn graph_of(path: &Path) -> Result<Option<PathBuf>, SourceError> {
             SourceError::Nothing { path }
         });
     }
-    if path.is_file() && path.extension().is_some_and(|e| e == "gguf") {
-        return Err(SourceError::Gguf { path: path.to_owned() });
+    if checkpoint::is_gguf(path) {
+        return Ok(None);
     }
     if path.is_file() && !is_onnx {
         return Err(SourceError::File { path: path.to_owned() });
@@ -169,7 +167,6 @@ fn onnx_file(path: &Path) -> Result<Option<PathBuf>, SourceError> {
 fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
     let checkpoint = checkpoint::open(path)?;
     let built = checkpoint.build(dtype)?;
-    let dir = checkpoint.dir().to_owned();
     Ok(Source {
         kind: SourceKind::Checkpoint,
         as_read: built.graph.clone(),
@@ -179,7 +176,7 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         stored: checkpoint.dtype(),
         files: inputs::of_checkpoint(&checkpoint, &COPIED)?,
         maps: checkpoint.maps().to_vec(),
-        dir,
+        texts: checkpoint.texts().clone(),
         notes: built.notes.into_iter().chain(built.own_attention.iter().map(OwnAttention::note)).collect(),
         warnings: built.warnings,
         added: checkpoint.tensors().filter(|(name, _)| is_added(name)).count(),
@@ -210,7 +207,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         stored: own,
         files: files.map(|path| Input::at(&path)).collect::<Result<_, _>>()?,
         maps: Vec::new(),
-        dir,
+        texts: Texts::new(dir),
         notes,
         warnings,
         added: 0,

@@ -736,12 +736,12 @@ fn what_is_no_bundle_or_no_model_is_refused() {
     insta::assert_snapshot!(refused(&home, "verify model"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
     insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
     insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere: there is no such file or directory (hint: a bundle is what `dijiang convert MODEL -o nowhere` writes)");
-    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: there is no such file or directory (hint: name a checkpoint directory or an ONNX file)");
+    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
     insta::assert_snapshot!(refused(&home, "convert owner/model-1b -o out"), @"error: owner/model-1b: there is no such file or directory (hint: of a model on a hub, `hf download owner/model-1b --local-dir DIR` fetches the files; then convert DIR)");
-    insta::assert_snapshot!(refused(&home, "convert model/nothing -o out"), @"error: model/nothing: there is no such file or directory (hint: name a checkpoint directory or an ONNX file)");
-    insta::assert_snapshot!(refused(&home, "inspect owner/model.onnx"), @"error: owner/model.onnx: there is no such file or directory (hint: name a checkpoint directory or an ONNX file)");
+    insta::assert_snapshot!(refused(&home, "convert model/nothing -o out"), @"error: model/nothing: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
+    insta::assert_snapshot!(refused(&home, "inspect owner/model.onnx"), @"error: owner/model.onnx: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
     std::fs::write(home.path("model.gguf"), "GGUF").expect("it is written");
-    insta::assert_snapshot!(refused(&home, "convert model.gguf -o out"), @"error: model.gguf: GGUF is not read (hint: convert the safetensors checkpoint that it was made from; transformers writes one of it: `from_pretrained(DIRECTORY, gguf_file=FILE)`, then `save_pretrained`)");
+    insta::assert_snapshot!(refused(&home, "convert model.gguf -o out"), @"error: model.gguf: the file ends at byte 4, within the version at byte 4, which takes 4 bytes (hint: it was cut short or damaged, fetch it again)");
     std::fs::write(home.path("broken.onnx"), "no model").expect("it is written");
     insta::assert_snapshot!(refused(&home, "inspect broken.onnx"), @"error: broken.onnx: it is not an ONNX model, or is cut short (invalid wire type value: 6)");
 }
@@ -753,7 +753,9 @@ fn a_path_that_does_not_exist_is_told_alike_by_every_command() {
     let none = "there is no such file or directory";
     for command in ["convert nowhere -o out", "convert nowhere.onnx -o out", "inspect nowhere"] {
         let source = command.split(' ').nth(1).expect("a path");
-        let line = format!("error: {source}: {none} (hint: name a checkpoint directory or an ONNX file)");
+        let line = format!(
+            "error: {source}: {none} (hint: name a checkpoint directory, a GGUF file or an ONNX file)"
+        );
         assert_eq!(refused(&home, command), line, "{command}");
     }
     for command in [

@@ -14,6 +14,7 @@ mod families;
 mod family_bundles;
 mod files;
 mod foreign;
+mod gguf;
 mod grouped;
 mod hostile;
 mod hostile_weights;
