@@ -56,7 +56,8 @@ impl RowRange {
     pub fn cut(&self, bytes: &[u8], rows: usize) -> Option<Vec<u8>> {
         let width = bytes.len().checked_div(rows).filter(|_| rows.is_multiple_of(self.every))?;
         let blocks = bytes.chunks_exact((width * self.every).max(1));
-        Some(blocks.flat_map(|block| &block[self.begin * width..self.end * width]).copied().collect())
+        let parts: Vec<&[u8]> = blocks.map(|block| &block[self.begin * width..self.end * width]).collect();
+        Some(parts.concat())
     }
 }
 

@@ -513,7 +513,7 @@ fn with_training(home: &Home, steps: &str) -> Plan {
 /// This test program as a batch, one job at a time, with a training that takes long.
 fn entry(home: &Home) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--exact", "batch_of_its_own", "--ignored", "--nocapture"]);
+    command.args(["--exact", "batch_run::batch_of_its_own", "--ignored", "--nocapture"]);
     command.env("BATCH_HOME", home.root()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }

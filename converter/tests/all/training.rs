@@ -402,7 +402,7 @@ fn random_features_are_drawn_anew() {
 fn features_that_are_not_drawn_cannot_be_drawn_anew() {
     let setting = Setting::new("gated");
     let refused = setting.refused(&setting.train("finetune", &["--redraw", "3"]));
-    insta::assert_snapshot!(refused, @"");
+    insta::assert_snapshot!(refused, @"error: --redraw: the feature map `dct-softmax` has no features that are drawn at random (hint: leave --redraw out; `prf`, the map of the recipe `performer`, has them)");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! of one value with itself along an axis of length 1
 //! Becomes: `Expand`, as exporters mostly repeat key heads
 //! Exact: yes
-//! Declines when: some head is left out, or comes more often than another
+//! Declines when: some head is left out, or comes more often than another; what is joined has fewer than four axes
 
 use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
@@ -63,9 +63,9 @@ fn joined(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     Some(vec![w.patch.expand(x, over)])
 }
 
-/// The axis of a join, where a value has one place along it and all its dims are known by name.
+/// The axis of a join, where heads have one place along it: joined sizes are followed as they are.
 fn joined_axis(graph: &Graph, node: &Node, x: ValueId) -> Option<usize> {
-    let dims = graph.value(x).ty.shape.as_deref()?;
+    let dims = graph.value(x).ty.shape.as_deref().filter(|dims| dims.len() > 3)?;
     let axis = resolve_axis(node.op.int("axis")?, dims.len()).ok()?;
     (dims[axis] == Dim::Known(1)).then_some(axis)
 }
@@ -100,6 +100,19 @@ mod tests {
           output "joined" %y/Reshape:0
         }
         "#);
+    }
+
+    #[test]
+    fn sizes_are_followed_through_a_join() {
+        let text = r#"graph "g" {
+  input %x: i64[batch, time]
+  const %unit: f32[] = [1.0]
+  %length = Shape(%x) {start: 1, end: 2}
+  %square = Concat(%length, %length) {axis: 0}
+  %y = Expand(%unit, %square) "y"
+  output "y" %y
+}"#;
+        assert!(after(text).contains("f32[time, time]"));
     }
 
     #[test]

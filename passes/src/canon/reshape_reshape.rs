@@ -58,6 +58,11 @@ fn changes_nothing(graph: &Graph, node: &Node) -> Option<ValueId> {
 fn turns_back(graph: &Graph, terms: &Terms, node: &Node) -> Option<ValueId> {
     let x = graph.made_by(node.input(0)?, "Reshape")?.input(0)?;
     let (told, dims) = (terms.get(node.input(1)?)?, shape(graph, x)?);
+    let is_known = |dim: &Dim| *dim != Dim::Unknown;
+    let says_less = |to: &Vec<Dim>| to.iter().zip(dims).any(|(to, dim)| is_known(to) && !is_known(dim));
+    if shape(graph, node.outputs[0]).is_some_and(says_less) {
+        return None;
+    }
     // A 0 would copy a dim of what lies between.
     let is_named = |dim: &Dim| !matches!(dim, Dim::Unknown | Dim::Known(0));
     let is_same = |(told, dim): (&Term, &Dim)| is_named(dim) && *told == Term::from(dim);

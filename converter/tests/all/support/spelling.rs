@@ -61,10 +61,10 @@ impl Spelling {
         !matches!(self.positions, 1 | 2)
     }
 
-    /// Whether a linear model can be made of it: without a past, positions that are counted in each call are refused. A
-    /// triangle that is built to its size may be.
+    /// Whether a linear model must come of it: positions that the graph counts itself are refused, as no cache is left to
+    /// count, and a triangle that is built to its size may be.
     pub(crate) fn must_convert(&self) -> bool {
-        (self.knows_positions() || self.has_past) && self.mask != 3
+        self.knows_positions() && self.mask != 3
     }
 
     fn is_rotary(&self) -> bool {
