@@ -1,6 +1,5 @@
 //! Each family of checkpoints, converted with its proof: the softmax graph gives the reference of transformers in every
 //! runtime, and what is made of it is one in all its forms, padded and token by token.
-#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 use crate::support::ort::has_ort;
 use dijiang::convert::{ConvertOptions, Converted, convert};

@@ -372,7 +372,8 @@ fn a_killed_run_is_resumed_to_the_same_weights() {
 fn features(setting: &Setting) -> Vec<Vec<u8>> {
     let bytes = setting.weights();
     let weights = SafeTensors::deserialize(&bytes).expect("weights");
-    let mut drawn: Vec<_> = weights.tensors().into_iter().filter(|(n, _)| n.ends_with(".omega")).collect();
+    let mut drawn: Vec<_> =
+        weights.tensors().into_iter().filter(|(n, _)| n.rsplit('.').next() == Some("omega")).collect();
     drawn.sort_by(|(a, _), (b, _)| a.cmp(b));
     drawn.into_iter().map(|(_, view)| view.data().to_vec()).collect()
 }

@@ -1,7 +1,6 @@
 //! Graphs of the kinds that are met outside decoders of one family: norms on queries and keys, quantised
 //! weights, images. Each is written to a file, read back and converted with its proof; beside each one
 //! that is nearly the same and must stay softmax.
-#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 use crate::support::ort::has_ort;
 use dijiang::convert::{ConvertOptions, Converted, convert};

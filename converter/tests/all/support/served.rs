@@ -1,4 +1,5 @@
 //! Fixtures as bundles, and the logits of what serves them.
+#![expect(clippy::print_stderr, reason = "it says why a test is left out")]
 
 use dijiang_runtime::Serving;
 use std::fmt::Display;
