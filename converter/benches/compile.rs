@@ -61,15 +61,15 @@ fn sites(bencher: Bencher<'_, '_>) {
     bencher.bench(|| find_sites(&graph));
 }
 
-#[divan::bench]
-fn lower(bencher: Bencher<'_, '_>) {
-    let recipe = recipes::load("adaptive").expect("a preset");
+#[divan::bench(args = ["adaptive", "gated"])]
+fn lower(bencher: Bencher<'_, '_>, recipe: &str) {
+    let recipe = recipes::load(recipe).expect("a preset");
     let form = Form::Operator("com.microsoft");
     let options = Options { recipe: &recipe, form, seed: 0, layers: None, added: None };
     bencher.with_inputs(clean).bench_values(|mut graph| rewrite(&mut graph, &options).expect("it lowers"));
 }
 
-#[divan::bench(args = ["adaptive", "softmax"])]
+#[divan::bench(args = ["adaptive", "gated", "softmax"])]
 fn whole(bencher: Bencher<'_, '_>, recipe: &str) {
     let recipe = recipes::load(recipe).expect("a preset");
     let options = CompileOptions { recipe: &recipe, target: Target::Ort, seed: 0, layers: None };
