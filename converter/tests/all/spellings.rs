@@ -182,7 +182,7 @@ fn what_converts_gives_what_its_source_gives() {
         return;
     }
     let number = |name: &str, otherwise: u32| {
-        std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+        std::env::var(name).map_or(otherwise, |n| n.parse().unwrap_or_else(|e| panic!("{name}={n}: {e}")))
     };
     let cases = number("DIJIANG_SPELLINGS", 100);
     let seed = RngSeed::Fixed(number("DIJIANG_SPELLINGS_SEED", 1).into());
