@@ -82,6 +82,9 @@ pub struct Source {
     /// Whether its attention was linear already: the sites have its parameters, and no softmax model stands behind them.
     #[serde(default, skip_serializing_if = "is_false")]
     pub own_attention: bool,
+    /// `owner/model@commit`, of a model of the Hugging Face hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -496,6 +499,7 @@ pub(crate) mod tests {
             dtype: DType::F32,
             files: vec![file],
             own_attention: false,
+            hub: None,
         };
         let model = Model { family: "llama".to_owned(), vocab: 49152, positions: None, eos: vec![2] };
         let recipe = serde_json::from_str(r#"{"name": "paper"}"#).expect("a recipe");

@@ -110,6 +110,7 @@ mod tests {
             dtype: DType::F32,
             files: Vec::new(),
             own_attention: false,
+            hub: None,
         };
         let model = Model { family: "llama".to_owned(), vocab: 2, positions: None, eos: Vec::new() };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");

@@ -35,6 +35,7 @@ pub(crate) use generation::take_tokens;
 pub use gguf::{GgufError, is_gguf};
 pub use texts::{Text, Texts};
 pub use weights::{INDEX, read_header};
+pub(crate) use weights::{SINGLE, shard_names};
 pub(crate) use weights::{Stored, Weights};
 
 use crate::bundle::link::MappedFile;

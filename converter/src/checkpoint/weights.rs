@@ -22,7 +22,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of a header that are read, at most: one more than is taken, so that a longer one is refused as such.
 const MOST_READ: u64 = MOST_HEADER + 1;
@@ -146,6 +146,15 @@ fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>, CheckpointError
         shards.entry(shard).or_default().push(tensor);
     }
     Ok(shards)
+}
+
+/// The weight files that an index names, none of which need be there.
+pub(crate) fn shard_names(index: &Path) -> Result<Vec<String>, CheckpointError> {
+    let named = |shard: String| match location_problem(&shard) {
+        Some(problem) => Err(CheckpointError::ShardName { index: index.to_owned(), shard, problem }),
+        None => Ok(shard),
+    };
+    shards(index)?.into_keys().map(named).collect()
 }
 
 /// The file of a shard with so many tensors.

@@ -1,6 +1,7 @@
 //! `dijiang convert SRC -o BUNDLE`
 
 use super::bar::Bar;
+use super::hub::HubArgs;
 use super::report_args::ReportArgs;
 use super::{Failure, Outcome, numbers, show};
 use crate::bundle::room;
@@ -22,7 +23,7 @@ use dijiang_passes::ir::patch::Step;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::num::{IntErrorKind, ParseIntError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Convert a checkpoint to a bundle, and prove it.
@@ -32,10 +33,12 @@ use std::time::Instant;
   dijiang convert model -o bundle
   dijiang convert model -o bundle --recipe paper --dtype f16
   dijiang convert model.onnx -o bundle --target portable
+  dijiang convert HuggingFaceTB/SmolLM2-135M -o bundle
   dijiang convert model -o bundle --keep 4
   dijiang convert model -o bundle --layers 4-23 --weights int4 --checksums")]
 pub(super) struct Args {
-    /// A Hugging Face checkpoint (a directory with config.json and safetensors), a GGUF file, or an ONNX file
+    /// A Hugging Face checkpoint (a directory with config.json and safetensors), a GGUF file, an ONNX file, or a model of
+    /// the Hugging Face hub: OWNER/MODEL, OWNER/MODEL@REVISION or OWNER/MODEL/FILE.gguf
     source: PathBuf,
     /// The directory to make
     #[arg(short, long)]
@@ -91,6 +94,8 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     #[command(flatten)]
     report: ReportArgs,
 }
@@ -155,15 +160,16 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
         link: args.link,
         verify: (!args.no_verify).then_some(verify),
     };
+    let source = args.hub.located(&args.source)?;
     if let Some(patches) = args.stop_after {
-        return stop_after(patches, args, &options);
+        return stop_after(patches, &source, args, &options);
     }
     if args.estimate {
-        print_estimate(args, &estimate(&args.source, &options)?);
+        print_estimate(args, &estimate(&source, &options)?);
         return Ok(Outcome::Fine);
     }
     let start = Instant::now();
-    let converted = convert(&args.source, &args.output, &options, &mut Bar::new());
+    let converted = convert(&source, &args.output, &options, &mut Bar::new());
     if let Err(ConvertError::NoSites { misses, .. }) = &converted {
         misses.iter().for_each(warn_of_miss);
     }
@@ -186,8 +192,13 @@ fn warn_of_miss(miss: &NearMiss) {
     show::warning(&format!("an attention stays softmax: {miss}"));
 }
 
-fn stop_after(patches: usize, args: &Args, options: &ConvertOptions) -> Result<Outcome, Failure> {
-    let partial = convert_first(patches, &args.source, &args.output, options, &mut Bar::new())?;
+fn stop_after(
+    patches: usize,
+    source: &Path,
+    args: &Args,
+    options: &ConvertOptions,
+) -> Result<Outcome, Failure> {
+    let partial = convert_first(patches, source, &args.output, options, &mut Bar::new())?;
     if args.json {
         let last = partial.last.as_ref().map(|step| json!({"rule": step.rule, "places": step.places}));
         show::object(&json!({

@@ -1,13 +1,18 @@
 //! `dijiang generate BUNDLE --prompt P`
 
+use super::paths::STDIN;
 use super::{Failure, Outcome, numbers, show};
+use crate::chat::{Conversation, Template};
 use crate::serving::open;
 use dijiang_format::files;
-use dijiang_format::manifest::{Manifest, Model};
+use dijiang_format::manifest::{Manifest, Model, Site};
+use dijiang_format::recipe::Rule;
+use dijiang_format::words::counted;
 use dijiang_runtime::{
     Device, Engine, GenerateOptions, Generated, Serving, ServingOptions, Tokenizer, generate,
 };
 use serde_json::json;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 /// Continue a text, or several side by side.
@@ -16,23 +21,32 @@ use std::path::PathBuf;
   dijiang generate bundle --prompt 'Once upon a time' -n 100
   dijiang generate bundle --prompt-file prompts.txt --lines --json
   dijiang generate bundle --prompt 'A story.' --save-state story.safetensors
-  dijiang generate bundle --load-state story.safetensors --prompt ' It went on.'")]
+  dijiang generate bundle --load-state story.safetensors --prompt ' It went on.'
+  dijiang generate bundle --chat
+  dijiang generate bundle --chat --system 'Answer in one word.' --prompt 'What is the capital of France?'")]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// The text to continue; with --load-state, what comes behind the text before. Given several times, each is
     /// continued as if it were alone
-    #[arg(long, required_unless_present_any = ["prompt_file", "load_state"])]
+    #[arg(long, required_unless_present_any = ["prompt_file", "load_state", "chat"])]
     prompt: Vec<String>,
-    /// A file with the text to continue
+    /// A file with the text to continue; - is stdin
     #[arg(long, conflicts_with = "prompt")]
     prompt_file: Option<PathBuf>,
     /// Every line of the file that is not empty is a text of its own
     #[arg(long, requires = "prompt_file", conflicts_with = "prompt")]
     lines: bool,
-    /// New tokens at most
-    #[arg(short = 'n', long, default_value_t = 64, allow_negative_numbers = true, value_parser = numbers::steps())]
-    tokens: usize,
+    /// Talk with the model in its chat template: a line of stdin is a message, and the state stays from one to the next. With
+    /// --prompt those are the messages
+    #[arg(long, conflicts_with_all = ["prompt_file", "load_state", "save_state", "json"])]
+    chat: bool,
+    /// What the model is told to be, before the first message
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// New tokens at most [default: 64, and 512 of each answer of --chat]
+    #[arg(short = 'n', long, allow_negative_numbers = true, value_parser = numbers::steps())]
+    tokens: Option<usize>,
     /// 0 takes the likeliest token each time
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_parser = numbers::temperature)]
     temperature: f32,
@@ -74,8 +88,22 @@ enum Runs {
     Tract,
 }
 
+/// New tokens of a text and of an answer, where nothing is said.
+const TOKENS: usize = 64;
+const ANSWER: usize = 512;
+
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
+    if is_untrained(&manifest) {
+        show::note(&format!(
+            "{}: its attention was never trained, and its texts are worse than those of the model it came from (hint: `dijiang calibrate` and `dijiang finetune`)",
+            args.bundle.display()
+        ));
+    }
+    if args.chat {
+        return talk(args, &manifest);
+    }
+    let tokens = args.tokens.unwrap_or(TOKENS);
     let tokenizer = Tokenizer::load(&args.bundle.join(files::TOKENIZER))?;
     let texts = texts(args)?;
     let encode = |text: &String| match args.load_state {
@@ -83,8 +111,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         None => tokenizer.encode(text),
     };
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-    let check =
-        |seen| prompts.iter().try_for_each(|ids| check_prompt(ids, seen, args.tokens, &manifest.model));
+    let check = |seen| prompts.iter().try_for_each(|ids| check_prompt(ids, seen, tokens, &manifest.model));
     check(0)?;
     let mut serving = open(&args.bundle, &serving(args))?;
     if let Some(state) = &args.load_state {
@@ -95,11 +122,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         prompts,
         resume: args.load_state.is_some(),
         feed_last: args.save_state.is_some(),
-        max_new_tokens: args.tokens,
-        temperature: args.temperature,
-        top_p: args.top_p,
-        seed: args.seed,
-        stop_ids: manifest.model.eos.iter().map(|id| *id as i64).collect(),
+        ..choices(args, &manifest.model, tokens)
     };
     let streams = texts.len() == 1 && !args.json;
     if streams {
@@ -124,13 +147,91 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     Ok(Outcome::Fine)
 }
 
+/// How tokens are chosen, and when they end.
+fn choices(args: &Args, model: &Model, max_new_tokens: usize) -> GenerateOptions {
+    GenerateOptions {
+        max_new_tokens,
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        stop_ids: model.eos.iter().map(|id| *id as i64).collect(),
+        ..GenerateOptions::default()
+    }
+}
+
+/// Whether what took the place of softmax has the numbers that the conversion gave it, and those want training.
+fn is_untrained(manifest: &Manifest) -> bool {
+    manifest.trained.is_none()
+        && !manifest.source.own_attention
+        && manifest.recipe.rule != Rule::None
+        && manifest.sites.iter().any(Site::is_linear)
+}
+
+/// A conversation, by the messages of the call or by lines of stdin.
+fn talk(args: &Args, manifest: &Manifest) -> Result<Outcome, Failure> {
+    let mut conversation = Conversation::new(Template::of(&args.bundle)?, args.system.as_deref());
+    let tokenizer = Tokenizer::load(&args.bundle.join(files::TOKENIZER))?;
+    let mut serving = open(&args.bundle, &serving(args))?;
+    let mut how = choices(args, &manifest.model, args.tokens.unwrap_or(ANSWER));
+    how.stop_ids.extend(conversation.end().and_then(|end| tokenizer.token_id(end)));
+    let mut answers = Vec::new();
+    let mut said = args.prompt.iter().cloned();
+    while let Some(message) = if args.prompt.is_empty() { listen()? } else { said.next() } {
+        let (text, resume) = conversation.say(&message)?;
+        // A template writes the special tokens itself.
+        let prompt = tokenizer.encode_more(&text)?;
+        let seen = if resume { serving.seen() } else { 0 };
+        check_prompt(&prompt, seen, how.max_new_tokens, &manifest.model)?;
+        let options = GenerateOptions { prompts: vec![prompt], resume, feed_last: true, ..how.clone() };
+        let answer = generate(&mut serving, &tokenizer, &options, &mut |_, piece| show::stream(piece))?;
+        show::line("");
+        answer.iter().for_each(|answer| conversation.answered(&answer.text));
+        answers.extend(answer);
+    }
+    if !answers.is_empty() {
+        print_rates_of_answers(&answers);
+    }
+    Ok(Outcome::Fine)
+}
+
+/// A message from stdin: a line that is not empty, or none at its end.
+fn listen() -> Result<Option<String>, Failure> {
+    loop {
+        if std::io::stdin().is_terminal() {
+            show::stream("> ");
+        }
+        let mut line = String::new();
+        if std::io::stdin().read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        if !line.trim().is_empty() {
+            return Ok(Some(line.trim_end_matches(['\n', '\r']).to_owned()));
+        }
+    }
+}
+
+fn print_rates_of_answers(answers: &[Generated]) {
+    let tokens: usize = answers.iter().map(|answer| answer.tokens.len()).sum();
+    let seconds: f64 = answers.iter().map(|answer| answer.decode_seconds).sum();
+    let last = answers.last().map_or(0, |answer| answer.state_bytes);
+    show::note(&format!(
+        "{}, {tokens} tokens, {:.1} per second; state: {last} bytes",
+        counted(answers.len(), "answer"),
+        tokens as f64 / seconds.max(1e-9)
+    ));
+}
+
 /// The texts to continue, at least one.
 fn texts(args: &Args) -> Result<Vec<String>, Failure> {
     let texts = match &args.prompt_file {
         None if args.prompt.is_empty() => vec![String::new()],
         None => args.prompt.clone(),
         Some(file) => {
-            let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+            let text = match file.as_os_str() == STDIN {
+                true => std::io::read_to_string(std::io::stdin()),
+                false => std::fs::read_to_string(file),
+            };
+            let text = text.map_err(|e| format!("{}: {e}", file.display()))?;
             match args.lines {
                 false => vec![text],
                 true => text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect(),

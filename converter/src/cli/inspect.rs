@@ -1,5 +1,6 @@
 //! `dijiang inspect SRC`
 
+use super::hub::HubArgs;
 use super::{Failure, Outcome, show};
 use crate::convert::ConvertError;
 use crate::convert::refusal::would_convert;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
   dijiang inspect model
   dijiang inspect model.onnx --json")]
 pub(super) struct Args {
-    /// A checkpoint directory, an ONNX file, or a directory that holds one
+    /// A checkpoint directory, a GGUF file, an ONNX file, a directory that holds one, or OWNER/MODEL of the Hugging Face hub
     source: PathBuf,
     /// Print one JSON object
     #[arg(long)]
@@ -27,10 +28,13 @@ pub(super) struct Args {
     /// Print the graph in its textual form
     #[arg(long, conflicts_with = "json")]
     text: bool,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let Source { mut graph, notes, warnings, .. } = source::open(&args.source, None)?;
+    let source = &args.hub.located(&args.source)?;
+    let Source { mut graph, notes, warnings, .. } = source::open(source, None)?;
     canonicalize(&mut graph)?;
     warnings.iter().for_each(|warning| show::warning(warning));
     // In JSON they are part of the object.
@@ -45,7 +49,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     if args.json {
         show::object(&json!({
             "sites": show::sites(&report.sites), "misses": show::misses(&report.misses), "notes": notes,
-            "warnings": warnings, "refused": refused(&args.source, &graph)?.map(|error| error.to_string()),
+            "warnings": warnings, "refused": refused(source, &graph)?.map(|error| error.to_string()),
         }));
         return Ok(Outcome::Fine);
     }
@@ -61,7 +65,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         counted(report.sites.len(), "attention"),
         if others == 1 { "softmax" } else { "softmaxes" }
     ));
-    if let Some(error) = refused(&args.source, &graph)? {
+    if let Some(error) = refused(source, &graph)? {
         show::line(&format!("`dijiang convert` refuses it under its default recipe, {DEFAULT}: {error}"));
     }
     Ok(Outcome::Fine)

@@ -2,6 +2,7 @@
 //! progress and logs go to stderr, with colour and bars on a terminal alone. Exit codes: 0 fine, 1 a check failed, 2 wrong
 //! input or call.
 
+mod adapt;
 mod bar;
 mod batch;
 mod bench;
@@ -14,6 +15,7 @@ mod export_torch;
 mod faults;
 mod finetune;
 mod generate;
+mod hub;
 mod import_weights;
 mod info;
 mod inspect;
@@ -63,6 +65,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Convert(convert::Args),
+    Adapt(adapt::Args),
     Inspect(inspect::Args),
     Scan(scan::Args),
     Verify(verify::Args),
@@ -168,6 +171,7 @@ fn not_text(argument: &OsStr) -> String {
 fn run(cli: Cli) -> ExitCode {
     let outcome = match cli.command {
         Command::Convert(args) => convert::run(&args),
+        Command::Adapt(args) => adapt::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Scan(args) => scan::run(&args),
         Command::Verify(args) => verify::run(&args),

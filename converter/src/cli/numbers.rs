@@ -30,6 +30,12 @@ where
     ValueParser::new(parse)
 }
 
+/// Minutes to train for.
+pub(super) fn minutes(text: &str) -> Result<f64, String> {
+    let expected = || "expected a number of minutes above 0 and up to 100000".to_owned();
+    text.parse().ok().filter(|minutes| *minutes > 0.0 && *minutes <= 1e5).ok_or_else(expected)
+}
+
 /// Tokens, rows, windows, runs: one at least.
 pub(super) fn count() -> ValueParser {
     whole(1..=MOST as usize)

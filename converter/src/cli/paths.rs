@@ -11,12 +11,17 @@ enum Use {
     /// It opens a model or a bundle there, and says what it found instead.
     Opens,
     Reads,
+    /// The same, or stdin where it is `-`.
+    ReadsOrStdin,
     Writes,
     /// It writes files into this directory, which it does not make.
     WritesInto,
     /// It writes files whose paths begin so, beside each other.
     WritesBeside,
 }
+
+/// What stands for stdin in the place of a path.
+pub(super) const STDIN: &str = "-";
 
 /// Every argument that is a path, of all commands.
 const PATHS: &[(&str, Use)] = &[
@@ -29,7 +34,7 @@ const PATHS: &[(&str, Use)] = &[
     ("data", Use::Reads),
     ("valid", Use::Reads),
     ("perplexity", Use::Reads),
-    ("prompt_file", Use::Reads),
+    ("prompt_file", Use::ReadsOrStdin),
     ("load_state", Use::Reads),
     ("reference", Use::Reads),
     ("metrics", Use::Reads),
@@ -70,7 +75,7 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
             given.ids().any(|known| known == id) && given.value_source(id) == Some(ValueSource::CommandLine);
         let argument = || written(program.find_subcommand(name), id);
         for path in is_given.then(|| given.get_many::<PathBuf>(id)).flatten().into_iter().flatten() {
-            if *what == Use::Reads && !path.exists() {
+            if what.reads(path) && !path.exists() {
                 let (path, command) = (path.clone(), name.to_owned());
                 return Err(Missing::File { path, argument: argument(), command });
             }
@@ -83,12 +88,17 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
 }
 
 impl Use {
+    /// Whether the path must be there.
+    fn reads(self, path: &Path) -> bool {
+        self == Self::Reads || self == Self::ReadsOrStdin && path.as_os_str() != STDIN
+    }
+
     /// The directory that must be there.
     fn directory(self, path: &Path) -> Option<&Path> {
         match self {
             Self::WritesInto => Some(path),
             Self::WritesBeside => path.parent().filter(|parent| !parent.as_os_str().is_empty()),
-            Self::Opens | Self::Reads | Self::Writes => None,
+            Self::Opens | Self::Reads | Self::ReadsOrStdin | Self::Writes => None,
         }
     }
 }

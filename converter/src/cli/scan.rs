@@ -1,6 +1,7 @@
 //! `dijiang scan SRC|BUNDLE [-o RECIPE.yaml] [--keep N|auto | --max-state SIZE[@TOKENS]]`
 
 use super::bar::Bar;
+use super::hub::HubArgs;
 use super::{Failure, Outcome, numbers, show};
 use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, is_bundle, kept, kept_of_bundle, scan};
 use crate::convert::state_budget::StateBudget;
@@ -24,8 +25,8 @@ use std::path::{Path, PathBuf};
   dijiang scan model --max-state 8MiB@4096 -o hybrid.yaml
   dijiang scan bundle --keep 4 --data text.txt -o hybrid.yaml")]
 pub(super) struct Args {
-    /// A Hugging Face checkpoint (a directory with config.json and safetensors), a GGUF file, or an ONNX file; or a bundle, calibrated or
-    /// trained, of which is measured which layers should have stayed softmax
+    /// A Hugging Face checkpoint (a directory with config.json and safetensors), a GGUF file, an ONNX file, or OWNER/MODEL of
+    /// the Hugging Face hub; or a bundle, calibrated or trained, of which is measured which layers should have stayed softmax
     source: PathBuf,
     /// The recipe to write, for `convert --recipe`
     #[arg(short, long)]
@@ -74,6 +75,8 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
@@ -96,7 +99,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         threads: args.threads,
         seed: args.seed,
     };
-    let scanned = scan(&args.source, &std::env::temp_dir(), &options, &mut Bar::new())?;
+    let source = args.hub.located(&args.source)?;
+    let scanned = scan(&source, &std::env::temp_dir(), &options, &mut Bar::new())?;
     let recipe = match keep {
         Some(_) if scanned.reverse => kept_of_bundle(&Manifest::read(&args.source)?, &scanned.kept),
         Some(_) => kept(recipe, scanned.kept.clone()),

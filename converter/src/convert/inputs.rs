@@ -54,9 +54,12 @@ pub fn describe(inputs: &[Input]) -> Result<Vec<SourceFile>, InputError> {
 }
 
 /// The files of a checkpoint: its weights, their index, and what lies beside them of `beside`.
-pub fn of_checkpoint(checkpoint: &Checkpoint, beside: &[&str]) -> Result<Vec<Input>, InputError> {
+pub fn of_checkpoint(
+    checkpoint: &Checkpoint,
+    beside: impl Iterator<Item = &'static str>,
+) -> Result<Vec<Input>, InputError> {
     let index = (!checkpoint.is_gguf()).then_some(checkpoint::INDEX);
-    let own = beside.iter().copied().chain(index).filter_map(|name| checkpoint.texts().file(name));
+    let own = beside.chain(index).filter_map(|name| checkpoint.texts().file(name));
     own.chain(checkpoint.files().iter().cloned()).map(|path| Input::at(&path)).collect()
 }
 

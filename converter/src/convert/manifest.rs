@@ -11,8 +11,8 @@ use dijiang_format::recipe::Recipe;
 use dijiang_passes::attention::patterns::NearMiss;
 use dijiang_passes::attention::rewrite::SiteReport;
 
-/// Copied from the checkpoint as they are.
-pub(crate) const COPIED: [&str; 6] = [
+/// The texts of a model that are copied from beside its weights as they are, and what says who may do what with it.
+const TEXTS: [&str; 6] = [
     files::CONFIG,
     files::TOKENIZER,
     "tokenizer_config.json",
@@ -20,6 +20,13 @@ pub(crate) const COPIED: [&str; 6] = [
     "generation_config.json",
     "chat_template.jinja",
 ];
+pub(crate) const LICENCES: [&str; 8] =
+    ["LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING", "NOTICE", "NOTICE.txt", "USE_POLICY.md"];
+
+/// Copied from the source as they are.
+pub(crate) fn copied() -> impl Iterator<Item = &'static str> {
+    TEXTS.into_iter().chain(LICENCES)
+}
 
 /// What a bundle is made of.
 pub(crate) struct Origin<'a> {
@@ -32,6 +39,8 @@ pub(crate) struct Origin<'a> {
     pub(crate) dtype: DType,
     /// Whether its attention is its own.
     pub(crate) own_attention: bool,
+    /// Its name on a hub, of a commit.
+    pub(crate) hub: Option<String>,
 }
 
 /// How many positions there are, where the model has so many and no more, or the recipe tells so many apart.
@@ -43,9 +52,14 @@ pub(crate) fn positions(recipe: &Recipe, meta: &ModelMeta) -> Option<u64> {
 
 /// What a manifest says before anything is compiled.
 pub(crate) fn describe(options: &ConvertOptions, origin: &Origin<'_>) -> Manifest {
-    let Origin { kind, stored, files, meta, dtype, own_attention } = origin;
-    let source =
-        manifest::Source { kind: *kind, dtype: *stored, files: files.clone(), own_attention: *own_attention };
+    let Origin { kind, stored, files, meta, dtype, own_attention, hub } = origin;
+    let source = manifest::Source {
+        kind: *kind,
+        dtype: *stored,
+        files: files.clone(),
+        own_attention: *own_attention,
+        hub: hub.clone(),
+    };
     let model = manifest::Model {
         family: meta.family.to_owned(),
         vocab: meta.vocab,

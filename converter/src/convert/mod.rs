@@ -29,7 +29,7 @@ use crate::checkpoint::{ModelMeta, Text, Texts};
 use crate::convert::compile::{Bound, CompileOptions, Compiled, Forms, compile_with};
 use crate::convert::estimate::{BOUND, Beside, FORMS, FORMS_INT4, SOFTMAX, parameters};
 use crate::convert::inputs::{Input, InputError};
-use crate::convert::manifest::{COPIED, Origin};
+use crate::convert::manifest::{Origin, copied};
 use crate::convert::quantization::QuantizeError;
 use crate::convert::refusal::{
     Others, check_added, check_is_whole, check_linear, check_names, check_sites, check_source, of_pipeline,
@@ -427,7 +427,18 @@ fn write_bundle(
 ) -> Result<Converted, ConvertError> {
     let Conversion { source, target, options, before, own, .. } = *conversion;
     let Source {
-        kind, mut graph, meta, dtype, stored, files, maps, texts, notes, warnings: mut doubts, ..
+        kind,
+        mut graph,
+        meta,
+        dtype,
+        stored,
+        files,
+        maps,
+        texts,
+        notes,
+        warnings: mut doubts,
+        hub,
+        ..
     } = opened;
     if kind == SourceKind::Onnx {
         check_is_whole(&graph, source)?;
@@ -472,7 +483,7 @@ fn write_bundle(
     bytes_written += writer.copy_texts()?;
     bytes_written += writer.write_genai_config(&meta)?;
     let own_attention = own.is_some();
-    let origin = Origin { kind, stored, files: sources, meta: &meta, dtype, own_attention };
+    let origin = Origin { kind, stored, files: sources, meta: &meta, dtype, own_attention, hub };
     let mut manifest = manifest::of_compiled(&compiled, options, &origin);
     manifest.linked = linked;
     manifest.digests = Some(digests);
@@ -668,7 +679,7 @@ impl ModelWriter<'_> {
             (true, Target::Ort, None) => &[SOFTMAX, FORMS, BOUND],
             (true, _, None) => &[SOFTMAX, FORMS],
         };
-        let texts = COPIED.iter().map(|name| self.texts.size(name)).sum();
+        let texts = copied().map(|name| self.texts.size(name)).sum();
         let attentions = (report.sites.len() + report.misses.len()) as u64;
         let training = match self.options.train {
             true => estimate::training(serving, attentions, BATCH, training_context(self.positions)),
@@ -740,7 +751,7 @@ impl ModelWriter<'_> {
     /// The files beside the weights that other tools read.
     fn copy_texts(&self) -> Result<u64, ConvertError> {
         let mut written = 0;
-        for name in COPIED {
+        for name in copied() {
             written += match self.texts.find(name) {
                 None => 0,
                 Some(Text::Made(text)) => self.write(name, text)?,

@@ -4,7 +4,8 @@ use crate::bundle::link::MappedFile;
 use crate::checkpoint::own_attention::OwnAttention;
 use crate::checkpoint::{self, CheckpointError, Config, ModelMeta, Texts};
 use crate::convert::inputs::{self, Input, InputError};
-use crate::convert::manifest::COPIED;
+use crate::convert::manifest::copied;
+use crate::hub::{self, HubModel};
 use crate::onnx::import::{self, ImportError};
 use crate::verify::reference;
 use dijiang_format::dtype::DType;
@@ -17,7 +18,7 @@ use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
 use dijiang_passes::ir::shape::Dim;
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// A model that was read.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub struct Source {
     pub added: usize,
     /// The attention that a checkpoint brings along, where it is not softmax: the graphs have softmax in its place.
     pub own_attention: Option<OwnAttention>,
+    /// Its name on the Hugging Face hub and its commit, where it lies in the cache of that.
+    pub hub: Option<String>,
 }
 
 /// A source cannot be read.
@@ -63,10 +66,7 @@ pub enum SourceError {
     Onnx { path: PathBuf, reason: String },
     #[error("{}: {NOTHING} (hint: name a checkpoint directory, a GGUF file or an ONNX file)", path.display())]
     Nothing { path: PathBuf },
-    #[error(
-        "{}: {NOTHING} (hint: of a model on a hub, `hf download {} --local-dir DIR` fetches the files; then convert DIR)",
-        path.display(), path.display()
-    )]
+    #[error("{}: {NOTHING} (hint: `dijiang convert {} -o BUNDLE` downloads a model of the hub)", path.display(), path.display())]
     OnHub { path: PathBuf },
     #[error("{}: this file is not an ONNX model (hint: a checkpoint is named by its directory)", path.display())]
     File { path: PathBuf },
@@ -112,7 +112,7 @@ pub(crate) fn reads(
 
 /// What lies beside a model and is copied.
 fn texts(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    COPIED.iter().map(|name| dir.join(name)).filter(|path| path.exists())
+    copied().map(|name| dir.join(name)).filter(|path| path.exists())
 }
 
 /// The ONNX file that a path of something means, or none where it means a checkpoint or a GGUF file.
@@ -120,7 +120,7 @@ fn graph_of(path: &Path) -> Result<Option<PathBuf>, SourceError> {
     let is_onnx = path.extension().is_some_and(|e| e == "onnx");
     if !path.exists() {
         let path = path.to_owned();
-        return Err(if names_a_hub_model(&path) {
+        return Err(if HubModel::named_by(&path).is_some() {
             SourceError::OnHub { path }
         } else {
             SourceError::Nothing { path }
@@ -133,13 +133,6 @@ fn graph_of(path: &Path) -> Result<Option<PathBuf>, SourceError> {
         return Err(SourceError::File { path: path.to_owned() });
     }
     onnx_file(path)
-}
-
-/// Whether a path that is not there is one as models on a hub are named, `owner/model`.
-fn names_a_hub_model(path: &Path) -> bool {
-    let parts: Vec<Component<'_>> = path.components().collect();
-    let [Component::Normal(owner), Component::Normal(model)] = parts[..] else { return false };
-    !Path::new(owner).exists() && !Path::new(model).extension().is_some_and(|e| e == "onnx" || e == "gguf")
 }
 
 /// The ONNX file that a path means, or none where it means a checkpoint.
@@ -174,13 +167,14 @@ fn open_checkpoint(path: &Path, dtype: Option<DType>) -> Result<Source, SourceEr
         meta: built.meta,
         dtype: built.dtype,
         stored: checkpoint.dtype(),
-        files: inputs::of_checkpoint(&checkpoint, &COPIED)?,
+        files: inputs::of_checkpoint(&checkpoint, copied())?,
         maps: checkpoint.maps().to_vec(),
         texts: checkpoint.texts().clone(),
         notes: built.notes.into_iter().chain(built.own_attention.iter().map(OwnAttention::note)).collect(),
         warnings: built.warnings,
         added: checkpoint.tensors().filter(|(name, _)| is_added(name)).count(),
         own_attention: built.own_attention,
+        hub: hub::of_snapshot(path),
     })
 }
 
@@ -212,6 +206,7 @@ fn open_onnx(file: &Path, dtype: Option<DType>) -> Result<Source, SourceError> {
         warnings,
         added: 0,
         own_attention: None,
+        hub: hub::of_snapshot(file),
     })
 }
 

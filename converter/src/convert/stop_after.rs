@@ -42,7 +42,7 @@ pub fn convert_first(
         seed: options.seed,
         layers: options.layers.as_deref(),
     };
-    let Source { kind, as_read, meta, dtype, stored, files, .. } = opened;
+    let Source { kind, as_read, meta, dtype, stored, files, hub, .. } = opened;
     let added = own.as_ref().map(|own| &own.added);
     let partial =
         compile_first(patches, (as_read, added), &how).map_err(|error| of_pipeline(source, error))?;
@@ -53,6 +53,7 @@ pub fn convert_first(
         meta: &meta,
         dtype,
         own_attention: own.is_some(),
+        hub,
     };
     let writer = Writer { dir: bundle.path(), target, options, partial: &partial };
     writer.write(&origin, progress).map_err(|error| error.placed(bundle.path(), target))?;

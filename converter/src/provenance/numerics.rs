@@ -82,6 +82,7 @@ mod tests {
             dtype: DType::F32,
             files: Vec::new(),
             own_attention: false,
+            hub: None,
         };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let mut manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);

@@ -172,6 +172,7 @@ mod tests {
             dtype: DType::F32,
             files: Vec::new(),
             own_attention: false,
+            hub: None,
         };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);
@@ -182,8 +183,13 @@ mod tests {
     #[test]
     fn a_graph_of_fixed_sizes_is_fed_those() {
         let model = Model { family: "bert".to_owned(), vocab: 9, positions: None, eos: Vec::new() };
-        let source =
-            Source { kind: SourceKind::Onnx, dtype: DType::F32, files: Vec::new(), own_attention: false };
+        let source = Source {
+            kind: SourceKind::Onnx,
+            dtype: DType::F32,
+            files: Vec::new(),
+            own_attention: false,
+            hub: None,
+        };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let prompts = Prompts::new(&Manifest::new(source, model, recipe, Target::Ort, DType::F32), 0);
         let of = |rows, tokens| {
@@ -205,6 +211,7 @@ mod tests {
             dtype: DType::F32,
             files: Vec::new(),
             own_attention: false,
+            hub: None,
         };
         let recipe = recipes::load(recipes::DEFAULT).expect("a recipe");
         let manifest = Manifest::new(source, model, recipe, Target::Ort, DType::F32);

@@ -2,10 +2,12 @@
 //! them run.
 
 mod action;
+mod adapt;
 mod batch_cli;
 mod batch_plan;
 mod batch_run;
 mod broken;
+mod chat;
 mod cli;
 mod decoding;
 mod evaluation;
@@ -18,6 +20,7 @@ mod gguf;
 mod grouped;
 mod hostile;
 mod hostile_weights;
+mod hub;
 mod manners;
 mod mixed;
 mod outputs;

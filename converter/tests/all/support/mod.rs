@@ -3,6 +3,7 @@
 pub(crate) mod batch;
 pub(crate) mod decoder;
 pub(crate) mod home;
+pub(crate) mod hub_server;
 pub(crate) mod models;
 pub(crate) mod ort;
 pub(crate) mod schema;

@@ -1,0 +1,49 @@
+//! What ends an adaptation.
+
+use crate::convert::ConvertError;
+use crate::convert::source::SourceError;
+use crate::eval::EvalError;
+use crate::onnx::export::ExportError;
+use crate::recipes::RecipeFileError;
+use crate::train::TrainError;
+use crate::verify::VerifyError;
+use dijiang_passes::ir::patch::PatchError;
+use dijiang_runtime::RuntimeError;
+use std::path::PathBuf;
+
+/// An adaptation ended early. What was done before stays in the bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum AdaptError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    #[error(transparent)]
+    Recipe(#[from] RecipeFileError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Graph(#[from] PatchError),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{}: it cannot be read: {source} (hint: --force begins anew)", path.display())]
+    Record { path: PathBuf, source: serde_json::Error },
+    #[error(
+        "{}: it is there, and `dijiang adapt` did not begin it (hint: `dijiang finetune {}` trains a bundle; --force replaces it)",
+        bundle.display(), bundle.display()
+    )]
+    Exists { bundle: PathBuf },
+    #[error(
+        "{}: it was begun with {option} {was}, and this call says {option} {is} (hint: the same options go on where it was; --force begins anew)",
+        bundle.display()
+    )]
+    Other { bundle: PathBuf, option: String, was: String, is: String },
+}

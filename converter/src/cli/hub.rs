@@ -1,0 +1,21 @@
+//! Sources that are named as models of the Hugging Face hub.
+
+use super::Failure;
+use super::bar::Bar;
+use crate::hub::located;
+use std::path::{Path, PathBuf};
+
+/// What a call says of the hub.
+#[derive(Debug, clap::Args)]
+pub(super) struct HubArgs {
+    /// Download nothing: a model of the Hugging Face hub comes from the cache ($HF_HOME), or not at all
+    #[arg(long)]
+    offline: bool,
+}
+
+impl HubArgs {
+    /// Where a source lies, which is downloaded where it is a model of the hub that the cache does not hold.
+    pub(super) fn located(&self, source: &Path) -> Result<PathBuf, Failure> {
+        Ok(located(source, self.offline, &mut Bar::new())?)
+    }
+}
