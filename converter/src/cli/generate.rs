@@ -94,12 +94,6 @@ const ANSWER: usize = 512;
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let manifest = Manifest::read(&args.bundle)?;
-    if is_untrained(&manifest) {
-        show::note(&format!(
-            "{}: its attention was never trained, and its texts are worse than those of the model it came from (hint: `dijiang calibrate` and `dijiang finetune`)",
-            args.bundle.display()
-        ));
-    }
     if args.chat {
         return talk(args, &manifest);
     }
@@ -143,6 +137,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     }
     if !args.json {
         print_rates(&found);
+        note_untrained(args, &manifest);
     }
     Ok(Outcome::Fine)
 }
@@ -156,6 +151,15 @@ fn choices(args: &Args, model: &Model, max_new_tokens: usize) -> GenerateOptions
         seed: args.seed,
         stop_ids: model.eos.iter().map(|id| *id as i64).collect(),
         ..GenerateOptions::default()
+    }
+}
+
+fn note_untrained(args: &Args, manifest: &Manifest) {
+    if is_untrained(manifest) {
+        show::note(&format!(
+            "{}: its attention was never trained, and its texts are worse than those of the model it came from (hint: `dijiang calibrate` and `dijiang finetune`)",
+            args.bundle.display()
+        ));
     }
 }
 
@@ -190,6 +194,7 @@ fn talk(args: &Args, manifest: &Manifest) -> Result<Outcome, Failure> {
     }
     if !answers.is_empty() {
         print_rates_of_answers(&answers);
+        note_untrained(args, manifest);
     }
     Ok(Outcome::Fine)
 }

@@ -737,7 +737,6 @@ fn what_is_no_bundle_or_no_model_is_refused() {
     insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
     insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere: there is no such file or directory (hint: a bundle is what `dijiang convert MODEL -o nowhere` writes)");
     insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
-    insta::assert_snapshot!(refused(&home, "convert owner/model-1b -o out"), @"error: owner/model-1b: there is no such file or directory (hint: of a model on a hub, `hf download owner/model-1b --local-dir DIR` fetches the files; then convert DIR)");
     insta::assert_snapshot!(refused(&home, "convert model/nothing -o out"), @"error: model/nothing: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
     insta::assert_snapshot!(refused(&home, "inspect owner/model.onnx"), @"error: owner/model.onnx: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
     std::fs::write(home.path("model.gguf"), "GGUF").expect("it is written");

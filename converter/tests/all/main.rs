@@ -39,3 +39,4 @@ mod torch;
 mod training;
 mod wild;
 mod wild_files;
+mod wrong_calls;
