@@ -17,6 +17,10 @@ fn is_off(value: &Value) -> bool {
     *value == json!(false)
 }
 
+fn is_on(value: &Value) -> bool {
+    *value == json!(true)
+}
+
 fn is_one(value: &Value) -> bool {
     value.as_f64() == Some(1.0)
 }
@@ -46,6 +50,7 @@ const CHANGING: &[Changing] = &[
     Changing { key: "clip_qkv", harmless: never, supported: "null" },
     Changing { key: "embedding_multiplier", harmless: is_one, supported: "1" },
     Changing { key: "final_logit_softcapping", harmless: never, supported: "null" },
+    Changing { key: "is_causal", harmless: is_on, supported: "true (an embedding model attends both ways)" },
     Changing { key: "is_encoder_decoder", harmless: is_off, supported: "false" },
     Changing { key: "layer_types", harmless: is_full, supported: "full_attention in every layer" },
     Changing { key: "lm_head_bias", harmless: is_off, supported: "false" },
@@ -53,6 +58,11 @@ const CHANGING: &[Changing] = &[
     Changing { key: "logits_scaling", harmless: is_one, supported: "1" },
     Changing { key: "no_rope_layers", harmless: is_empty, supported: "[]" },
     Changing { key: "num_local_experts", harmless: is_at_most_one, supported: "0, 1" },
+    Changing {
+        key: "partial_rotary_factor",
+        harmless: is_one,
+        supported: "1 (this family rotates whole heads)",
+    },
     Changing { key: "pruned_heads", harmless: is_empty, supported: "{}" },
     Changing { key: "qk_layernorm", harmless: is_off, supported: "false" },
     Changing { key: "qk_norm", harmless: is_off, supported: "false" },

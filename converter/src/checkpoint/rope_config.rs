@@ -9,6 +9,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RopeKeys {
     pub(super) theta: &'static [&'static str],
+    /// None where heads are rotated as a whole: transformers reads no share then.
     pub(super) partial: &'static [&'static str],
     /// The base where no key tells.
     pub(super) base: f64,
@@ -23,10 +24,13 @@ pub(super) struct RopeKeys {
 }
 
 impl RopeKeys {
-    /// As most families have them.
+    /// What families call their share that rotate a part of a head.
+    pub(super) const PARTIAL: &[&str] = &[SHARE];
+
+    /// As most families have them, which rotate whole heads.
     pub(super) const USUAL: Self = Self {
         theta: &["rope_theta"],
-        partial: &["partial_rotary_factor"],
+        partial: &[],
         base: 10000.0,
         share: 1.0,
         layer_type: None,
@@ -92,6 +96,7 @@ pub(super) struct LongRope {
 /// What a contradiction calls a setting of `rope_parameters` as `rope_scaling` has it.
 const BY_SCALING: &str = "that by `rope_scaling`";
 const SHARE: &str = "partial_rotary_factor";
+const WHOLE: &str = "1 (this family rotates whole heads)";
 const ROPE_TYPES: &str = "default, linear, llama3, yarn, longrope";
 const ORIGINAL: &str = "original_max_position_embeddings";
 const MOST_POSITIONS: &str = "max_position_embeddings";
@@ -165,6 +170,9 @@ impl Config {
         };
         let theta = setting("rope_theta", keys.theta, keys.base)?;
         let partial = setting(SHARE, keys.partial, keys.share)?;
+        if let Some(section) = section.filter(|_| keys.partial.is_empty() && partial != keys.share) {
+            return Err(self.unsupported(&section.full(SHARE), &partial.to_string(), WHOLE));
+        }
         let scaling = section.map_or(Ok(RopeScaling::None), |section| self.rope_scaling(keys, section))?;
         Ok(RopeConfig { theta, partial, scaling })
     }

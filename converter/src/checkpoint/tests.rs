@@ -312,6 +312,9 @@ fn config_keys_that_nobody_reads_are_refused_or_told() {
         ("qk_norm", json!(false)),
         ("layer_types", json!(["full_attention"])),
         ("logit_scale", json!(1.0)),
+        ("is_causal", json!(true)),
+        ("partial_rotary_factor", json!(1.0)),
+        ("rope_parameters", json!({"partial_rotary_factor": 1.0, "rope_theta": 10000.0})),
         ("quantization_config", json!({})),
     ];
     for (key, value) in harmless {
@@ -324,6 +327,22 @@ fn config_keys_that_nobody_reads_are_refused_or_told() {
             "sliding_window `4096` is not supported; supported: null (attention to all positions)",
         ),
         ("qk_norm", json!(true), "qk_norm `true` is not supported; supported: false"),
+        (
+            "is_causal",
+            json!(false),
+            "is_causal `false` is not supported; supported: true (an embedding model attends both ways)",
+        ),
+        // transformers reads no share of families that rotate whole heads.
+        (
+            "partial_rotary_factor",
+            json!(0.5),
+            "partial_rotary_factor `0.5` is not supported; supported: 1 (this family rotates whole heads)",
+        ),
+        (
+            "rope_parameters",
+            json!({"partial_rotary_factor": 0.5}),
+            "rope_parameters.partial_rotary_factor `0.5` is not supported; supported: 1 (this family rotates whole heads)",
+        ),
         ("logit_scale", json!(0.0625), "logit_scale `0.0625` is not supported; supported: 1"),
         (
             "quantization_config",

@@ -362,8 +362,8 @@ fn print_text(args: &Args, converted: &Converted, seconds: f64) {
         show::line(&format!("  {note}"));
     }
     if let Some(verification) = &converted.verification {
-        show::verification(verification);
         verdict(args, &converted.recipe, verification);
+        show::proof(verification);
     }
     let megabytes = converted.bytes_written as f64 / 1e6;
     show::line(&format!("{megabytes:.1} MB in {seconds:.1} s"));

@@ -309,6 +309,7 @@ fn serving(args: &Args) -> ServingOptions {
             Runs::Ort => Engine::Ort,
             Runs::Tract => Engine::Tract,
         },
+        few_prompts: true,
         ..ServingOptions::default()
     }
 }

@@ -6,6 +6,7 @@ use crate::convert::ConvertError;
 use crate::convert::refusal::would_convert;
 use crate::convert::source::{self, Source};
 use crate::recipes::{self, DEFAULT};
+use dijiang_format::manifest::SourceKind;
 use dijiang_format::words::counted;
 use dijiang_passes::attention::rewrite::inspect;
 use dijiang_passes::canon::canonicalize;
@@ -34,8 +35,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let source = &args.hub.located(&args.source)?;
-    let Source { mut graph, notes, warnings, .. } = source::open(source, None)?;
-    canonicalize(&mut graph)?;
+    let Source { kind, mut graph, notes, mut warnings, .. } = source::open(source, None)?;
+    if kind == SourceKind::Checkpoint {
+        canonicalize(&mut graph)?;
+    }
+    let report = inspect(&graph);
+    let refused = if args.text { None } else { tried(source, &graph, report.sites.len(), &mut warnings)? };
     warnings.iter().for_each(|warning| show::warning(warning));
     // In JSON they are part of the object.
     if !args.json {
@@ -45,11 +50,10 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::stream(&text::print(&graph));
         return Ok(Outcome::Fine);
     }
-    let report = inspect(&graph);
     if args.json {
         show::object(&json!({
             "sites": show::sites(&report.sites), "misses": show::misses(&report.misses), "notes": notes,
-            "warnings": warnings, "refused": refused(source, &graph)?.map(|error| error.to_string()),
+            "warnings": warnings, "refused": refused.map(|error| error.to_string()),
         }));
         return Ok(Outcome::Fine);
     }
@@ -65,10 +69,30 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         counted(report.sites.len(), "attention"),
         if others == 1 { "softmax" } else { "softmaxes" }
     ));
-    if let Some(error) = refused(source, &graph)? {
+    if let Some(error) = refused {
         show::line(&format!("`dijiang convert` refuses it under its default recipe, {DEFAULT}: {error}"));
     }
     Ok(Outcome::Fine)
+}
+
+/// A model of more attentions is only looked at: what a conversion makes of it takes long to work out.
+const MOST_TRIED: usize = 512;
+
+/// What a conversion would be refused for, where that is tried; a warning says where it is not.
+fn tried(
+    source: &Path,
+    graph: &Graph,
+    many: usize,
+    warnings: &mut Vec<String>,
+) -> Result<Option<ConvertError>, Failure> {
+    if many <= MOST_TRIED {
+        return refused(source, graph);
+    }
+    let source = source.display();
+    warnings.push(format!(
+        "{source}: it was not tried whether `dijiang convert` refuses it, as it has {many} attentions and {MOST_TRIED} are tried at most (hint: `dijiang convert {source} -o BUNDLE --estimate` tries it)"
+    ));
+    Ok(None)
 }
 
 /// The error that a conversion by the default recipe would end with. Where no attention is found, the table of them

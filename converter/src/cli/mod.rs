@@ -139,6 +139,7 @@ pub fn main() -> ExitCode {
     }
     let cli = Cli::read();
     show::set_quiet(cli.quiet);
+    show::set_verbose(cli.verbose);
     log_to_stderr(&cli);
     if let Err(e) = signals::handle_signals() {
         tracing::warn!("signals end the program without removing what it was writing: {e}");

@@ -87,7 +87,7 @@ fn print_text(args: &Args, made: &Converted, seconds: f64) {
     let (bundle, output) = (args.bundle.display(), args.output.display());
     show::line(&format!("{output}: {bundle} with {} weights", args.weights.name()));
     if let Some(verification) = &made.verification {
-        show::verification(verification);
+        show::proof(verification);
     }
     show::line(&format!("{:.1} MB in {seconds:.1} s", made.bytes_written as f64 / 1e6));
     if !made.written {

@@ -12,11 +12,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Whether nothing but errors goes to stderr.
 static QUIET: AtomicBool = AtomicBool::new(false);
 
+/// Whether all is told that there is.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 
 pub(super) fn set_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
+}
+
+pub(super) fn set_verbose(verbose: bool) {
+    VERBOSE.store(verbose, Ordering::Relaxed);
 }
 
 pub(super) fn is_quiet() -> bool {
@@ -85,6 +92,17 @@ pub(super) fn object(value: &Value) {
 
 /// What the numbers of the table are.
 const NUMBERS: &str = "checks (numbers are relative differences of logits, unless the row says otherwise)";
+
+/// The checks in a line, with what was skipped in another; as a table where one failed, or the call is verbose.
+pub(super) fn proof(found: &Verification) {
+    if !found.ok || VERBOSE.load(Ordering::Relaxed) {
+        return verification(found);
+    }
+    line(&format!("proof: {} (-v lists them)", found.summary()));
+    if let Some(skipped) = found.skipped_by_reason() {
+        line(&format!("  {skipped}"));
+    }
+}
 
 /// The checks as a table, and a line of those that were skipped.
 pub(super) fn verification(found: &Verification) {

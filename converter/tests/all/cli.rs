@@ -635,9 +635,13 @@ fn a_linked_bundle_serves_and_leaves_its_source_alone() {
     let home = Home::with("shakespeare");
     let source = home.path("model/model.safetensors");
     let before = std::fs::read(&source).expect("the weights");
-    home.dijiang("convert model -o whole").fine();
+    let told = home.dijiang("convert model -o whole").fine().stdout;
+    let proof = told.lines().find(|line| line.starts_with("proof: all ")).expect("a line");
+    assert!(proof.contains(" checks held") && proof.ends_with("(-v lists them)"), "{told}");
+    assert!(!told.contains("checks (numbers "), "{told}");
     // With its proof, which runs every graph.
-    home.dijiang("convert model -o linked --link").fine();
+    let told = home.dijiang("convert model -o linked --link -v").fine().stdout;
+    assert!(told.contains("checks (numbers "), "{told}");
     let link = home.path("linked/source-model.safetensors");
     assert_eq!(inode(&source), inode(&link));
     let size = |name: &str| std::fs::metadata(home.path(name)).expect("the weights").len();

@@ -27,6 +27,8 @@ pub(crate) struct BoundDecoder {
     shared: SharedGraphs,
     /// Prompt tokens fed at a time, at most.
     segment: usize,
+    /// Prompt tokens that may still be fed one by one in place of loading a graph for segments.
+    singly: usize,
     run: Run,
 }
 
@@ -68,6 +70,10 @@ struct Prompts {
     /// By the length of a segment. There are few, and all together take less than the longest does twice.
     steps: BTreeMap<usize, BoundGraph>,
 }
+
+/// Prompt tokens that are fed one by one, where few prompts are to come, before a graph for segments is loaded: it takes as
+/// long to load as thousands of single tokens take to run.
+const SINGLY: usize = 1024;
 
 /// The shortest segment worth a graph of its own: shorter ones take a GPU as long.
 const SHORTEST: usize = 256;
@@ -137,13 +143,36 @@ struct Memory {
 }
 
 impl BoundDecoder {
-    pub(crate) fn open(bundle: &Path, options: &LoadOptions, segment: usize) -> Result<Self, RuntimeError> {
+    /// `segment` is how many prompt tokens are fed at a time, at most; `few_prompts` has short ones fed one by one at first.
+    pub(crate) fn open(
+        bundle: &Path,
+        options: &LoadOptions,
+        segment: usize,
+        few_prompts: bool,
+    ) -> Result<Self, RuntimeError> {
         if segment == 0 {
             return Err(bad_call("segment", "0 tokens at a time were asked for, expected at least 1"));
         }
         let mut shared = SharedGraphs::open(bundle, options)?;
         let run = Run::new(&mut shared, 1)?;
-        Ok(Self { shared, segment, run })
+        Ok(Self { shared, segment, singly: if few_prompts { SINGLY } else { 0 }, run })
+    }
+
+    /// Whether prompts are fed one token of each at a time, which rows of one length can be.
+    fn feeds_singly(&self, prompts: &[Vec<i64>], width: usize, segment: usize) -> bool {
+        let is_there = self.run.prompts.as_ref().is_some_and(|ready| ready.steps.contains_key(&segment));
+        !is_there && width <= self.singly && prompts.iter().all(|prompt| prompt.len() == width)
+    }
+
+    /// Returns the likeliest tokens after the last.
+    fn feed_singly(&mut self, prompts: &[Vec<i64>], width: usize) -> Result<Vec<i64>, RuntimeError> {
+        self.singly -= width;
+        let mut next = Vec::new();
+        for at in 0..width {
+            let column: Vec<i64> = prompts.iter().map(|prompt| prompt[at]).collect();
+            next = self.decode(&column)?;
+        }
+        Ok(next)
     }
 
     fn check_rows(&self, rows: usize) -> Result<(), RuntimeError> {
@@ -183,6 +212,9 @@ impl Decoder for BoundDecoder {
         self.check_rows(prompts.len())?;
         let width = width(prompts);
         let segment = length_for(width, self.segment);
+        if width > 0 && self.feeds_singly(prompts, width, segment) {
+            return self.feed_singly(prompts, width);
+        }
         self.run.make_ready(&mut self.shared, segment)?;
         self.run.feed_segments(prompts, segment, width)
     }

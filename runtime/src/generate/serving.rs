@@ -48,6 +48,9 @@ pub struct ServingOptions {
     pub engine: Engine,
     /// Whether graphs that give the logits of all tokens are run, as [`Serving::score`] is fastest with.
     pub all_logits: bool,
+    /// Whether so few prompts are to come that a graph for them may not be worth its loading: into bound memory, short ones
+    /// are fed by the graph of one token then, unless `segment` says otherwise.
+    pub few_prompts: bool,
 }
 
 impl Default for ServingOptions {
@@ -61,6 +64,7 @@ impl Default for ServingOptions {
             segment: None,
             engine: Engine::Ort,
             all_logits: false,
+            few_prompts: false,
         }
     }
 }
@@ -91,7 +95,9 @@ impl Serving {
         if options.uses_bound_graphs(bundle) {
             let load = LoadOptions { cuda_graph: options.cuda_graph, ..load };
             let load = LoadOptions { profile: options.profile.clone(), ..load };
-            let decoder = BoundDecoder::open(bundle, &load, options.segment.unwrap_or(BOUND_SEGMENT))?;
+            let segment = options.segment.unwrap_or(BOUND_SEGMENT);
+            let few_prompts = options.few_prompts && options.segment.is_none();
+            let decoder = BoundDecoder::open(bundle, &load, segment, few_prompts)?;
             return Ok(Self { decoder: Box::new(decoder), model });
         }
         let runtime: Box<dyn Runtime> = match options.engine {

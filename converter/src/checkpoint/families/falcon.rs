@@ -86,7 +86,7 @@ fn describe(config: &Config, meta: &ModelMeta) -> Result<Decoder, CheckpointErro
             width: config.opt_size("ffn_hidden_size")?.unwrap_or(4 * meta.hidden),
             bias,
         },
-        rotary: Some(LayerRotary::read(config, &RopeKeys { partial: &[], ..RopeKeys::USUAL })?),
+        rotary: Some(LayerRotary::read(config, &RopeKeys::USUAL)?),
         windows: Windows::default(),
         embedding: Embedding::default(),
         residual: 1.0,

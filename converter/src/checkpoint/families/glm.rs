@@ -21,8 +21,11 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     decoder::build(b, describe)
 }
 
-const USUAL: Usual =
-    Usual { rope: RopeKeys { share: 0.5, ..RopeKeys::USUAL }, epsilon: 0.000_000_156_25, ..Usual::LLAMA };
+const USUAL: Usual = Usual {
+    rope: RopeKeys { share: 0.5, partial: RopeKeys::PARTIAL, ..RopeKeys::USUAL },
+    epsilon: 0.000_000_156_25,
+    ..Usual::LLAMA
+};
 
 fn describe(config: &Config, meta: &ModelMeta) -> Result<Decoder, CheckpointError> {
     let llama = Decoder::usual(config, meta, &USUAL)?;

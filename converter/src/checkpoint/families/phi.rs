@@ -22,7 +22,8 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     decoder::build(b, describe)
 }
 
-const USUAL: Usual = Usual { rope: RopeKeys { share: 0.5, ..RopeKeys::USUAL }, ..Usual::LLAMA };
+const USUAL: Usual =
+    Usual { rope: RopeKeys { share: 0.5, partial: RopeKeys::PARTIAL, ..RopeKeys::USUAL }, ..Usual::LLAMA };
 
 fn describe(config: &Config, meta: &ModelMeta) -> Result<Decoder, CheckpointError> {
     let llama = Decoder::usual(config, meta, &USUAL)?;

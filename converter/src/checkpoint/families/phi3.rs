@@ -21,8 +21,11 @@ fn build(b: &mut Builder<'_>) -> Result<(), CheckpointError> {
     decoder::build(b, describe)
 }
 
-const USUAL: Usual =
-    Usual { rope: RopeKeys { original_beside: true, ..RopeKeys::USUAL }, epsilon: 1e-5, ..Usual::LLAMA };
+const USUAL: Usual = Usual {
+    rope: RopeKeys { original_beside: true, partial: RopeKeys::PARTIAL, ..RopeKeys::USUAL },
+    epsilon: 1e-5,
+    ..Usual::LLAMA
+};
 
 const WINDOWS: WindowKeys = WindowKeys { tokens: None, switch: None, first: None, rest: Rest::From(0) };
 
