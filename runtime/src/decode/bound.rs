@@ -316,7 +316,7 @@ impl SharedGraphs {
         let options = options.profiled(self.options.profile.as_deref(), &path);
         match Program::load(&self.runtime, &path, &options) {
             Err(error) if options.records() => {
-                tracing::warn!("{file} runs kernel by kernel, as it cannot be recorded: {error}");
+                tracing::info!("{file} runs kernel by kernel, as it cannot be recorded: {error}");
                 Program::load(&self.runtime, &path, &LoadOptions { cuda_graph: false, ..options })
             }
             loaded => loaded,

@@ -335,7 +335,7 @@ impl Program {
                     self.recording = Recording::There(number);
                     return Ok(());
                 }
-                Err(error) => tracing::warn!("no recording was made: {error}"),
+                Err(error) => tracing::info!("no recording was made: {error}"),
             }
             // What is left of one must not be taken for the next.
             number = self.loaded().next_number();

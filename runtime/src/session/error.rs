@@ -216,7 +216,13 @@ pub(crate) fn misfit(name: &str, reason: &str) -> RuntimeError {
 /// Folds a foreign message into one line.
 pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
     let message = message.to_string();
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
+    without_calls(&message).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// What CUDA said, where ONNX Runtime tells it with the C++ calls that it came through.
+fn without_calls(message: &str) -> &str {
+    let of_cuda = message.find("CUDA failure ").and_then(|at| message[at..].split(" ; ").next());
+    of_cuda.unwrap_or(message)
 }
 
 fn tokenizer_fault(path: &Path, reason: &str) -> String {
@@ -226,5 +232,20 @@ fn tokenizer_fault(path: &Path, reason: &str) -> String {
         false => format!(
             "{place}: {NOTHING} (hint: `AutoTokenizer.from_pretrained('MODEL').save_pretrained('MODEL')` of transformers writes one into MODEL, the directory that was converted; then convert it again)"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_a_line_without_the_calls_that_it_came_through() {
+        let told = "/src/cuda_call.cc:154 std::conditional_t<THRW, void> onnxruntime::CudaCall(ERRTYPE) [with THRW = true]\n/src/cuda_call.cc:146 CUDA failure 901: operation failed due to a previous error during capture ; GPU=0 ; hostname=vm ; file=/src/cuda_graph.cc ; line=61";
+        assert_eq!(
+            one_line(told),
+            "CUDA failure 901: operation failed due to a previous error during capture"
+        );
+        assert_eq!(one_line("node a:\n  it has no input"), "node a: it has no input");
     }
 }
