@@ -74,7 +74,7 @@ pub fn rounds_activations(op: &Op) -> bool {
 }
 
 /// The same of a product that rounds what it is given itself.
-fn rounds_inside(op: &Op) -> bool {
+pub(crate) fn rounds_inside(op: &Op) -> bool {
     (op.domain(), op.name()) == ("com.microsoft", "MatMulNBits")
         && op.int("accuracy_level").is_some_and(|l| l > 1)
 }
