@@ -169,7 +169,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error("{}: {source}", path.display())]
-    Positions { path: PathBuf, source: RewriteError },
+    FedByToken { path: PathBuf, source: RewriteError },
     #[error(
         "{}: this is {what} already, and what its conversion added would be left out (hint: convert the model that the bundle was made of)",
         path.display()

@@ -356,7 +356,7 @@ fn spread_equals(before: &Array, after: &Array) -> bool {
     })
 }
 
-fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Array>, String> {
+pub(super) fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Array>, String> {
     let sizes = Sizes::of(graph);
     let padding = graph.inputs().iter().copied().find(|v| is_padding_input(graph, *v));
     let mut given = BTreeMap::new();
