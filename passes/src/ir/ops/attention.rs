@@ -104,7 +104,7 @@ pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) 
     let found = match (op.domain(), op.name()) {
         ("", "Attention") => [
             (set("left_window_size", -1) || set("right_window_size", -1), "a window"),
-            (op.float("softcap") != Some(0.0), "a soft cap"),
+            (op.float("softcap").is_some_and(|cap| cap < 0.0), "a soft cap below zero"),
             (has(6), "nonpad_kv_seqlen"),
             (outputs > 3, "the output qk_matmul_output"),
         ]
