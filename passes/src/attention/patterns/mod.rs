@@ -11,9 +11,10 @@
 //!   apart, with a row in `canon/mod.rs`. No pattern has to know it then.
 
 use super::mask::{Scores, classify};
-use super::site::AttentionSite;
+use super::site::{AttentionSite, unfollowed};
 use super::softmaxes::Computed;
 use crate::ir::graph::{Graph, Node, NodeId, ValueId};
+use crate::ir::ops::attention::unsupported;
 use crate::ir::walk::{depth_first, inputs_of, nearest_first, outputs_after};
 use crate::pattern::{Match, Miss, Pat, Stage, find, matches};
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,7 +174,12 @@ fn is_attention_operator(node: &Node) -> bool {
 }
 
 fn not_taken_apart(graph: &Graph, node: &Node) -> NearMiss {
-    let reason = format!("operator {} could not be taken apart", node.op.qualified_name());
+    let op = &node.op;
+    let option = unsupported(op, |slot| node.input(slot).is_some(), node.outputs.len());
+    let option = option.filter(|_| op.spec().is_some()).map(|option| format!("{option} is not known"));
+    let shape = || node.inputs.iter().flatten().find_map(|v| unfollowed(graph, *v));
+    let why = option.or_else(shape).map_or_else(String::new, |why| format!(": {why}"));
+    let reason = format!("operator {} could not be taken apart{why}", op.qualified_name());
     let miss =
         Miss { stage: Stage::Shape, matched: 0, place: graph.value(node.outputs[0]).name.clone(), reason };
     NearMiss { node: node.name.clone(), pattern: "operator", miss, is_attention: true }
