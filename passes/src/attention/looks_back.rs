@@ -10,18 +10,18 @@ use crate::ir::eval::Array;
 use crate::ir::graph::{Graph, Node, NodeId, ValueId};
 use crate::ir::infer::resolve_axis;
 use crate::ir::shape::Dim;
-use crate::ir::walk::ValueSet;
+use crate::ir::walk::{ValueSet, computed};
 use dijiang_format::dtype::DType;
 use dijiang_format::names::POSITIONS;
 use std::collections::BTreeSet;
 
-/// The nodes that do so, of those that no rule called `own` wrote. `tokens` is how many a call has, which is not known where that is a number:
-/// other sizes may be the same.
+/// The nodes that do so, of those that no rule called `own` wrote. `tokens` is how many a call has. Where that is a number
+/// nothing is found: other sizes may be the same.
 pub(super) fn looks_back(graph: &Graph, own: &str, tokens: &Dim) -> Vec<NodeId> {
     if !matches!(tokens, Dim::Sym(_)) {
         return Vec::new();
     }
-    let search = Search { graph, tokens, contents: contents(graph) };
+    let search = Search { graph, tokens, contents: contents(graph), given: computed(graph) };
     let others = graph.order().into_iter().filter(|id| graph.node(*id).origin != own);
     let others: Vec<NodeId> = others.filter(|id| search.reads_contents(graph.node(*id))).collect();
     let lengths = search.lengths(&others);
@@ -51,6 +51,8 @@ struct Search<'g> {
     tokens: &'g Dim,
     /// What the tokens and the states hold, and what is computed from it.
     contents: ValueSet,
+    /// What depends on anything that is given.
+    given: ValueSet,
 }
 
 impl Search<'_> {
@@ -130,14 +132,16 @@ impl Search<'_> {
     /// Floats of the same shape in any call that some of `nodes` read beside contents, and that differ by how many tokens
     /// the call has.
     fn lengths(&self, nodes: &[NodeId]) -> BTreeSet<ValueId> {
-        let read = nodes.iter().flat_map(|id| self.graph.node(*id).inputs.iter().flatten().copied());
+        let nodes = nodes.iter().map(|id| self.graph.node(*id)).filter(|node| is_elementwise(&node.op));
+        let read = nodes.flat_map(|node| node.inputs.iter().flatten().copied());
         let beside: BTreeSet<ValueId> = read.filter(|v| self.may_be_length(*v)).collect();
         beside.into_iter().filter(|v| self.differs(*v) == Some(true)).collect()
     }
 
     fn may_be_length(&self, value: ValueId) -> bool {
         let is_float = self.graph.value(value).ty.dtype.is_some_and(DType::is_float);
-        let is_computed = self.graph.producer(value).is_some() && !self.contents.contains(value);
+        // What is made of constants alone may be a weight, and is the same in any call.
+        let is_computed = self.given.contains(value) && !self.contents.contains(value);
         is_float && is_computed && !self.shape(Some(value)).contains(self.tokens)
     }
 
