@@ -261,8 +261,50 @@ const STEPS_AFTER: usize = 4;
 
 #[cfg(test)]
 mod tests {
-    use super::PATTERNS;
+    use super::{PATTERNS, find_sites};
+    use crate::canon::canonicalize;
+    use crate::ir::text::parse;
     use crate::testing::file_stems;
+
+    /// Why the attention of `text` is not taken apart.
+    fn kept(text: &str) -> String {
+        let mut graph = parse(text).expect("it parses");
+        canonicalize(&mut graph).expect("it settles");
+        find_sites(&graph).misses.remove(0).miss.reason
+    }
+
+    #[test]
+    fn an_attention_operator_is_told_with_what_is_in_the_way() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, time, 32]
+  const %counts: i32[2] = [4, 4]
+  const %total: i32[] = [5]
+  %y, %k, %v = com.microsoft.GroupQueryAttention(%x, _, _, _, _, %counts, %total) {num_heads: 2, kv_num_heads: 1, OPTION}
+  output "y" %y
+}"#;
+        for (option, name) in [
+            ("smooth_softmax: 1", "smooth_softmax"),
+            (
+                "local_window_size: 3, sliding_window_cache: 1",
+                "sliding_window_cache, a cache that holds no more than a window,",
+            ),
+            ("local_window_size: 0", "local_window_size, a window of another kind,"),
+        ] {
+            let want = format!(
+                "operator com.microsoft.GroupQueryAttention could not be taken apart: {name} is not known"
+            );
+            assert_eq!(kept(&text.replace("OPTION", option)), want);
+        }
+        let made = text
+            .replace("  %y,", "  %z = com.example.Project(%x) \"project\"\n  %y,")
+            .replace("(%x, _, _,", "(%z, _, _,")
+            .replace(", OPTION", "");
+        let reason = kept(&made);
+        assert!(
+            reason.contains("as operator com.example.Project, node \"project\", is not known"),
+            "{reason}"
+        );
+    }
 
     #[test]
     fn every_file_is_in_the_table() {
