@@ -661,6 +661,25 @@ fn what_looks_back_outside_an_attention_is_told() {
     Home::with(&behind(|m, x| m.p.mul_scalar(x, 0.5))).converted();
 }
 
+/// It has no state that a device could hold.
+#[test]
+fn a_model_without_an_attention_is_written_as_it_is() {
+    let graph = built("classifier", |m| {
+        let ids = m.p.input("input_ids", DType::I64, vec![sym("batch"), sym("sequence")]);
+        let table = m.weight("model.embed_tokens.weight", &[VOCAB, HIDDEN], 1.0);
+        let x = m.p.gather(table, ids, 0);
+        let logits = m.linear(x, "lm_head.weight", HIDDEN, VOCAB);
+        m.p.output("logits", logits);
+    });
+    let home = Home::with(&graph);
+    let error = home.refusal();
+    assert!(error.contains("no attention was found in it: no softmax that weighs"), "{error}");
+    let kept = ConvertOptions::of(recipes::load("softmax").expect("the recipe"));
+    convert(&home.source(), &home.bundle(), &kept, &mut Silent).expect("it converts");
+    assert!(home.bundle().join(files::MODEL).is_file());
+    assert!(!home.bundle().join(files::PREFILL).exists() && !home.bundle().join(files::DECODE).exists());
+}
+
 #[test]
 fn half_of_a_model_is_told() {
     let error = Home::with(&led_by("encoder_hidden_states")).refusal();
