@@ -574,13 +574,13 @@ impl<'g> Function<'g> {
             let Some(own) = found.first().copied() else { continue };
             let differs = |x: f64| x.is_nan() || (x - own).abs() > 1e-6 * own.abs();
             if let Some(other) = found.iter().find(|x| differs(**x)) {
-                return Err(self.no_multiple(format!("factors {own} and {other}")));
+                return Err(self.no_multiple(&format!("factors {own} and {other}")));
             }
             let tokens = tried.trial.total();
             let (first, before) = *scale.get_or_insert((own, tokens));
             if differs(first) {
                 return Err(
-                    self.no_multiple(format!("factor {first} of {before} tokens, and {own} of {tokens}"))
+                    self.no_multiple(&format!("factor {first} of {before} tokens, and {own} of {tokens}"))
                 );
             }
         }
@@ -599,7 +599,7 @@ impl<'g> Function<'g> {
         Ok([of(1.0)?, of(-3.0)?].concat())
     }
 
-    fn no_multiple(&self, factors: String) -> Miss {
+    fn no_multiple(&self, factors: &str) -> Miss {
         let place = self.computed_factor().unwrap_or(self.scores);
         let reason = format!("the scores are no multiple of q k: {factors}");
         Miss::check(&self.graph.value(place).name, reason)

@@ -131,9 +131,9 @@ pub enum RewriteError {
     )]
     Positions { place: String },
     #[error(
-        "node {node:?} ({op}) looks from token to token, or at how many there are, outside an attention: a model that is fed token by token cannot (hint: keep its attention with --recipe softmax)"
+        "{node} looks from token to token, or at how many there are, outside an attention: a model that is fed token by token cannot (hint: keep its attention with --recipe softmax)"
     )]
-    LooksBack { node: String, op: String },
+    LooksBack { node: String },
 }
 
 /// The sites of a graph as reports, untouched.
@@ -252,7 +252,7 @@ fn check_looks(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Resul
     let mut nodes = nodes.into_iter().map(|id| graph.node(id));
     let is_told = |node: &Node| report.missed().any(|miss| miss.node == node.name);
     let Some(node) = nodes.find(|node| !is_told(node)) else { return Ok(()) };
-    Err(RewriteError::LooksBack { node: node.name.clone(), op: node.op.qualified_name() })
+    Err(RewriteError::LooksBack { node: format!("node {:?} ({})", node.name, node.op.qualified_name()) })
 }
 
 /// The attention in which so many queries see as many keys: those of the same call.

@@ -64,9 +64,8 @@ fn row(w: &mut Sweep<'_>, node: &Node, slot: usize) -> Option<Vec<ValueId>> {
     let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
     let width = shape(w.graph, x)?[2].known()?;
     let is_row = matches!(shape(w.graph, other)?, [Dim::Known(own)] if *own == width);
-    if !is_row && !(node.op.is("Mul") && is_one_number(w.graph, other)) {
-        return None;
-    }
+    let is_known = is_row || node.op.is("Mul") && is_one_number(w.graph, other);
+    is_known.then_some(())?;
     let (x, other) = (w.current(x), w.current(other));
     let y = w.patch.node(node.op.clone(), &[x, other]);
     Some(vec![w.patch.reshape(y, &[-1, width as i64])])
