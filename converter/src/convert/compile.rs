@@ -111,7 +111,8 @@ impl<'a> CompileOptions<'a> {
 impl Compiled {
     /// The graphs for bound memory, where the model has a state and all of it keeps its size.
     pub fn bound(&self, options: &CompileOptions<'_>) -> Result<Option<Bound>, PipelineError> {
-        let kept = self.report.sites.iter().any(|site| site.why_kept.is_some() || !site.cache);
+        let sites = &self.report.sites;
+        let kept = sites.is_empty() || sites.iter().any(|site| site.why_kept.is_some() || !site.cache);
         let (Some(prefill), Some(decode)) =
             (passes(files::PREFILL, options.target), passes(files::DECODE, options.target))
         else {

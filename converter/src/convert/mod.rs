@@ -169,7 +169,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error("{}: {source}", path.display())]
-    Positions { path: PathBuf, source: RewriteError },
+    FedByToken { path: PathBuf, source: RewriteError },
     #[error(
         "{}: this is {what} already, and what its conversion added would be left out (hint: convert the model that the bundle was made of)",
         path.display()
@@ -177,7 +177,7 @@ pub enum ConvertError {
     Bundled { path: PathBuf, what: &'static str },
     #[error("{family}: {} found, expected {expected}; {miss}", counted(*found, "attention"))]
     MissingSites { family: &'static str, found: usize, expected: usize, miss: String },
-    #[error("{}: none of its {} can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)", path.display(), counted(misses.len(), "attention"))]
+    #[error("{}: {}", path.display(), none_converted(misses.len()))]
     NoSites { path: PathBuf, misses: Vec<NearMiss> },
     #[error("{}: {kept} (hint: export the model with its cache, `past_key_values`, or keep all of its attention with --recipe softmax; --no-verify writes a graph for whole sequences)", path.display())]
     KeptWithoutCache { path: PathBuf, kept: WithoutCache },
@@ -272,6 +272,17 @@ impl ConvertError {
             *path = target.join(name);
         }
         self
+    }
+}
+
+/// Why none of so many attentions, which were not recognised, can be converted.
+fn none_converted(missed: usize) -> String {
+    match missed {
+        0 => "no attention was found in it: no softmax that weighs what another product gives (hint: --recipe softmax keeps the model as it is)".to_owned(),
+        n => format!(
+            "none of its {} can be converted (hint: `dijiang inspect` says why; --recipe softmax keeps them)",
+            counted(n, "attention")
+        ),
     }
 }
 

@@ -102,9 +102,9 @@ fn named<'n>(names: impl Iterator<Item = &'n str>) -> String {
 /// An error of compiling, with the source in front where it is one of the source.
 pub(super) fn of_pipeline(path: &Path, error: PipelineError) -> ConvertError {
     match error {
-        PipelineError::Pass(PassError::Rewrite(error @ RewriteError::Positions { .. })) => {
-            ConvertError::Positions { path: path.to_owned(), source: error }
-        }
+        PipelineError::Pass(PassError::Rewrite(
+            error @ (RewriteError::Positions { .. } | RewriteError::LooksBack { .. }),
+        )) => ConvertError::FedByToken { path: path.to_owned(), source: error },
         other => ConvertError::Compile(other),
     }
 }

@@ -179,6 +179,33 @@ fn with_norms_of(rows: &Dim, scale: &[f32]) -> Graph {
     })
 }
 
+/// What `look` makes of what an attention reads.
+fn behind(look: fn(&mut Model<'_, '_>, ValueId) -> ValueId) -> Graph {
+    decoder(|m, x, bias| {
+        let [q, k, v] = ["q", "k", "v"].map(|what| {
+            let made = m.linear(x, &format!("model.layers.0.self_attn.{what}_proj.weight"), HIDDEN, HIDDEN);
+            m.heads(made)
+        });
+        let products = m.scores(q, k);
+        let scaled = m.p.mul_scalar(products, 0.35);
+        let joined = m.read(scaled, bias, v);
+        look(m, joined)
+    })
+}
+
+/// The sum over the tokens so far.
+fn summed(m: &mut Model<'_, '_>, x: ValueId) -> ValueId {
+    let axis = m.p.constant("axis", Tensor::scalar(DType::I64, 1.0));
+    m.p.node(Op::new("CumSum"), &[x, axis])
+}
+
+/// Divided by how many tokens a call has.
+fn shared_out(m: &mut Model<'_, '_>, x: ValueId) -> ValueId {
+    let tokens = m.p.shape_of(x, 1, 2);
+    let tokens = m.p.cast(tokens, DType::F32);
+    m.p.node(Op::new("Div"), &[x, tokens])
+}
+
 /// All linear layers of the attention in blocks of 4 bits; the values through an operator that nobody
 /// knows where `unknown`.
 fn with_quantised_weights(level: i64, unknown: bool) -> Graph {
@@ -619,6 +646,38 @@ fn activations_that_are_rounded_as_they_come() {
     let is_rounded = |file: &str| operators(file).iter().any(|op| op == "MatMulInteger");
     assert!(is_rounded(files::MODEL));
     assert!([files::PARALLEL, files::CHUNKED, files::SOFTMAX].iter().all(|file| !is_rounded(file)));
+}
+
+/// A state holds what an attention needs of earlier tokens, and nothing else does.
+#[test]
+fn what_looks_back_outside_an_attention_is_told() {
+    for (look, op) in [(summed as fn(&mut Model<'_, '_>, ValueId) -> ValueId, "CumSum"), (shared_out, "Div")]
+    {
+        let error = Home::with(&behind(look)).refusal();
+        let told =
+            format!("({op}) looks from token to token, or at how many there are, outside an attention");
+        assert!(error.contains(&told), "{error}");
+    }
+    Home::with(&behind(|m, x| m.p.mul_scalar(x, 0.5))).converted();
+}
+
+/// It has no state that a device could hold.
+#[test]
+fn a_model_without_an_attention_is_written_as_it_is() {
+    let graph = built("classifier", |m| {
+        let ids = m.p.input("input_ids", DType::I64, vec![sym("batch"), sym("sequence")]);
+        let table = m.weight("model.embed_tokens.weight", &[VOCAB, HIDDEN], 1.0);
+        let x = m.p.gather(table, ids, 0);
+        let logits = m.linear(x, "lm_head.weight", HIDDEN, VOCAB);
+        m.p.output("logits", logits);
+    });
+    let home = Home::with(&graph);
+    let error = home.refusal();
+    assert!(error.contains("no attention was found in it: no softmax that weighs"), "{error}");
+    let kept = ConvertOptions::of(recipes::load("softmax").expect("the recipe"));
+    convert(&home.source(), &home.bundle(), &kept, &mut Silent).expect("it converts");
+    assert!(home.bundle().join(files::MODEL).is_file());
+    assert!(!home.bundle().join(files::PREFILL).exists() && !home.bundle().join(files::DECODE).exists());
 }
 
 #[test]

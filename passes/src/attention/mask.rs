@@ -4,6 +4,7 @@
 //! its form says little. Here everything between q kᵀ and the softmax is run on small shapes, with and
 //! without padding and past, and compared with what causal and padded attention would let through.
 
+use super::lower::by_token::is_elementwise;
 use super::patterns::depends;
 use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
@@ -100,6 +101,19 @@ enum Reach {
     All,
     /// A window of at least and at most so many tokens, as far as was seen.
     Within(usize, usize),
+    /// The same on both sides, as encoders have it.
+    Around(usize, usize),
+}
+
+impl Reach {
+    /// Of so many tokens.
+    fn of(self, least: usize, most: usize) -> Self {
+        match self {
+            Self::All => Self::All,
+            Self::Within(..) => Self::Within(least, most),
+            Self::Around(..) => Self::Around(least, most),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,6 +131,8 @@ enum Kind {
 struct KeyPlace {
     /// How many places before the query; none where it is later.
     age: Option<usize>,
+    /// The same on either side.
+    distance: usize,
     /// Whether the query is a token: what a window is of where it is padding differs between exporters.
     asked: bool,
     token: bool,
@@ -147,7 +163,10 @@ impl Theory {
     fn all() -> Vec<Self> {
         let far = Kind::ALL.into_iter().map(|kind| Self { kind, reach: Reach::All });
         let near = [Kind::CausalPadded, Kind::CausalCounted, Kind::Causal];
-        far.chain(near.map(|kind| Self { kind, reach: Reach::Within(1, usize::MAX) })).collect()
+        let around = [Kind::Padded, Kind::Counted, Kind::Open];
+        far.chain(near.map(|kind| Self { kind, reach: Reach::Within(1, usize::MAX) }))
+            .chain(around.map(|kind| Self { kind, reach: Reach::Around(1, usize::MAX) }))
+            .collect()
     }
 
     /// What is left of it where a key is seen, or is not; none where it cannot be so.
@@ -156,11 +175,13 @@ impl Theory {
         if self.reach != Reach::All && !key.asked {
             return Some(self);
         }
-        let (Reach::Within(least, most), Some(age), true) = (self.reach, key.age, lets) else {
-            return (lets == through).then_some(self);
+        let (least, most, away) = match (self.reach, key.age) {
+            (Reach::Within(least, most), Some(age)) if lets => (least, most, age),
+            (Reach::Around(least, most), _) if lets => (least, most, key.distance),
+            _ => return (lets == through).then_some(self),
         };
-        let (least, most) = if through { (least.max(age + 1), most) } else { (least, most.min(age)) };
-        (least <= most).then_some(Self { reach: Reach::Within(least, most), ..self })
+        let (least, most) = if through { (least.max(away + 1), most) } else { (least, most.min(away)) };
+        (least <= most).then_some(Self { reach: self.reach.of(least, most), ..self })
     }
 
     /// The mask, where it is known which.
@@ -178,7 +199,7 @@ impl Theory {
             (Reach::Within(least, most), padding, _) if least == most => {
                 Mask::Window(Window { tokens: u32::try_from(most).ok()?, padding })
             }
-            (Reach::Within(..), ..) => return None,
+            (Reach::Within(..) | Reach::Around(..), ..) => return None,
         })
     }
 }
@@ -203,26 +224,56 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
         );
         return Err(Miss::check(&graph.value(scores).name, reason));
     }
+    if let Some(input) = given_for_keys(graph, scores, product) {
+        let value = graph.value(input);
+        let shape = show(value.ty.shape.as_deref().unwrap_or_default());
+        let reason = format!(
+            "the input `{}`, {shape}, is a bias on the scores or a mask that comes with each call: which keys a query sees is not known (hint: export the model with an `{MASK}` of one number for each token, [batch, tokens])",
+            value.name
+        );
+        return Err(Miss::check(&graph.value(scores).name, reason));
+    }
     let function = Function::new(graph, scores, product)?;
-    let mut tally = Tally { left: Theory::all(), odd: None };
-    let trials = function.trials(cached);
-    for trial in &trials {
-        tally.add(trial, &function.open(trial)?);
+    let mut tried = Vec::new();
+    for trial in function.trials(cached) {
+        let open = function.opened(&function.at(&trial, 0.0)?)?;
+        tried.push(Tried { trial, open });
     }
     for trial in function.long_trials(cached)? {
         // A mask cut from a table ends where the model's positions do; what it cannot do says nothing.
-        if let Ok(open) = function.open(&trial) {
-            tally.add(&trial, &open);
+        if let Ok(bias) = function.at(&trial, 0.0) {
+            tried.push(Tried { trial, open: function.opened(&bias)? });
         }
     }
-    let softcap = function.softcap(&trials[0])?;
-    let scale = function.scale(&trials[0], softcap)?;
+    function.check_tokens_are_seen(&tried[0])?;
+    let softcap = function.softcap(&tried[0])?;
+    let scale = function.scale(&tried, softcap)?;
+    let mut tally = Tally { left: Theory::all(), odd: None };
+    tried.iter().for_each(|Tried { trial, open }| tally.add(trial, open));
     let Some(mask) = tally.left.iter().find_map(|theory| theory.mask(function.padding)) else {
-        let odd = tally.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
-        let reason = format!("the mask is neither causal nor key padding nor a window: {odd}");
-        return Err(Miss::check(&graph.value(scores).name, reason));
+        return Err(Miss::check(&graph.value(scores).name, tally.reason()));
     };
     Ok(Scores { scale, softcap, mask })
+}
+
+/// Operators that bring what an input holds to the scores as it is, besides those that take every element by itself.
+const MOVES: [&str; 9] =
+    ["Concat", "Expand", "Gather", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"];
+
+/// An input beside the tokens, of a number for every key of a call in more than two axes, that goes into the scores.
+fn given_for_keys(graph: &Graph, scores: ValueId, product: ValueId) -> Option<ValueId> {
+    let before = |v: ValueId| match graph.producer(v).map(|(id, _)| &graph.node(id).op) {
+        Some(op) if v != product && (is_elementwise(op) || MOVES.iter().any(|name| op.is(name))) => {
+            inputs_of(graph, v)
+        }
+        _ => Vec::new(),
+    };
+    let is_given = |v: &ValueId| {
+        let value = graph.value(*v);
+        let last = value.ty.shape.as_ref().filter(|shape| shape.len() > 2).and_then(|shape| shape.last());
+        *v != product && matches!(value.def, Def::Input) && last.is_some_and(|dim| dim.known().is_none())
+    };
+    depth_first(scores, before).find(is_given)
 }
 
 /// Whether what stands between a product and the softmax depends on which tokens there are, and not only on how many, nor on
@@ -239,6 +290,22 @@ fn reads_ids(graph: &Graph, scores: ValueId, product: ValueId) -> bool {
 }
 
 impl Tally {
+    /// Why no mask explains what was seen.
+    fn reason(self) -> String {
+        let both = self.left.iter().find_map(|theory| match theory.reach {
+            Reach::Around(least, most) if least == most => Some(most),
+            _ => None,
+        });
+        if let Some(most) = both {
+            let before = most - 1;
+            return format!(
+                "its mask is a window on both sides: a query sees {before} tokens before itself and as many after, and no others"
+            );
+        }
+        let odd = self.odd.unwrap_or_else(|| "it changes with the number of past tokens".to_owned());
+        format!("the mask is neither causal nor key padding nor a window: {odd}")
+    }
+
     fn add(&mut self, trial: &Trial, open: &Open) {
         for ((row, head, query, key), through) in open.indexed_iter() {
             if !trial.sees_a_token(row, query) {
@@ -246,6 +313,7 @@ impl Tally {
             }
             let place = KeyPlace {
                 age: (trial.past + query).checked_sub(key),
+                distance: (trial.past + query).abs_diff(key),
                 asked: trial.is_token(row, trial.past + query),
                 token: trial.is_token(row, key),
                 counted: key < trial.tokens(row),
@@ -255,7 +323,8 @@ impl Tally {
                 *theory = after.unwrap_or(*theory);
                 after.is_some()
             });
-            if self.left.is_empty() {
+            // A window on both sides explains a mask, but is none that is known.
+            if self.left.iter().all(|theory| matches!(theory.reach, Reach::Around(..))) {
                 let verb = if *through { "sees" } else { "does not see" };
                 let past = trial.past;
                 let place =
@@ -271,17 +340,22 @@ struct Cone {
     inputs: BTreeSet<ValueId>,
     /// Numbers that a window could be as long as.
     lengths: BTreeSet<usize>,
+    /// The name of floats, more than one, that the model brings along.
+    learnt: Option<String>,
 }
 
 /// Everything before `value`, `cut` left out.
 fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
-    let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new() };
+    let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new(), learnt: None };
     let before = |v: ValueId| if v == cut { Vec::new() } else { inputs_of(graph, v) };
     let amounts = |v: ValueId| if v == cut { Vec::new() } else { amounts_in(graph, v) };
     let sums: BTreeSet<ValueId> = depth_first(value, amounts).collect();
     for value in depth_first(value, before).filter(|v| *v != cut) {
         if matches!(graph.value(value).def, Def::Input) {
             cone.inputs.insert(value);
+        }
+        if graph.as_const(value).is_some_and(|tensor| tensor.dtype().is_float() && tensor.len() > 1) {
+            cone.learnt.get_or_insert_with(|| graph.value(value).name.clone());
         }
         let is_sum = sums.contains(&value);
         let amounts = if is_sum { amounts_in(graph, value) } else { Vec::new() };
@@ -313,6 +387,18 @@ fn amounts_in(graph: &Graph, value: ValueId) -> Vec<ValueId> {
     inputs.into_iter().take(slots.end).skip(slots.start).filter(|v| is_float(*v)).collect()
 }
 
+/// Padding is marked by whole numbers.
+fn check_marks(graph: &Graph, scores: ValueId, padding: Option<ValueId>) -> Result<(), Miss> {
+    let Some(input) = padding.map(|input| graph.value(input)) else { return Ok(()) };
+    let dtype = input.ty.dtype.filter(|dtype| dtype.is_float() || *dtype == DType::Bool);
+    let Some(dtype) = dtype else { return Ok(()) };
+    let reason = format!(
+        "the input `{}` is of type {dtype}, expected whole numbers: 1 for a token and 0 for padding",
+        input.name
+    );
+    Err(Miss::check(&graph.value(scores).name, reason))
+}
+
 /// A length beyond which no window of a usual size hides.
 const LONG: usize = 300;
 
@@ -324,6 +410,12 @@ const LONGEST_SQUARE: usize = 600;
 
 /// Which keys each head's queries see: `[row, head, query, key]`.
 type Open = ndarray::Array4<bool>;
+
+/// A trial, and which keys are seen in it.
+struct Tried {
+    trial: Trial,
+    open: Open,
+}
 
 /// The scores as a function of the product.
 struct Function<'g> {
@@ -356,6 +448,7 @@ impl<'g> Function<'g> {
         };
         let cone = cone_of(graph, scores, product);
         let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
+        check_marks(graph, scores, padding)?;
         let sizes = Sizes::of(graph);
         Ok(Self { graph, scores, product, heads, rows, queries, keys, cone, padding, sizes })
     }
@@ -400,20 +493,42 @@ impl<'g> Function<'g> {
         for input in &self.cone.inputs {
             given.insert(*input, self.sizes.fill(self.graph, *input, self.padding, trial)?);
         }
-        let out = eval(self.graph, &given, &[self.scores]).map_err(|e| fail(e.to_string()))?;
+        let out = eval(self.graph, &given, &[self.scores]).map_err(|e| self.not_evaluated(&e.to_string()))?;
         let array = out[0].as_f().map_err(fail)?;
         let wrong = || fail(format!("it gives {:?}, expected {shape:?}", array.shape()));
         array.broadcast(shape).map(|view| view.to_owned()).ok_or_else(wrong)
     }
 
-    fn open(&self, trial: &Trial) -> Result<Open, Miss> {
-        let bias = self.at(trial, 0.0)?;
+    /// What is learnt and added to the scores is a bias, whatever works it out.
+    fn not_evaluated(&self, reason: &str) -> Miss {
+        match &self.cone.learnt {
+            Some(name) => self.miss(format!(
+                "a bias on the scores, or their mask, is worked out from the numbers in `{name}` in a way that could not be evaluated: {reason}"
+            )),
+            None => self.miss(format!("the mask could not be evaluated: {reason}")),
+        }
+    }
+
+    /// Which keys are seen, by the scores where every product is 0.
+    fn opened(&self, bias: &ndarray::Array4<f64>) -> Result<Open, Miss> {
         if let Some(x) = bias.iter().find(|x| x.abs() > OPEN && **x > CLOSED) {
             return Err(
                 self.miss(format!("the mask holds {x}: a bias on the scores, not only open and closed"))
             );
         }
         Ok(bias.mapv(|x| x > CLOSED))
+    }
+
+    /// Where every key is a token, some are seen.
+    fn check_tokens_are_seen(&self, Tried { open, .. }: &Tried) -> Result<(), Miss> {
+        if open.iter().any(|open| *open) {
+            return Ok(());
+        }
+        let Some(input) = self.padding else { return Err(self.miss("no query sees any key")) };
+        let name = &self.graph.value(input).name;
+        Err(self.miss(format!(
+            "no key is seen where `{name}` is 1 throughout: expected 1 for a token and 0 for padding"
+        )))
     }
 
     /// What the product is multiplied with or divided by, where that is no constant.
@@ -431,41 +546,63 @@ impl<'g> Function<'g> {
         })
     }
 
-    /// The scores of a trial where a key is seen.
-    fn seen(&self, trial: &Trial, value: f64) -> Result<Vec<f64>, Miss> {
-        let (scores, open) = (self.at(trial, value)?, self.open(trial)?);
-        Ok(scores.iter().zip(&open).filter(|(_, open)| **open).map(|(x, _)| *x).collect())
+    /// The scores of a trial where a token sees a key.
+    fn seen(&self, Tried { trial, open }: &Tried, value: f64) -> Result<Vec<f64>, Miss> {
+        let scores = self.at(trial, value)?;
+        let pairs = scores.indexed_iter().zip(open);
+        let seen = pairs.filter(|(((row, _, query, _), _), open)| **open && trial.sees_a_token(*row, *query));
+        Ok(seen.map(|((_, score), _)| *score).collect())
     }
 
     /// What a score stays below however large the product is, where a tanh is on the way.
-    fn softcap(&self, trial: &Trial) -> Result<Option<f64>, Miss> {
+    fn softcap(&self, tried: &Tried) -> Result<Option<f64>, Miss> {
         let before = |v: ValueId| if v == self.product { Vec::new() } else { inputs_of(self.graph, v) };
         let is_tanh =
             |v: ValueId| self.graph.made_by(v, "Tanh").is_some() && depends(self.graph, v, self.product);
         if !depth_first(self.scores, before).any(is_tanh) {
             return Ok(None);
         }
-        Ok(self.seen(trial, LARGE)?.first().copied().filter(|cap| *cap > 0.0))
+        Ok(self.seen(tried, LARGE)?.first().copied().filter(|cap| *cap > 0.0))
     }
 
-    /// What a product is multiplied with where its key is seen; the same everywhere, and for any product.
-    fn scale(&self, trial: &Trial, softcap: Option<f64>) -> Result<f64, Miss> {
-        let before_cap = |x: f64| softcap.map_or(x, |cap| cap * (x / cap).atanh());
-        let factors = |value: f64| -> Result<Vec<f64>, Miss> {
-            Ok(self.seen(trial, value)?.into_iter().map(|x| before_cap(x) / value).collect())
-        };
-        let found = [factors(1.0)?, factors(-3.0)?].concat();
-        let scale = found.first().copied().unwrap_or(f64::NAN);
-        let differs = |x: &&f64| x.is_nan() || (*x - scale).abs() > 1e-6 * scale.abs();
-        if let Some(other) = found.iter().find(differs) {
-            let reason = format!("the scores are no multiple of q k: factors {scale} and {other}");
-            let place = self.computed_factor().unwrap_or(self.scores);
-            return Err(Miss::check(&self.graph.value(place).name, reason));
+    /// What a product is multiplied with where its key is seen; the same everywhere, for any product, however many tokens
+    /// there are and whichever are padding.
+    fn scale(&self, tried: &[Tried], softcap: Option<f64>) -> Result<f64, Miss> {
+        let mut scale = None;
+        for tried in tried {
+            let found = self.factors(tried, softcap)?;
+            let Some(own) = found.first().copied() else { continue };
+            let differs = |x: f64| x.is_nan() || (x - own).abs() > 1e-6 * own.abs();
+            if let Some(other) = found.iter().find(|x| differs(**x)) {
+                return Err(self.no_multiple(&format!("factors {own} and {other}")));
+            }
+            let tokens = tried.trial.total();
+            let (first, before) = *scale.get_or_insert((own, tokens));
+            if differs(first) {
+                return Err(
+                    self.no_multiple(&format!("factor {first} of {before} tokens, and {own} of {tokens}"))
+                );
+            }
         }
+        let scale = scale.map_or(f64::NAN, |(scale, _)| scale);
         match scale.is_finite() && scale > 0.0 {
             true => Ok(scale),
             false => Err(self.miss(format!("the scale is {scale}, expected a positive number"))),
         }
+    }
+
+    fn factors(&self, tried: &Tried, softcap: Option<f64>) -> Result<Vec<f64>, Miss> {
+        let before_cap = |x: f64| softcap.map_or(x, |cap| cap * (x / cap).atanh());
+        let of = |value: f64| -> Result<Vec<f64>, Miss> {
+            Ok(self.seen(tried, value)?.into_iter().map(|x| before_cap(x) / value).collect())
+        };
+        Ok([of(1.0)?, of(-3.0)?].concat())
+    }
+
+    fn no_multiple(&self, factors: &str) -> Miss {
+        let place = self.computed_factor().unwrap_or(self.scores);
+        let reason = format!("the scores are no multiple of q k: {factors}");
+        Miss::check(&self.graph.value(place).name, reason)
     }
 }
 
@@ -496,8 +633,8 @@ mod tests {
   %earlier = LessOrEqual(%keys, %queries)
   const %shut: f32[] = [-1e30]
   const %clear: f32[] = [0.0]
-{extra}
   const %scale: f32[] = [0.5]
+{extra}
   %scaled = Mul(%product, %scale)
   %scores = Add(%scaled, %bias)
   output "scores" %scores
@@ -605,8 +742,8 @@ mod tests {
   %open = Less(%size, %window)
 ";
         assert_eq!(
-            refused(&format!("{band}{ALONE}")),
-            "in head 0, query 0 does not see key 0 after 41 past tokens"
+            mask(&format!("{band}{ALONE}")),
+            Err("its mask is a window on both sides: a query sees 39 tokens before itself and as many after, and no others".to_owned())
         );
         let later = "  %distance = Sub(%queries, %keys)
   const %lower: i64[] = [-2]
@@ -676,6 +813,86 @@ mod tests {
   %bias = Add(%spread, %position_bias)";
         let reason = mask(bias).expect_err("it is refused");
         assert!(reason.contains("a bias on the scores"), "{reason}");
+    }
+
+    /// For every pair of tokens, whatever it holds.
+    #[test]
+    fn a_mask_for_pairs_of_tokens_is_told() {
+        for (ty, bias) in [
+            ("bool", "  %bias = Where(%pairs, %clear, %shut)"),
+            ("f32", "  %bias = Identity(%pairs)"),
+            ("i64", "  %open = Cast(%pairs) {to: \"bool\"}\n  %bias = Where(%open, %clear, %shut)"),
+        ] {
+            let input = format!("  input %pairs: {ty}[batch, 1, sequence, past + sequence]\n");
+            let reason = mask(&format!("{input}{bias}")).expect_err("it is refused");
+            let told =
+                "the input `pairs`, [batch, 1, sequence, past + sequence], is a bias on the scores or a mask";
+            assert!(reason.starts_with(told), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_mask_the_other_way_round_is_told() {
+        let inverted = PADDED.replace("Equal(%attention_mask, %one)", "Equal(%attention_mask, %zero)");
+        let reason = mask(&format!("  %open = And(%earlier, %earlier)\n{inverted}"));
+        let want =
+            "no key is seen where `attention_mask` is 1 throughout: expected 1 for a token and 0 for padding";
+        assert_eq!(reason, Err(want.to_owned()));
+    }
+
+    /// Within the short trials, and beyond them.
+    #[test]
+    fn a_bias_that_begins_far_back_is_no_mask() {
+        for distance in [4, 80] {
+            let far = format!(
+                "  const %bound: i64[] = [{distance}]
+  const %little: f32[] = [-0.5]
+  %distance = Sub(%queries, %keys)
+  %far = Greater(%distance, %bound)
+  %less = Where(%far, %little, %clear)
+  %flat = Where(%earlier, %less, %shut)
+  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"
+            );
+            let want = "the mask holds -0.5: a bias on the scores, not only open and closed";
+            assert_eq!(mask(&far), Err(want.to_owned()));
+        }
+    }
+
+    /// What [`mask`] finds where the scores are multiplied with `%factor` besides, after `lines`.
+    fn scaled(lines: &str) -> Result<Mask, String> {
+        let last = "  %closing = Where(%earlier, %clear, %shut)
+  %flat = Unsqueeze(%closing) {axes: [0, 1]}
+  %more = Mul(%product, %factor)
+  %less = Sub(%more, %product)
+  %half = Mul(%less, %scale)
+  %bias = Add(%flat, %half)";
+        mask(&format!("{lines}\n{last}"))
+    }
+
+    /// Of one trial it is one number.
+    #[test]
+    fn a_scale_that_follows_the_number_of_tokens_is_none() {
+        let counted = "  %count = Cast(%length) {to: \"f32\"}\n";
+        let linear =
+            format!("{counted}  const %hundredth: f32[] = [0.01]\n  %factor = Mul(%count, %hundredth)");
+        let far = format!(
+            "{counted}  const %many: f32[] = [100.0]\n  %part = Div(%count, %many)\n  const %whole: f32[] = [1.0]\n  %factor = Max(%part, %whole)"
+        );
+        for lines in [linear, far] {
+            let reason = scaled(&lines).expect_err("it is refused");
+            assert!(reason.starts_with("the scores are no multiple of q k: factor "), "{reason}");
+            assert!(reason.contains(" of 5 tokens, and "), "{reason}");
+        }
+        assert_eq!(scaled("  const %factor: f32[] = [1.0]"), Ok(Mask::Causal));
+    }
+
+    /// A score of 0 is open.
+    #[test]
+    fn a_mask_that_scores_are_multiplied_with_is_none() {
+        let lines =
+            "  %marks = Cast(%attention_mask) {to: \"f32\"}\n  %factor = Unsqueeze(%marks) {axes: [1, 2]}";
+        let reason = scaled(lines).expect_err("it is refused");
+        assert_eq!(reason, "the scores are no multiple of q k: factors 0 and 0.5");
     }
 
     /// Whichever token stands for padding: the trials hold but a few.

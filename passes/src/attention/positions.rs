@@ -239,7 +239,9 @@ impl<'g> Search<'g> {
             "Cos" | "Sin" => node.input(0)?,
             "Gather" => {
                 let table = self.graph.as_const(node.input(0)?)?;
-                node.input(1).filter(|_| table.dtype().is_float() && table.dims().len() == 2)?
+                // Rows of whole numbers are floats in 8 bits.
+                let is_of_rows = table.dtype().is_float() || matches!(table.dtype(), DType::U8 | DType::I8);
+                node.input(1).filter(|_| is_of_rows && table.dims().len() == 2)?
             }
             _ => return None,
         };
@@ -356,7 +358,7 @@ fn spread_equals(before: &Array, after: &Array) -> bool {
     })
 }
 
-fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Array>, String> {
+pub(super) fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Array>, String> {
     let sizes = Sizes::of(graph);
     let padding = graph.inputs().iter().copied().find(|v| is_padding_input(graph, *v));
     let mut given = BTreeMap::new();
@@ -573,6 +575,20 @@ mod tests {
     fn a_count_that_restarts_is_positions_where_nothing_comes_before() {
         let mut graph = model(&ROTARY.replace("%past, %total, %one", "%zero, %time, %one"));
         assert_eq!(move_to_input(&mut graph, false).added, [POSITIONS]);
+    }
+
+    /// As dynamic quantisation leaves the table of positions.
+    #[test]
+    fn positions_of_a_table_in_8_bits_become_an_input() {
+        let lines = "  const %bytes: i8[5, 1] = [1, 2, 3, 4, 5]
+  %range = Range(%zero, %time, %one)
+  %row = Unsqueeze(%range) {axes: [0]}
+  %rows = Gather(%bytes, %row) {axis: 0}
+  %places = Cast(%rows) {to: \"f32\"}";
+        let mut graph = model(lines);
+        assert_eq!(move_to_input(&mut graph, false).added, [POSITIONS]);
+        let mut words = model(&lines.replace("i8[5, 1]", "i64[5, 1]"));
+        assert!(move_to_input(&mut words, false).added.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The pass: every attention site becomes a recurrence over φ(k) ⊗ v, and its growing cache a state
 //! of fixed size.
 
+use super::looks_back::looks_back;
 use super::lower::Form;
 use super::patterns::{NearMiss, find_sites};
 use super::plan::{Plan, plans};
@@ -11,7 +12,7 @@ use super::softmaxes::Computed;
 use crate::feature_map::added::is_added;
 use crate::feature_map::recipe_check::{self, RecipeError};
 use crate::feature_map::{self, FeatureMap};
-use crate::ir::graph::{Graph, NodeId, Use, ValueId};
+use crate::ir::graph::{Graph, Node, NodeId, Use, ValueId};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -129,6 +130,10 @@ pub enum RewriteError {
         "the graph counts positions from the first token of each call, at {place:?} (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     )]
     Positions { place: String },
+    #[error(
+        "{node} looks from token to token, or at how many there are, outside an attention: a model that is fed token by token cannot (hint: keep its attention with --recipe softmax)"
+    )]
+    LooksBack { node: String },
 }
 
 /// The sites of a graph as reports, untouched.
@@ -166,6 +171,7 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
     report.notes.extend(uncapped(&report));
     report.without_cache = without_cache(graph, &found.sites, &report);
     check_positions(graph, &found.sites, &mut report)?;
+    check_looks(graph, &found.sites, &report)?;
     read_lengths_elsewhere(graph, &found.sites, &report.sites)?;
     report.dropped_inputs = drop_unused_inputs(graph)?;
     Ok(report)
@@ -235,6 +241,18 @@ fn check_positions(graph: &Graph, sites: &[AttentionSite], report: &mut Report) 
     }
     report.notes.extend(recounted.notes);
     Ok(())
+}
+
+/// A state holds what an attention needs of earlier tokens, and nothing else does.
+fn check_looks(graph: &Graph, sites: &[AttentionSite], report: &Report) -> Result<(), RewriteError> {
+    let tokens = || graph.get_value(with_state(sites, report)?.q)?.ty.shape.as_ref()?.get(2).cloned();
+    // What lacks a cache, or is an attention that was not recognised, is told of already.
+    let tokens = tokens().filter(|_| report.without_cache.is_none());
+    let nodes = tokens.map_or_else(Vec::new, |tokens| looks_back(graph, RULE, &tokens));
+    let mut nodes = nodes.into_iter().map(|id| graph.node(id));
+    let is_told = |node: &Node| report.missed().any(|miss| miss.node == node.name);
+    let Some(node) = nodes.find(|node| !is_told(node)) else { return Ok(()) };
+    Err(RewriteError::LooksBack { node: format!("node {:?} ({})", node.name, node.op.qualified_name()) })
 }
 
 /// The attention in which so many queries see as many keys: those of the same call.

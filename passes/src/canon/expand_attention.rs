@@ -8,7 +8,7 @@
 use super::{GraphRule, Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
-use crate::ir::ops::attention::{LOWEST, packed_sizes, scale, unsupported};
+use crate::ir::ops::attention::{LOWEST, packed_sizes, scale, softcap, unsupported};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -176,7 +176,8 @@ fn onnx(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
         bias = Some(add_bias(w, bias, closed));
     }
     let scale = scale(&node.op, head_dim as usize);
-    let parts = Parts { q, k, v, q_heads, kv_heads, scale, softcap: None, bias, guarded: mask.is_some() };
+    let softcap = softcap(&node.op);
+    let parts = Parts { q, k, v, q_heads, kv_heads, scale, softcap, bias, guarded: mask.is_some() };
     let out = attend(w, &parts)?;
     let out = if packed { merge(w, out, q_heads * value_dim) } else { out };
     Some(vec![out, k, v])
@@ -304,11 +305,11 @@ mod tests {
   input %past: f32[batch, 2, past, 8]
   input %open: bool[batch, 1, time, total]
   %y, %pk, %pv = Attention(%q, %k, %k, %open, %past, %past) {scale: 0.25}
-  %z = Attention(%q, %q, %q) {softcap: 2.0}
+  %z = Attention(%q, %q, %q) {left_window_size: 2}
   output "y" %y
   output "pk" %pk
   output "pv" %pv
-  output "a soft cap stays" %z
+  output "a window stays" %z
 }"#
         ));
     }
@@ -337,6 +338,20 @@ mod tests {
             ("flat", &[2, 3, 8]),
         ];
         check_close(text, &dims, 1e-7);
+    }
+
+    /// The scores are capped before they are masked.
+    #[test]
+    fn a_soft_cap_is_spelled_out() {
+        let text = r#"graph "g" {
+  input %q: f32[batch, 4, time, 8]
+  input %bias: f32[batch, 1, time, time]
+  %y = Attention(%q, %q, %q, %bias) {softcap: 0.25, is_causal: 1}
+  output "y" %y
+}"#;
+        assert!(after(text).contains("Tanh") && !after(text).contains("= Attention("));
+        check_close(text, &[("q", &[2, 4, 3, 8]), ("bias", &[2, 1, 3, 3])], 1e-7);
+        assert!(!after(&text.replace("0.25", "0.0")).contains("Tanh"));
     }
 
     #[test]

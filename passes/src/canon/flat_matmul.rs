@@ -1,5 +1,6 @@
 //! Matches: a weight applied to tokens that were laid out in one row: `MatMul(Reshape(x, [-1, k]), w)`,
-//! and `Add` of a bias after that
+//! and `Add` of a bias after that; the same of whole numbers, `DynamicQuantizeLinear` and `MatMulInteger`, with the `Cast` and
+//! the `Mul` by their scales
 //! Becomes: the same over `[batch, time, k]`, with the `Reshape` after it
 //! Exact: yes
 
@@ -17,8 +18,11 @@ impl GraphRule for FlatMatMul {
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         rewrite_nodes(graph, self.name(), |w, node| match node.op.name() {
-            "MatMul" if node.op.is("MatMul") => product(w, node),
-            "Add" if node.op.is("Add") => [0, 1].into_iter().find_map(|slot| bias(w, node, slot)),
+            _ if !node.op.domain().is_empty() => None,
+            "MatMul" | "MatMulInteger" => product(w, node),
+            "Add" | "Mul" => [0, 1].into_iter().find_map(|slot| row(w, node, slot)),
+            "DynamicQuantizeLinear" => rounded(w, node),
+            "Cast" => cast(w, node),
             _ => None,
         })
     }
@@ -40,25 +44,58 @@ fn product(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (flat, weight) = (node.input(0)?, node.input(1)?);
     let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
     let width = shape(w.graph, weight).filter(|s| s.len() == 2)?[1].known()?;
-    let (x, weight) = (w.current(x), w.current(weight));
-    let y = w.patch.matmul(x, weight);
+    // A zero point for each row of the tokens is for rows of a matrix.
+    if node.input(2).is_some_and(|zero| !is_one_number(w.graph, zero)) {
+        return None;
+    }
+    let mut inputs: Vec<Option<ValueId>> = (0..node.inputs.len()).map(|slot| w.input(node, slot)).collect();
+    inputs[0] = Some(w.current(x));
+    let y = w.patch.node_outputs(node.op.clone(), &inputs, 1)[0];
     Some(vec![w.patch.reshape(y, &[-1, width as i64])])
 }
 
-fn bias(w: &mut Sweep<'_>, node: &Node, slot: usize) -> Option<Vec<ValueId>> {
-    let (flat, bias) = (node.input(slot)?, node.input(1 - slot)?);
+fn is_one_number(graph: &Graph, value: ValueId) -> bool {
+    matches!(shape(graph, value), Some([] | [Dim::Known(1)]))
+}
+
+/// `Add` and `Mul` of a row of numbers to every token; `Mul` of one number too.
+fn row(w: &mut Sweep<'_>, node: &Node, slot: usize) -> Option<Vec<ValueId>> {
+    let (flat, other) = (node.input(slot)?, node.input(1 - slot)?);
     let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
-    let [Dim::Known(width)] = shape(w.graph, bias)? else { return None };
-    let width = *width;
-    let row = shape(w.graph, x)?[2] == Dim::Known(width);
-    let (x, bias) = (w.current(x), w.current(bias));
-    let y = if row { w.patch.add(x, bias) } else { return None };
+    let width = shape(w.graph, x)?[2].known()?;
+    let is_row = matches!(shape(w.graph, other)?, [Dim::Known(own)] if *own == width);
+    let is_known = is_row || node.op.is("Mul") && is_one_number(w.graph, other);
+    is_known.then_some(())?;
+    let (x, other) = (w.current(x), w.current(other));
+    let y = w.patch.node(node.op.clone(), &[x, other]);
+    Some(vec![w.patch.reshape(y, &[-1, width as i64])])
+}
+
+/// One scale goes for all tokens, however they lie.
+fn rounded(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
+    let flat = node.input(0)?;
+    let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
+    let width = shape(w.graph, x)?[2].known()?;
+    let x = w.current(x);
+    let mut outputs = w.patch.node_outputs(node.op.clone(), &[Some(x)], 3);
+    outputs[0] = w.patch.reshape(outputs[0], &[-1, width as i64]);
+    Some(outputs)
+}
+
+/// Of the sums of whole numbers.
+fn cast(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
+    let flat = node.input(0)?;
+    let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
+    w.graph.made_by(x, "MatMulInteger")?;
+    let width = shape(w.graph, x)?[2].known()?;
+    let x = w.current(x);
+    let y = w.patch.node(node.op.clone(), &[x]);
     Some(vec![w.patch.reshape(y, &[-1, width as i64])])
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::canon::tests::after;
+    use crate::canon::tests::{after, check_exact};
 
     #[test]
     fn projections_keep_batch_and_time_apart() {
@@ -82,5 +119,36 @@ mod tests {
   output "rows are cut up" %q
 }"#
         ));
+    }
+
+    /// As dynamic quantisation leaves the products of GPT-2.
+    #[test]
+    fn whole_numbers_keep_batch_and_time_apart() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, time, 4]
+  weight %w: i8[4, 6] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6]
+  const %z: i8[] = [1]
+  const %s: f32[] = [0.5]
+  weight %b: f32[6] = random(2)
+  const %rows: i64[2] = [-1, 4]
+  const %six: i64[1] = [6]
+  %size = Shape(%x) {start: 0, end: 2}
+  %to = Concat(%size, %six) {axis: 0}
+  %r = Reshape(%x, %rows)
+  %q, %scale, %zero = DynamicQuantizeLinear(%r)
+  %scales = Mul(%scale, %s)
+  %sums = MatMulInteger(%q, %w, %zero, %z)
+  %floats = Cast(%sums) {to: "f32"}
+  %product = Mul(%floats, %scales)
+  %biased = Add(%product, %b)
+  %y = Reshape(%biased, %to)
+  output "y" %y
+}"#;
+        insta::assert_snapshot!(after(text));
+        check_exact(text, &[("x", &[2, 3, 4])]);
+        let by_row = text
+            .replace("  %size =", "  input %zeros: u8[rows]\n  %size =")
+            .replace("%w, %zero, %z)", "%w, %zeros, %z)");
+        assert!(after(&by_row).contains("i32[?, 6]"), "{}", after(&by_row));
     }
 }

@@ -21,6 +21,7 @@ mod expand_target;
 mod flat_matmul;
 mod flatten;
 mod folded_heads;
+mod heads_in_rows;
 mod input_dims;
 mod key_transpose;
 mod no_op;
@@ -55,6 +56,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &expand_einsum::ExpandEinsum,
     &expand_gemm::ExpandGemm,
     &expand_gelu::ExpandGelu,
+    &heads_in_rows::HeadsInRows,
     &expand_norm::ExpandNorm,
     &expand_rotary::ExpandRotary,
     &no_op::NoOp,

@@ -1,26 +1,27 @@
-//! Matches: `com.microsoft::MatMulNBits` of four bits, with packed zero points or none
-//! Becomes: the weight in numbers, worked out by standard operators, and `MatMul`
+//! Matches: `com.microsoft::MatMulNBits` and `GatherBlockQuantized` of four bits, with packed zero points or none
+//! Becomes: the weight in numbers, worked out by standard operators, and `MatMul` or `Gather`
 //! Exact: yes, up to rounding
-//! Declines when: its blocks are in another order (`g_idx`)
+//! Declines when: its blocks are in another order (`g_idx`), or rows of a table do not end with a block
 
 use crate::canon::{Sweep, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::op::Op;
 use crate::ir::patch::{Patch, PatchError};
+use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
 
 /// The number that stands for 0 where there are no zero points.
 const MIDDLE: f64 = 8.0;
 
-/// Writes products with weights of four bits in operators that any runtime has; tells whether there were any.
+/// Writes products with weights of four bits, and rows of such weights, in operators that any runtime has; tells whether
+/// there were any.
 pub fn expand(graph: &mut Graph) -> Result<bool, PatchError> {
-    let applied = rewrite_nodes(graph, "expand_int4", |w, node| {
-        let is_product = (node.op.domain(), node.op.name()) == ("com.microsoft", "MatMulNBits");
-        if !is_product || node.op.int("bits") != Some(4) || node.input(4).is_some() {
-            return None;
-        }
-        product(w, node)
+    let applied = rewrite_nodes(graph, "expand_int4", |w, node| match (node.op.domain(), node.op.name()) {
+        _ if node.op.int("bits") != Some(4) || node.input(4).is_some() => None,
+        ("com.microsoft", "MatMulNBits") => product(w, node),
+        ("com.microsoft", "GatherBlockQuantized") => gather(w, node),
+        _ => None,
     });
     Ok(applied?.is_some())
 }
@@ -41,25 +42,59 @@ impl Sizes {
 
 fn product(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let sizes = Sizes::of(&node.op)?;
-    let given: Vec<Option<ValueId>> = (0..node.inputs.len()).map(|slot| w.input(node, slot)).collect();
-    let (x, numbers, scales) = ((*given.first()?)?, (*given.get(1)?)?, (*given.get(2)?)?);
-    let (zeros, bias) = (given.get(3).copied().flatten(), given.get(5).copied().flatten());
+    let (x, stored) = (w.input(node, 0)?, Stored::of(w, node, 1)?);
+    let bias = w.input(node, 5);
     let p = &mut w.patch;
     let dtype = p.ty(x).dtype?;
-    if zeros.is_some_and(|zeros| p.ty(zeros).dtype != Some(DType::U8)) {
+    let weight = weight(p, &stored, &sizes, dtype)?;
+    Some(vec![p.linear(x, weight, bias)])
+}
+
+/// Rows of a table `[rows, bytes]`.
+fn gather(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
+    let (stored, places) = (Stored::of(w, node, 0)?, w.input(node, 1)?);
+    let p = &mut w.patch;
+    let [Dim::Known(rows), Dim::Known(bytes)] = *p.ty(stored.numbers).shape.as_deref()? else { return None };
+    let (rows, inputs) = (i64::try_from(rows).ok()?, i64::try_from(bytes * 2).ok()?);
+    let block = node.op.int("block_size").filter(|n| *n > 0 && inputs % n == 0)?;
+    let is_by_row =
+        node.op.int("gather_axis") == Some(0) && matches!(node.op.int("quantize_axis"), Some(1 | -1));
+    let dtype = p.ty(stored.scales).dtype?;
+    if !is_by_row || p.ty(stored.numbers).dtype != Some(DType::U8) {
         return None;
     }
-    let zeros = match zeros {
-        Some(zeros) => zero_points(p, zeros, &sizes, dtype),
+    let table = weight(p, &stored, &Sizes { rows, inputs, block, blocks: inputs / block }, dtype)?;
+    Some(vec![p.gather(table, places, 0)])
+}
+
+/// Packed numbers, their scales, and their zero points where there are any.
+struct Stored {
+    numbers: ValueId,
+    scales: ValueId,
+    zeros: Option<ValueId>,
+}
+
+impl Stored {
+    fn of(w: &Sweep<'_>, node: &Node, slot: usize) -> Option<Self> {
+        Some(Self { numbers: w.input(node, slot)?, scales: w.input(node, 2)?, zeros: w.input(node, 3) })
+    }
+}
+
+/// `[rows, inputs]`
+fn weight(p: &mut Patch<'_>, stored: &Stored, sizes: &Sizes, dtype: DType) -> Option<ValueId> {
+    if stored.zeros.is_some_and(|zeros| p.ty(zeros).dtype != Some(DType::U8)) {
+        return None;
+    }
+    let zeros = match stored.zeros {
+        Some(zeros) => zero_points(p, zeros, sizes, dtype),
         None => p.constant("middle", Tensor::scalar(dtype, MIDDLE)),
     };
-    let numbers = unpacked(p, numbers, [sizes.rows, sizes.blocks, sizes.block], dtype);
+    let numbers = unpacked(p, stored.numbers, [sizes.rows, sizes.blocks, sizes.block], dtype);
     let away = p.sub(numbers, zeros);
-    let scales = p.reshape(scales, &[sizes.rows, sizes.blocks, 1]);
+    let scales = p.reshape(stored.scales, &[sizes.rows, sizes.blocks, 1]);
     let blocks = p.mul(away, scales);
     let whole = p.reshape(blocks, &[sizes.rows, sizes.blocks * sizes.block]);
-    let weight = cut(p, whole, sizes.inputs, sizes.blocks * sizes.block);
-    Some(vec![p.linear(x, weight, bias)])
+    Some(cut(p, whole, sizes.inputs, sizes.blocks * sizes.block))
 }
 
 /// `[out, blocks, 1]`
@@ -93,6 +128,7 @@ fn unpacked(p: &mut Patch<'_>, bytes: ValueId, shape: [i64; 3], dtype: DType) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::eval::Array;
     use crate::ir::text::{parse, print};
     use crate::ir::verify::verify;
     use crate::testing::{noise, relative_error, run};
@@ -138,6 +174,34 @@ mod tests {
         let mut after = graph("weight %z: u8[2, 2] = [97, 5, 18, 15]", ", %z");
         assert_eq!(expand(&mut after), Ok(true));
         insta::assert_snapshot!(print(&after));
+    }
+
+    #[test]
+    fn rows_of_a_table_are_worked_out() {
+        let numbers: Vec<String> = (0..3 * 16).map(|i| (i * 37 % 256).to_string()).collect();
+        let text = format!(
+            r#"graph "g" {{
+  input %places: i64[batch, time]
+  weight %w: u8[3, 16] = [{}]
+  weight %s: f32[3, 2] = [0.5, -1.0, 2.0, 0.25, 1.5, 1.0]
+  weight %z: u8[3, 1] = [97, 18, 5]
+  %y = com.microsoft.GatherBlockQuantized(%w, %places, %s, %z) {{block_size: 16}}
+  output "y" %y
+}}"#,
+            numbers.join(", ")
+        );
+        for text in [text.replace(", %z)", ")"), text.clone()] {
+            let before = parse(&text).expect("it parses");
+            let mut after = before.clone();
+            assert_eq!(expand(&mut after), Ok(true));
+            assert_eq!(verify(&after), []);
+            let places = Array::from_i64(&[2, 2], vec![2, 0, 1, 1]).expect("4 numbers");
+            let places = [("places", places)];
+            let error = relative_error(&run(&after, &places)["y"], &run(&before, &places)["y"]);
+            assert!(error < 1e-12, "{error:e}");
+        }
+        let mut cut = parse(&text.replace("block_size: 16", "block_size: 64")).expect("it parses");
+        assert_eq!(expand(&mut cut), Ok(false));
     }
 
     #[test]

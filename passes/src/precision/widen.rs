@@ -9,7 +9,7 @@
 //! 8 bits, but for that.
 
 use crate::ir::graph::{Def, Graph, Node, Use, ValueId};
-use crate::ir::op::Op;
+use crate::ir::op::{Attr, Op};
 use crate::ir::patch::{Patch, PatchError};
 use crate::ir::rebuild::{Rebuild, copy_constant, rebuild};
 use crate::ir::tensor::Tensor;
@@ -74,7 +74,7 @@ pub fn rounds_activations(op: &Op) -> bool {
 }
 
 /// The same of a product that rounds what it is given itself.
-fn rounds_inside(op: &Op) -> bool {
+pub(crate) fn rounds_inside(op: &Op) -> bool {
     (op.domain(), op.name()) == ("com.microsoft", "MatMulNBits")
         && op.int("accuracy_level").is_some_and(|l| l > 1)
 }
@@ -172,6 +172,9 @@ fn cast_to_same(patch: &mut Patch<'_>, op: &Op, inputs: &[Option<ValueId>]) -> O
 fn wider_op(op: &Op) -> Op {
     if rounds_inside(op) {
         return op.clone().with("accuracy_level", 0);
+    }
+    if let (true, Some(Attr::Tensor(fill))) = (op.is("ConstantOfShape"), op.attrs.get("value")) {
+        return op.clone().with("value", fill.cast(wider(fill.dtype())));
     }
     let to = op.is("Cast").then(|| op.str("to")?.parse().ok().map(wider)).flatten();
     match to {
@@ -321,6 +324,24 @@ mod tests {
           output "y" %y
         }
         "#);
+    }
+
+    /// As masks of exports in half precision are made.
+    #[test]
+    fn what_a_shape_is_filled_with_is_f32() {
+        let text = r#"graph "g" {
+  input %shape: i64[2]
+  input %x: f16[4]
+  %closed = ConstantOfShape(%shape) {value: tensor f16[1]}
+  %y = Mul(%closed, %x)
+  %counts = ConstantOfShape(%shape) {value: tensor i64[1]}
+  output "y" %y
+  output "counts" %counts
+}"#;
+        let wide = widen(&parse(text).expect("it parses")).expect("it widens");
+        assert_eq!(crate::ir::verify::verify(&wide), []);
+        let dtype = |name: &str| wide.value(wide.output(name).expect("an output")).ty.dtype;
+        assert_eq!([dtype("y"), dtype("counts")], [Some(DType::F32), Some(DType::I64)]);
     }
 
     #[test]

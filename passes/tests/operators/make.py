@@ -234,6 +234,17 @@ case("LinearAttentionGate", [f(2, 2, 3), f(3), f(3), f(2, 2, 3)], 2, domain=MS)
 case("LinearAttentionGate", [f(2, 1, 3), f(3), f(3)], domain=MS)
 # Keys and values of another sequence, by head.
 case("MultiHeadAttention", [f(2, 1, 4), f(2, 2, 3, 2), f(2, 2, 3, 2), None, None, f(2, 1, 1, 3)], domain=MS, num_heads=2)
+# Scores are capped before a mask closes some of them.
+for opset in [23, 24]:
+    case("Attention", [q, k, v, f(3, 3)], opset=opset, softcap=1.5)
+case("Attention", [q, k, v, open_], softcap=1.5, is_causal=1)
+case("InstanceNormalization", [f(2, 2, 3), f(2), f(2)], epsilon=1e-3)
+case("InstanceNormalization", [f(1, 2, 2, 2), f(2), f(2)])
+rows = i([[1, 0], [2, -1]])
+table = dict(domain=MS, block_size=16, gather_axis=0, quantize_axis=1)
+case("GatherBlockQuantized", [packed(3, 16), rows, short(3, 2)], bits=4, **table)
+case("GatherBlockQuantized", [packed(3, 16), rows, short(3, 2), packed(3, 1)], bits=4, **table)
+case("GatherBlockQuantized", [packed(3, 24), rows, short(3, 2), packed(3, 2)], bits=8, **table)
 
 path = pathlib.Path(__file__).with_name("reference.txt")
 path.write_text("\n\n".join(cases) + "\n")

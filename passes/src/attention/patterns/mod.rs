@@ -11,9 +11,10 @@
 //!   apart, with a row in `canon/mod.rs`. No pattern has to know it then.
 
 use super::mask::{Scores, classify};
-use super::site::AttentionSite;
+use super::site::{AttentionSite, unfollowed};
 use super::softmaxes::Computed;
 use crate::ir::graph::{Graph, Node, NodeId, ValueId};
+use crate::ir::ops::attention::unsupported;
 use crate::ir::walk::{depth_first, inputs_of, nearest_first, outputs_after};
 use crate::pattern::{Match, Miss, Pat, Stage, find, matches};
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,7 +174,12 @@ fn is_attention_operator(node: &Node) -> bool {
 }
 
 fn not_taken_apart(graph: &Graph, node: &Node) -> NearMiss {
-    let reason = format!("operator {} could not be taken apart", node.op.qualified_name());
+    let op = &node.op;
+    let option = unsupported(op, |slot| node.input(slot).is_some(), node.outputs.len());
+    let option = option.filter(|_| op.spec().is_some()).map(|option| format!("{option} is not known"));
+    let shape = || node.inputs.iter().flatten().find_map(|v| unfollowed(graph, *v));
+    let why = option.or_else(shape).map_or_else(String::new, |why| format!(": {why}"));
+    let reason = format!("operator {} could not be taken apart{why}", op.qualified_name());
     let miss =
         Miss { stage: Stage::Shape, matched: 0, place: graph.value(node.outputs[0]).name.clone(), reason };
     NearMiss { node: node.name.clone(), pattern: "operator", miss, is_attention: true }
@@ -255,8 +261,50 @@ const STEPS_AFTER: usize = 4;
 
 #[cfg(test)]
 mod tests {
-    use super::PATTERNS;
+    use super::{PATTERNS, find_sites};
+    use crate::canon::canonicalize;
+    use crate::ir::text::parse;
     use crate::testing::file_stems;
+
+    /// Why the attention of `text` is not taken apart.
+    fn kept(text: &str) -> String {
+        let mut graph = parse(text).expect("it parses");
+        canonicalize(&mut graph).expect("it settles");
+        find_sites(&graph).misses.remove(0).miss.reason
+    }
+
+    #[test]
+    fn an_attention_operator_is_told_with_what_is_in_the_way() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, time, 32]
+  const %counts: i32[2] = [4, 4]
+  const %total: i32[] = [5]
+  %y, %k, %v = com.microsoft.GroupQueryAttention(%x, _, _, _, _, %counts, %total) {num_heads: 2, kv_num_heads: 1, OPTION}
+  output "y" %y
+}"#;
+        for (option, name) in [
+            ("smooth_softmax: 1", "smooth_softmax"),
+            (
+                "local_window_size: 3, sliding_window_cache: 1",
+                "sliding_window_cache, a cache that holds no more than a window,",
+            ),
+            ("local_window_size: 0", "local_window_size, a window of another kind,"),
+        ] {
+            let want = format!(
+                "operator com.microsoft.GroupQueryAttention could not be taken apart: {name} is not known"
+            );
+            assert_eq!(kept(&text.replace("OPTION", option)), want);
+        }
+        let made = text
+            .replace("  %y,", "  %z = com.example.Project(%x) \"project\"\n  %y,")
+            .replace("(%x, _, _,", "(%z, _, _,")
+            .replace(", OPTION", "");
+        let reason = kept(&made);
+        assert!(
+            reason.contains("as operator com.example.Project, node \"project\", is not known"),
+            "{reason}"
+        );
+    }
 
     #[test]
     fn every_file_is_in_the_table() {

@@ -104,7 +104,7 @@ pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) 
     let found = match (op.domain(), op.name()) {
         ("", "Attention") => [
             (set("left_window_size", -1) || set("right_window_size", -1), "a window"),
-            (op.float("softcap") != Some(0.0), "a soft cap"),
+            (op.float("softcap").is_some_and(|cap| cap < 0.0), "a soft cap below zero"),
             (has(6), "nonpad_kv_seqlen"),
             (outputs > 3, "the output qk_matmul_output"),
         ]
@@ -122,9 +122,14 @@ pub(crate) fn unsupported(op: &Op, has: impl Fn(usize) -> bool, outputs: usize) 
         ]
         .to_vec(),
         _ => [
-            (is_other_window(op), "a window of another kind"),
+            (
+                set("sliding_window_cache", 0),
+                "sliding_window_cache, a cache that holds no more than a window,",
+            ),
+            (is_other_window(op), "local_window_size, a window of another kind,"),
             (op.float("softcap").is_some_and(|cap| cap < 0.0), "a soft cap below zero"),
-            (set("smooth_softmax", -1) && set("smooth_softmax", 0) || has(11), "a smooth softmax"),
+            (set("smooth_softmax", -1) && set("smooth_softmax", 0), "smooth_softmax"),
+            (has(11), "head_sink, a score of no key,"),
             (set("qk_output", 0) || outputs > 3, "the output output_qk"),
             ((12..16).any(&has) || set("kv_cache_bit_width", 0), "a quantised cache or a norm of queries"),
         ]
@@ -138,11 +143,10 @@ pub(crate) fn local_window(op: &Op) -> Option<i64> {
     op.int("local_window_size").filter(|tokens| *tokens > 0)
 }
 
-/// A window of nothing, one without an order, or a cache that holds no more than a window.
+/// A window of nothing, or one without an order.
 fn is_other_window(op: &Op) -> bool {
     let asks = op.int("local_window_size").is_some_and(|tokens| tokens != -1);
-    let is_known = local_window(op).is_some() && op.int("causal") == Some(1);
-    (asks && !is_known) || op.int("sliding_window_cache").is_some_and(|set| set != 0)
+    asks && !(local_window(op).is_some() && op.int("causal") == Some(1))
 }
 
 /// The scale of the products: given, or 1/√head_dim. ONNX Runtime reads its own 0 as not given.

@@ -47,6 +47,14 @@ pub(super) const OPS: &[OpSpec] = &[
         eval: eval_batch_norm,
         ..ROW
     },
+    OpSpec {
+        name: "InstanceNormalization",
+        inputs: 3..=3,
+        attrs: &[("epsilon", AttrSpec::Float(1e-5))],
+        infer: |c| Ok(vec![Type::maybe(c.dtype(0), c.shape(0).cloned())]),
+        eval: eval_instance_norm,
+        ..ROW
+    },
 ];
 
 /// The type of the input, which must have the axis.
@@ -152,4 +160,54 @@ fn eval_batch_norm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         *x = (*x - mean[c]) / (variance[c] + epsilon).sqrt() * scale[c] + bias[c];
     }
     Ok(vec![Array::F(out)])
+}
+
+/// With the mean and variance of each channel of each of the batch, `[batch, channels, ..]`.
+fn eval_instance_norm(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
+    let x = ctx.f(0)?.as_standard_layout().into_owned();
+    let [scale, bias] = [ctx.f(1)?, ctx.f(2)?];
+    let shape = x.shape().to_vec();
+    let &[_, channels, ref rest @ ..] = shape.as_slice() else {
+        return Err(format!("{shape:?} has no channels"));
+    };
+    if [scale, bias].iter().any(|x| x.shape() != [channels]) {
+        return Err(format!("{shape:?} has {channels} channels, and its scale or bias does not"));
+    }
+    let epsilon = f64::from(ctx.op.float("epsilon").unwrap_or(1e-5));
+    let each = rest.iter().product::<usize>().max(1);
+    let mut numbers: Vec<f64> = x.into_iter().collect();
+    for (at, of_channel) in numbers.chunks_mut(each).enumerate() {
+        let (c, n) = (at % channels, of_channel.len() as f64);
+        let mean = of_channel.iter().sum::<f64>() / n;
+        let variance = of_channel.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+        of_channel
+            .iter_mut()
+            .for_each(|x| *x = (*x - mean) / (variance + epsilon).sqrt() * scale[c] + bias[c]);
+    }
+    Ok(vec![Array::from_f64(&shape, numbers)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ir::eval::Array;
+    use crate::ir::text::parse;
+    use crate::testing::run;
+
+    /// Of two channels of three numbers.
+    #[test]
+    fn a_channel_is_normalised_by_itself() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, 2, 3]
+  const %scale: f32[2] = [2.0, 1.0]
+  const %bias: f32[2] = [0.0, 5.0]
+  %y = InstanceNormalization(%x, %scale, %bias) {epsilon: 0.0}
+  output "y" %y
+}"#;
+        let graph = parse(text).expect("it parses");
+        let x = Array::from_f64(&[1, 2, 3], vec![1.0, 2.0, 3.0, 4.0, 4.0, 10.0]).expect("6 numbers");
+        let y = run(&graph, &[("x", x)])["y"].to_f64();
+        let (end, middle) = (1.5f64.sqrt(), 0.5f64.sqrt());
+        let want = [-2.0 * end, 0.0, 2.0 * end, 5.0 - middle, 5.0 - middle, 5.0 + 2.0 * middle];
+        assert!(y.iter().zip(want).all(|(y, want)| (y - want).abs() < 1e-12), "{y:?}");
+    }
 }
