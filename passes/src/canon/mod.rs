@@ -32,6 +32,7 @@ mod scale_products;
 mod scale_scale;
 mod shape_values;
 mod slice_bounds;
+mod table_rows;
 mod terms;
 mod transpose_transpose;
 mod transposed_product;
@@ -65,6 +66,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &reshape_target::ReshapeTarget,
     &expand_target::ExpandTarget,
     &slice_bounds::SliceBounds,
+    &table_rows::TableRows,
     &cast_cast::CastCast,
     &unsqueeze_unsqueeze::UnsqueezeUnsqueeze,
     &reshape_transpose_reshape::ReshapeTransposeReshape,
