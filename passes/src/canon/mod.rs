@@ -18,6 +18,7 @@ mod expand_grouped_attention;
 mod expand_norm;
 mod expand_rotary;
 mod expand_target;
+mod finite_weights;
 mod flat_matmul;
 mod flatten;
 mod folded_heads;
@@ -71,6 +72,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &unsqueeze_unsqueeze::UnsqueezeUnsqueeze,
     &reshape_transpose_reshape::ReshapeTransposeReshape,
     &written_softmax::WrittenSoftmax,
+    &finite_weights::FiniteWeights,
     &repeated_heads::RepeatedHeads,
     &transposed_product::TransposedProduct,
     &key_transpose::KeyTranspose,
