@@ -259,6 +259,34 @@ fn led_by(name: &str) -> Graph {
     })
 }
 
+/// One weight for queries, keys and values, as PyTorch's own module has it: it reads the tokens with the batch behind them,
+/// and its parts lie in front. Where `first`, all tokens see the values of the first one.
+fn with_tokens_in_front(first: bool) -> Graph {
+    decoder(|m, x, bias| {
+        let turned = m.p.transpose(x, &[1, 0, 2]);
+        let all = m.linear(turned, "model.layers.0.self_attn.in_proj_weight", HIDDEN, 3 * HIDDEN);
+        let apart = m.p.reshape(all, &[0, 0, 3, HIDDEN as i64]);
+        let parts = m.p.transpose(apart, &[2, 0, 1, 3]);
+        let [q, k, v] = [0.0, 1.0, 2.0].map(|part| {
+            let part = m.p.constant("part", Tensor::scalar(DType::I64, part));
+            let picked = m.p.gather(parts, part, 0);
+            let split = m.p.reshape(picked, &[0, 0, HEADS, DIM]);
+            m.p.transpose(split, &[1, 2, 0, 3])
+        });
+        let v = match first {
+            true => {
+                let (one, size) = (m.p.slice(v, 2, 0, 1), m.p.shape_of(v, 0, 4));
+                m.p.expand(one, size)
+            }
+            false => v,
+        };
+        let products = m.scores(q, k);
+        let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
+        let joined = m.read(scaled, bias, v);
+        plain(m, joined, "model.layers.0.self_attn.out_proj.weight")
+    })
+}
+
 /// The file of a graph in which no dim has a name.
 fn unnamed(graph: &Graph) -> Vec<u8> {
     let bytes = export(graph, &ExportOptions { opset: 18, weights: None }).expect("it is written");
@@ -619,6 +647,14 @@ fn activations_that_are_rounded_as_they_come() {
     let is_rounded = |file: &str| operators(file).iter().any(|op| op == "MatMulInteger");
     assert!(is_rounded(files::MODEL));
     assert!([files::PARALLEL, files::CHUNKED, files::SOFTMAX].iter().all(|file| !is_rounded(file)));
+}
+
+#[test]
+fn what_values_are_projected_from_is_found_behind_a_transpose() {
+    let home = Home::with(&with_tokens_in_front(false));
+    assert!(home.found().sites[0].hidden.is_some());
+    home.converted();
+    assert!(Home::with(&with_tokens_in_front(true)).found().sites[0].hidden.is_none());
 }
 
 #[test]
