@@ -114,11 +114,20 @@ impl Model<'_, '_> {
         let one = self.p.constant("one", Tensor::scalar(DType::I64, 1.0));
         let is_token = self.p.equal(mask, one);
         let tokens = self.p.unsqueeze(is_token, &[1, 2]);
-        let length = self.p.shape_of(mask, 1, 2);
+        let earlier = self.earlier(mask);
+        let open = self.p.and(earlier, tokens);
+        self.open_where(open)
+    }
+
+    /// Whether a key is no later than the query, of as many as `tokens` has columns.
+    fn earlier(&mut self, tokens: ValueId) -> ValueId {
+        let length = self.p.shape_of(tokens, 1, 2);
         let keys = self.p.range(length);
         let queries = self.p.unsqueeze(keys, &[1]);
-        let earlier = self.p.node(Op::new("LessOrEqual"), &[keys, queries]);
-        let open = self.p.and(earlier, tokens);
+        self.p.node(Op::new("LessOrEqual"), &[keys, queries])
+    }
+
+    fn open_where(&mut self, open: ValueId) -> ValueId {
         let (zero, closed) = (self.number(0.0), self.number(-1e30));
         self.p.select(open, zero, closed)
     }
@@ -256,6 +265,43 @@ fn led_by(name: &str) -> Graph {
         let products = m.scores(q, k);
         let joined = m.read(products, bias, v);
         plain(m, joined, "model.layers.0.self_attn.o_proj.weight")
+    })
+}
+
+/// A decoder that looks its positions up in a table of so many rows, with a mask for padding or without.
+fn with_positions(rows: u64, is_masked: bool) -> Graph {
+    built("positions", |m| {
+        let shape = vec![sym("batch"), sym("sequence")];
+        let ids = m.p.input("input_ids", DType::I64, shape.clone());
+        let bias = match is_masked {
+            true => {
+                let mask = m.p.input("attention_mask", DType::I64, shape);
+                m.causal(mask)
+            }
+            false => {
+                let earlier = m.earlier(ids);
+                m.open_where(earlier)
+            }
+        };
+        let table = m.weight("model.embed_tokens.weight", &[VOCAB, HIDDEN], 1.0);
+        let words = m.p.gather(table, ids, 0);
+        let length = m.p.shape_of(ids, 1, 2);
+        let counted = m.p.range(length);
+        let places = m.p.unsqueeze(counted, &[0]);
+        let table = m.weight("model.embed_positions.weight", &[rows, HIDDEN], 1.0);
+        let positions = m.p.gather(table, places, 0);
+        let x = m.p.add(words, positions);
+        let [q, k, v] = ["q", "k", "v"].map(|what| {
+            let made = plain(m, x, &format!("model.layers.0.self_attn.{what}_proj.weight"));
+            m.heads(made)
+        });
+        let products = m.scores(q, k);
+        let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
+        let joined = m.read(scaled, bias, v);
+        let out = plain(m, joined, "model.layers.0.self_attn.o_proj.weight");
+        let sum = m.p.add(x, out);
+        let logits = m.linear(sum, "lm_head.weight", HIDDEN, VOCAB);
+        m.p.output("logits", logits);
     })
 }
 
@@ -655,6 +701,18 @@ fn what_values_are_projected_from_is_found_behind_a_transpose() {
     assert!(home.found().sites[0].hidden.is_some());
     home.converted();
     assert!(Home::with(&with_tokens_in_front(true)).found().sites[0].hidden.is_none());
+}
+
+/// Nothing could tell padding from tokens.
+#[test]
+fn a_graph_without_a_mask_is_proved_without_padding() {
+    let home = Home::with(&with_positions(128, false));
+    assert_eq!(home.found().sites[0].mask.name(), "causal");
+    let converted = home.converted();
+    if has_ort() {
+        let why = why_skipped(&converted, "padding in onnxruntime");
+        assert_eq!(why.as_deref(), Some("the graph takes no attention_mask"));
+    }
 }
 
 #[test]
