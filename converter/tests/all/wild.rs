@@ -12,6 +12,7 @@ use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::attention::patterns::{Found, find_sites};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::{Graph, ValueId};
@@ -713,6 +714,18 @@ fn a_graph_without_a_mask_is_proved_without_padding() {
         let why = why_skipped(&converted, "padding in onnxruntime");
         assert_eq!(why.as_deref(), Some("the graph takes no attention_mask"));
     }
+}
+
+/// The prompts of the proof have no more tokens than the table has rows, and neither has a text later.
+#[test]
+fn a_table_of_few_positions_is_not_read_beyond_its_end() {
+    let positions = |rows: u64| {
+        let home = Home::with(&with_positions(rows, true));
+        home.converted();
+        Manifest::read(&home.bundle()).expect("it is written").model.positions
+    };
+    assert_eq!(positions(20), Some(20));
+    assert_eq!(positions(5000), None);
 }
 
 #[test]
