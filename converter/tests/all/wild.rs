@@ -733,6 +733,10 @@ fn half_of_a_model_is_told() {
     let error = Home::with(&led_by("encoder_hidden_states")).refusal();
     let want = "it is the decoder of an encoder-decoder model, by its input encoder_hidden_states";
     assert!(error.contains(want), "{error}");
+    let error = Home::with(&led_by("decoder_input_ids")).refusal();
+    let want =
+        "it is an encoder-decoder model, by its input decoder_input_ids, and such models are not converted";
+    assert!(error.contains(want), "{error}");
     let error = Home::with(&led_by("style")).refusal();
     assert!(error.contains("and nothing gives it its input style (hint: "), "{error}");
 }
