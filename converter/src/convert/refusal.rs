@@ -81,14 +81,12 @@ pub(super) fn check_is_whole(source: &Graph, path: &Path) -> Result<(), ConvertE
     let others = other_inputs(source);
     let of_decoder: Vec<&str> = others.iter().copied().filter(|name| name.starts_with(DECODER)).collect();
     let is_half = others.iter().any(|name| name.starts_with(ENCODER));
-    let path = path.to_owned();
-    match source.input(IDS) {
-        Some(_) if is_half => Err(ConvertError::OfEncoderDecoder { path, inputs: inputs_of(&others) }),
-        Some(_) if !of_decoder.is_empty() => {
-            Err(ConvertError::EncoderDecoder { path, inputs: inputs_of(&of_decoder) })
-        }
-        _ => Ok(()),
-    }
+    let (what, inputs) = match source.input(IDS) {
+        Some(_) if is_half => ("the decoder of an encoder-decoder model", others),
+        Some(_) if !of_decoder.is_empty() => ("an encoder-decoder model", of_decoder),
+        _ => return Ok(()),
+    };
+    Err(ConvertError::EncoderDecoder { path: path.to_owned(), what, inputs: inputs_of(&inputs) })
 }
 
 /// What the names of inputs begin with that the decoder behind an encoder reads.

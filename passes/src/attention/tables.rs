@@ -123,7 +123,7 @@ fn told(graph: &Graph, input: ValueId, filled: Array, padding: Option<ValueId>) 
     let dims = filled.shape();
     match keeps {
         true => Some(filled),
-        false => Array::from_i64(&dims, vec![number; dims.iter().product()]).ok(),
+        false => Array::from_i64(dims, vec![number; dims.iter().product()]).ok(),
     }
 }
 
