@@ -185,8 +185,8 @@ pub enum ConvertError {
     NoLogits { path: PathBuf, outputs: String },
     #[error("{}: the model is served token by token, by its input `{IDS}`; its inputs are {inputs} (hint: export it with that name)", path.display())]
     NoIds { path: PathBuf, inputs: String },
-    #[error("{}: it is the decoder of an encoder-decoder model, by its {inputs}, and only models that are whole are converted (hint: take a model that is a decoder or an encoder alone, such as GPT-2 or BERT)", path.display())]
-    EncoderDecoder { path: PathBuf, inputs: String },
+    #[error("{}: it is {what}, by its {inputs}, and such models are not converted (hint: take a model that is a decoder or an encoder alone, such as GPT-2 or BERT)", path.display())]
+    EncoderDecoder { path: PathBuf, what: &'static str, inputs: String },
     #[error("{}: the model is served token by token, and nothing gives it its {inputs} (hint: export it with `{IDS}`, `attention_mask`, `position_ids` and `past_key_values` alone)", path.display())]
     OtherInputs { path: PathBuf, inputs: String },
     #[error(

@@ -76,15 +76,21 @@ fn check_inputs(model: &Graph, path: &Path) -> Result<(), ConvertError> {
     Err(ConvertError::OtherInputs { path: path.to_owned(), inputs: inputs_of(&others) })
 }
 
-/// What reads tokens and what another model made of others is half of a model.
+/// What reads tokens and what another model made of others is half of a model, and what reads the tokens of two texts is two.
 pub(super) fn check_is_whole(source: &Graph, path: &Path) -> Result<(), ConvertError> {
     let others = other_inputs(source);
-    let is_decoder = others.iter().any(|name| name.starts_with(ENCODER)) && source.input(IDS).is_some();
-    match is_decoder {
-        true => Err(ConvertError::EncoderDecoder { path: path.to_owned(), inputs: inputs_of(&others) }),
-        false => Ok(()),
-    }
+    let of_decoder: Vec<&str> = others.iter().copied().filter(|name| name.starts_with(DECODER)).collect();
+    let is_half = others.iter().any(|name| name.starts_with(ENCODER));
+    let (what, inputs) = match source.input(IDS) {
+        Some(_) if is_half => ("the decoder of an encoder-decoder model", others),
+        Some(_) if !of_decoder.is_empty() => ("an encoder-decoder model", of_decoder),
+        _ => return Ok(()),
+    };
+    Err(ConvertError::EncoderDecoder { path: path.to_owned(), what, inputs: inputs_of(&inputs) })
 }
+
+/// What the names of inputs begin with that the decoder behind an encoder reads.
+const DECODER: &str = "decoder_";
 
 /// What the names of inputs begin with that an encoder gives.
 const ENCODER: &str = "encoder_";

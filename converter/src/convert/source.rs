@@ -13,6 +13,7 @@ use dijiang_format::files;
 use dijiang_format::manifest::SourceKind;
 use dijiang_format::place::NOTHING;
 use dijiang_passes::attention::rewrite::inspect;
+use dijiang_passes::attention::tables::most_tokens;
 use dijiang_passes::canon::{CanonError, canonicalize};
 use dijiang_passes::feature_map::added::is_added;
 use dijiang_passes::ir::graph::{Graph, Use, ValueId};
@@ -245,7 +246,11 @@ fn describe(graph: &Graph, dir: &Path) -> Result<(ModelMeta, Vec<String>), Sourc
         vocab: vocabulary(graph).or_else(|| size("vocab_size")).unwrap_or(0),
         max_positions,
         // Without rotation, positions come from a table of that many rows.
-        learned_positions: max_positions.filter(|_| first.is_some_and(|s| !s.rotary)),
+        learned_positions: max_positions
+            .filter(|_| first.is_some_and(|s| !s.rotary))
+            .into_iter()
+            .chain(most_tokens(graph))
+            .min(),
         bos: tokens("bos_token_id").first().copied(),
         eos: tokens("eos_token_id"),
         pad: tokens("pad_token_id").first().copied(),

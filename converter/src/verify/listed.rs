@@ -9,7 +9,7 @@ use crate::checkpoint::digests::{Compared, Difference, compare};
 use crate::provenance::files::differing;
 use dijiang_format::files;
 use dijiang_format::manifest::{Extent, Manifest, State};
-use dijiang_format::names::IDS;
+use dijiang_format::names::{IDS, MASK};
 use dijiang_format::words::counted;
 use dijiang_passes::attention::lower::tokens_first;
 use dijiang_passes::ir::graph::Graph;
@@ -133,6 +133,9 @@ impl Verifier<'_> {
             return Err(VerifyError::Model { file: files::MODEL.to_owned(), reason });
         }
         self.prompts = self.prompts.clone().fitted(fixed);
+        if graph.input(MASK).is_none() && !self.stateless {
+            self.prompts = self.prompts.clone().even();
+        }
         self.pictures = Pictures::of(graph);
         Ok(())
     }

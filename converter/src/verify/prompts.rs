@@ -2,7 +2,7 @@
 //! has where they are not too long.
 
 use dijiang_format::manifest::Manifest;
-use dijiang_format::names::IDS;
+use dijiang_format::names::{IDS, MASK};
 use dijiang_format::words::counted;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::numeric::random::Random;
@@ -18,6 +18,8 @@ pub(super) struct Prompts {
     /// How many tokens the attentions of the model see that do not see all.
     windows: BTreeSet<usize>,
     positions: Option<usize>,
+    /// Whether all rows have one length, as nothing could tell padding from tokens.
+    is_even: bool,
 }
 
 /// How many rows and tokens a graph takes, where it takes so many and no more.
@@ -67,7 +69,7 @@ impl Prompts {
         let mut row = |n: usize| (0..n).map(|_| (random.next_u64() % ids) as i64).collect();
         let positions = manifest.model.positions.map(|positions| positions as usize);
         let rows = vec![row(long), row(short)];
-        Self { rows, fixed: Fixed::default(), vocab, chunk, windows, positions }
+        Self { rows, fixed: Fixed::default(), vocab, chunk, windows, positions, is_even: false }
     }
 
     /// The same for a graph that takes so many rows and tokens and no more.
@@ -82,16 +84,28 @@ impl Prompts {
         self
     }
 
-    /// How many rows the graph takes, where it takes so many and no more.
+    /// The same for a graph that takes no mask: rows of one length.
+    pub(super) fn even(mut self) -> Self {
+        let length = self.rows[0].len();
+        let all = self.rows.concat();
+        for (at, row) in self.rows.iter_mut().enumerate().skip(1) {
+            *row = all.iter().copied().cycle().skip(at).take(length).collect();
+        }
+        self.is_even = true;
+        self
+    }
+
+    /// How many rows of unequal length are fed together, where it is not any number.
     pub(super) fn rows_at_once(&self) -> Option<usize> {
-        self.fixed.rows
+        if self.is_even { Some(1) } else { self.fixed.rows }
     }
 
     /// Why no rows of unequal length are fed together.
     pub(super) fn why_even(&self) -> Option<String> {
         let Fixed { rows, tokens } = self.fixed;
         let of = |count: usize, what: &str| format!("the graph takes exactly {}", counted(count, what));
-        tokens.map(|n| of(n, "token")).or_else(|| rows.map(|n| of(n, "sequence")))
+        let sized = tokens.map(|n| of(n, "token")).or_else(|| rows.map(|n| of(n, "sequence")));
+        sized.or_else(|| self.is_even.then(|| format!("the graph takes no {MASK}")))
     }
 
     pub(super) fn rows(&self) -> Vec<Vec<i64>> {
@@ -201,6 +215,11 @@ mod tests {
         assert_eq!(of(Some(1), None), (vec![70], 5, "the graph takes exactly 1 sequence".to_owned()));
         assert_eq!(of(None, Some(11)), (vec![11, 11], 11, "the graph takes exactly 11 tokens".to_owned()));
         assert_eq!(of(Some(1), Some(80)).0, [80]);
+        let even = prompts.clone().even();
+        assert_eq!(even.rows().iter().map(Vec::len).collect::<Vec<_>>(), [70, 70]);
+        assert_ne!(even.rows()[0], even.rows()[1]);
+        assert_eq!(even.why_even().as_deref(), Some("the graph takes no attention_mask"));
+        assert_eq!((even.rows_at_once(), prompts.rows_at_once()), (Some(1), None));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use dijiang::report::progress::Silent;
 use dijiang::verify::VerifyOptions;
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
 use dijiang_passes::attention::patterns::{Found, find_sites};
 use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::{Graph, ValueId};
@@ -114,11 +115,20 @@ impl Model<'_, '_> {
         let one = self.p.constant("one", Tensor::scalar(DType::I64, 1.0));
         let is_token = self.p.equal(mask, one);
         let tokens = self.p.unsqueeze(is_token, &[1, 2]);
-        let length = self.p.shape_of(mask, 1, 2);
+        let earlier = self.earlier(mask);
+        let open = self.p.and(earlier, tokens);
+        self.open_where(open)
+    }
+
+    /// Whether a key is no later than the query, of as many as `tokens` has columns.
+    fn earlier(&mut self, tokens: ValueId) -> ValueId {
+        let length = self.p.shape_of(tokens, 1, 2);
         let keys = self.p.range(length);
         let queries = self.p.unsqueeze(keys, &[1]);
-        let earlier = self.p.node(Op::new("LessOrEqual"), &[keys, queries]);
-        let open = self.p.and(earlier, tokens);
+        self.p.node(Op::new("LessOrEqual"), &[keys, queries])
+    }
+
+    fn open_where(&mut self, open: ValueId) -> ValueId {
         let (zero, closed) = (self.number(0.0), self.number(-1e30));
         self.p.select(open, zero, closed)
     }
@@ -283,6 +293,71 @@ fn led_by(name: &str) -> Graph {
         let products = m.scores(q, k);
         let joined = m.read(products, bias, v);
         plain(m, joined, "model.layers.0.self_attn.o_proj.weight")
+    })
+}
+
+/// A decoder that looks its positions up in a table of so many rows, with a mask for padding or without.
+fn with_positions(rows: u64, is_masked: bool) -> Graph {
+    built("positions", |m| {
+        let shape = vec![sym("batch"), sym("sequence")];
+        let ids = m.p.input("input_ids", DType::I64, shape.clone());
+        let bias = match is_masked {
+            true => {
+                let mask = m.p.input("attention_mask", DType::I64, shape);
+                m.causal(mask)
+            }
+            false => {
+                let earlier = m.earlier(ids);
+                m.open_where(earlier)
+            }
+        };
+        let table = m.weight("model.embed_tokens.weight", &[VOCAB, HIDDEN], 1.0);
+        let words = m.p.gather(table, ids, 0);
+        let length = m.p.shape_of(ids, 1, 2);
+        let counted = m.p.range(length);
+        let places = m.p.unsqueeze(counted, &[0]);
+        let table = m.weight("model.embed_positions.weight", &[rows, HIDDEN], 1.0);
+        let positions = m.p.gather(table, places, 0);
+        let x = m.p.add(words, positions);
+        let [q, k, v] = ["q", "k", "v"].map(|what| {
+            let made = plain(m, x, &format!("model.layers.0.self_attn.{what}_proj.weight"));
+            m.heads(made)
+        });
+        let products = m.scores(q, k);
+        let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
+        let joined = m.read(scaled, bias, v);
+        let out = plain(m, joined, "model.layers.0.self_attn.o_proj.weight");
+        let sum = m.p.add(x, out);
+        let logits = m.linear(sum, "lm_head.weight", HIDDEN, VOCAB);
+        m.p.output("logits", logits);
+    })
+}
+
+/// One weight for queries, keys and values, as PyTorch's own module has it: it reads the tokens with the batch behind them,
+/// and its parts lie in front. Where `first`, all tokens see the values of the first one.
+fn with_tokens_in_front(first: bool) -> Graph {
+    decoder(|m, x, bias| {
+        let turned = m.p.transpose(x, &[1, 0, 2]);
+        let all = m.linear(turned, "model.layers.0.self_attn.in_proj_weight", HIDDEN, 3 * HIDDEN);
+        let apart = m.p.reshape(all, &[0, 0, 3, HIDDEN as i64]);
+        let parts = m.p.transpose(apart, &[2, 0, 1, 3]);
+        let [q, k, v] = [0.0, 1.0, 2.0].map(|part| {
+            let part = m.p.constant("part", Tensor::scalar(DType::I64, part));
+            let picked = m.p.gather(parts, part, 0);
+            let split = m.p.reshape(picked, &[0, 0, HEADS, DIM]);
+            m.p.transpose(split, &[1, 2, 0, 3])
+        });
+        let v = match first {
+            true => {
+                let (one, size) = (m.p.slice(v, 2, 0, 1), m.p.shape_of(v, 0, 4));
+                m.p.expand(one, size)
+            }
+            false => v,
+        };
+        let products = m.scores(q, k);
+        let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
+        let joined = m.read(scaled, bias, v);
+        plain(m, joined, "model.layers.0.self_attn.out_proj.weight")
     })
 }
 
@@ -681,9 +756,45 @@ fn a_model_without_an_attention_is_written_as_it_is() {
 }
 
 #[test]
+fn what_values_are_projected_from_is_found_behind_a_transpose() {
+    let home = Home::with(&with_tokens_in_front(false));
+    assert!(home.found().sites[0].hidden.is_some());
+    home.converted();
+    assert!(Home::with(&with_tokens_in_front(true)).found().sites.is_empty());
+}
+
+/// Nothing could tell padding from tokens.
+#[test]
+fn a_graph_without_a_mask_is_proved_without_padding() {
+    let home = Home::with(&with_positions(128, false));
+    assert_eq!(home.found().sites[0].mask.name(), "causal");
+    let converted = home.converted();
+    if has_ort() {
+        let why = why_skipped(&converted, "padding in onnxruntime");
+        assert_eq!(why.as_deref(), Some("the graph takes no attention_mask"));
+    }
+}
+
+/// The prompts of the proof have no more tokens than the table has rows, and neither has a text later.
+#[test]
+fn a_table_of_few_positions_is_not_read_beyond_its_end() {
+    let positions = |rows: u64| {
+        let home = Home::with(&with_positions(rows, true));
+        home.converted();
+        Manifest::read(&home.bundle()).expect("it is written").model.positions
+    };
+    assert_eq!(positions(20), Some(20));
+    assert_eq!(positions(5000), None);
+}
+
+#[test]
 fn half_of_a_model_is_told() {
     let error = Home::with(&led_by("encoder_hidden_states")).refusal();
     let want = "it is the decoder of an encoder-decoder model, by its input encoder_hidden_states";
+    assert!(error.contains(want), "{error}");
+    let error = Home::with(&led_by("decoder_input_ids")).refusal();
+    let want =
+        "it is an encoder-decoder model, by its input decoder_input_ids, and such models are not converted";
     assert!(error.contains(want), "{error}");
     let error = Home::with(&led_by("style")).refusal();
     assert!(error.contains("and nothing gives it its input style (hint: "), "{error}");

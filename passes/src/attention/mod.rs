@@ -17,6 +17,7 @@ pub mod scan_graph;
 pub mod site;
 mod site_writer;
 mod softmaxes;
+pub mod tables;
 mod trial;
 
 #[cfg(test)]

@@ -184,24 +184,55 @@ const TRANSPARENT: [&str; 11] = [
     "DequantizeLinear",
 ];
 
-/// Walks back from values to the linear layer that made them.
+/// Walks back from values `[batch, kv_heads, sequence, value_dim]` to the linear layer that made them.
 pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
     let maker = |v: ValueId| graph.producer(v).map(|(id, _)| graph.node(id));
+    let [batch, _, tokens, _] = graph.value(value).ty.shape.as_deref()? else { return None };
     let before = |v: ValueId| match maker(v) {
         Some(node) if TRANSPARENT.contains(&node.op.name()) => inputs_of(graph, v),
-        Some(node) if picks_heads(graph, node) || is_rescaled(graph, node) => inputs_of(graph, v),
+        Some(node) if picks_heads(graph, node, tokens) || is_rescaled(graph, node) => inputs_of(graph, v),
+        Some(node) if repeats_heads(graph, node, tokens) => node.input(0).into_iter().collect(),
         _ => Vec::new(),
     };
-    depth_first(value, before).find_map(|v| projection_at(graph, maker(v)?))
+    let found = depth_first(value, before).find_map(|v| projection_at(graph, maker(v)?))?;
+    let hidden = by_row(graph, found.hidden, [batch, tokens])?;
+    Some(Projection { hidden, ..found })
+}
+
+/// The hidden state with the batch in front, where a layer reads it with the tokens in front.
+fn by_row(graph: &Graph, hidden: ValueId, [batch, tokens]: [&Dim; 2]) -> Option<ValueId> {
+    let leads = |v: ValueId, dims: [&Dim; 2]| {
+        let shape = graph.value(v).ty.shape.as_deref();
+        matches!(shape, Some([a, b, _]) if [a, b] == dims && dims.iter().all(|dim| **dim != Dim::Unknown))
+    };
+    if !leads(hidden, [tokens, batch]) {
+        return Some(hidden);
+    }
+    let turned = graph.made_by(hidden, "Transpose").filter(|node| node.op.ints("perm") == Some(&[1, 0, 2]));
+    let before = turned.and_then(|node| node.input(0));
+    // Of as many rows as tokens it is not known which is which.
+    if batch == tokens { before.is_none().then_some(hidden) } else { before }
 }
 
 /// Whether a node takes always the same parts of what was projected for each token, as where one weight makes queries, keys
 /// and values. Those of other tokens would not be the token's own.
-fn picks_heads(graph: &Graph, node: &Node) -> bool {
-    let rank = node.input(0).and_then(|x| graph.value(x).ty.rank());
-    let axis = node.op.int("axis").zip(rank).and_then(|(axis, rank)| resolve_axis(axis, rank).ok());
+fn picks_heads(graph: &Graph, node: &Node, tokens: &Dim) -> bool {
+    let Some(shape) = node.input(0).and_then(|x| graph.value(x).ty.shape.as_deref()) else { return false };
+    let axis = node.op.int("axis").and_then(|axis| resolve_axis(axis, shape.len()).ok());
     let is_fixed = node.input(1).is_some_and(|indices| graph.as_const(indices).is_some());
-    node.op.is("Gather") && is_fixed && axis.is_some_and(|axis| axis >= 2)
+    let is_beside_tokens =
+        |axis: usize| shape[axis].known().is_some() && shape[axis] != *tokens && shape.contains(tokens);
+    node.op.is("Gather") && is_fixed && axis.is_some_and(|axis| axis >= 2 || is_beside_tokens(axis))
+}
+
+/// Whether a node repeats heads, and not one token for all.
+fn repeats_heads(graph: &Graph, node: &Node, tokens: &Dim) -> bool {
+    let shape = |v: Option<ValueId>| graph.value(v?).ty.shape.as_deref();
+    let (Some(from), Some(to)) = (shape(node.input(0)), shape(node.outputs.first().copied())) else {
+        return false;
+    };
+    let is_spread = |(from, to): (&Dim, &Dim)| from != to && to == tokens;
+    node.op.is("Expand") && from.len() == to.len() && !from.iter().zip(to).any(is_spread)
 }
 
 /// Whether a node multiplies by numbers that are the same for all tokens: a product of whole numbers becomes one of floats

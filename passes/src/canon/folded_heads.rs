@@ -1,7 +1,7 @@
-//! Matches: `MatMul`, `Softmax` over the last axis, `Transpose` of the last two axes, and `Mul` and `Div` by a number, of what
-//! a `Reshape` gave that folds the two leading axes of four into one: `[batch · heads, tokens, head_dim]`, as `torch.bmm` is
-//! exported
-//! Becomes: the same of what had four axes, with the `Reshape` after it
+//! Matches: `MatMul`, `Add`, `Softmax` over the last axis, `Transpose` of the last two axes, and `Mul` and `Div` by a number, of
+//! what a `Reshape` gave that folds the two leading axes of four into one: `[batch · heads, tokens, head_dim]`, as `torch.bmm`
+//! is exported; and such a `Reshape` to a computed shape of which less is known than of what it folds
+//! Becomes: the same of what had four axes, with the `Reshape` after it; a `Reshape` that leaves the two last axes as they are
 //! Exact: yes, where no axis is empty
 //! Declines when: it is not known that a `Reshape` folds those axes and no others
 
@@ -23,7 +23,8 @@ impl GraphRule for FoldedHeads {
         rewrite_nodes(graph, self.name(), |w, node| {
             let out = match node.op.name() {
                 _ if !node.op.domain().is_empty() => return None,
-                "MatMul" => product(w, &terms, node)?,
+                "Reshape" => return refolded(w, &terms, node),
+                "MatMul" | "Add" => alike(w, &terms, node)?,
                 "Softmax" => {
                     let x = unfolded(w, &terms, node.input(0)?)?;
                     matches!(node.op.int("axis"), Some(-1 | 2)).then(|| w.patch.softmax(x, -1))?
@@ -50,17 +51,41 @@ fn is_same(a: &Dim, b: &Dim) -> bool {
 }
 
 /// What a value was before its two leading axes were folded into one.
-fn unfolded(w: &Sweep<'_>, terms: &Terms, value: ValueId) -> Option<ValueId> {
+fn unfolded(w: &mut Sweep<'_>, terms: &Terms, value: ValueId) -> Option<ValueId> {
     let graph = w.graph;
     let node = graph.made_by(value, "Reshape").filter(|_| w.is_untouched(value))?;
     let (x, target) = (node.input(0)?, node.input(1)?);
     let (from, to) = (shape(graph, x)?, shape(graph, value)?);
-    let ([batch, heads, rows, columns], [_, folded_rows, folded_columns]) = (from, to) else { return None };
-    let keeps_rows = is_same(rows, folded_rows)
-        || is_told(terms, target, (1, rows))
-        || is_product(graph, terms, target, [batch, heads]);
-    let keeps_columns = is_same(columns, folded_columns) || is_told(terms, target, (2, columns));
-    (keeps_columns && keeps_rows).then(|| w.current(x))
+    match (from, to) {
+        ([batch, heads, rows, columns], [_, folded_rows, folded_columns]) => {
+            let keeps = |place: usize, dim: &Dim, folded: &Dim| {
+                is_same(dim, folded) || is_told(terms, target, (place, dim))
+            };
+            // The third follows from any two: there are as many numbers before as after.
+            let stays = [
+                keeps(1, rows, folded_rows),
+                keeps(2, columns, folded_columns),
+                is_product(graph, terms, target, [batch, heads]),
+            ];
+            (stays.iter().filter(|stays| **stays).count() > 1).then(|| w.current(x))
+        }
+        // One row for all, which had no axis before.
+        ([_, _, columns], [_, Dim::Known(1), folded_columns]) if is_same(columns, folded_columns) => {
+            let x = w.current(x);
+            Some(w.patch.unsqueeze(x, &[2]))
+        }
+        _ => None,
+    }
+}
+
+/// A folded value with the dims of what it folds, where less was known of it.
+fn refolded(w: &mut Sweep<'_>, terms: &Terms, node: &Node) -> Option<Vec<ValueId>> {
+    let value = node.outputs[0];
+    let is_known = |dims: &[Dim]| !dims.contains(&Dim::Unknown);
+    shape(w.graph, value).filter(|dims| dims.len() == 3 && !is_known(&dims[1..]))?;
+    let x = unfolded(w, terms, value)?;
+    w.patch.ty(x).shape.as_deref().filter(|dims| dims.len() == 4 && is_known(&dims[2..]))?;
+    Some(vec![folded(w, x)])
 }
 
 /// Whether a shape that is computed has a dim at a place.
@@ -89,13 +114,13 @@ fn is_product(graph: &Graph, terms: &Terms, shape: ValueId, dims: [&Dim; 2]) -> 
     is_known && (found == [Some(a.clone()), Some(b.clone())] || found == [Some(b), Some(a)])
 }
 
-/// The product of two values that were folded alike.
-fn product(w: &mut Sweep<'_>, terms: &Terms, node: &Node) -> Option<ValueId> {
+/// The product or the sum of two values that were folded alike.
+fn alike(w: &mut Sweep<'_>, terms: &Terms, node: &Node) -> Option<ValueId> {
     let (a, b) = (unfolded(w, terms, node.input(0)?)?, unfolded(w, terms, node.input(1)?)?);
     let leading = |v: ValueId| w.patch.ty(v).shape.as_deref().map(|dims| dims[..2].to_vec());
     let (of_a, of_b) = (leading(a)?, leading(b)?);
     let is_alike = of_a.iter().zip(&of_b).all(|(a, b)| is_same(a, b));
-    is_alike.then(|| w.patch.matmul(a, b))
+    is_alike.then(|| w.patch.node(node.op.clone(), &[a, b]))
 }
 
 /// A value that was folded, by the number in the other slot.
@@ -166,6 +191,56 @@ mod tests {
           output "y" %mixed/MatMul:0
         }
         "#);
+    }
+
+    #[test]
+    fn a_size_that_is_read_off_folded_keys_is_that_of_the_keys() {
+        let text = r#"graph "g" {
+  input %k: f32[batch, 4, keys, 8]
+  const %heads: i64[] = [4]
+  const %one: i64[] = [1]
+  const %rest: i64[1] = [-1]
+  const %width: i64[1] = [8]
+  %shape = Shape(%k) {start: 0, end: 1}
+  %rows = Squeeze(%shape) {axes: [0]}
+  %count = Mul(%rows, %heads)
+  %first = Unsqueeze(%count) {axes: [0]}
+  %to = Concat(%first, %rest, %width) {axis: 0}
+  %fk = Reshape(%k, %to) "fk"
+  %sizes = Shape(%fk)
+  %length = Gather(%sizes, %one) "length"
+  output "folded" %fk
+  output "length" %length
+}"#;
+        insta::assert_snapshot!(after(text));
+        // As many heads as a caller says, and a width that is not the keys'.
+        let unknown = after(&text.replace("const %heads: i64[] = [4]", "input %heads: i64[]"));
+        assert!(unknown.contains("Gather(%sizes"), "{unknown}");
+        let wider = after(&text.replace("const %width: i64[1] = [8]", "const %width: i64[1] = [16]"));
+        assert!(wider.contains("Gather(%sizes"), "{wider}");
+    }
+
+    #[test]
+    fn a_bias_of_one_row_comes_apart_with_the_scores() {
+        let text = r#"graph "g" {
+  input %q: f32[batch, 4, time, 8]
+  input %k: f32[batch, 4, 8, keys]
+  input %slopes: f32[batch, 4, keys]
+  const %flat: i64[3] = [-1, 1, 0]
+  const %rest: i64[1] = [-1]
+  %scores = MatMul(%q, %k) "scores"
+  %sizes = Shape(%scores) {start: 2, end: 4}
+  %to = Concat(%rest, %sizes) {axis: 0}
+  %folded = Reshape(%scores, %to) "folded"
+  %bias = Reshape(%slopes, %flat) "bias"
+  %sum = Add(%folded, %bias) "sum"
+  %all = Shape(%scores)
+  %y = Reshape(%sum, %all)
+  output "y" %y
+}"#;
+        insta::assert_snapshot!(after(text));
+        let other = after(&text.replace("%slopes: f32[batch, 4, keys]", "%slopes: f32[others, 4, keys]"));
+        assert!(other.contains("f32[?, time, keys]"), "{other}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod expand_grouped_attention;
 mod expand_norm;
 mod expand_rotary;
 mod expand_target;
+mod finite_weights;
 mod flat_matmul;
 mod flatten;
 mod folded_heads;
@@ -33,6 +34,7 @@ mod scale_products;
 mod scale_scale;
 mod shape_values;
 mod slice_bounds;
+mod table_rows;
 mod terms;
 mod transpose_transpose;
 mod transposed_product;
@@ -67,10 +69,12 @@ pub static RULES: &[&dyn GraphRule] = &[
     &reshape_target::ReshapeTarget,
     &expand_target::ExpandTarget,
     &slice_bounds::SliceBounds,
+    &table_rows::TableRows,
     &cast_cast::CastCast,
     &unsqueeze_unsqueeze::UnsqueezeUnsqueeze,
     &reshape_transpose_reshape::ReshapeTransposeReshape,
     &written_softmax::WrittenSoftmax,
+    &finite_weights::FiniteWeights,
     &repeated_heads::RepeatedHeads,
     &transposed_product::TransposedProduct,
     &key_transpose::KeyTranspose,

@@ -67,7 +67,9 @@ fn turns_back(graph: &Graph, terms: &Terms, node: &Node) -> Option<ValueId> {
     let is_named = |dim: &Dim| !matches!(dim, Dim::Unknown | Dim::Known(0));
     let is_same = |(told, dim): (&Term, &Dim)| is_named(dim) && *told == Term::from(dim);
     let mut others = told.iter().zip(dims).filter(|pair| !is_same(*pair)).map(|(told, _)| told);
-    let is_rest = others.next().is_none_or(|told| *told == Term::Int(-1)) && others.next().is_none();
+    // What is not followed can be nothing but the rest either.
+    let is_open = |told: &Term| matches!(told, Term::Int(-1) | Term::DimOf(..) | Term::Unknown);
+    let is_rest = others.next().is_none_or(is_open) && others.next().is_none();
     (told.len() == dims.len() && is_rest).then_some(x)
 }
 

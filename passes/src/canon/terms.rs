@@ -54,7 +54,10 @@ impl Terms {
         }
         for id in graph.order() {
             let node = graph.node(id);
-            if let Some(known) = terms.node(graph, node).filter(|t| t.len() <= MAX_LEN) {
+            if node.op.is("Split") {
+                let parts = terms.parts(graph, node).unwrap_or_default();
+                terms.0.extend(node.outputs.iter().copied().zip(parts));
+            } else if let Some(known) = terms.node(graph, node).filter(|t| t.len() <= MAX_LEN) {
                 terms.0.insert(node.outputs[0], known);
             }
         }
@@ -125,6 +128,18 @@ impl Terms {
         let bound = |x: i64| (if x < 0 { x.saturating_add(n) } else { x }).clamp(0, n) as usize;
         let (start, end) = (bound(int(1)?), bound(int(2)?));
         Some(data[start..end.max(start)].to_vec())
+    }
+
+    /// What each output of a `Split` holds.
+    fn parts(&self, graph: &Graph, node: &Node) -> Option<Vec<Vec<Term>>> {
+        let mut rest = self.input(node, 0)?;
+        let part = |output: &ValueId| {
+            let size = graph.value(*output).ty.shape.as_deref()?.first()?.known()?;
+            let (part, after) = rest.split_at_checked(usize::try_from(size).ok()?)?;
+            rest = after;
+            Some(part.to_vec())
+        };
+        node.outputs.iter().map(part).collect()
     }
 
     fn filled(&self, graph: &Graph, node: &Node) -> Option<Vec<Term>> {

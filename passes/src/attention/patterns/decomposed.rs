@@ -9,7 +9,7 @@ use crate::attention::mask::Scores;
 use crate::attention::site::{self, AttentionSite, Cache, Stream};
 use crate::ir::graph::{Graph, Node, ValueId};
 use crate::ir::shape::show;
-use crate::ir::walk::{depth_first, inputs_of};
+use crate::ir::walk::{depth_first, inputs_of, nearest_first};
 use crate::pattern::{Match, Miss, Pat};
 
 pub(super) struct Decomposed;
@@ -87,12 +87,14 @@ fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
             ));
         }
     }
-    let name = &graph.value(probabilities).name;
-    match graph.made_by(probabilities, "Softmax").and_then(|n| n.op.int("axis")) {
-        Some(-1 | 3) => Ok(()),
-        other => {
-            let axis = other.map_or_else(|| "?".to_owned(), |a| a.to_string());
-            Err(Miss::check(name, format!("the softmax runs over axis {axis}, expected the last")))
+    let value = graph.value(probabilities);
+    let axis = graph.made_by(probabilities, "Softmax").and_then(|node| node.op.int("axis"));
+    match (axis, value.ty.rank()) {
+        (Some(-1), _) => Ok(()),
+        (Some(axis), Some(rank)) if axis == rank as i64 - 1 => Ok(()),
+        (axis, _) => {
+            let axis = axis.map_or_else(|| "?".to_owned(), |axis| axis.to_string());
+            Err(Miss::check(&value.name, format!("the softmax runs over axis {axis}, expected the last")))
         }
     }
 }
@@ -116,13 +118,15 @@ fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
         Some(node) if BETWEEN.contains(&node.op.name()) => inputs_of(graph, v),
         _ => Vec::new(),
     };
-    let products = depth_first(scores, before).filter_map(|v| Some((v, maker(v)?)));
-    let found: Vec<(ValueId, &Node)> = products.filter(|(_, node)| node.op.is("MatMul")).collect();
+    let reached: Vec<(ValueId, &Node)> =
+        depth_first(scores, before).filter_map(|v| Some((v, maker(v)?))).collect();
+    let found: Vec<&(ValueId, &Node)> = reached.iter().filter(|(_, node)| node.op.is("MatMul")).collect();
     let [(product, node)] = found.as_slice() else {
-        return Err(Miss::check(
-            name(scores),
-            format!("{} products go into the scores, expected one", found.len()),
-        ));
+        let reason = match found.len() {
+            0 => between(graph, &reached),
+            n => format!("{n} products are summed up in the scores, expected one of queries and keys"),
+        };
+        return Err(Miss::check(name(scores), reason));
     };
     let (Some(q), Some(transposed)) = (node.input(0), node.input(1)) else {
         return Err(Miss::check(name(*product), "a product of two values was expected"));
@@ -132,8 +136,41 @@ fn product_of(graph: &Graph, scores: ValueId) -> Result<Scored, Miss> {
             let k = node.input(0).unwrap_or(transposed);
             Ok(Scored { product: *product, q, k })
         }
-        _ => Err(Miss::check(name(transposed), "the keys are not transposed by a Transpose of [0, 1, 3, 2]")),
+        _ => Err(Miss::check(name(transposed), unlike_keys(graph, transposed))),
     }
+}
+
+/// What stands between the softmax and the product of queries and keys: the first operator that is not known there and
+/// reads a product.
+fn between(graph: &Graph, reached: &[(ValueId, &Node)]) -> String {
+    let is_product = |v: ValueId| PRODUCTS.iter().any(|op| graph.made_by(v, op).is_some());
+    let reads_product = |node: &Node| {
+        let near = node.inputs.iter().flatten();
+        near.flat_map(|v| nearest_first(*v, STEPS_BEFORE, |v| inputs_of(graph, v))).any(is_product)
+    };
+    let unknown = reached.iter().map(|(_, node)| node).filter(|node| !BETWEEN.contains(&node.op.name()));
+    match unknown.into_iter().find(|node| reads_product(node)) {
+        Some(node) => format!(
+            "operator {}, node {:?}, stands between the product of queries and keys and the softmax, and is not known there",
+            node.op.qualified_name(),
+            node.name
+        ),
+        None => "no product of queries and keys goes into the softmax".to_owned(),
+    }
+}
+
+/// What queries and keys are multiplied by, where exporters do not take a plain product.
+const PRODUCTS: [&str; 2] = ["MatMul", "Einsum"];
+/// Nodes between an operator that is not known there and a product at most.
+const STEPS_BEFORE: usize = 4;
+
+/// Why what the queries are multiplied with are no keys by head.
+fn unlike_keys(graph: &Graph, keys: ValueId) -> String {
+    let shape = graph.value(keys).ty.shape.as_deref().unwrap_or_default();
+    site::unfollowed(graph, keys).unwrap_or_else(|| {
+        let found = show(shape);
+        format!("the queries are multiplied with {found}, expected keys as [batch, heads, dim, keys], turned from [batch, heads, keys, dim]")
+    })
 }
 
 /// `[heads, dim]` of `[batch, heads, sequence, dim]`.

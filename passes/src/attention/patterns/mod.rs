@@ -154,7 +154,8 @@ pub fn find_sites(graph: &Graph) -> Found {
         let node = graph.node(id);
         if node.op.is("Softmax") && !taken.contains(&id) {
             let is_attention = computed.is_attention(graph, id);
-            let miss = rounded(graph, node).or_else(|| failed.closest(graph, id));
+            let told = rounded(graph, node).or_else(|| in_einsum(graph, node));
+            let miss = told.or_else(|| failed.closest(graph, id));
             found.misses.extend(miss.map(|miss| NearMiss { is_attention, ..miss }));
             missed.extend(is_attention.then_some(id));
         } else if is_attention_operator(node) {
@@ -194,6 +195,23 @@ fn rounded(graph: &Graph, softmax: &Node) -> Option<NearMiss> {
     let reason = format!(
         "its weights are rounded to whole numbers by QuantizeLinear, node {:?} (hint: convert the model as it was before that, and quantise what comes of it)",
         rounding.name
+    );
+    let miss = Miss::check(&graph.value(place).name, reason);
+    Some(NearMiss { node: softmax.name.clone(), pattern: "operator", miss, is_attention: true })
+}
+
+/// A softmax whose weights meet the values in an `Einsum` that no clean-up has taken apart.
+fn in_einsum(graph: &Graph, softmax: &Node) -> Option<NearMiss> {
+    let mut near = nearest_first(softmax.outputs[0], STEPS_AFTER, |v| outputs_after(graph, v));
+    let product = near.find_map(|v| {
+        let made = ["MatMul", "Einsum"].iter().find_map(|op| graph.made_by(v, op))?;
+        Some((v, made))
+    });
+    let (place, einsum) = product.filter(|(_, node)| node.op.is("Einsum"))?;
+    let reason = format!(
+        "its weights meet the values in Einsum, node {:?}, of the equation {:?}, and only products by head are known",
+        einsum.name,
+        einsum.op.str("equation").unwrap_or_default()
     );
     let miss = Miss::check(&graph.value(place).name, reason);
     Some(NearMiss { node: softmax.name.clone(), pattern: "operator", miss, is_attention: true })

@@ -168,6 +168,9 @@ fn infer_reshape(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         if let Some(from) = from {
             shape[free] = free_dim(from, &shape, free)?;
         }
+    } else if let Some((from, free)) = from.zip(only_unknown(&shape)) {
+        // A computed shape says it, or holds a -1 there: it can be nothing else than what is left.
+        shape[free] = free_dim(from, &shape, free).unwrap_or(Dim::Unknown);
     } else if let Some(from) = from
         && let Some((a, b)) = known_product(from).zip(known_product(&shape))
         && a != b
@@ -176,6 +179,12 @@ fn infer_reshape(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     }
     let ints = ctx.ints(0).filter(|_| shape.len() <= 1).cloned();
     one(Type::maybe(ctx.dtype(0), Some(shape)).with_ints(ints))
+}
+
+/// The place of the one dim that is not known.
+fn only_unknown(shape: &[Dim]) -> Option<usize> {
+    let mut unknown = (0..).zip(shape).filter(|(_, dim)| **dim == Dim::Unknown).map(|(place, _)| place);
+    unknown.next().filter(|_| unknown.next().is_none())
 }
 
 fn known_product(shape: &[Dim]) -> Option<u64> {
@@ -314,17 +323,24 @@ fn infer_split(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         return Ok(vec![Type::maybe(ctx.dtype(0), None); ctx.outputs]);
     };
     let axis = ctx.axis("axis", shape.len())?;
-    let sizes: Vec<Dim> = match &shape[axis] {
-        Dim::Known(n) => match (ctx.has(1), ctx.const_ints(1)) {
-            (true, None) => vec![Dim::Unknown; ctx.outputs],
-            (_, given) => split_sizes(*n, given, ctx.outputs)?.into_iter().map(Dim::Known).collect(),
-        },
+    let sizes: Vec<Dim> = match (&shape[axis], ctx.has(1), ctx.const_ints(1)) {
+        (_, true, None) => vec![Dim::Unknown; ctx.outputs],
+        (Dim::Known(n), _, given) => {
+            split_sizes(*n, given, ctx.outputs)?.into_iter().map(Dim::Known).collect()
+        }
+        (_, _, Some(given)) if given.len() == ctx.outputs => {
+            given.iter().map(|n| u64::try_from(*n).map_or(Dim::Unknown, Dim::Known)).collect()
+        }
         _ => vec![Dim::Unknown; ctx.outputs],
     };
+    let mut rest = ctx.ints(0).map(Vec::as_slice);
     let part = |size: Dim| {
+        let cut = rest.zip(size.known()).and_then(|(all, size)| all.split_at_checked(size as usize));
+        rest = cut.map(|(_, rest)| rest);
+        let ints = cut.map(|(ints, _)| ints.to_vec());
         let mut shape = shape.clone();
         shape[axis] = size;
-        Type::maybe(ctx.dtype(0), Some(shape))
+        Type::maybe(ctx.dtype(0), Some(shape)).with_ints(ints)
     };
     Ok(sizes.into_iter().map(part).collect())
 }
@@ -385,8 +401,8 @@ fn infer_slice(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
     one(Type::maybe(ctx.dtype(0), Some(out)).with_ints(slice_ints(ctx)))
 }
 
-/// The rows `0..n` of a table, for a symbolic n, and what stands after the first n of n + m. A table
-/// with fewer rows than n gives fewer, but then the model fails where they meet the n tokens they are for.
+/// The rows `0..n` of a table, for a symbolic n, its rows `n..n + m`, and what stands after the first n of n + m. A table
+/// with fewer rows gives fewer, but then the model fails where they meet the tokens they are for.
 fn computed_bounds(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -> Dim {
     let given = |slot: usize| ctx.const_ints(slot).and_then(|b| b.get(place).copied());
     let followed = |slot: usize| ctx.ints(slot).and_then(|b| b.get(place));
@@ -395,6 +411,7 @@ fn computed_bounds(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -
         (Some(0), _, _, Some(end @ Dim::Sym(_)), Dim::Known(_)) => end.clone(),
         (Some(0), _, _, Some(end @ Dim::Sym(_)), dim) if end == dim => end.clone(),
         (_, Some(i64::MAX), Some(start @ Dim::Sym(_)), _, dim) => dim.minus(start),
+        (_, _, Some(start @ Dim::Sym(_)), Some(end @ Dim::Sym(_)), Dim::Known(_)) => end.minus(start),
         _ => Dim::Unknown,
     }
 }
@@ -617,4 +634,60 @@ fn eval_constant_of_shape(ctx: &EvalContext<'_>) -> Result<Vec<Array>, String> {
         Array::I(a) => Array::from_i64(&dims, vec![a.iter().copied().next().unwrap_or(0); n])?,
         Array::B(a) => Array::B(ArrayD::from_elem(IxDyn(&dims), a.iter().any(|x| *x))),
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ir::text::{parse, print};
+
+    /// What is known of `%y`, where a decoder knows its tokens and its past.
+    fn known(lines: &str) -> String {
+        let text = format!(
+            r#"graph "g" {{
+  input %input_ids: i64[batch, time]
+  input %past: f32[batch, 2, past, 4]
+  input %mask: i64[batch, past + time]
+  input %x: f32[batch, 1, time, 32]
+  weight %table: f32[16, 4] = random(1)
+  const %axis: i64[1] = [0]
+  const %three: i64[1] = [3]
+  const %width: i64[1] = [8]
+  const %rest: i64[1] = [-1]
+  %before = Shape(%past) {{start: 2, end: 3}}
+  %all = Shape(%mask) {{start: 1, end: 2}}
+  %sizes = Shape(%input_ids)
+{lines}
+  output "y" %y
+}}"#
+        );
+        let printed = print(&parse(&text).expect("it parses"));
+        let line = printed.lines().find(|line| line.starts_with("  %y")).expect("it is computed").to_owned();
+        line.rsplit_once(": ").expect("a type").1.to_owned()
+    }
+
+    #[test]
+    fn rows_from_one_length_to_another_are_as_many_as_lie_between() {
+        assert_eq!(known("  %y = Slice(%table, %before, %all, %axis)"), "f32[time, 4]");
+        assert_eq!(known("  %y = Slice(%table, %all, %before, %axis)"), "f32[?, 4]");
+        assert_eq!(known("  %y = Slice(%table, %three, %all, %axis)"), "f32[?, 4]");
+    }
+
+    #[test]
+    fn the_one_dim_that_a_computed_shape_leaves_open_is_what_is_left() {
+        let to =
+            |parts: &str| known(&format!("  %to = Concat({parts}) {{axis: 0}}\n  %y = Reshape(%x, %to)"));
+        assert_eq!(to("%sizes, %rest, %width"), "f32[batch, time, 4, 8]");
+        assert_eq!(to("%rest, %rest, %width"), "f32[?, ?, 8]");
+        assert_eq!(to("%sizes, %rest, %three"), "f32[batch, time, ?, 3]");
+    }
+
+    #[test]
+    fn sizes_are_followed_through_a_split() {
+        let lines = "  %rows, %columns = Split(%sizes) {axis: 0}
+  %to = Concat(%columns, %rest, %width) {axis: 0}
+  %y = Reshape(%x, %to)";
+        assert_eq!(known(lines), "f32[time, ?, 8]");
+        let parts = "  const %parts: i64[2] = [2, 3]\n  %y, %z = Split(%x, %parts) {axis: 0}";
+        assert_eq!(known(parts), "f32[2, 1, time, 32], f32[3, 1, time, 32]");
+    }
 }
