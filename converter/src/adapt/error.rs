@@ -15,17 +15,17 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum AdaptError {
     #[error(transparent)]
-    Source(#[from] SourceError),
+    Source(Box<SourceError>),
     #[error(transparent)]
-    Convert(#[from] ConvertError),
+    Convert(Box<ConvertError>),
     #[error(transparent)]
     Recipe(#[from] RecipeFileError),
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(Box<TrainError>),
     #[error(transparent)]
-    Eval(#[from] EvalError),
+    Eval(Box<EvalError>),
     #[error(transparent)]
-    Verify(#[from] VerifyError),
+    Verify(Box<VerifyError>),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -47,3 +47,16 @@ pub enum AdaptError {
     )]
     Other { bundle: PathBuf, option: String, was: String, is: String },
 }
+
+/// Errors of the parts are large, and the way out is seldom taken.
+macro_rules! boxed {
+    ($($variant:ident: $error:ty),* $(,)?) => {
+        $(impl From<$error> for AdaptError {
+            fn from(error: $error) -> Self {
+                Self::$variant(Box::new(error))
+            }
+        })*
+    };
+}
+
+boxed!(Source: SourceError, Convert: ConvertError, Train: TrainError, Eval: EvalError, Verify: VerifyError);

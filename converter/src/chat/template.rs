@@ -68,8 +68,8 @@ impl Template {
                 (config_path, source.to_owned())
             }
         };
-        let word = |name: &&'static str| Some((*name, token(&config[*name])?.to_owned()));
-        Ok(Self { path, source, tokens: TOKENS.iter().filter_map(|name| word(&name)).collect() })
+        let word = |name: &'static str| Some((name, token(&config[name])?.to_owned()));
+        Ok(Self { path, source, tokens: TOKENS.into_iter().filter_map(word).collect() })
     }
 
     /// What ends a text, as the tokenizer calls it.

@@ -39,7 +39,7 @@ pub(super) struct Args {
     #[arg(long)]
     recipe: Option<String>,
     /// f32, f16 or bf16; the source's where none is given, and f16 for bf16
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::float)]
     dtype: Option<DType>,
     /// NAME=PATH: questions to ask before and after, as for `eval`
     #[arg(long, value_name = "NAME=PATH", value_parser = task)]
@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 fn object(args: &Args, adapted: &Adapted) -> Result<Value, Failure> {
     let mut object = serde_json::to_value(&adapted.record)?;
     object["bundle"] = json!(args.output);
-    object["checks"] = adapted.verification.as_ref().map_or(Value::Null, |v| show::checks(v));
+    object["checks"] = adapted.verification.as_ref().map_or(Value::Null, show::checks);
     Ok(object)
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = Target::default(), help = target_help())]
     target: Target,
     /// f32, f16 or bf16; the checkpoint's where none is given
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::float)]
     dtype: Option<DType>,
     /// Store the weights of linear layers in fewer bits: int4. Tables that tokens are looked up in, and what the
     /// conversion adds, stay as they are. Such a bundle is served, but not trained

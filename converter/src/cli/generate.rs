@@ -16,6 +16,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 /// Continue a text, or several side by side.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   dijiang generate bundle --prompt 'Once upon a time' -n 100

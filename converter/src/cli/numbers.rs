@@ -2,6 +2,7 @@
 
 use bytesize::ByteSize;
 use clap::builder::ValueParser;
+use dijiang_format::dtype::DType;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -28,6 +29,25 @@ where
         text.parse().ok().filter(|n| range.contains(n)).ok_or_else(expected)
     };
     ValueParser::new(parse)
+}
+
+/// What weights and activations can be.
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// The element type of a model.
+pub(super) fn float(text: &str) -> Result<DType, String> {
+    if let Some(found) = FLOATS.into_iter().find(|dtype| dtype.name() == text) {
+        return Ok(found);
+    }
+    let hint = match text {
+        "fp16" | "float16" | "half" => " (hint: f16)",
+        "fp32" | "float32" | "float" => " (hint: f32)",
+        "bfloat16" => " (hint: bf16)",
+        _ => {
+            " (hint: `--weights int4` of `convert` and `quantize` stores the weights of linear layers in 4 bits)"
+        }
+    };
+    Err(format!("expected f32, f16 or bf16{hint}"))
 }
 
 /// Minutes to train for.

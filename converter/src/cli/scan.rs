@@ -61,7 +61,7 @@ pub(super) struct Args {
     #[arg(long, default_value_t = ROWS, allow_negative_numbers = true, value_parser = numbers::count64())]
     rows: u64,
     /// f32, f16 or bf16; the checkpoint's where none is given. Numbers are computed in f32
-    #[arg(long)]
+    #[arg(long, value_parser = numbers::float)]
     dtype: Option<DType>,
     /// cpu or cuda:N
     #[arg(long, default_value = "cpu")]

@@ -22,7 +22,7 @@ pub(super) struct Args {
     #[arg(short, long)]
     output: PathBuf,
     /// f32, f16 or bf16
-    #[arg(long, default_value = "f16", value_parser = float)]
+    #[arg(long, default_value = "f16", value_parser = numbers::float)]
     dtype: DType,
     /// Seed of the numbers
     #[arg(long, default_value_t = 0)]
@@ -40,13 +40,6 @@ fn shape(name: &str) -> Result<&'static Shape, String> {
         let known: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
         format!("no shape is called `{name}` (expected one of {})", known.join(", "))
     })
-}
-
-fn float(name: &str) -> Result<DType, String> {
-    match name.parse() {
-        Ok(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => Ok(dtype),
-        _ => Err(format!("`{name}` is not one of f32, f16, bf16")),
-    }
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {

@@ -69,7 +69,7 @@ pub enum SourceError {
     Nothing { path: PathBuf },
     #[error("{}: {NOTHING} (hint: `dijiang convert {} -o BUNDLE` downloads a model of the hub)", path.display(), path.display())]
     OnHub { path: PathBuf },
-    #[error("{}: this file is not an ONNX model (hint: a checkpoint is named by its directory)", path.display())]
+    #[error("{}: this file is not an ONNX model (hint: {})", path.display(), file_hint(path))]
     File { path: PathBuf },
 }
 
@@ -109,6 +109,18 @@ pub(crate) fn reads(
     files.extend(texts(&dir).filter(|path| Some(path) != own_config.as_ref()));
     files.extend(Some(dir.join(reference::FILE)).filter(|path| path.exists()));
     Ok(files)
+}
+
+/// What to name in place of a file that is no model.
+fn file_hint(path: &Path) -> &'static str {
+    let is_pickle =
+        path.extension().is_some_and(|e| ["bin", "pt", "pth", "ckpt"].iter().any(|known| e == *known));
+    match is_pickle {
+        true => {
+            "weights of PyTorch are not read; load them with transformers, and `save_pretrained` writes a directory to convert"
+        }
+        false => "a checkpoint is named by its directory",
+    }
 }
 
 /// What lies beside a model and is copied.

@@ -1,10 +1,11 @@
 //! A server on this machine that speaks the protocol of the Hugging Face hub, of one model: what it has, its files in parts,
 //! and large ones by way of another address.
 
-use sha2::{Digest as _, Sha256};
+use dijiang_format::manifest::SourceFile;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -146,11 +147,14 @@ fn answer(
 }
 
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".gguf")
+    Path::new(name).extension().is_some_and(|e| e == "safetensors" || e == "gguf")
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let home = tempfile::tempdir().expect("a directory");
+    let path = home.path().join("bytes");
+    std::fs::write(&path, bytes).expect("it is written");
+    SourceFile::describe_whole(&path).expect("it is read").sha256.expect("a digest")
 }
 
 /// Of 40 digits, as Git has them.
@@ -195,8 +199,9 @@ fn send_part(stream: &TcpStream, bytes: &[u8], request: &Request, headers: &[Str
 }
 
 fn head(status: &str, headers: &[String], length: usize) -> String {
-    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n")
+    let own = [format!("Content-Length: {length}"), "Connection: close".to_owned()];
+    let lines = [&[format!("HTTP/1.1 {status}")], headers, &own].concat();
+    lines.join("\r\n") + "\r\n\r\n"
 }
 
 fn send(mut stream: &TcpStream, status: &str, headers: &[String], body: &[u8]) -> std::io::Result<()> {
