@@ -102,9 +102,10 @@ pub fn bench(
     options: &BenchOptions,
     progress: &mut dyn Progress,
 ) -> Result<Measured, BenchError> {
-    let runtime = OrtRuntime::new()?;
+    // What is no bundle is told without a runtime too.
     let weight_bytes = bundles.iter().map(|bundle| weights::read_bytes(bundle, options.device));
     let weight_bytes = weight_bytes.collect::<Result<Vec<_>, BenchError>>()?;
+    let runtime = OrtRuntime::new()?;
     progress.stage("measuring a copy");
     let copy_bandwidth = copy::bandwidth(&runtime, options.device)?;
     let prepared = bundles.iter().zip(weight_bytes).map(|(bundle, weight_bytes)| {
