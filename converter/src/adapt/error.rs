@@ -11,6 +11,11 @@ use dijiang_passes::ir::patch::PatchError;
 use dijiang_runtime::RuntimeError;
 use std::path::PathBuf;
 
+/// The first line of a value.
+fn shortened(value: &str) -> &str {
+    value.lines().next().unwrap_or_default()
+}
+
 /// An adaptation ended early. What was done before stays in the bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum AdaptError {
@@ -20,6 +25,8 @@ pub enum AdaptError {
     Convert(Box<ConvertError>),
     #[error(transparent)]
     Recipe(#[from] RecipeFileError),
+    #[error(transparent)]
+    Yaml(#[from] serde_yaml::Error),
     #[error(transparent)]
     Train(Box<TrainError>),
     #[error(transparent)]
@@ -42,8 +49,8 @@ pub enum AdaptError {
     )]
     Exists { bundle: PathBuf },
     #[error(
-        "{}: it was begun with {option} {was}, and this call says {option} {is} (hint: the same options go on where it was; --force begins anew)",
-        bundle.display()
+        "{}: it was begun with {option} {}, and this call says {} (hint: the same options go on where it was; --force begins anew)",
+        bundle.display(), shortened(was), shortened(is)
     )]
     Other { bundle: PathBuf, option: String, was: String, is: String },
 }

@@ -36,7 +36,7 @@ use dijiang_passes::training::optimizer::AdamW;
 use dijiang_runtime::LoadOptions;
 use dijiang_runtime::temporary::{Temporary, note_kept};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The learning rate of calibration, and of fine-tuning with the steps in which it rises: the defaults of the commands.
@@ -116,7 +116,7 @@ impl<'a> Run<'a> {
         progress: &'a mut dyn Progress,
     ) -> Result<Self, AdaptError> {
         let mut options = options.clone();
-        let asked = asked(&options);
+        let asked = asked(path, &options)?;
         let found = if out.exists() && !options.convert.force { Record::read(out)? } else { None };
         if let Some(found) = &found
             && let Some((option, was, is)) = found.difference(&asked)
@@ -370,30 +370,37 @@ fn pace(graph: &Graph, came_with_softmax: bool, options: &AdaptOptions<'_>) -> R
 
 /// The recipe of the model as it came.
 const SOFTMAX: &str = "softmax";
+/// Of an option that was not given.
+const NONE: &str = "none";
 const CHECKPOINT: &str = crate::train::checkpoint::FILE;
 
-/// What of a call changes what comes of it.
-fn asked(options: &AdaptOptions<'_>) -> BTreeMap<String, String> {
-    let AdaptOptions { convert, sources, trainer, budget, seed, .. } = options;
-    let paths = |paths: &[std::path::PathBuf]| {
-        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
-    };
+/// What of a call changes what comes of it, or what is told of it.
+fn asked(path: &Path, options: &AdaptOptions<'_>) -> Result<BTreeMap<String, String>, AdaptError> {
+    let AdaptOptions { convert, sources, trainer, budget, seed, tasks, .. } = options;
+    let paths =
+        |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
+    let questions = |task: &Asked| format!("{} of {}", task.name, task.questions.len());
     let budget = match budget {
         Budget::Tokens(tokens) => ("--tokens", tokens.to_string()),
         Budget::Time(time) => ("--minutes", (time.as_secs_f64() / 60.0).to_string()),
     };
     let told = [
-        ("--recipe", convert.recipe.name.clone()),
-        ("--dtype", convert.dtype.map_or_else(|| "none".to_owned(), |dtype| dtype.name().to_owned())),
+        ("the model", path.display().to_string()),
+        ("--recipe", recipes::to_yaml(&convert.recipe)?),
+        ("--dtype", convert.dtype.map_or_else(|| NONE.to_owned(), |dtype| dtype.name().to_owned())),
         ("--data", paths(&sources.data)),
         ("--valid", paths(&sources.valid)),
+        ("--validation-windows", sources.validation_windows.to_string()),
         ("--batch", trainer.size.batch.to_string()),
         ("--accumulate", trainer.accumulate.to_string()),
         ("--context", trainer.size.sequence.to_string()),
+        ("--clip", trainer.clip_norm.to_string()),
+        ("--precision", format!("{:?}", trainer.precision).to_lowercase()),
         ("--seed", seed.to_string()),
+        ("--task", tasks.iter().map(questions).collect::<Vec<_>>().join(", ")),
         budget,
     ];
-    told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    Ok(told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 /// A time in words.

@@ -102,7 +102,7 @@ impl Record {
     pub(super) fn difference(&self, asked: &BTreeMap<String, String>) -> Option<(String, String, String)> {
         let names = self.asked.keys().chain(asked.keys());
         let of = |map: &BTreeMap<String, String>, name: &str| {
-            map.get(name).cloned().unwrap_or_else(|| "none".to_owned())
+            map.get(name).cloned().unwrap_or_else(|| super::NONE.to_owned())
         };
         let mut differing = names.map(|name| (name.clone(), of(&self.asked, name), of(asked, name)));
         differing.find(|(_, was, is)| was != is)

@@ -2,7 +2,7 @@
 //! <https://huggingface.co/docs/transformers/chat_templating_writing>
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,8 @@ impl Template {
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_function("raise_exception", raise);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_filter("tojson", to_json);
         for (name, token) in &self.tokens {
             environment.add_global(*name, token.as_str());
         }
@@ -106,6 +108,34 @@ fn as_values(messages: &[Message]) -> Value {
 
 fn raise(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The time here and now, in a format of strftime.
+fn strftime_now(format: &str) -> Result<String, Error> {
+    jiff::fmt::strtime::format(format, &jiff::ZonedDateTime::now())
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
+}
+
+/// As `json.dumps` of Python writes it, without escapes for HTML or beyond ASCII.
+fn to_json(value: &Value) -> Result<String, Error> {
+    let text = |value: &Value| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        serde_json::Value::String(text).to_string()
+    };
+    Ok(match value.kind() {
+        ValueKind::None | ValueKind::Undefined => "null".to_owned(),
+        ValueKind::Bool | ValueKind::Number => value.to_string(),
+        ValueKind::Seq | ValueKind::Iterable => {
+            let items = value.try_iter()?.map(|item| to_json(&item)).collect::<Result<Vec<_>, _>>()?;
+            format!("[{}]", items.join(", "))
+        }
+        ValueKind::Map => {
+            let item = |key: Value| Ok(format!("{}: {}", text(&key), to_json(&value.get_item(&key)?)?));
+            let items = value.try_iter()?.map(item).collect::<Result<Vec<_>, Error>>()?;
+            format!("{{{}}}", items.join(", "))
+        }
+        _ => text(value),
+    })
 }
 
 /// What went wrong, and in which of its lines.

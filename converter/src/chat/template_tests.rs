@@ -55,9 +55,12 @@ fn templates_have_what_transformers_gives_them() {
     let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}});
     let template = "{{ bos_token }}{% for m in messages %}{{ loop.index0 }}{{ m.content.strip().upper() }}\
 {% if not m.content.startswith('X') %}{{ eos_token }}{% endif %}{% break %}{% endfor %}\
-{% if tools is none %}!{% endif %}{{ messages | length }}{{ {'a': 1} | tojson }}\
+{% if tools is none %}!{% endif %}{{ messages | length }}{{ {'a': [1, none, 'x<y']} | tojson }}\
 {% if strftime_now is defined %}date{% endif %}{% set ns = namespace(x=1) %}{% set ns.x = 2 %}{{ ns.x }}";
-    assert_eq!(rendered(&config, Some(template)).expect("it is rendered"), "<s>0HELLO</s>!1{\"a\": 1}2");
+    assert_eq!(
+        rendered(&config, Some(template)).expect("it is rendered"),
+        "<s>0HELLO</s>!1{\"a\": [1, null, \"x<y\"]}date2"
+    );
 }
 
 #[test]

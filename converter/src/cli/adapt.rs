@@ -131,15 +131,11 @@ fn print(args: &Args, adapted: &Adapted) {
         let time = minutes(Duration::try_from_secs_f64(part.seconds).unwrap_or_default());
         row(name, part.perplexity, &format!("{:>7.2}M  {time}", part.tokens as f64 / 1e6));
     }
-    let before = record.softmax_tasks.iter().flatten();
-    for (before, after) in before.zip(record.tasks.iter().flatten()) {
-        show::line(&format!(
-            "  {} {}: {}, {} as it came",
-            after.task,
-            after.metric,
-            told(after),
-            told(before)
-        ));
+    for after in record.tasks.iter().flatten() {
+        let same = |one: &&Figure| (&one.task, &one.metric) == (&after.task, &after.metric);
+        let before = record.softmax_tasks.iter().flatten().find(same);
+        let before = before.map_or(String::new(), |before| format!(", {} as it came", told(before)));
+        show::line(&format!("  {} {}: {}{before}", after.task, after.metric, told(after)));
     }
     show::line(&match record.verified {
         Some(true) => format!(

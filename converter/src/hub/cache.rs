@@ -61,8 +61,8 @@ impl Cache {
         self.folder(model).join("snapshots").join(commit)
     }
 
-    /// The commit of a model and its path, where all of its weights are there.
-    pub(super) fn find(&self, model: &HubModel) -> Option<(String, PathBuf)> {
+    /// The commit of a model and its path, where all of its weights are there, and its tokenizer if that is wanted.
+    pub(super) fn find(&self, model: &HubModel, wants_tokenizer: bool) -> Option<(String, PathBuf)> {
         let reference = self.folder(model).join("refs").join(model.revision());
         let commit = match std::fs::read_to_string(reference) {
             Ok(commit) => commit.trim().to_owned(),
@@ -70,7 +70,7 @@ impl Cache {
             Err(_) => model.revision().to_owned(),
         };
         let snapshot = self.snapshot(model, &commit);
-        files::are_all_in(&snapshot, model).then(|| (commit, model.path_in(&snapshot)))
+        files::are_all_in(&snapshot, model, wants_tokenizer).then(|| (commit, model.path_in(&snapshot)))
     }
 
     /// Says which commit a revision is.

@@ -29,6 +29,12 @@ pub enum HubError {
     )]
     Refused { model: HubModel, endpoint: String, status: u16 },
     #[error(
+        "{model}: {endpoint} calls a commit or a file `{name}`, expected letters and digits: nothing was written (hint: is HF_ENDPOINT a hub that you trust?)"
+    )]
+    Name { model: HubModel, endpoint: String, name: String },
+    #[error("{model}: another process downloads it (hint: run the same command again when that one is done)")]
+    Busy { model: HubModel },
+    #[error(
         "{model}: the download broke off: {reason} (hint: what has come is kept; the same command goes on from there)"
     )]
     Broken { model: HubModel, reason: String },
@@ -57,6 +63,7 @@ impl HubError {
     pub(super) fn of_call(model: &HubModel, endpoint: &str, error: ApiError) -> Self {
         let (model, endpoint) = (model.clone(), endpoint.to_owned());
         match error {
+            ApiError::LockAcquisition(_) => Self::Busy { model },
             ApiError::TooManyRetries(last) => Self::Broken { model, reason: last.to_string() },
             ApiError::RequestError(call) => match *call {
                 ureq::Error::StatusCode(status @ 404) => Self::Unknown { model, endpoint, status },

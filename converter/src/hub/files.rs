@@ -68,10 +68,11 @@ pub(super) fn named_by(index: &Path) -> Result<Vec<String>, HubError> {
     checkpoint::shard_names(index).map_err(|error| HubError::Index(Box::new(error)))
 }
 
-/// Whether a snapshot has all that is needed of a model but texts, which come first.
-pub(super) fn are_all_in(snapshot: &Path, model: &HubModel) -> bool {
+/// Whether a snapshot has all that is needed of a model but texts, which come first; its tokenizer if that is wanted.
+pub(super) fn are_all_in(snapshot: &Path, model: &HubModel, wants_tokenizer: bool) -> bool {
     if let Some(file) = model.file() {
         return snapshot.join(file).is_file();
     }
-    snapshot.join(files::CONFIG).is_file() && checkpoint::files(snapshot).is_ok()
+    let has = |name: &str| snapshot.join(name).is_file();
+    has(files::CONFIG) && (!wants_tokenizer || has(files::TOKENIZER)) && checkpoint::files(snapshot).is_ok()
 }

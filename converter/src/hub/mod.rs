@@ -17,9 +17,12 @@ use dijiang_format::words::counted;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How often a broken download is taken up again.
-const RETRIES: usize = 3;
+const RETRIES: u32 = 3;
+/// How long it waits before the first of them.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Where models are looked for.
 #[derive(Debug)]
@@ -50,7 +53,8 @@ impl Hub {
 
     /// The path of a model's files: its folder in the cache, or its GGUF file there. What is missing is downloaded.
     pub fn locate(&self, model: &HubModel, progress: &mut dyn Progress) -> Result<PathBuf, HubError> {
-        if let Some((commit, path)) = self.cache.find(model) {
+        // Another tool may have left a model without its tokenizer there, which can be had unless nothing may be asked.
+        if let Some((commit, path)) = self.cache.find(model, !self.is_offline) {
             progress.say(Say::Note, &format!("{model} is in the cache, as of commit {commit}"));
             return Ok(path);
         }
@@ -67,6 +71,7 @@ impl Hub {
         let api = self.api().map_err(|error| self.fault(model, error))?;
         let info =
             api.repo(repo(model, model.revision())).info().map_err(|error| self.fault(model, error))?;
+        self.check_names(model, &[&info.sha])?;
         let siblings: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         // All of one commit, whatever is uploaded meanwhile.
         let download = Download {
@@ -85,10 +90,24 @@ impl Hub {
         ApiBuilder::from_cache(self.cache.of_hub())
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
-            .with_retries(RETRIES)
             .with_progress(false)
             .with_user_agent("dijiang", env!("CARGO_PKG_VERSION"))
             .build()
+    }
+
+    /// What a server calls commits and files goes into paths.
+    fn check_names(&self, model: &HubModel, names: &[&str]) -> Result<(), HubError> {
+        let is_plain = |name: &str| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+        };
+        match names.iter().find(|name| !is_plain(name)) {
+            None => Ok(()),
+            Some(name) => Err(HubError::Name {
+                model: model.clone(),
+                endpoint: self.endpoint.clone(),
+                name: shown(name).to_string(),
+            }),
+        }
     }
 
     fn fault(&self, model: &HubModel, error: ApiError) -> HubError {
@@ -137,15 +156,18 @@ impl Download<'_> {
         missing.into_iter().try_for_each(|name| self.one(name, progress).map(drop))
     }
 
-    /// The bytes of some files, and no half of one that is whole already: a server has nothing to send after its end.
+    /// The bytes of some files.
     fn sizes(&self, names: &[&String]) -> Result<u64, HubError> {
-        let size = |name: &&String| {
-            let metadata =
-                self.api.metadata(&self.repo.url(name)).map_err(|error| self.hub.fault(self.model, error))?;
-            self.hub.cache.drop_part(self.model, metadata.etag(), metadata.size() as u64)?;
-            Ok(metadata.size() as u64)
-        };
-        names.iter().map(size).sum()
+        names.iter().map(|name| self.size(name)).sum()
+    }
+
+    /// The bytes of a file. A part of it that is as long is removed: a server has nothing to send after its end.
+    fn size(&self, name: &str) -> Result<u64, HubError> {
+        let metadata =
+            self.api.metadata(&self.repo.url(name)).map_err(|error| self.hub.fault(self.model, error))?;
+        self.hub.check_names(self.model, &[metadata.etag(), metadata.commit_hash()])?;
+        self.hub.cache.drop_part(self.model, metadata.etag(), metadata.size() as u64)?;
+        Ok(metadata.size() as u64)
     }
 
     fn check_room(&self, bytes: u64) -> Result<(), HubError> {
@@ -164,13 +186,31 @@ impl Download<'_> {
         if path.exists() {
             return Ok(path);
         }
-        let shown = Shown { progress, done: 0 };
-        let path = self
-            .repo
-            .download_with_progress(name, shown)
-            .map_err(|error| self.hub.fault(self.model, error))?;
-        cache::check_digest(&path)?;
-        Ok(path)
+        self.size(name)?;
+        // The client's own way of trying again writes behind what is there from the beginning.
+        let mut tries = 0;
+        loop {
+            match self.repo.download_with_progress(name, Shown { progress, done: 0 }) {
+                Ok(path) => {
+                    cache::check_digest(&path)?;
+                    return Ok(path);
+                }
+                Err(error) if tries < RETRIES && is_passing(&error) => {
+                    tries += 1;
+                    std::thread::sleep(PAUSE * tries);
+                }
+                Err(error) => return Err(self.hub.fault(self.model, error)),
+            }
+        }
+    }
+}
+
+/// Whether another try may go better.
+fn is_passing(error: &ApiError) -> bool {
+    match error {
+        ApiError::IoError(_) => true,
+        ApiError::RequestError(call) => !matches!(**call, ureq::Error::StatusCode(status) if status < 500),
+        _ => false,
     }
 }
 

@@ -155,6 +155,9 @@ fn the_call_prints_what_came_of_it_and_refuses_another() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let mut told = refused("--seed 1");
+    let other = home.run("adapt text.u16 -o bundle --data text.u16 --batch 2 --context 16 --recipe gated --no-verify --tokens 64");
+    assert_eq!(other.status.code(), Some(2));
+    told += &String::from_utf8_lossy(&other.stderr).replace(FIXTURE, "FIXTURE");
     let begun = home.run(&format!("convert {FIXTURE} -o bundle --recipe gated --no-verify --force"));
     assert!(begun.status.success());
     told += &refused("");

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures");
 
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/shakespeare/tokenizer.json");
 const CONVERT: &str = "convert org/tiny -o bundle --recipe gated --no-verify";
 const SNAPSHOT: &str = "hub/hub/models--org--tiny/snapshots/0123456789abcdef0123456789abcdef01234567";
 
@@ -26,6 +27,7 @@ fn files(fixture: &str) -> BTreeMap<String, Vec<u8>> {
 
 fn tiny() -> Served {
     let mut files = files("llama");
+    files.insert("tokenizer.json".to_owned(), fs::read(TOKENIZER).expect("the fixture is there"));
     files.insert("LICENSE".to_owned(), b"Everyone may.\n".to_vec());
     files.insert("pytorch_model.bin".to_owned(), vec![0; 64]);
     Served { files, ..Served::default() }
@@ -57,7 +59,7 @@ fn run_with(home: &Home, endpoint: &str, token: Option<&str>, arguments: &str) -
     for name in ["DIJIANG_LOG", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH"] {
         command.env_remove(name);
     }
-    for name in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
+    for name in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(name);
     }
     command.env("HF_HOME", home.path("hub")).env("HF_ENDPOINT", endpoint);
@@ -206,6 +208,28 @@ fn a_file_that_came_damaged_is_not_kept() {
     assert!(told.contains("its SHA-256 is ") && told.contains("it was removed"), "{told}");
     server.served().damages.store(false, Ordering::Relaxed);
     succeeds(&run(&home, &server, CONVERT));
+}
+
+#[test]
+fn a_text_whose_download_was_broken_off_at_its_end_is_no_dead_end() {
+    let (home, server) = (Home::empty(), HubServer::start(tiny()));
+    succeeds(&run(&home, &server, "inspect org/tiny"));
+    let text = home.path(SNAPSHOT).join("tokenizer.json");
+    let blob = fs::canonicalize(&text).expect("it is a link");
+    fs::rename(&blob, blob.with_extension("part")).expect("it is renamed");
+    fs::remove_file(&text).expect("the link is removed");
+    succeeds(&run(&home, &server, "inspect org/tiny"));
+    assert!(text.exists(), "what another tool left out is downloaded");
+}
+
+#[test]
+fn names_that_a_server_says_are_no_paths() {
+    let served = Served { commit: "../../elsewhere", ..tiny() };
+    let (home, server) = (Home::empty(), HubServer::start(served));
+    let refused = run(&home, &server, CONVERT);
+    assert_eq!(refused.status.code(), Some(2));
+    insta::assert_snapshot!(said(&refused, &home, &server.endpoint()));
+    assert!(!home.path("elsewhere").exists() && !home.path("hub/elsewhere").exists());
 }
 
 #[test]

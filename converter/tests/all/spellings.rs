@@ -145,6 +145,14 @@ fn holds(spelling: &Spelling, text: &Text) -> Result<bool, TestCaseError> {
     let model = write(&spelling.text(), directory.path());
     let source = import(&model).expect("it is read");
     let truth: Vec<Vec<Vec<f64>>> = text.rows.iter().map(|row| alone(&source, row)).collect();
+    // What hides a key hides it from scores that are no larger: beyond them a source looks ahead itself.
+    let hides = |(row, truth): (&Vec<i64>, &Vec<Vec<f64>>)| {
+        let first: Vec<f32> = alone(&source, &row[..1]).concat().iter().map(|x| *x as f32).collect();
+        apart(&first, &truth[0]) < NEAR
+    };
+    if !text.rows.iter().zip(&truth).all(hides) {
+        return Ok(false);
+    }
     let recipe = |name: &str| ConvertOptions::of(recipes::load(name).expect("a recipe"));
     let bundle = directory.path().join("softmax");
     if convert(&model, &bundle, &recipe("softmax"), &mut Silent).is_ok() {

@@ -115,6 +115,7 @@ fn each_is_told_what_was_found_and_what_to_type() {
             .args(call.split_whitespace())
             .env_remove("DIJIANG_LOG")
             .env("HF_HOME", "hub")
+            .env_remove("HF_HUB_CACHE")
             .output()
             .expect("it starts");
         assert_eq!(output.status.code(), Some(2), "{call}");

@@ -13,8 +13,10 @@ use std::thread::JoinHandle;
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What is served, and how badly.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Served {
+    /// What it says that its commit is.
+    pub(crate) commit: &'static str,
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// Asked for, where there is one.
     pub(crate) token: Option<&'static str>,
@@ -23,6 +25,19 @@ pub(crate) struct Served {
     pub(crate) break_after: usize,
     /// Sends another last byte of large files than they have.
     pub(crate) damages: AtomicBool,
+}
+
+impl Default for Served {
+    fn default() -> Self {
+        Self {
+            commit: COMMIT,
+            files: BTreeMap::new(),
+            token: None,
+            breaks: AtomicUsize::new(0),
+            break_after: 0,
+            damages: AtomicBool::new(false),
+        }
+    }
 }
 
 /// Ends when it is dropped.
@@ -128,7 +143,7 @@ fn answer(
     if revisions.iter().any(|name| request.path == format!("/api/models/org/tiny/revision/{name}")) {
         let siblings: Vec<_> =
             served.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
-        let info = serde_json::json!({"id": "org/tiny", "sha": COMMIT, "siblings": siblings});
+        let info = serde_json::json!({"id": "org/tiny", "sha": served.commit, "siblings": siblings});
         return send(stream, "200 OK", &[], info.to_string().as_bytes());
     }
     let name = request.path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")).unwrap_or_default();
