@@ -105,7 +105,7 @@ impl Hub {
             Some(name) => Err(HubError::Name {
                 model: model.clone(),
                 endpoint: self.endpoint.clone(),
-                name: shown(name).to_string(),
+                name: shown(name),
             }),
         }
     }
