@@ -19,8 +19,8 @@ use crate::eval::tasks::Asked;
 use crate::eval::{EvalOptions, Evaluator};
 use crate::recipes;
 use crate::report::progress::{Progress, Say};
-use crate::train::calibrate::{CalibrateOptions, calibrate};
-use crate::train::finetune::{FinetuneOptions, Scope, Sources, finetune};
+use crate::train::calibrate::{self, CalibrateOptions, calibrate};
+use crate::train::finetune::{FinetuneOptions, RATE, Scope, Sources, WARM_UP, finetune};
 use crate::train::metrics::Line;
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::teacher::{TeacherOptions, Wanted};
@@ -39,10 +39,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The learning rate of calibration, and of fine-tuning with the steps in which it rises: the defaults of the commands.
-const CALIBRATION_RATE: f64 = 3e-2;
-const RATE: f64 = 1e-3;
-const WARM_UP: usize = 16;
 /// Fine-tuning is validated, and kept, so many times.
 const PAUSES: usize = 8;
 /// Bytes of a weight in the directory `train`: itself and its two moments in f32, and what the graphs hold.
@@ -217,7 +213,7 @@ impl<'a> Run<'a> {
             },
             schedule: Schedule {
                 shape: Shape::Constant,
-                rate: CALIBRATION_RATE,
+                rate: calibrate::RATE,
                 warm_up: 0,
                 steps: self.steps.calibrate,
             },

@@ -2,7 +2,7 @@
 
 use super::training::{Common, progress};
 use super::{Failure, Outcome, numbers, show};
-use crate::train::calibrate::{CalibrateOptions, calibrate};
+use crate::train::calibrate::{CalibrateOptions, RATE, calibrate};
 use crate::train::schedule::{Schedule, Shape};
 use dijiang_format::words::counted;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_fit: bool,
     /// Learning rate
-    #[arg(long, default_value_t = 3e-2, allow_negative_numbers = true, value_parser = numbers::rate)]
+    #[arg(long, default_value_t = RATE, allow_negative_numbers = true, value_parser = numbers::rate)]
     lr: f64,
     #[arg(long, default_value = "constant")]
     schedule: Shape,

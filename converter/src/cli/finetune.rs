@@ -2,7 +2,7 @@
 
 use super::training::{Common, progress};
 use super::{Failure, Outcome, numbers, show};
-use crate::train::finetune::{FinetuneOptions, Scope, finetune};
+use crate::train::finetune::{FinetuneOptions, RATE, Scope, WARM_UP, finetune};
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::teacher::{TeacherOptions, Wanted};
 use crate::train::trainer::{NEW_RATE, WEIGHT_DECAY};
@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with = "steps", allow_negative_numbers = true, value_parser = numbers::count())]
     tokens: Option<usize>,
     /// Learning rate
-    #[arg(long, default_value_t = 1e-3, allow_negative_numbers = true, value_parser = numbers::rate)]
+    #[arg(long, default_value_t = RATE, allow_negative_numbers = true, value_parser = numbers::rate)]
     lr: f64,
     /// Learning rate of what the conversion added, as a multiple
     #[arg(long, default_value_t = NEW_RATE, allow_negative_numbers = true, value_parser = numbers::rate)]
@@ -35,7 +35,7 @@ pub(super) struct Args {
     #[arg(long, default_value = "linear")]
     schedule: Shape,
     /// Steps in which the learning rate rises
-    #[arg(long, default_value_t = 16, allow_negative_numbers = true, value_parser = numbers::steps())]
+    #[arg(long, default_value_t = WARM_UP, allow_negative_numbers = true, value_parser = numbers::steps())]
     warm_up: usize,
     #[arg(long, default_value_t = WEIGHT_DECAY, allow_negative_numbers = true, value_parser = numbers::rate)]
     weight_decay: f64,

@@ -190,7 +190,7 @@ impl Download<'_> {
         // The client's own way of trying again writes behind what is there from the beginning.
         let mut tries = 0;
         loop {
-            match self.repo.download_with_progress(name, Shown { progress, done: 0 }) {
+            match self.repo.download_with_progress(name, Shown { progress }) {
                 Ok(path) => {
                     cache::check_digest(&path)?;
                     return Ok(path);
@@ -217,24 +217,18 @@ fn is_passing(error: &ApiError) -> bool {
 /// Shows a download.
 struct Shown<'a> {
     progress: &'a mut dyn Progress,
-    /// Bytes that were shown, so that a download that is taken up again begins where it was.
-    done: u64,
 }
 
 impl hf_hub::api::Progress for Shown<'_> {
     fn init(&mut self, size: usize, filename: &str) {
-        self.done = 0;
         self.progress.bytes(&format!("downloading {}", shown(filename)), size as u64);
     }
 
     fn update(&mut self, size: usize) {
-        self.done += size as u64;
         self.progress.advance(size as u64);
     }
 
-    fn finish(&mut self) {
-        tracing::info!("{} bytes are there", self.done);
-    }
+    fn finish(&mut self) {}
 }
 
 /// Where a source lies: what is no name of a model on the hub lies where it says.

@@ -27,6 +27,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
+/// The learning rate where nothing is said.
+pub const RATE: f64 = 3e-2;
+
 /// A run.
 #[derive(Debug, Clone)]
 pub struct CalibrateOptions {

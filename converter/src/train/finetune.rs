@@ -35,6 +35,9 @@ use std::time::Instant;
 
 /// Where a run keeps its graphs, checkpoint and metrics, in the bundle.
 pub const DIR: &str = files::RUNS;
+/// The learning rate where nothing is said, and the steps in which it rises.
+pub const RATE: f64 = 1e-3;
+pub const WARM_UP: usize = 16;
 
 /// Which weights are trained.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
