@@ -1,6 +1,7 @@
 //! `dijiang batch FILE`
 
 use super::bar::Bar;
+use super::hub::HubArgs;
 use super::report_args::ReportArgs;
 use super::{Cli, Failure, Outcome, numbers, show};
 use crate::batch::document::{Mistake, Mistakes};
@@ -10,6 +11,7 @@ use crate::batch::expand::select::{Shard, only, shard};
 use crate::batch::plan::{Job, Plan, Quantity, Step};
 use crate::batch::run::{JobOutcome, JobState, Ran, RunOptions, reads, report, run as run_plan};
 use crate::batch::schema::json_schema;
+use crate::hub::HubModel;
 use crate::report::message::one_line;
 use crate::report::outcome::{Case, CaseStatus};
 use clap::CommandFactory as _;
@@ -21,7 +23,7 @@ use std::time::Instant;
 
 /// Run the jobs of a YAML file: conversions, and what follows them.
 ///
-/// A job makes one bundle by steps, which are commands of this program with their options. Jobs that are up to date are
+/// Models of the Hugging Face hub are downloaded before the first job, unless the cache has them. A job makes one bundle by steps, which are commands of this program with their options. Jobs that are up to date are
 /// not run again. Outputs are below the directory of FILE. `--schema` describes FILE.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[derive(Debug, clap::Args)]
@@ -70,6 +72,8 @@ pub(super) struct Args {
     json: bool,
     #[command(flatten)]
     report: ReportArgs,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
@@ -97,7 +101,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 
 /// Adds what came of it to the cases.
 fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
-    let mut plan = plan(file, commands).map_err(|mistakes| {
+    let runs = !args.check && !args.dry_run;
+    let mut on_hub = |model: &HubModel| match runs {
+        true => args.hub.located_model(model).map(Some),
+        false => Ok(HubArgs::in_the_cache(model)),
+    };
+    let mut plan = plan(file, commands, &mut on_hub).map_err(|mistakes| {
         cases.extend(mistakes.iter().map(|mistake| of_mistake(file, mistake)));
         if args.check && args.json {
             let mistakes: Vec<Value> = mistakes.iter().map(mistake_object).collect();
@@ -109,7 +118,7 @@ fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>)
     if let Some(part) = args.shard {
         shard(&mut plan, part);
     }
-    if args.check || args.dry_run {
+    if !runs {
         cases.push(case(file, "check", CaseStatus::Passed, &counts(&plan)));
         return print(args, &plan);
     }

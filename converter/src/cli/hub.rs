@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::bar::Bar;
-use crate::hub::located;
+use crate::hub::{Hub, HubError, HubModel, located};
 use std::path::{Path, PathBuf};
 
 /// What a call says of the hub.
@@ -17,5 +17,15 @@ impl HubArgs {
     /// Where a source lies, which is downloaded where it is a model of the hub that the cache does not hold.
     pub(super) fn located(&self, source: &Path) -> Result<PathBuf, Failure> {
         Ok(located(source, self.offline, &mut Bar::new())?)
+    }
+
+    /// Where a model lies in the cache, which it is downloaded into.
+    pub(super) fn located_model(&self, model: &HubModel) -> Result<PathBuf, HubError> {
+        Hub::of_environment(self.offline).locate(model, &mut Bar::new())
+    }
+
+    /// Where it lies, if it is in the cache.
+    pub(super) fn in_the_cache(model: &HubModel) -> Option<PathBuf> {
+        Hub::of_environment(true).find(model)
     }
 }

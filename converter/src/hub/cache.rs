@@ -6,12 +6,14 @@ use super::error::HubError;
 use super::files;
 use super::name::HubModel;
 use dijiang_format::manifest::SourceFile;
+use dijiang_runtime::temporary::goes_along;
 use hf_hub::{Repo, RepoType};
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// What a part of a download is called that was broken off.
 const PART: &str = "part";
+const BLOBS: &str = "blobs";
 
 /// A directory of models.
 #[derive(Debug)]
@@ -81,22 +83,64 @@ impl Cache {
         written.map_err(|source| HubError::Cache { path: self.folder(model), source })
     }
 
+    fn blob(&self, model: &HubModel, file: &Blob) -> PathBuf {
+        self.folder(model).join(BLOBS).join(&file.etag)
+    }
+
     /// Removes the part of a download that is as long as the whole, which nothing can be added to.
-    pub(super) fn drop_part(&self, model: &HubModel, etag: &str, size: u64) -> Result<(), HubError> {
-        let mut path = self.folder(model).join("blobs").join(etag);
+    pub(super) fn drop_part(&self, model: &HubModel, file: &Blob) -> Result<(), HubError> {
+        let mut path = self.blob(model, file);
         path.set_extension(PART);
         match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.len() >= size => {
+            Ok(metadata) if metadata.len() >= file.bytes => {
                 std::fs::remove_file(&path).map_err(|source| HubError::Cache { path, source })
             }
             _ => Ok(()),
         }
     }
+
+    /// Gives a file its name, where all of it is there: a download may have been broken off before it was checked, and two
+    /// commits may have the same.
+    pub(super) fn link(&self, model: &HubModel, file: &Blob, link: &Path) -> Result<bool, HubError> {
+        let blob = self.blob(model, file);
+        if !std::fs::metadata(&blob).is_ok_and(|found| found.is_file() && found.len() == file.bytes) {
+            return Ok(false);
+        }
+        let fail = |source: io::Error| HubError::Cache { path: link.to_owned(), source };
+        let parent = link.parent().unwrap_or(link);
+        std::fs::create_dir_all(parent).map_err(fail)?;
+        let depth = parent.strip_prefix(self.folder(model)).map_or(0, |inner| inner.components().count());
+        let target: PathBuf = std::iter::repeat_n("..", depth).chain([BLOBS, &file.etag]).collect();
+        std::os::unix::fs::symlink(target, link).map_err(fail)?;
+        Ok(true)
+    }
+}
+
+/// A file as the hub has it: the name of what is in it, and its length.
+#[derive(Debug)]
+pub(super) struct Blob {
+    pub(super) etag: String,
+    pub(super) bytes: u64,
+}
+
+/// The client cannot download what has no bytes.
+pub(super) fn write_empty(path: &Path) -> Result<(), HubError> {
+    let fail = |source: io::Error| HubError::Cache { path: path.to_owned(), source };
+    path.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(fail)?;
+    std::fs::write(path, "").map_err(fail)
 }
 
 /// Refuses a file that is not what its name in `blobs/` says, and removes it. The hub names large files by their
-/// SHA-256; others, by another digest, are only read.
+/// SHA-256; others, by another digest, are only read. A program that ends on the way takes the link along: what has one
+/// was checked.
 pub(super) fn check_digest(link: &Path) -> Result<(), HubError> {
+    goes_along(link, true);
+    let checked = checked(link);
+    goes_along(link, false);
+    checked
+}
+
+fn checked(link: &Path) -> Result<(), HubError> {
     let fail = |source: io::Error| HubError::Cache { path: link.to_owned(), source };
     let blob = std::fs::canonicalize(link).map_err(fail)?;
     let name = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();

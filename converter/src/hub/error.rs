@@ -74,3 +74,14 @@ impl HubError {
         }
     }
 }
+
+/// What a server answered that was no answer.
+pub(super) fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(call) => match **call {
+            ureq::Error::StatusCode(status) => Some(status),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -12,7 +12,7 @@ pub use name::{HubModel, of_snapshot};
 use crate::bundle::room::{self, FreeSpace};
 use crate::report::message::shown;
 use crate::report::progress::{Progress, Say};
-use cache::Cache;
+use cache::{Blob, Cache};
 use dijiang_format::words::counted;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
@@ -23,6 +23,8 @@ use std::time::Duration;
 const RETRIES: u32 = 3;
 /// How long it waits before the first of them.
 const PAUSE: Duration = Duration::from_millis(300);
+/// What a server answers where it is asked for bytes that a file does not have.
+const NO_SUCH_BYTE: u16 = 416;
 
 /// Where models are looked for.
 #[derive(Debug)]
@@ -64,6 +66,11 @@ impl Hub {
         let found = self.download(model, progress);
         progress.done();
         found
+    }
+
+    /// The same where the cache has it, without a question to the network.
+    pub fn find(&self, model: &HubModel) -> Option<PathBuf> {
+        Some(self.cache.find(model, !self.is_offline)?.1)
     }
 
     fn download(&self, model: &HubModel, progress: &mut dyn Progress) -> Result<PathBuf, HubError> {
@@ -161,13 +168,24 @@ impl Download<'_> {
         names.iter().map(|name| self.size(name)).sum()
     }
 
-    /// The bytes of a file. A part of it that is as long is removed: a server has nothing to send after its end.
     fn size(&self, name: &str) -> Result<u64, HubError> {
-        let metadata =
-            self.api.metadata(&self.repo.url(name)).map_err(|error| self.hub.fault(self.model, error))?;
+        Ok(self.described(name)?.map_or(0, |file| file.bytes))
+    }
+
+    /// What the server says of a file, unless it is empty. A part of it that is as long is removed: a server has nothing
+    /// to send after its end.
+    fn described(&self, name: &str) -> Result<Option<Blob>, HubError> {
+        let metadata = match self.api.metadata(&self.repo.url(name)) {
+            Ok(metadata) if metadata.size() == 0 => return Ok(None),
+            Ok(metadata) => metadata,
+            // The client asks for the first byte, which an empty file does not have.
+            Err(error) if error::status(&error) == Some(NO_SUCH_BYTE) => return Ok(None),
+            Err(error) => return Err(self.hub.fault(self.model, error)),
+        };
         self.hub.check_names(self.model, &[metadata.etag(), metadata.commit_hash()])?;
-        self.hub.cache.drop_part(self.model, metadata.etag(), metadata.size() as u64)?;
-        Ok(metadata.size() as u64)
+        let file = Blob { etag: metadata.etag().to_owned(), bytes: metadata.size() as u64 };
+        self.hub.cache.drop_part(self.model, &file)?;
+        Ok(Some(file))
     }
 
     fn check_room(&self, bytes: u64) -> Result<(), HubError> {
@@ -186,15 +204,23 @@ impl Download<'_> {
         if path.exists() {
             return Ok(path);
         }
-        self.size(name)?;
+        let Some(file) = self.described(name)? else {
+            cache::write_empty(&path)?;
+            return Ok(path);
+        };
+        if !self.hub.cache.link(self.model, &file, &path)? {
+            self.fetch(name, progress)?;
+        }
+        cache::check_digest(&path)?;
+        Ok(path)
+    }
+
+    fn fetch(&self, name: &str, progress: &mut dyn Progress) -> Result<(), HubError> {
         // The client's own way of trying again writes behind what is there from the beginning.
         let mut tries = 0;
         loop {
             match self.repo.download_with_progress(name, Shown { progress }) {
-                Ok(path) => {
-                    cache::check_digest(&path)?;
-                    return Ok(path);
-                }
+                Ok(_) => return Ok(()),
                 Err(error) if tries < RETRIES && is_passing(&error) => {
                     tries += 1;
                     std::thread::sleep(PAUSE * tries);
@@ -209,7 +235,7 @@ impl Download<'_> {
 fn is_passing(error: &ApiError) -> bool {
     match error {
         ApiError::IoError(_) => true,
-        ApiError::RequestError(call) => !matches!(**call, ureq::Error::StatusCode(status) if status < 500),
+        ApiError::RequestError(_) => error::status(error).is_none_or(|status| status >= 500),
         _ => false,
     }
 }

@@ -5,10 +5,11 @@ use clap::CommandFactory as _;
 use dijiang::batch::document::Mistakes;
 use dijiang::batch::expand::options::Commands;
 use dijiang::batch::expand::select::{Shard, only, shard};
-use dijiang::batch::expand::{MAX_JOBS, plan};
+use dijiang::batch::expand::{MAX_JOBS, OnHub, plan};
 use dijiang::batch::plan::{Job, Plan};
 use dijiang::batch::schema::{EXAMPLE, json_schema};
 use dijiang::cli::Cli;
+use dijiang::hub::{HubError, HubModel};
 use dijiang_format::dtype::DType;
 use insta::assert_snapshot;
 use serde_json::Value;
@@ -48,8 +49,12 @@ fn commands() -> Commands {
 }
 
 fn read(home: &Home, text: &str) -> Result<Plan, Mistakes> {
+    read_with(home, text, &mut |_| Ok(None))
+}
+
+fn read_with(home: &Home, text: &str, hub: OnHub<'_>) -> Result<Plan, Mistakes> {
     write(home, "jobs.yaml", text);
-    plan(&home.path("jobs.yaml"), &commands())
+    plan(&home.path("jobs.yaml"), &commands(), hub)
 }
 
 fn planned(home: &Home, text: &str) -> Plan {
@@ -268,6 +273,35 @@ fn what_a_conversion_would_refuse_is_told_before_it() {
     let job = |name: &&str| format!("- {{name: {name}, model: models/{name}}}\n");
     let jobs = names.iter().map(job).collect::<Vec<_>>().concat();
     assert_snapshot!(told(&home, &format!("version: 1\njobs:\n{jobs}")));
+}
+
+#[test]
+fn a_model_of_the_hub_is_where_its_cache_has_it() {
+    let home = home();
+    let text = "version: 1\njobs:\n- {model: org/tiny@v1, name: a}\n- {model: org/tiny@v1, name: b}\n- {model: models/llama, name: c}\n";
+    let mut asked = Vec::new();
+    let found = read_with(&home, text, &mut |model| {
+        asked.push(model.to_string());
+        Ok(Some(home.path("models/neox")))
+    });
+    let found = found.unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert_eq!(asked, ["org/tiny@v1"], "each is asked for once");
+    let sources: Vec<_> = found.jobs.iter().map(|job| job.source.clone()).collect();
+    assert_eq!(sources, ["models/neox", "models/neox", "models/llama"].map(|name| home.path(name)));
+
+    let unknown = planned(&home, text);
+    assert_eq!(of(&unknown, "a").source, Path::new("org/tiny@v1"));
+    assert_eq!(of(&unknown, "a").steps[0].arguments[0], "org/tiny@v1");
+
+    let refuse = |text: &str| {
+        let mut offline =
+            |model: &HubModel| Err(HubError::Offline { model: model.clone(), cache: "hub".into() });
+        let told = read_with(&home, text, &mut offline).expect_err("it is not there").to_string();
+        told.replace(&home.path("").display().to_string(), "")
+    };
+    assert_snapshot!(refuse("version: 1\njobs:\n- {model: org/tiny, name: a}\n"));
+    // What lies beside the file is no model of the hub.
+    assert_snapshot!(refuse("version: 1\njobs:\n- {model: models/tiny, name: a}\n"));
 }
 
 #[test]

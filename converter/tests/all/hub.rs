@@ -117,6 +117,60 @@ fn a_model_is_downloaded_once_and_its_bundle_says_where_it_is_from() {
 }
 
 #[test]
+fn a_batch_takes_models_of_the_hub() {
+    let (home, server) = (Home::empty(), HubServer::start(tiny()));
+    let job = "version: 1\njobs:\n- {name: a, model: org/tiny, recipe: gated, steps: [{convert: {no-verify: true}}]}\n";
+    fs::write(home.path("jobs.yaml"), job).expect("it is written");
+    for looks in ["--check", "--dry-run"] {
+        succeeds(&run(&home, &server, &format!("batch jobs.yaml {looks}")));
+        assert_eq!(server.asked(), Vec::<String>::new(), "it downloads nothing");
+    }
+    let offline = run(&home, &server, "batch jobs.yaml --offline");
+    assert_eq!(offline.status.code(), Some(2));
+    insta::assert_snapshot!(said(&offline, &home, &server.endpoint()));
+    succeeds(&run(&home, &server, "batch jobs.yaml"));
+    assert_eq!(manifest(&home.path("bundles/a"))["source"]["hub"], format!("org/tiny@{COMMIT}"));
+    server.asked();
+    let again = run(&home, &server, "batch jobs.yaml --offline");
+    succeeds(&again);
+    assert!(String::from_utf8_lossy(&again.stdout).contains("fresh    a: "), "{again:?}");
+    assert_eq!(server.asked(), Vec::<String>::new());
+}
+
+#[test]
+fn a_download_that_ended_while_it_was_checked_is_checked_again() {
+    let (home, server) = (Home::empty(), HubServer::start(tiny()));
+    succeeds(&run(&home, &server, "inspect org/tiny"));
+    let weights = home.path(SNAPSHOT).join("model.safetensors");
+    let blob = fs::canonicalize(&weights).expect("it is a link");
+    fs::remove_file(&weights).expect("the link is removed");
+    server.asked();
+    succeeds(&run(&home, &server, "inspect org/tiny"));
+    assert_eq!(fs::canonicalize(&weights).expect("it is a link"), blob);
+    let asked = server.asked();
+    assert!(!asked.iter().any(|path| path.contains("/elsewhere/model.safetensors from")), "{asked:?}");
+
+    let mut damaged = fs::read(&blob).expect("it is there");
+    *damaged.last_mut().expect("it has bytes") ^= 1;
+    fs::write(&blob, damaged).expect("it is written");
+    fs::remove_file(&weights).expect("the link is removed");
+    let refused = run(&home, &server, "inspect org/tiny");
+    assert_eq!(refused.status.code(), Some(2));
+    let told = said(&refused, &home, &server.endpoint());
+    assert!(told.contains("its SHA-256 is ") && told.contains("it was removed"), "{told}");
+    succeeds(&run(&home, &server, "inspect org/tiny"));
+}
+
+#[test]
+fn a_file_without_bytes_comes_along() {
+    let mut served = tiny();
+    served.files.insert("LICENSE".to_owned(), Vec::new());
+    let (home, server) = (Home::empty(), HubServer::start(served));
+    succeeds(&run(&home, &server, CONVERT));
+    assert_eq!(fs::read(home.path("bundle/LICENSE")).expect("it comes along"), b"");
+}
+
+#[test]
 fn a_revision_is_a_branch_a_tag_or_a_commit() {
     let (home, server) = (Home::empty(), HubServer::start(tiny()));
     for revision in ["v1", COMMIT] {

@@ -160,7 +160,7 @@ impl std::error::Error for Mistakes {}
 
 /// What a part of the program says of a file that a key names, which may have a hint of its own.
 fn hinted(reason: &str) -> String {
-    match reason.contains("(hint: ") {
+    match reason.contains("hint: ") {
         true => reason.to_owned(),
         false => format!("{reason} (hint: correct it, then `dijiang batch FILE --check`)"),
     }

@@ -1,5 +1,6 @@
 //! Drafts to jobs: the source, the recipe, steps and limits of each.
 
+use super::OnHub;
 use super::draft::{Draft, model_path};
 use super::options::Commands;
 use super::paths;
@@ -7,6 +8,7 @@ use super::steps::{Call, StepReader, Template};
 use crate::batch::document::{Mistake, Mistakes, Node, Wrong};
 use crate::batch::plan::{Job, Quantity, Step, StepCommand, Threshold};
 use crate::convert::{look, quantization};
+use crate::hub::HubModel;
 use crate::recipes;
 use crate::report::message::shown;
 use crate::report::outcome::Place;
@@ -40,13 +42,21 @@ struct Reader<'a> {
     /// The same as a set.
     made: HashSet<PathBuf>,
     exists: HashMap<PathBuf, Option<String>>,
+    hub: OnHub<'a>,
+    /// Where models of the hub lie, or what is wrong with them.
+    located: HashMap<String, Result<Option<PathBuf>, String>>,
     /// What is wrong with models and recipes.
     models: HashMap<PathBuf, Option<String>>,
     recipes: HashMap<String, Option<String>>,
 }
 
 /// The jobs of drafts, without the mistakes of those that are none.
-pub(super) fn jobs(drafts: &[Draft], commands: &Commands, mistakes: &mut Mistakes) -> Vec<Made> {
+pub(super) fn jobs(
+    drafts: &[Draft],
+    commands: &Commands,
+    hub: OnHub<'_>,
+    mistakes: &mut Mistakes,
+) -> Vec<Made> {
     let named = drafts.iter().filter(|draft| !draft.name.is_empty());
     let outputs: HashMap<&str, PathBuf> = named.map(|draft| (draft.name.as_str(), output(draft).0)).collect();
     let mut reader = Reader {
@@ -54,6 +64,8 @@ pub(super) fn jobs(drafts: &[Draft], commands: &Commands, mistakes: &mut Mistake
         made: outputs.values().cloned().collect(),
         outputs,
         exists: HashMap::new(),
+        hub,
+        located: HashMap::new(),
         models: HashMap::new(),
         recipes: HashMap::new(),
     };
@@ -154,11 +166,26 @@ impl Reader<'_> {
         let Some(model) = &draft.model else { return (PathBuf::new(), draft.place.clone()) };
         let (node, text) = model_path(model);
         let (path, place) = (paths::resolved(node.file(), text), node.place());
-        if !self.is_made(&path) {
-            let looked = self.exists(&path, &place).and_then(|()| self.is_model(&path, &place));
-            mistakes.note(looked);
+        if self.is_made(&path) {
+            return (path, place);
         }
+        let path = match hub_model(node.file(), text) {
+            None => path,
+            Some(model) => match mistakes.note(self.located(&model, &place)) {
+                Some(Some(located)) => located,
+                // As it is named: the command that converts it takes that too.
+                _ => return (PathBuf::from(text), place),
+            },
+        };
+        let looked = self.exists(&path, &place).and_then(|()| self.is_model(&path, &place));
+        mistakes.note(looked);
         (path, place)
+    }
+
+    fn located(&mut self, model: &HubModel, place: &Place) -> Result<Option<PathBuf>, Mistake> {
+        let known = self.located.entry(model.to_string());
+        let found = known.or_insert_with(|| (self.hub)(model).map_err(|error| error.to_string()));
+        found.clone().map_err(|reason| Wrong::Told { reason }.at(place.clone()))
     }
 
     /// Whether a path is there only after a job has run.
@@ -216,6 +243,12 @@ impl Reader<'_> {
         }
         path
     }
+}
+
+/// The model of the hub that a file names, where nothing lies beside that file of which it may be the path.
+fn hub_model(file: &Path, text: &str) -> Option<HubModel> {
+    let owner = Path::new(text).iter().next()?.to_str()?;
+    HubModel::named_by(Path::new(text)).filter(|_| !paths::resolved(file, owner).exists())
 }
 
 fn is_file(recipe: &str) -> bool {

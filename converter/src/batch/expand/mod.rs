@@ -13,16 +13,20 @@ mod steps;
 
 use crate::batch::document::{Mistakes, Wrong};
 use crate::batch::plan::Plan;
+use crate::hub::{HubError, HubModel};
 use crate::report::outcome::Place;
 use draft::{Draft, Drafts};
 use options::Commands;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Jobs of a plan.
 pub const MAX_JOBS: usize = 20_000;
 
+/// Where the files of a model of the hub lie, or `None` where that shows only when the jobs run.
+pub type OnHub<'a> = &'a mut dyn FnMut(&HubModel) -> Result<Option<PathBuf>, HubError>;
+
 /// The plan of a file, or all that is wrong with it, as far as that shows without weights. Nothing is written.
-pub fn plan(file: &Path, commands: &Commands) -> Result<Plan, Mistakes> {
+pub fn plan(file: &Path, commands: &Commands, hub: OnHub<'_>) -> Result<Plan, Mistakes> {
     let mut mistakes = Mistakes::default();
     let loaded = load::load(file, &mut mistakes);
     let Drafts { jobs: drafts, is_complete } = draft::drafts(&loaded, &mut mistakes);
@@ -32,7 +36,7 @@ pub fn plan(file: &Path, commands: &Commands) -> Result<Plan, Mistakes> {
         mistakes.add(Wrong::other("no jobs", "`jobs` or a `matrix`", hint).at(start));
     }
     let root = paths::directory(file);
-    let jobs = job::jobs(&drafts, commands, &mut mistakes);
+    let jobs = job::jobs(&drafts, commands, hub, &mut mistakes);
     // What is found from here on would not be told any more.
     if !mistakes.is_full() {
         outputs::check(&root, &jobs, &mut mistakes);

@@ -61,12 +61,13 @@ const FILES: [(&str, Files); 8] = [
 ];
 
 /// Options that are no step's: the command, the option, and what is written in its place.
-const NOT_FOR_STEPS: [(StepCommand, &str, &str); 11] = [
+const NOT_FOR_STEPS: [(StepCommand, &str, &str); 12] = [
     (StepCommand::Convert, "output", "`out` of the job"),
     (StepCommand::Convert, "recipe", "`recipe` of the job"),
     (StepCommand::Convert, "target", "`target` of the job"),
     (StepCommand::Convert, "dtype", "`dtype` of the job"),
     (StepCommand::Convert, "force", "nothing: a batch replaces the bundles that it made"),
+    (StepCommand::Convert, "offline", "`--offline` of `dijiang batch`, which finds the models"),
     (StepCommand::Convert, "stop-after", "nothing: it makes no bundle; type the command by itself"),
     (StepCommand::Finetune, "resume", "nothing: a batch that was stopped goes on by itself"),
     (StepCommand::Quantize, "output", "nothing: the job's bundle is quantized in its place"),
@@ -95,7 +96,8 @@ impl Commands {
     /// The options that a step may have.
     pub fn options(&self, command: StepCommand) -> impl Iterator<Item = StepOption> {
         let arguments = self.command(command).get_arguments();
-        let options = arguments.filter_map(|argument| Some((argument.get_long()?, argument)));
+        let told = arguments.filter(|argument| !argument.is_hide_set());
+        let options = told.filter_map(|argument| Some((argument.get_long()?, argument)));
         let options = options.filter(move |(name, _)| instead(command, name).is_none());
         options.map(|(name, argument)| StepOption {
             name: name.to_owned(),
