@@ -1,6 +1,7 @@
 //! How fast bundles are: prefill and decode over context and batch, memory, and the share of the device's
 //! bandwidth that decoding reaches.
 
+pub mod alone;
 mod copy;
 pub mod picture;
 pub mod table1;
@@ -35,15 +36,29 @@ pub struct BenchOptions {
     /// A directory for ONNX Runtime's profiles of the graphs.
     pub profile: Option<PathBuf>,
     pub phases: Vec<Phase>,
+    /// This program, in whose processes the memory of figures on the CPU is measured ([`alone`]). Without it that is
+    /// measured here, where a model takes again what the one before it left.
+    pub program: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     Prefill,
     Decode,
     /// The largest batch that decodes at a context.
     Largest,
+}
+
+impl Phase {
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Largest => "largest",
+        }
+    }
 }
 
 /// One figure.
@@ -113,13 +128,18 @@ pub fn bench(
         Bench { name, bundle: bundle.clone(), weight_bytes, options, copy_bandwidth }
     });
     let prepared: Vec<Bench<'_>> = prepared.collect();
+    if options.device != Device::Cpu {
+        progress.stage("loading the libraries of the device");
+        prepared.iter().for_each(Bench::warm_up);
+    }
     let mut rows = Vec::new();
     for phase in &options.phases {
         for context in &options.contexts {
             for batch in batches(*phase, options) {
                 for bench in &prepared {
                     progress.stage(&format!("{}: {phase:?}, {batch} × {context}", bench.name));
-                    rows.push(bench.row(*phase, batch, *context));
+                    let row = bench.row(*phase, batch, *context);
+                    rows.push(bench.with_memory_of_its_own(row));
                 }
             }
         }
@@ -151,7 +171,17 @@ const MOST: usize = 1 << 16;
 
 impl Bench<'_> {
     fn row(&self, phase: Phase, batch: usize, context: usize) -> Row {
-        let empty = Row {
+        let empty = self.empty(phase, batch, context);
+        let measured = match phase {
+            Phase::Prefill => self.prefill(empty.clone()),
+            Phase::Decode => self.decode(empty.clone()),
+            Phase::Largest => self.largest(empty.clone()),
+        };
+        measured.unwrap_or_else(|e| Row { failed: Some(e.to_string()), ..empty })
+    }
+
+    fn empty(&self, phase: Phase, batch: usize, context: usize) -> Row {
+        Row {
             bundle: self.name.clone(),
             phase,
             batch,
@@ -163,13 +193,16 @@ impl Bench<'_> {
             state_bytes: None,
             bandwidth: None,
             failed: None,
-        };
-        let measured = match phase {
-            Phase::Prefill => self.prefill(empty.clone()),
-            Phase::Decode => self.decode(empty.clone()),
-            Phase::Largest => self.largest(empty.clone()),
-        };
-        measured.unwrap_or_else(|e| Row { failed: Some(e.to_string()), ..empty })
+        }
+    }
+
+    /// Has the libraries of a device take what they keep, which is no figure's.
+    fn warm_up(&self) {
+        let first = |numbers: &[usize]| numbers.iter().copied().min().unwrap_or(1);
+        let row = self.empty(Phase::Decode, 1, first(&self.options.contexts));
+        if let Err(e) = self.decode(row) {
+            tracing::debug!("{}: {e}", self.name);
+        }
     }
 
     /// A model anew for each figure, as what one leaves in a runtime's memory pool would count for the next.
@@ -184,6 +217,15 @@ impl Bench<'_> {
 
     fn memory(&self) -> Option<u64> {
         memory_in_use(self.options.device)
+    }
+
+    fn with_memory_of_its_own(&self, row: Row) -> Row {
+        match &self.options.program {
+            Some(program) if self.options.device == Device::Cpu && row.memory_bytes.is_some() => {
+                Row { memory_bytes: alone::in_a_process(program, &self.bundle, &row, self.options), ..row }
+            }
+            _ => row,
+        }
     }
 
     fn prefill(&self, row: Row) -> Result<Row, OpenError> {

@@ -3,7 +3,7 @@
 use super::bar::Bar;
 use super::{Failure, Outcome, numbers, show};
 use crate::bench::table1::paper;
-use crate::bench::{BenchOptions, Measured, Phase, Row, bench, counterpart, picture};
+use crate::bench::{BenchOptions, Measured, Phase, Row, alone, bench, counterpart, picture};
 use crate::bundle::room;
 use dijiang_runtime::{Device, write_file};
 use serde_json::{Value, json};
@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// Prefill feeds a prompt of each context and takes the time to the first new token. Decode declares that so many
 /// tokens came before and takes the time of a step: the cache has the room and is read as far, whatever numbers are in
 /// it; a linear model's state is as large at any context. A bundle is decoded as `generate` decodes it at temperature 0.
-/// Figures are medians of runs. A model is loaded anew for each figure.
+/// Figures are medians of runs. A model is loaded anew for each figure. On the CPU the memory of each is what one run takes
+/// in a process of its own.
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[command(after_help = "Examples:
@@ -71,6 +72,9 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Print the bytes of memory that one figure takes
+    #[arg(long = alone::OPTION, hide = true)]
+    alone: Option<Phase>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -101,7 +105,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         cuda_graph: !args.no_cuda_graph && args.profile.is_none(),
         profile: args.profile.clone(),
         phases: phases.iter().filter(|(_, wanted)| *wanted).map(|(phase, _)| *phase).collect(),
+        program: std::env::current_exe().ok(),
     };
+    if let (Some(phase), [bundle]) = (args.alone, &args.bundles[..]) {
+        show::line(&alone::measure(bundle, phase, &options)?.unwrap_or_default().to_string());
+        return Ok(Outcome::Fine);
+    }
     let mut bundles = args.bundles.clone();
     bundles.extend(args.against.clone().filter(|against| !args.bundles.contains(against)));
     let measured = bench(&bundles, &options, &mut Bar::new())?;
@@ -181,13 +190,8 @@ fn table(measured: &Measured, against: Option<&Path>) {
         "bundle"
     ));
     for row in rows {
-        let head = format!(
-            "{:width$}  {:<7}  {:>5}  {:>7}",
-            row.bundle,
-            format!("{:?}", row.phase).to_lowercase(),
-            row.batch,
-            row.context
-        );
+        let head =
+            format!("{:width$}  {:<7}  {:>5}  {:>7}", row.bundle, row.phase.name(), row.batch, row.context);
         if let Some(reason) = &row.failed {
             show::line(&format!("{head}  {}", reason.replace('\n', " ")));
             continue;
