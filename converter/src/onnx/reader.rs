@@ -317,6 +317,9 @@ impl<'m> Reader<'m> {
     }
 
     fn operator(&mut self, proto: &NodeProto, name: &str) -> Result<(), String> {
+        if self.renamed(proto)? {
+            return Ok(());
+        }
         let mut inputs = Vec::new();
         for input in &proto.input {
             inputs.push(self.value(input)?);
@@ -453,6 +456,22 @@ impl<'m> Reader<'m> {
         };
         self.tensor(output, tensor, false);
         Ok(())
+    }
+
+    /// A constant by another name, as exporters write one that several nodes share. A weight stays one.
+    fn renamed(&mut self, proto: &NodeProto) -> Result<bool, String> {
+        let is_identity = proto.op_type == "Identity" && domain(&proto.domain).is_empty();
+        let ([input], [output], true) = (proto.input.as_slice(), proto.output.as_slice(), is_identity) else {
+            return Ok(false);
+        };
+        let Some(id) = self.value(input)?.filter(|_| !output.is_empty()) else { return Ok(false) };
+        let value = self.patch.value(id);
+        let Some(tensor) = value.as_const().filter(|_| !value.is_weight).cloned() else { return Ok(false) };
+        if self.check_new(output).is_err() {
+            return Err(format!("its output `{}` is defined twice", shown(output)));
+        }
+        self.tensor(output, tensor, false);
+        Ok(true)
     }
 
     /// Takes the branch of an `If` that is known to be taken in its place.

@@ -279,6 +279,26 @@ fn a_mask_of_booleans_takes_whole_numbers() {
     assert!(read.notes.iter().any(|note| note.contains("in place of bool")), "{:?}", read.notes);
 }
 
+/// As older exporters write a constant that several nodes share.
+#[test]
+fn a_constant_that_is_passed_on_is_one() {
+    let text = r#"graph "shared" {
+  input %x: f32[batch, 8]
+  weight %w: f32[8, 16] = random(1)
+  const %sizes: i64[3] = [0, 4, 4]
+  %again = Identity(%sizes) "again": i64[3]
+  %kept = Identity(%w) "kept": f32[8, 16]
+  %wide = MatMul(%x, %kept) "wide": f32[batch, 16]
+  %y = Reshape(%wide, %again) "y": f32[batch, 4, 4]
+  output "y" %y
+}"#;
+    let bytes = export(&graph(text), &ExportOptions { opset: 18, weights: None }).expect("it is written");
+    let read = import_bytes(bytes.into(), Path::new("m.onnx")).expect("a graph").graph;
+    assert_eq!(read.nodes().filter(|(_, node)| node.op.is("Identity")).count(), 1, "a weight stays one");
+    let (_, y) = read.outputs().first().expect("an output");
+    assert_eq!(read.value(*y).ty.to_string(), "f32[batch, 4, 4]");
+}
+
 /// ONNX Runtime refuses a model in which two nodes have one name.
 #[test]
 fn nodes_of_one_name_are_written_with_names_of_their_own() {

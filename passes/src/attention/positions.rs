@@ -206,6 +206,9 @@ struct Search<'g> {
     found: Vec<NodeId>,
     /// A value that is the positions, but without an axis for the batch.
     flat: Option<ValueId>,
+    /// Of those found, the rows of a table without an axis for the batch, or a part of a table, which a row of them for each of
+    /// the batch can stand for.
+    spread: BTreeSet<NodeId>,
     notes: Vec<String>,
 }
 
@@ -213,15 +216,24 @@ impl<'g> Search<'g> {
     fn new(graph: &'g Graph, cached: bool) -> Self {
         let trials = TRIALS.iter().filter(|t| cached || t.past == 0).collect();
         let contents = read_contents(graph);
-        Self { graph, contents, trials, roles: BTreeMap::new(), found: vec![], flat: None, notes: vec![] }
+        let (roles, spread) = (BTreeMap::new(), BTreeSet::new());
+        Self { graph, contents, trials, roles, found: vec![], flat: None, spread, notes: vec![] }
     }
 
     fn run(&mut self) {
         for id in self.graph.order() {
             let node = self.graph.node(id);
+            if self.is_part_of_a_table(node) {
+                self.spread.insert(id);
+                self.found.push(id);
+                continue;
+            }
             let Some(index) = self.index_of(node) else { continue };
             self.flat = None;
             if self.role(index) != Role::Unrelated {
+                self.found.push(id);
+            } else if self.flat == Some(index) && self.spreads(node.outputs[0]) {
+                self.spread.insert(id);
                 self.found.push(id);
             } else if let Some(flat) = self.flat {
                 let name = &self.graph.value(flat).name;
@@ -231,6 +243,40 @@ impl<'g> Search<'g> {
                 ));
             }
         }
+    }
+
+    /// Whether a node cuts the rows `past..past + time` out of a table: `[positions, width]`, with an axis of one before it or not.
+    fn is_part_of_a_table(&self, node: &Node) -> bool {
+        let table = node.input(0).filter(|_| node.op.is("Slice")).and_then(|v| self.graph.as_const(v));
+        let Some(table) = table.filter(|table| table.dtype().is_float()) else { return false };
+        let Some(width) = width_of(table.dims()).filter(|_| self.spreads(node.outputs[0])) else {
+            return false;
+        };
+        let Ok(Array::F(rows)) = Array::from_tensor(table) else { return false };
+        let rows: Vec<f64> = rows.iter().copied().collect();
+        self.trials.iter().all(|trial| {
+            let found = evaluate(self.graph, &node.outputs[..1], trial).ok().and_then(|mut all| all.pop());
+            let wanted = rows.get(trial.past * width..trial.total() * width);
+            found.zip(wanted).is_some_and(|(found, wanted)| found.to_f64() == wanted)
+        })
+    }
+
+    /// Whether all that reads a value of no batch, or of one row for all, would take one row for each of the batch as well: it
+    /// computes number by number with what has a batch.
+    fn spreads(&self, value: ValueId) -> bool {
+        let rank = |v: ValueId| self.graph.value(v).ty.rank();
+        self.graph.value(value).uses.iter().all(|user| {
+            let Use::Node { node, .. } = user else { return false };
+            let node = self.graph.node(*node);
+            let mut others = node.inputs.iter().flatten().filter(|other| **other != value).peekable();
+            let is_alone = others.peek().is_none();
+            let has_batch =
+                others.clone().any(|other| rank(*other) == Some(3) && self.contents.contains(*other));
+            let is_constant =
+                others.all(|other| self.graph.as_const(*other).is_some_and(|t| t.dims().len() < 2));
+            is_elementwise(&node.op)
+                && (has_batch || (is_constant || is_alone) && self.spreads(node.outputs[0]))
+        })
     }
 
     /// What a node that may consume positions takes them, or angles computed from them, from.
@@ -349,13 +395,21 @@ impl<'g> Search<'g> {
     }
 }
 
+/// The width of a table of positions.
+fn width_of(dims: &[u64]) -> Option<usize> {
+    match dims {
+        [_, width] | [1, _, width] => usize::try_from(*width).ok(),
+        _ => None,
+    }
+}
+
 /// Whether `before`, spread over the shape of `after`, is `after`.
 fn spread_equals(before: &Array, after: &Array) -> bool {
     let floats = |a: &Array| ndarray::ArrayD::from_shape_vec(a.shape(), a.to_f64()).ok();
     let (Some(before), Some(after)) = (floats(before), floats(after)) else { return false };
-    before.broadcast(after.shape()).is_some_and(|spread| {
-        before.ndim() == after.ndim() && spread.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-9)
-    })
+    before
+        .broadcast(after.shape())
+        .is_some_and(|spread| spread.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-9))
 }
 
 pub(super) fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Array>, String> {
@@ -404,6 +458,17 @@ impl<'p, 'g, 's> PositionWriter<'p, 'g, 's> {
         self.p.cast(placed, dtype)
     }
 
+    /// The rows of the table of a node, for each of the batch its own.
+    fn rows(&mut self, node: &Node) -> ValueId {
+        self.p.set_scope(&node.name);
+        let table = node.inputs[0].unwrap_or(self.positions);
+        let table = match self.p.rank(table) {
+            3 => self.p.squeeze(table, &[0]),
+            _ => table,
+        };
+        self.p.gather(table, self.positions, 0)
+    }
+
     /// The node that makes `value` once more, on the new input.
     fn rewritten(&mut self, value: ValueId) -> ValueId {
         if let Some(new) = self.written.get(&value) {
@@ -412,6 +477,11 @@ impl<'p, 'g, 's> PositionWriter<'p, 'g, 's> {
         let graph = self.search.graph;
         let Some((id, _)) = graph.producer(value) else { return value };
         let node = graph.node(id);
+        if self.search.spread.contains(&id) {
+            let new = self.rows(node);
+            self.written.insert(value, new);
+            return new;
+        }
         let inputs: Vec<Option<ValueId>> = node.inputs.iter().map(|v| v.map(|v| self.input(v))).collect();
         self.p.set_scope(&node.name);
         let outputs = self.p.node_outputs(node.op.clone(), &inputs, node.outputs.len());
@@ -591,13 +661,43 @@ mod tests {
         assert!(move_to_input(&mut words, false).added.is_empty());
     }
 
+    /// As a GPT of one's own has it: `wpe(torch.arange(past, total))`, and a scale.
+    const FLAT: &str = "  %range = Range(%past, %total, %one)
+  %rows = Gather(%table, %range) {axis: 0} \"rows\"
+  %places = Mul(%rows, %frequency)";
+
+    fn flat() -> String {
+        format!("  const %frequency: f32[] = [0.5]\n{FLAT}")
+    }
+
+    #[test]
+    fn rows_of_a_table_without_an_axis_for_the_batch_get_one() {
+        let after = changed(&flat());
+        assert!(!uses(&after, "past_key"));
+    }
+
+    #[test]
+    fn a_part_of_a_table_becomes_its_rows() {
+        let cut = "  %end = Unsqueeze(%total) {axes: [0]}
+  const %first: i64[1] = [0]
+  %places = Slice(%table, %cached, %end, %first)";
+        changed(cut);
+        let one_row = cut.replace("%table, ", "%tables, ").replace("%first)", "%axis)");
+        changed(&format!("  weight %tables: f32[1, 20, 4] = random(2)\n{one_row}"));
+        // The rows of the first tokens, whatever came before.
+        let again = cut.replace("%cached, %end", "%first, %given");
+        assert_eq!(kept(&again), Vec::<String>::new());
+    }
+
     #[test]
     fn positions_without_a_place_for_the_batch_are_noted() {
-        let flat = "  %range = Range(%past, %total, %one)
-  %places = Gather(%table, %range) {axis: 0} \"places\"";
+        let folded = format!(
+            "{}\n  const %order: i64[2] = [-1, 4]\n  %places = Reshape(%scaled, %order)",
+            flat().replace("%places", "%scaled")
+        );
         let want =
-            "the graph goes on counting the positions at \"places\": \"range\" has no axis for the batch";
-        assert_eq!(kept(flat), [want]);
+            "the graph goes on counting the positions at \"rows\": \"range\" has no axis for the batch";
+        assert_eq!(kept(&folded), [want]);
     }
 
     #[test]

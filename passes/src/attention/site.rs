@@ -149,16 +149,28 @@ pub fn check_tokens(graph: &Graph, q: ValueId, new: ValueId) -> Result<(), Miss>
     match (tokens(q), tokens(new)) {
         (Some(a), Some(b)) if a == b && a != Dim::Unknown => Ok(()),
         (a, b) => {
-            let text = |d: Option<Dim>| match d {
-                None | Some(Dim::Unknown) => "an unknown number of".to_owned(),
-                Some(dim) => dim.to_string(),
-            };
             let unfollowed = unfollowed(graph, new).or_else(|| unfollowed(graph, q));
-            let reason = unfollowed.unwrap_or_else(|| {
-                format!("{} queries attend over {} keys that are no known cache", text(a), text(b))
-            });
+            let reason = unfollowed.unwrap_or_else(|| other_keys(a.as_ref(), b.as_ref()));
             Err(Miss::check(&graph.value(new).name, reason))
         }
+    }
+}
+
+/// What is said of keys that are not those of the queries' tokens.
+fn other_keys(queries: Option<&Dim>, keys: Option<&Dim>) -> String {
+    let text = |d: Option<&Dim>| match d {
+        None | Some(Dim::Unknown) => "an unknown number of".to_owned(),
+        Some(dim) => dim.to_string(),
+    };
+    match (queries, keys) {
+        (Some(Dim::Sym(_)), Some(Dim::Known(keys))) => format!(
+            "every call attends over {keys} keys, however many tokens it has: they are of another sequence, or the export fixed the length of its example"
+        ),
+        (queries, keys) => format!(
+            "{} queries attend over {} keys, which are neither those of the same tokens nor a cache that grows by them",
+            text(queries),
+            text(keys)
+        ),
     }
 }
 

@@ -1354,6 +1354,6 @@ fn a_kept_layer_without_a_cache_is_told() {
     let kept = told(parse(&missed).expect("it parses"), None).expect("the first stays");
     assert_eq!(
         kept,
-        "attention \"p0\" stays softmax (the probabilities have 2 users), and a kept layer has no cache here: it does not see the tokens of earlier calls"
+        "attention \"p0\" stays softmax (its attention weights are the output \"weights\" too, and a linear attention has none), and a kept layer has no cache here: it does not see the tokens of earlier calls"
     );
 }

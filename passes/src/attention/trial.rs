@@ -1,5 +1,6 @@
 //! Small runs of a graph: two rows of tokens, with a past and with padding where a trial says so.
 
+use crate::ir::cache_input::is_cache;
 use crate::ir::eval::Array;
 use crate::ir::graph::{Graph, ValueId};
 use crate::ir::shape::Dim;
@@ -63,7 +64,7 @@ impl Sizes {
             let value = graph.value(*input);
             let meaning: &[Option<Size>] = match (value.name.as_str(), value.ty.rank()) {
                 (MASK, Some(2)) => &[Some(Size::Batch), Some(Size::Total)],
-                (name, Some(4)) if name.contains("past") => {
+                (name, Some(4)) if name.contains("past") || is_cache(graph, *input) => {
                     &[Some(Size::Batch), None, Some(Size::Past), None]
                 }
                 (_, Some(2)) => &[Some(Size::Batch), Some(Size::Time)],

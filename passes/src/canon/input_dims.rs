@@ -2,14 +2,15 @@
 //! Becomes: the number that a `Concat` along another axis or the weight of a `Conv` demands; the batch of `input_ids`, in a mask,
 //! in a cache and in `token_type_ids`, which are as many; the past of the first cache, in the others; past + sequence, under the mask
 //! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
-//! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one
+//! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one; of a mask, when a cache of
+//! another layout grows, whose past is not known
 
 use super::GraphRule;
+use crate::ir::cache_input::{first_readers, grows_along, is_cache};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
 use dijiang_format::names::{IDS, MASK, SEGMENTS};
-use dijiang_format::ring::RingState;
 
 pub(super) struct InputDims;
 
@@ -49,7 +50,7 @@ fn channels(graph: &Graph, input: ValueId, mut shape: Shape) -> Shape {
         let each = graph.value(weight).ty.shape.as_ref()?.get(1)?.known()?;
         each.checked_mul(u64::try_from(node.op.int("group")?).ok()?)
     };
-    let found = readers(graph, input).into_iter().find_map(demanded);
+    let found = first_readers(graph, input).into_iter().find_map(demanded);
     if let (Some(dim), Some(count)) = (shape.get_mut(1).filter(|dim| dim.known().is_none()), found) {
         *dim = Dim::Known(count);
     }
@@ -81,6 +82,8 @@ struct Lengths {
     sequence: Dim,
     /// None where there is no cache.
     past: Option<Dim>,
+    /// What the mask covers, where that is known.
+    total: Option<Dim>,
 }
 
 impl Lengths {
@@ -92,13 +95,17 @@ impl Lengths {
         let [batch, sequence] = ids.ty.shape.as_deref()? else { return None };
         let cache = graph.inputs().iter().find(|v| is_cache(graph, **v));
         let past = cache.and_then(|v| graph.value(*v).ty.shape.as_ref()?.get(2).cloned());
-        Some(Self { batch: batch.clone(), sequence: sequence.clone(), past })
+        let grows = graph.inputs().iter().any(|v| grows_along(graph, *v).is_some());
+        let total = match &past {
+            Some(past) => Some(past.plus(sequence)),
+            None => (!grows).then(|| sequence.clone()),
+        };
+        Some(Self { batch: batch.clone(), sequence: sequence.clone(), past, total })
     }
 
     fn told(&self, graph: &Graph, input: ValueId, shape: &Shape) -> Shape {
-        let total = self.past.as_ref().map_or_else(|| self.sequence.clone(), |p| p.plus(&self.sequence));
         let meant = match shape.len() {
-            2 if graph.value(input).name == MASK => vec![Some(&self.batch), Some(&total)],
+            2 if graph.value(input).name == MASK => vec![Some(&self.batch), self.total.as_ref()],
             2 if graph.value(input).name == SEGMENTS => vec![Some(&self.batch), Some(&self.sequence)],
             4 if is_cache(graph, input) => vec![Some(&self.batch), None, self.past.as_ref(), None],
             _ => return shape.clone(),
@@ -113,31 +120,6 @@ fn named(dim: &Dim, meant: Option<&Dim>) -> Dim {
         (Dim::Sym(_) | Dim::Unknown, Some(meant @ Dim::Sym(_))) => meant.clone(),
         _ => dim.clone(),
     }
-}
-
-/// Whether an input is a cache that grows by the new tokens. A ring is joined with them too, and does not grow.
-fn is_cache(graph: &Graph, input: ValueId) -> bool {
-    let value = graph.value(input);
-    let grows = |node: &Node| node.op.is("Concat") && matches!(node.op.int("axis"), Some(2 | -2));
-    let is_ring = RingState::of(&value.name).is_some();
-    value.name.contains("past")
-        && !is_ring
-        && value.ty.rank() == Some(4)
-        && readers(graph, input).into_iter().any(grows)
-}
-
-/// The nodes that read an input first of all, itself, cast or rounded: what comes in f32 may be computed with in half precision
-/// or in whole numbers.
-fn readers(graph: &Graph, input: ValueId) -> Vec<&Node> {
-    let first = |value: ValueId| {
-        graph.value(value).uses.iter().filter_map(|user| match user {
-            Use::Node { node, slot: 0 } => Some(graph.node(*node)),
-            _ => None,
-        })
-    };
-    let changes = |node: &&Node| ["Cast", "DynamicQuantizeLinear"].iter().any(|op| node.op.is(op));
-    let changed = first(input).filter(changes).flat_map(|node| first(node.outputs[0]));
-    first(input).chain(changed).collect()
 }
 
 #[cfg(test)]
@@ -232,6 +214,35 @@ mod tests {
   output "present.0.ring_key.8.0" %last
 }"#;
         assert!(after(text).contains("%attention_mask: i64[batch, time]"));
+    }
+
+    #[test]
+    fn a_mask_covers_a_cache_of_any_name() {
+        let text = r#"graph "g" {
+  input %input_ids: i64[batch, time]
+  input %attention_mask: i64[b, total]
+  input %k_0: f32[c, 2, cached, 4]
+  input %v_0: f32[d, 2, kept, 4]
+  input %new: f32[batch, 2, time, 4]
+  %k = Concat(%k_0, %new) {axis: 2}
+  %v = Concat(%v_0, %new) {axis: 2}
+  %e = Exp(%attention_mask)
+  %i = Exp(%input_ids)
+  output "e" %e
+  output "i" %i
+  output "k" %k
+  output "v" %v
+}"#;
+        let found = after(text);
+        assert!(found.contains("%attention_mask: i64[batch, cached + time]"), "{found}");
+        assert!(found.contains("%v_0: f32[batch, 2, cached, 4]"), "{found}");
+        // Tokens first: how many are cached is not known here, and the mask keeps its own length.
+        let first = text
+            .replace("2, cached", "cached, 2")
+            .replace("2, kept", "kept, 2")
+            .replace("2, time", "time, 2");
+        let found = after(&first.replace("axis: 2", "axis: 1"));
+        assert!(found.contains("%attention_mask: i64[batch, total]"), "{found}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The intermediate representation: ids, values, operators, types, patches, text, and the oracle.
 
+pub mod cache_input;
 pub mod emit;
 pub mod eval;
 pub mod graph;

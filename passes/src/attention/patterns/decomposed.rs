@@ -7,7 +7,7 @@
 use super::{AttentionPattern, KnownScores};
 use crate::attention::mask::Scores;
 use crate::attention::site::{self, AttentionSite, Cache, Stream};
-use crate::ir::graph::{Graph, Node, ValueId};
+use crate::ir::graph::{Graph, Node, Use, Value, ValueId};
 use crate::ir::shape::show;
 use crate::ir::walk::{depth_first, inputs_of, nearest_first};
 use crate::pattern::{Match, Miss, Pat};
@@ -72,6 +72,23 @@ impl AttentionPattern for Decomposed {
     }
 }
 
+/// What is said of attention weights that more than the product with the values reads.
+fn other_readers(graph: &Graph, weights: &Value) -> String {
+    let output = weights.uses.iter().find_map(|user| match user {
+        Use::GraphOutput(slot) => graph.outputs().get(*slot as usize),
+        Use::Node { .. } => None,
+    });
+    match output {
+        Some((name, _)) => {
+            format!("its attention weights are the output {name:?} too, and a linear attention has none")
+        }
+        None => format!(
+            "{} nodes read its attention weights, expected the product with the values alone",
+            weights.uses.len()
+        ),
+    }
+}
+
 fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
     let (Some(probabilities), Some(weights)) = (found.get("probabilities"), found.get("weights")) else {
         return Err(Miss::check("", "the pattern binds no probabilities"));
@@ -81,10 +98,7 @@ fn check_softmax(graph: &Graph, found: &Match) -> Result<(), Miss> {
     for (value, allowed) in [(probabilities, own), (weights, 1)] {
         let value = graph.value(value);
         if value.uses.len() > allowed && !(found.has_tag("guarded") && value.uses.len() == own) {
-            return Err(Miss::check(
-                &value.name,
-                format!("the probabilities have {} users", value.uses.len()),
-            ));
+            return Err(Miss::check(&value.name, other_readers(graph, value)));
         }
     }
     let value = graph.value(probabilities);
