@@ -98,13 +98,13 @@ class Bundle:
         if not prompt:
             raise BundleError("the prompt has no tokens; give at least one")
         logits = self.feed(prompt)[-1]
-        for place in range(new):
+        for _ in range(new):
             token = int(logits.argmax())
             if token in self.eos:
                 return
+            # Before it is given: what was given is in the state, wherever the caller stops.
+            logits = self.feed([token])[-1]
             yield token
-            if place + 1 < new:
-                logits = self.feed([token])[-1]
 
     def _texts(self, prompt: str, new: int) -> Iterator[str]:
         tokenizer, tokens, shown = self.tokenizer, [], ""

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +32,63 @@ def binary() -> str:
     return found
 
 
-def run(*words: str | Path, timeout: float | None = None) -> Any:
+def run(*words: str | Path, timeout: float | None = None, verbose: bool = False) -> Any:
+    """Calls the binary with these words and `--json`; with `verbose`, what it says on the way goes to stderr as it comes."""
     command = [binary(), *map(str, words), "--json"]
-    environment = {"VIRTUAL_ENV": sys.prefix, **os.environ}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    hears, says = os.pipe()
+    with ThreadPoolExecutor(1) as ears:
+        heard = ears.submit(_listen, hears, verbose)
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=says, text=True, check=False, timeout=timeout, env=environment
+            )
+        finally:
+            # The listener ends with the last that can say something.
+            os.close(says)
     found = json.loads(done.stdout) if done.stdout.strip() else None
+    said = heard.result()
     if done.returncode != 0:
-        raise CommandError(done.returncode, done.stderr.strip(), found)
+        raise CommandError(done.returncode, said, found)
+    for line in said.splitlines():
+        if line.startswith("warning: "):
+            warnings.warn(line.removeprefix("warning: "), stacklevel=3)
     return found
 
 
-def convert(source: str | Path, output: str | Path, *options: str, timeout: float | None = None) -> Any:
-    """Converts a checkpoint or an ONNX file, for example `convert("model", "bundle", "--recipe", "adaptive", "--dtype", "f16")`."""
-    return run("convert", source, "-o", output, *options, timeout=timeout)
+def _listen(hears: int, verbose: bool) -> str:
+    said = []
+    with os.fdopen(hears, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            said.append(line)
+            if verbose:
+                print(line, end="", file=sys.stderr, flush=True)
+    return "".join(said).strip()
 
 
-def verify(bundle: str | Path, *options: str, timeout: float | None = None) -> Any:
+def convert(
+    source: str | Path, output: str | Path, *options: str, timeout: float | None = None, verbose: bool = False
+) -> Any:
+    """Converts a checkpoint, an ONNX file or a model of the hub, for example `convert("model", "bundle", "--dtype", "f16")`."""
+    return run("convert", source, "-o", output, *options, timeout=timeout, verbose=verbose)
+
+
+def adapt(
+    source: str | Path,
+    output: str | Path,
+    data: str | Path,
+    *options: str,
+    timeout: float | None = None,
+    verbose: bool = False,
+) -> Any:
+    """Converts, trains on the text of `data`, proves and measures, for example `adapt("model", "bundle", "text.txt",
+    "--minutes", "30")`. The same call goes on where an earlier one ended."""
+    return run("adapt", source, "-o", output, "--data", data, *options, timeout=timeout, verbose=verbose)
+
+
+def verify(bundle: str | Path, *options: str, timeout: float | None = None, verbose: bool = False) -> Any:
     """Runs every form of a bundle against every other."""
-    return run("verify", bundle, *options, timeout=timeout)
+    return run("verify", bundle, *options, timeout=timeout, verbose=verbose)
 
 
 def info(bundle: str | Path) -> Any:

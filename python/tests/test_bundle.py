@@ -95,6 +95,18 @@ class Package(unittest.TestCase):
         self.assertEqual(raised.exception.code, 2)
         self.assertIn("--force", str(raised.exception))
 
+    def test_adapt_says_how_far_it_is_and_goes_on(self):
+        path = pathlib.Path(self.home.name) / "adapted"
+        options = ["--recipe", "gated", "--tokens", "2048", "--batch", "2", "--context", "32", "--no-verify"]
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            found = dijiang.adapt(FIXTURE, path, FIXTURE / "train.txt", *options, verbose=True)
+        self.assertIn("to calibrate and", said.getvalue())
+        self.assertGreater(found["finetuned"]["steps"], 0)
+        self.assertEqual(dijiang.adapt(FIXTURE, path, FIXTURE / "train.txt", *options), found)
+        with self.assertRaisesRegex(dijiang.CommandError, "was begun with --seed"):
+            dijiang.adapt(FIXTURE, path, FIXTURE / "train.txt", *options, "--seed", "7")
+
     def test_info_is_an_object(self):
         self.assertEqual(dijiang.info(self.bundles["gated"])["recipe"], "gated")
 

@@ -11,7 +11,7 @@ pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 pub(crate) const PATH_VARIABLE: &str = "ORT_DYLIB_PATH";
 
 /// What an error says about where we looked.
-pub(crate) const LOOKED: &str = "ORT_DYLIB_PATH, VIRTUAL_ENV, CONDA_PREFIX, .venv, target/venv, python3, the system's library directories";
+pub(crate) const LOOKED: &str = "ORT_DYLIB_PATH, the environment of this program, VIRTUAL_ENV, CONDA_PREFIX, .venv, target/venv, python3, the system's library directories";
 
 /// Asks Python where the package lies. `find_spec` does not import it, which would take seconds.
 const ASK_PYTHON: &str = "import importlib.util as u; s = u.find_spec('onnxruntime'); \
@@ -22,12 +22,20 @@ pub(crate) fn named(lookup: Lookup<'_>) -> Option<PathBuf> {
     lookup(PATH_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// All other places, best first. Python is asked only when the iterator gets that far.
+/// The Python environment that a program was installed into, as `ENVIRONMENT/bin/PROGRAM`, whichever link it was called by.
+pub(crate) fn environment_of(program: &Path) -> Option<PathBuf> {
+    let real = program.canonicalize().ok()?;
+    Some(real.parent()?.parent()?.to_owned())
+}
+
+/// All other places, best first: `own` is the environment of this program. Python is asked only when the iterator gets that far.
 pub(crate) fn candidates<'a>(
     lookup: Lookup<'a>,
     current_dir: &Path,
+    own: Option<&Path>,
 ) -> impl Iterator<Item = PathBuf> + use<'a> {
-    let environments = in_environments(lookup, current_dir);
+    let mut environments: Vec<PathBuf> = own.map(in_environment).unwrap_or_default();
+    environments.extend(in_environments(lookup, current_dir));
     let lazy = [from_python as fn(Lookup<'_>) -> Vec<PathBuf>, in_system];
     environments.into_iter().chain(lazy.into_iter().flat_map(move |find| find(lookup)))
 }
@@ -129,8 +137,17 @@ mod tests {
         put(dir.path(), "a/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime_providers_shared.so");
         let root = dir.path().join("a");
         let lookup = move |name: &str| (name == "VIRTUAL_ENV").then(|| root.clone().into_os_string());
-        let found: Vec<PathBuf> = candidates(&lookup, dir.path()).take(2).collect();
-        assert_eq!(found, [active, local]);
+        let found: Vec<PathBuf> = candidates(&lookup, dir.path(), None).take(2).collect();
+        assert_eq!(found, [active.clone(), local]);
+        // As a tool of its own is installed, which a link leads to.
+        let program = put(dir.path(), "tool/bin/dijiang");
+        let own =
+            put(dir.path(), "tool/lib/python3.12/site-packages/onnxruntime/capi/libonnxruntime.so.1.31.1");
+        let link = dir.path().join("dijiang");
+        std::os::unix::fs::symlink(program, &link).unwrap();
+        let environment = environment_of(&link).unwrap();
+        let found: Vec<PathBuf> = candidates(&lookup, dir.path(), Some(&environment)).take(2).collect();
+        assert_eq!(found, [own.canonicalize().unwrap(), active]);
     }
 
     #[test]

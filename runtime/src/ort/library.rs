@@ -57,7 +57,8 @@ fn find(lookup: discover::Lookup<'_>, current_dir: &Path) -> Result<(PathBuf, St
         // A relative path means the current directory; `ort` would take it from the program's own.
         return check(current_dir.join(path));
     }
-    first_usable(discover::candidates(lookup, current_dir))
+    let own = std::env::current_exe().ok().and_then(|program| discover::environment_of(&program));
+    first_usable(discover::candidates(lookup, current_dir, own.as_deref()))
 }
 
 /// The first library that will do; if none does, why the first one found does not.
