@@ -284,7 +284,9 @@ pub enum ManifestError {
     Io { file: String, source: std::io::Error },
     #[error("{file}: {reason} (hint: was it written by dijiang?)")]
     Json { file: String, reason: String },
-    #[error("{file}: `format_version` is {found}, expected {FORMAT} (hint: convert the model anew)")]
+    #[error(
+        "{file}: `format_version` is {found}, expected {FORMAT} (hint: a newer dijiang wrote it, which opens it; or convert the model anew)"
+    )]
     Version { file: String, found: u64 },
     #[error(
         "{file}: it was changed since it was written (hint: convert the model anew, or take the file from a copy of the bundle)"
@@ -535,7 +537,7 @@ pub(crate) mod tests {
             |text: &str| Manifest::parse(text, "b/dijiang.json").expect_err("it is refused").to_string();
         assert_eq!(
             error(&text.replace("\"format_version\": 1", "\"format_version\": 2")),
-            "b/dijiang.json: `format_version` is 2, expected 1 (hint: convert the model anew)"
+            "b/dijiang.json: `format_version` is 2, expected 1 (hint: a newer dijiang wrote it, which opens it; or convert the model anew)"
         );
         assert_eq!(
             error(&text.replace("\"seed\": 0,", "")),

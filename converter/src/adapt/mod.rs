@@ -12,6 +12,7 @@ pub use budget::Budget;
 pub use error::AdaptError;
 pub use record::{Figure, Record, Trained};
 
+use crate::bundle::described;
 use crate::convert::source;
 use crate::convert::{ConvertOptions, convert, estimate};
 use crate::eval::answers::Answered;
@@ -131,10 +132,17 @@ impl<'a> Run<'a> {
             );
             options.convert.dtype = Some(DType::F16);
         }
+        let context = options.trainer.size.sequence;
+        if let Some(said) = described::beyond(opened.meta.max_positions, context) {
+            progress.say(Say::Warning, &said);
+        }
         let came_with_softmax = opened.own_attention.is_none();
         let pace = pace(&opened.graph, came_with_softmax, &options)?;
         drop(opened);
-        let steps = pace.steps(options.budget);
+        let planned = pace.steps(options.budget);
+        // Whatever else the machine does by now.
+        let calibrate = found.as_ref().and_then(|found| found.calibrate_steps).unwrap_or(planned.calibrate);
+        let steps = Steps { calibrate, ..planned };
         let is_new = found.is_none();
         let mut run = Self {
             path,
@@ -146,8 +154,11 @@ impl<'a> Run<'a> {
             progress,
         };
         if is_new {
+            run.check_data()?;
             run.tell(&pace)?;
             run.record = run.converted(asked)?;
+        } else {
+            run.tell_of_what_is_done();
         }
         Ok(run)
     }
@@ -157,22 +168,54 @@ impl<'a> Run<'a> {
         let Steps { calibrate, finetune } = self.steps;
         let disk = estimate(self.path, &self.options.convert)?.disk + TRAINING_BYTES * pace.weights;
         let line = format!(
-            "{} to calibrate and {finetune} to fine-tune, of {} tokens each, {:.2}M in all: about {} of training on {}, and up to {:.1} GB of disk",
+            "{} to calibrate and {finetune} to fine-tune, of {} tokens each, {:.2}M in all: about {} of training on {}, and up to {} of disk",
             counted(calibrate, "step"),
             pace.tokens,
             ((calibrate + finetune) * pace.tokens) as f64 / 1e6,
             minutes(pace.time(self.steps)),
             self.options.trainer.device,
-            disk as f64 / 1e9
+            megabytes(disk)
         );
         self.progress.say(Say::Note, &line);
         Ok(())
     }
 
+    /// What is not there is told before anything is written.
+    fn check_data(&self) -> Result<(), AdaptError> {
+        let Sources { data, valid, .. } = &self.options.sources;
+        match data.iter().chain(valid).find(|path| !path.exists()) {
+            Some(path) => {
+                Err(AdaptError::Io { path: path.clone(), source: std::io::ErrorKind::NotFound.into() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn tell_of_what_is_done(&mut self) {
+        let done = [
+            (true, "converted"),
+            (self.record.softmax_perplexity.is_some(), "measured as it came"),
+            (self.record.calibrated.is_some(), "calibrated"),
+            (self.record.finetuned.is_some(), "fine-tuned"),
+        ];
+        let done: Vec<&str> = done.iter().filter(|(is_done, _)| *is_done).map(|(_, what)| *what).collect();
+        let line = format!(
+            "{}: going on with what an earlier call began: {}{}",
+            self.out.display(),
+            done.join(", "),
+            if self.record.calibrated.is_none() && self.steps.calibrate > 0 {
+                "; calibration begins anew"
+            } else {
+                ""
+            }
+        );
+        self.progress.say(Say::Note, &line);
+    }
+
     fn converted(&mut self, asked: BTreeMap<String, String>) -> Result<Record, AdaptError> {
         let converted = convert(self.path, self.out, &self.options.convert, self.progress)?;
         converted.warnings.iter().for_each(|warning| self.progress.say(Say::Warning, warning));
-        let record = Record { asked, ..Record::default() };
+        let record = Record { asked, calibrate_steps: Some(self.steps.calibrate), ..Record::default() };
         record.write(self.out)?;
         Ok(record)
     }
@@ -362,6 +405,14 @@ fn pace(graph: &Graph, came_with_softmax: bool, options: &AdaptOptions<'_>) -> R
         tokens: (trainer.size.batch * trainer.size.sequence) as usize * trainer.accumulate,
         calibrates: convert.recipe.rule != Rule::None && came_with_softmax,
     })
+}
+
+/// `12 MB`, and from a gigabyte on `1.9 GB`.
+fn megabytes(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{} MB", bytes.div_ceil(1_000_000)),
+    }
 }
 
 /// The recipe of the model as it came.

@@ -60,6 +60,9 @@ pub struct Figure {
 pub struct Record {
     /// What the call said that changes what comes of it.
     pub asked: BTreeMap<String, String>,
+    /// Steps of calibration, as they were foretold.
+    #[serde(default)]
+    pub calibrate_steps: Option<usize>,
     /// The perplexity of the model with softmax, untrained.
     pub softmax_perplexity: Option<f64>,
     /// And its figures.

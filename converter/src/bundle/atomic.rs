@@ -166,7 +166,8 @@ fn followed(target: &Path) -> PathBuf {
     real.unwrap_or_else(|| target.to_owned())
 }
 
-fn check(target: &Path, force: bool) -> Result<(), BundleError> {
+/// Refuses a place where something stands that is not to be replaced.
+pub fn check(target: &Path, force: bool) -> Result<(), BundleError> {
     // A link that leads nowhere is something too.
     if is_vacant(target) && (target.exists() || !target.is_symlink()) {
         return Ok(());

@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod checksums;
+pub mod described;
 pub(crate) mod finite;
 pub mod link;
 pub mod lock;

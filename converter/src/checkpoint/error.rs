@@ -15,8 +15,8 @@ pub enum CheckpointError {
     Io { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Read(#[from] ReadError),
-    #[error("{}: no config.json here; expected a checkpoint directory as `save_pretrained` writes it", dir.display())]
-    NoConfig { dir: PathBuf },
+    #[error("{}: no config.json here; expected a checkpoint directory as `save_pretrained` writes it{hint}", dir.display())]
+    NoConfig { dir: PathBuf, hint: String },
     #[error("{}: no snapshot to read: {reason}; expected refs/main to name a folder of snapshots/", dir.display())]
     NoSnapshot { dir: PathBuf, reason: String },
     #[error("{}: no weights here; expected model.safetensors or model.safetensors.index.json{hint}", dir.display())]

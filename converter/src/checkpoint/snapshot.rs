@@ -10,13 +10,23 @@ pub(super) fn resolve(dir: &Path) -> Result<PathBuf, CheckpointError> {
         return Ok(dir.to_owned());
     }
     if !dir.join("snapshots").is_dir() {
-        return Err(CheckpointError::NoConfig { dir: dir.to_owned() });
+        return Err(without_config(dir));
     }
     let snapshot = snapshot(dir)?;
     if snapshot.join("config.json").is_file() {
         return Ok(snapshot);
     }
-    Err(CheckpointError::NoConfig { dir: snapshot })
+    Err(without_config(&snapshot))
+}
+
+fn without_config(dir: &Path) -> CheckpointError {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    files.sort();
+    let gguf = files.iter().find(|file| file.extension().is_some_and(|e| e == "gguf"));
+    let hint = gguf.map_or_else(String::new, |file| format!(" (hint: name the file, {})", file.display()));
+    CheckpointError::NoConfig { dir: dir.to_owned(), hint }
 }
 
 /// The snapshot that `refs/main` names, or the only one there is.

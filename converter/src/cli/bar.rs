@@ -4,7 +4,8 @@ use super::show;
 use crate::bundle::room;
 use crate::report::progress::{Estimate, Progress, Say};
 use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::time::Duration;
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
 
 /// What is shown of a stage that counts bytes.
 const BYTES: &str =
@@ -36,31 +37,55 @@ pub(super) fn target() -> ProgressDrawTarget {
     }
 }
 
+/// How often a line says how far it is where no bar can be drawn, as in a log.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+
+/// Since when lines are written, where they are.
+pub(super) fn lines() -> Option<Instant> {
+    (!show::is_quiet() && !std::io::stderr().is_terminal()).then(Instant::now)
+}
+
 /// A bar on stderr, which appears once something takes long.
 #[derive(Debug)]
 pub(super) struct Bar {
     bar: ProgressBar,
+    /// What is being done.
+    what: String,
+    /// When the last line was written of it, where no bar is drawn.
+    told: Option<Instant>,
 }
 
 impl Bar {
-    /// Where stderr is no terminal, or the call is quiet, nothing is drawn.
+    /// Where stderr is no terminal, a line now and then takes its place. Where the call is quiet, nothing does.
     pub(super) fn new() -> Self {
-        Self::on(target())
+        Self { told: lines(), ..Self::on(target()) }
     }
 
     fn on(target: ProgressDrawTarget) -> Self {
         let bar = ProgressBar::with_draw_target(None, target);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar }
+        Self { bar, what: String::new(), told: None }
     }
 
-    fn begin(&self, what: &str, total: u64, template: &str) {
+    /// Writes a line, if none was written for long.
+    fn tell(&mut self) {
+        if self.told.is_some_and(|told| told.elapsed() >= SILENCE) {
+            let (done, of) = (self.bar.position(), self.bar.length());
+            let far = of.map_or_else(String::new, |of| format!(" ({} %)", done * 100 / of.max(1)));
+            show::note(&format!("{}{far}", self.what));
+            self.told = Some(Instant::now());
+        }
+    }
+
+    fn begin(&mut self, what: &str, total: u64, template: &str) {
         tracing::info!("{what}");
         self.bar.set_length(total);
         self.bar.set_position(0);
         self.bar.reset_eta();
         self.style(template);
         self.bar.set_message(what.to_owned());
+        what.clone_into(&mut self.what);
+        self.tell();
     }
 
     fn style(&self, template: &str) {
@@ -85,6 +110,8 @@ impl Progress for Bar {
         self.bar.unset_length();
         self.style("{spinner} {msg} ({elapsed})");
         self.bar.set_message(what.to_owned());
+        what.clone_into(&mut self.what);
+        self.tell();
     }
 
     fn bytes(&mut self, what: &str, total: u64) {
@@ -97,6 +124,7 @@ impl Progress for Bar {
 
     fn advance(&mut self, more: u64) {
         self.bar.inc(more);
+        self.tell();
     }
 
     fn say(&mut self, what: Say, line: &str) {

@@ -4,10 +4,11 @@ use super::bar::Bar;
 use super::hub::HubArgs;
 use super::report_args::ReportArgs;
 use super::{Failure, Outcome, numbers, show};
-use crate::bundle::room;
+use crate::bundle::{atomic, room};
 use crate::convert::scan::Keep;
 use crate::convert::stop_after::convert_first;
 use crate::convert::{ConvertError, ConvertOptions, Converted, convert, estimate};
+use crate::hub::HubModel;
 use crate::recipes;
 use crate::report::outcome::Case;
 use crate::report::progress::Estimate;
@@ -160,6 +161,10 @@ fn make(args: &Args, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
         link: args.link,
         verify: (!args.no_verify).then_some(verify),
     };
+    if !args.estimate && args.stop_after.is_none() && HubModel::named_by(&args.source).is_some() {
+        // Before it is downloaded.
+        atomic::check(&args.output, args.force)?;
+    }
     let source = args.hub.located(&args.source)?;
     if let Some(patches) = args.stop_after {
         return stop_after(patches, &source, args, &options);

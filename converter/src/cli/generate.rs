@@ -1,8 +1,10 @@
 //! `dijiang generate BUNDLE --prompt P`
 
+use super::bar::Bar;
 use super::paths::STDIN;
 use super::{Failure, Outcome, numbers, show};
 use crate::chat::{Conversation, Template};
+use crate::report::progress::Progress as _;
 use crate::serving::open;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, Model, Site};
@@ -108,7 +110,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let prompts = texts.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
     let check = |seen| prompts.iter().try_for_each(|ids| check_prompt(ids, seen, tokens, &manifest.model));
     check(0)?;
-    let mut serving = open(&args.bundle, &serving(args))?;
+    let mut serving = opened(args)?;
     if let Some(state) = &args.load_state {
         serving.load_state(state)?;
         check(serving.seen())?;
@@ -141,6 +143,15 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         note_untrained(args, &manifest);
     }
     Ok(Outcome::Fine)
+}
+
+/// Loads the bundle, which may take long.
+fn opened(args: &Args) -> Result<Serving, Failure> {
+    let mut bar = Bar::new();
+    bar.stage(&format!("loading {}", args.bundle.display()));
+    let serving = open(&args.bundle, &serving(args));
+    bar.done();
+    Ok(serving?)
 }
 
 /// How tokens are chosen, and when they end.
@@ -176,7 +187,7 @@ fn is_untrained(manifest: &Manifest) -> bool {
 fn talk(args: &Args, manifest: &Manifest) -> Result<Outcome, Failure> {
     let mut conversation = Conversation::new(Template::of(&args.bundle)?, args.system.as_deref());
     let tokenizer = Tokenizer::load(&args.bundle.join(files::TOKENIZER))?;
-    let mut serving = open(&args.bundle, &serving(args))?;
+    let mut serving = opened(args)?;
     let mut how = choices(args, &manifest.model, args.tokens.unwrap_or(ANSWER));
     how.stop_ids.extend(conversation.end().and_then(|end| tokenizer.token_id(end)));
     let mut answers = Vec::new();

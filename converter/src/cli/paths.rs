@@ -1,8 +1,11 @@
 //! The paths of a call, looked at before the command runs: a file that is not there is told alike by every command.
 
+use crate::hub::HubModel;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory as _};
-use dijiang_format::place::NOTHING;
+use dijiang_format::files;
+use dijiang_format::manifest::Manifest;
+use dijiang_format::place::{NOTHING, bundle_of};
 use std::path::{Path, PathBuf};
 
 /// What a command does with a path.
@@ -10,6 +13,8 @@ use std::path::{Path, PathBuf};
 enum Use {
     /// It opens a model or a bundle there, and says what it found instead.
     Opens,
+    /// The same, where a model of the hub is none.
+    OpensBundle,
     Reads,
     /// The same, or stdin where it is `-`.
     ReadsOrStdin,
@@ -28,9 +33,9 @@ const PATHS: &[(&str, Use)] = &[
     ("a", Use::Opens),
     ("b", Use::Opens),
     ("source", Use::Opens),
-    ("bundle", Use::Opens),
-    ("bundles", Use::Opens),
-    ("against", Use::Opens),
+    ("bundle", Use::OpensBundle),
+    ("bundles", Use::OpensBundle),
+    ("against", Use::OpensBundle),
     ("data", Use::Reads),
     ("valid", Use::Reads),
     ("perplexity", Use::Reads),
@@ -51,7 +56,7 @@ const PATHS: &[(&str, Use)] = &[
     ("profile", Use::WritesInto),
 ];
 
-/// What a call names is not there.
+/// What a call names is not there, or is not to be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Missing {
     #[error("{}: {NOTHING} (hint: `dijiang {command} --help` says what {argument} takes)", path.display())]
@@ -61,6 +66,16 @@ pub(super) enum Missing {
         /// As it is written in a call.
         argument: String,
     },
+    #[error(
+        "{}: {NOTHING} (hint: `dijiang convert {} -o BUNDLE` makes a bundle of the model of that name on the hub)",
+        path.display(), path.display()
+    )]
+    Bundle { path: PathBuf },
+    #[error(
+        "{}: it is a file of the bundle {}, which {argument} would replace (hint: name another place)",
+        path.display(), bundle.display()
+    )]
+    OfBundle { path: PathBuf, bundle: PathBuf, argument: String },
     #[error("{}: there is no such directory, which {argument} writes into (hint: mkdir -p {})", path.display(), path.display())]
     Directory { path: PathBuf, argument: String },
 }
@@ -79,12 +94,32 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
                 let (path, command) = (path.clone(), name.to_owned());
                 return Err(Missing::File { path, argument: argument(), command });
             }
+            if what == &Use::OpensBundle && HubModel::named_by(path).is_some() {
+                return Err(Missing::Bundle { path: path.clone() });
+            }
+            if let Some(bundle) =
+                bundle_of(path).filter(|bundle| what == &Use::Writes && describes(bundle, path))
+            {
+                return Err(Missing::OfBundle {
+                    path: path.clone(),
+                    bundle: bundle.to_owned(),
+                    argument: argument(),
+                });
+            }
             if let Some(directory) = what.directory(path).filter(|directory| !directory.is_dir()) {
                 return Err(Missing::Directory { path: directory.to_owned(), argument: argument() });
             }
         }
     }
     Ok(())
+}
+
+/// Whether a bundle is made of a file, among others.
+fn describes(bundle: &Path, file: &Path) -> bool {
+    let Some(name) = file.file_name().and_then(|name| name.to_str()) else { return false };
+    let described =
+        || Manifest::read(bundle).is_ok_and(|manifest| manifest.files.iter().any(|f| f.name == name));
+    file.is_file() && (name == files::MANIFEST || described())
 }
 
 impl Use {
@@ -98,7 +133,7 @@ impl Use {
         match self {
             Self::WritesInto => Some(path),
             Self::WritesBeside => path.parent().filter(|parent| !parent.as_os_str().is_empty()),
-            Self::Opens | Self::Reads | Self::ReadsOrStdin | Self::Writes => None,
+            Self::Opens | Self::OpensBundle | Self::Reads | Self::ReadsOrStdin | Self::Writes => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the training subcommands share.
 
-use super::{bar, numbers};
+use super::{bar, numbers, show};
+use crate::bundle::described;
 use crate::train::finetune::Sources;
 use crate::train::metrics::Line;
 use crate::train::trainer::{BATCH, CLIP_NORM, CONTEXT, TrainerOptions};
@@ -9,7 +10,8 @@ use dijiang_passes::training::parameters::Precision;
 use dijiang_passes::training::specialize::Size;
 use dijiang_runtime::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Common {
@@ -73,6 +75,13 @@ impl Common {
         self.batch.saturating_mul(self.accumulate).saturating_mul(self.context) as usize
     }
 
+    /// Warns of rows that are longer than the texts that the model was made for.
+    pub(super) fn warn_of_positions(&self, bundle: &Path) {
+        if let Some(said) = described::beyond(described::positions(bundle), self.context) {
+            show::warning(&format!("{}: {said}", bundle.display()));
+        }
+    }
+
     pub(super) fn trainer(&self, weight_decay: f64, new_rate: f64) -> TrainerOptions {
         TrainerOptions {
             size: Size { batch: self.batch, sequence: self.context },
@@ -98,7 +107,13 @@ pub(super) fn progress(steps: usize) -> (ProgressBar, impl FnMut(&Line)) {
         bar.set_style(style);
     }
     let shown = bar.clone();
+    let mut told = bar::lines();
     let tell = move |line: &Line| {
+        if told.is_some_and(|told| told.elapsed() >= bar::SILENCE) {
+            let left = shown.eta().as_secs();
+            show::note(&format!("step {} of {steps}: loss {:.3}, about {left} s left", line.step, line.loss));
+            told = Some(Instant::now());
+        }
         shown.set_position(line.step as u64);
         shown.set_message(format!("loss {:.3}, {:.0} tokens/s", line.loss, line.tokens_per_second));
         if let Some(perplexity) = line.valid_perplexity {

@@ -65,7 +65,7 @@ pub enum SourceError {
     Input(#[from] InputError),
     #[error("{}: {reason}", path.display())]
     Onnx { path: PathBuf, reason: String },
-    #[error("{}: {NOTHING} (hint: name a checkpoint directory, a GGUF file or an ONNX file)", path.display())]
+    #[error("{}: {NOTHING} (hint: name a checkpoint directory, a GGUF file, an ONNX file, or OWNER/MODEL of the Hugging Face hub)", path.display())]
     Nothing { path: PathBuf },
     #[error("{}: {NOTHING} (hint: `dijiang convert {} -o BUNDLE` downloads a model of the hub)", path.display(), path.display())]
     OnHub { path: PathBuf },

@@ -7,22 +7,20 @@ use super::question::Question;
 use super::scoring::Asking;
 use super::statistics::Measured;
 use super::synthetic::{LEAST, LENGTHS, Making, Synthetic};
-use crate::report::progress::Progress;
+use crate::bundle::described;
+use crate::report::progress::{Progress, Say};
 use crate::serving;
 use crate::train::data::{self, Texts, Windows};
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_passes::attention::branch_graph::Branch;
 use dijiang_runtime::{Device, LoadOptions, Serving, ServingOptions, Tokenizer};
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Tokens of a row of text where nothing is said.
 const CONTEXT: u64 = 512;
 /// Tokens of a question, at most, where neither call nor model says it.
 const LONGEST: u64 = 2048;
-/// Where a model's description has how many positions there are.
-const POSITIONS: [&str; 3] = ["n_positions", "max_position_embeddings", "n_ctx"];
 
 /// How to measure.
 #[derive(Debug, Clone)]
@@ -91,6 +89,9 @@ impl Evaluator {
         progress: &mut dyn Progress,
     ) -> Result<Measured, EvalError> {
         let windows = self.windows(file, context)?;
+        if let Some(said) = described::beyond(described::positions(&self.bundle), context) {
+            progress.say(Say::Warning, &format!("{}: {said}", self.bundle.display()));
+        }
         progress.items(&format!("{} at {context}", file.display()), windows.len() as u64);
         let (mut each, mut sum, mut n) = (Vec::new(), 0.0, 0);
         for window in windows {
@@ -198,14 +199,10 @@ impl Evaluator {
     /// Tokens that a question may have: as the call says, or the model.
     fn longest(&self) -> u64 {
         let given = self.options.contexts.iter().copied().max();
-        given.or(self.manifest.model.positions).or_else(|| self.described()).unwrap_or(LONGEST)
-    }
-
-    /// The positions in the model's own description, where a bundle has one.
-    fn described(&self) -> Option<u64> {
-        let text = std::fs::read_to_string(self.bundle.join(files::CONFIG)).ok()?;
-        let config: Value = serde_json::from_str(&text).ok()?;
-        POSITIONS.iter().find_map(|name| config[*name].as_u64()).filter(|positions| *positions > 1)
+        given
+            .or(self.manifest.model.positions)
+            .or_else(|| described::positions(&self.bundle))
+            .unwrap_or(LONGEST)
     }
 
     /// Tokens that the model knows; an ONNX source may not say, and its tokenizer then does.

@@ -119,6 +119,29 @@ fn a_time_is_shared_by_what_calibration_took() {
     assert!(stages.said.iter().any(told), "{:?}", stages.said);
 }
 
+/// What a time is enough for depends on what else the machine does.
+#[test]
+fn what_was_foretold_is_what_a_later_call_does() {
+    if !has_ort() {
+        return;
+    }
+    let home = Home::empty();
+    let options = options(&home, Budget::Time(Duration::from_nanos(1)));
+    run(&home, "bundle", &options, &mut Stages::default());
+    let path = home.path("bundle/train/adapt.json");
+    let text = std::fs::read(&path).expect("a record");
+    let mut record: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+    assert_eq!(record["calibrate_steps"], 1);
+    record["calibrate_steps"] = 3.into();
+    record["calibrated"] = serde_json::Value::Null;
+    std::fs::write(&path, record.to_string()).expect("it is written");
+    let mut stages = Stages::default();
+    let resumed = run(&home, "bundle", &options, &mut stages);
+    assert_eq!(resumed.record.calibrated.map(|part| part.steps), Some(3));
+    let told = |line: &String| line.contains("going on with what") && line.ends_with("calibration begins anew");
+    assert!(stages.said.iter().any(told), "{:?}", stages.said);
+}
+
 #[test]
 fn a_recipe_without_new_parameters_is_not_calibrated() {
     if !has_ort() {

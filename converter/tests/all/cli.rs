@@ -740,9 +740,9 @@ fn what_is_no_bundle_or_no_model_is_refused() {
     insta::assert_snapshot!(refused(&home, "verify model"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
     insta::assert_snapshot!(refused(&home, "generate model --prompt x"), @"error: model: this is a checkpoint, not a bundle (hint: `dijiang convert model -o BUNDLE` makes one of it)");
     insta::assert_snapshot!(refused(&home, "verify nowhere"), @"error: nowhere: there is no such file or directory (hint: a bundle is what `dijiang convert MODEL -o nowhere` writes)");
-    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
-    insta::assert_snapshot!(refused(&home, "convert model/nothing -o out"), @"error: model/nothing: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
-    insta::assert_snapshot!(refused(&home, "inspect owner/model.onnx"), @"error: owner/model.onnx: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
+    insta::assert_snapshot!(refused(&home, "inspect nowhere"), @"error: nowhere: there is no such file or directory (hint: name a checkpoint directory, a GGUF file, an ONNX file, or OWNER/MODEL of the Hugging Face hub)");
+    insta::assert_snapshot!(refused(&home, "convert model/nothing -o out"), @"error: model/nothing: there is no such file or directory (hint: name a checkpoint directory, a GGUF file, an ONNX file, or OWNER/MODEL of the Hugging Face hub)");
+    insta::assert_snapshot!(refused(&home, "inspect owner/model.onnx"), @"error: owner/model.onnx: there is no such file or directory (hint: name a checkpoint directory, a GGUF file, an ONNX file, or OWNER/MODEL of the Hugging Face hub)");
     std::fs::write(home.path("model.gguf"), "GGUF").expect("it is written");
     insta::assert_snapshot!(refused(&home, "convert model.gguf -o out"), @"error: model.gguf: the file ends at byte 4, within the version at byte 4, which takes 4 bytes (hint: it was cut short or damaged, fetch it again)");
     std::fs::write(home.path("broken.onnx"), "no model").expect("it is written");
@@ -757,7 +757,7 @@ fn a_path_that_does_not_exist_is_told_alike_by_every_command() {
     for command in ["convert nowhere -o out", "convert nowhere.onnx -o out", "inspect nowhere"] {
         let source = command.split(' ').nth(1).expect("a path");
         let line = format!(
-            "error: {source}: {none} (hint: name a checkpoint directory, a GGUF file or an ONNX file)"
+            "error: {source}: {none} (hint: name a checkpoint directory, a GGUF file, an ONNX file, or OWNER/MODEL of the Hugging Face hub)"
         );
         assert_eq!(refused(&home, command), line, "{command}");
     }

@@ -258,7 +258,7 @@ fn a_model_that_is_a_pipe_a_directory_or_a_device() {
     insta::assert_snapshot!(Home::new().file("else", &[]).run("mkfifo m.onnx").refused(), @"m.onnx: it is a pipe, a socket or a device, expected a regular file");
     insta::assert_snapshot!(Home::new().file("m.onnx/file", &[]).refused(), @"m.onnx: it is a directory, expected a regular file");
     insta::assert_snapshot!(Home::new().file("else", &[]).run("ln -s /dev/zero m.onnx").refused(), @"m.onnx: it is a pipe, a socket or a device, expected a regular file");
-    insta::assert_snapshot!(Home::new().file("else", &[]).refused(), @"m.onnx: there is no such file or directory (hint: name a checkpoint directory, a GGUF file or an ONNX file)");
+    insta::assert_snapshot!(Home::new().file("else", &[]).refused(), @"m.onnx: there is no such file or directory (hint: name a checkpoint directory, a GGUF file, an ONNX file, or OWNER/MODEL of the Hugging Face hub)");
 }
 
 /// Snapshots of a Hugging Face cache are directories of links.

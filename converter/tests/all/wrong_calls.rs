@@ -46,6 +46,7 @@ const CALLS: &[&str] = &[
     "generate bundle --prompt x --temperature -1",
     "generate bundle --prompt x --device gpu",
     "generate bundle --prompt x --load-state nothing.safetensors",
+    "generate bundle --prompt x --save-state bundle/model.safetensors",
     "calibrate bundle",
     "calibrate bundle --data nothing.txt",
     "finetune bundle --data words.txt",
@@ -58,6 +59,7 @@ const CALLS: &[&str] = &[
     "batch",
     "batch words.txt",
     "report bundle -o words.txt/report.html",
+    "report bundle -o bundle/dijiang.json",
     "train bundle",
 ];
 

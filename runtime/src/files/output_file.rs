@@ -15,7 +15,10 @@ const LINKS: usize = 40;
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let found = match std::fs::metadata(path) {
         Ok(found) => found,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return NewFile::write(path, bytes)?.place(),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            check_directory(path)?;
+            return NewFile::write(path, bytes)?.place();
+        }
         Err(e) => return Err(e),
     };
     let kind = found.file_type();
@@ -29,6 +32,21 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return NewFile::write(path, bytes)?.place();
     }
     OpenOptions::new().append(true).open(path)?.write_all(bytes)
+}
+
+/// Says of a file that cannot be made what is in the place of its directory.
+fn check_directory(path: &Path) -> io::Result<()> {
+    let directory = parent(path);
+    let said = match std::fs::metadata(directory) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => format!("{} is a file, expected a directory", directory.display()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let directory = directory.display();
+            format!("there is no directory {directory} (hint: mkdir -p {directory})")
+        }
+        Err(e) => return Err(e),
+    };
+    Err(io::Error::new(io::ErrorKind::NotADirectory, said))
 }
 
 /// Whether the path names an open file of this process, such as `/dev/stdout`: who opened it goes on with it.
