@@ -25,6 +25,7 @@ mod folded_heads;
 mod heads_in_rows;
 mod input_dims;
 mod key_transpose;
+mod negated_term;
 mod no_op;
 mod repeated_heads;
 mod reshape_reshape;
@@ -64,6 +65,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &no_op::NoOp,
     &constant_fold::ConstantFold,
     &shape_values::ShapeValues,
+    &negated_term::NegatedTerm,
     &bounded_dim::BoundedDim,
     &flatten::Flatten,
     &reshape_target::ReshapeTarget,
