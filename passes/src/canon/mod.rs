@@ -22,6 +22,7 @@ mod finite_weights;
 mod flat_matmul;
 mod flatten;
 mod folded_heads;
+mod grouped_heads;
 mod heads_in_rows;
 mod input_dims;
 mod key_transpose;
@@ -83,6 +84,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &transpose_transpose::TransposeTranspose,
     &flat_matmul::FlatMatMul,
     &folded_heads::FoldedHeads,
+    &grouped_heads::GroupedHeads,
     &scale_products::ScaleProducts,
     &scale_scale::ScaleScale,
     &reshape_reshape::ReshapeReshape,
