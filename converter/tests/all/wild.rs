@@ -278,6 +278,16 @@ fn plain(m: &mut Model<'_, '_>, x: ValueId, name: &str) -> ValueId {
     m.linear(x, name, HIDDEN, HIDDEN)
 }
 
+/// The same, of which the last one takes two sequences and no other number of them.
+fn of_two(m: &mut Model<'_, '_>, x: ValueId, name: &str) -> ValueId {
+    let y = plain(m, x, name);
+    if !name.contains("output") {
+        return y;
+    }
+    let laid = m.p.reshape(y, &[2, -1, HIDDEN as i64]);
+    m.p.add(y, laid)
+}
+
 /// A linear layer of whole numbers, to which what comes is rounded.
 fn rounded(m: &mut Model<'_, '_>, x: ValueId, name: &str) -> ValueId {
     let mut random = Random::named(7, name);
@@ -711,6 +721,16 @@ fn a_graph_of_two_sequences_is_not_proved() {
     let error = Home::with(&with_norms_of(&Dim::Known(2), &[0.35])).refusal();
     assert!(error.contains("it takes exactly 2 sequences at a time"), "{error}");
     assert!(error.ends_with("with --no-verify)"), "{error}");
+}
+
+/// Its export holds the number of sequences that it was traced with.
+#[test]
+fn a_graph_that_does_not_run_as_it_came_is_told() {
+    if has_ort() {
+        let error = Home::with(&reader(&[sym("batch"), sym("sequence")], of_two)).refusal();
+        let told = "the model does not run in onnxruntime with 1 sequence of 70 tokens, as it came: ";
+        assert!(error.contains(told), "{error}");
+    }
 }
 
 /// The forms compute without that rounding, and what serves with it.
