@@ -4,6 +4,7 @@ use super::plain::Plain;
 use super::table::Comparison;
 use super::{EXACT, Verifier, VerifyError, forms_alike};
 use dijiang_format::files;
+use dijiang_runtime::RuntimeError;
 
 impl Verifier<'_> {
     /// Parallel = chunked = served, padded = alone, runtime = runtime.
@@ -12,18 +13,32 @@ impl Verifier<'_> {
         self.skip(portions, "the model keeps no state between calls");
         self.skip_device("the model keeps no state between calls, and is checked on the CPU alone");
         let mut first: Option<Vec<f32>> = None;
+        let came = if self.runtimes.is_empty() { None } else { Some(self.softmax_of(0)?) };
         for i in 0..self.runtimes.len() {
             self.stage(&format!("comparing the forms in {}", self.runtimes[i].name()));
             let tried = self.forms_at_once_in(i, first.as_deref());
             let Some(reference) = self.tolerate(i, "the forms", tried)? else { continue };
-            if first.is_none() && !self.is_softmax() {
-                let mut softmax = self.plain(i, files::SOFTMAX)?;
-                let numbers = softmax.alone(&self.prompts.rows())?;
-                self.drift(&reference, &numbers, softmax.gives_logits());
+            if let Some((numbers, gives_logits)) =
+                came.as_ref().filter(|_| first.is_none() && !self.is_softmax())
+            {
+                self.drift(&reference, numbers, *gives_logits);
             }
             first.get_or_insert(reference);
         }
         Ok(())
+    }
+
+    /// What the model gives with its softmax, and whether that is logits. Where it does not run, nothing that was made of it does.
+    fn softmax_of(&self, runtime: usize) -> Result<(Vec<f32>, bool), VerifyError> {
+        let rows = self.prompts.rows();
+        let mut model = self.plain(runtime, files::SOFTMAX)?;
+        let gives_logits = model.gives_logits();
+        let mut given = Vec::new();
+        for row in &rows {
+            let numbers = model.row(row).map_err(|error| with_sizes(error, &model.words(row.len())))?;
+            given.extend(numbers);
+        }
+        Ok((given, gives_logits))
     }
 
     /// Returns what the plain form gives.
@@ -87,4 +102,13 @@ impl Verifier<'_> {
         self.push(padded("left").logits(limit, &left, &alone));
         Ok(())
     }
+}
+
+/// Where a model does not run as it came, what it was given.
+fn with_sizes(error: VerifyError, given: &str) -> VerifyError {
+    let VerifyError::Runtime(RuntimeError::Run { runtime, reason, .. }) = error else { return error };
+    let reason = format!(
+        "the model does not run in {runtime} with {given}, as it came: {reason} (hint: sizes may have been fixed when it was exported; export it with open ones, or write it without a proof, with --no-verify)"
+    );
+    VerifyError::Model { file: files::SOFTMAX.to_owned(), reason }
 }

@@ -30,7 +30,7 @@ const BOUND: Fed = Fed {
 
 /// What the median token may be off by in half precision, in roundings of plain operators. With half as much eight
 /// fixtures in four recipes and SmolLM2 held, the nearest at three quarters of the limit; the rest is for other models.
-const ROUNDINGS: f64 = 4.0;
+pub(super) const ROUNDINGS: f64 = 4.0;
 
 impl Verifier<'_> {
     /// What decodes a bundle token by token, in the arithmetic of the served graph. `names` are the place where it is fed, and

@@ -6,6 +6,7 @@
 //! makes its rows.
 
 mod at_once;
+mod bytes;
 mod cases;
 mod decoding;
 mod device;
@@ -151,6 +152,8 @@ struct Verifier<'a> {
 struct ServedGraph {
     /// Whether products round their activations.
     rounds: bool,
+    /// How far it may be from the forms then.
+    bytes: f64,
     /// Whether it has ONNX Runtime's grouped attention in it.
     grouped: bool,
     /// Whether it counts the tokens of a row from its beginning, so that rows are padded at the right.
@@ -164,8 +167,6 @@ const ORT: &str = "onnxruntime";
 const EXACT: f64 = 1e-4;
 /// How far half-precision arithmetic may be from that: rounding of activations at 2⁻¹¹.
 const HALF: f64 = 2e-2;
-/// How far products with activations rounded to bytes may be: 2⁻⁸ of the largest in a block, over some dozen layers.
-const BYTES: f64 = 5e-2;
 
 impl<'a> Verifier<'a> {
     fn new(
@@ -221,6 +222,9 @@ impl<'a> Verifier<'a> {
     }
 
     fn numbers(&mut self, options: &VerifyOptions) -> Result<(), VerifyError> {
+        if self.served.rounds {
+            self.served.bytes = self.bytes_limit()?;
+        }
         if let Some(path) = &options.reference {
             self.reference(path)?;
         }
@@ -262,7 +266,7 @@ impl<'a> Verifier<'a> {
     /// How far the serving graph may be from the forms, which compute in f32.
     fn served_limit(&self) -> f64 {
         match (self.served.rounds, self.dtype) {
-            (true, _) => BYTES,
+            (true, _) => self.served.bytes,
             (false, DType::F32) => EXACT,
             (false, _) => HALF,
         }

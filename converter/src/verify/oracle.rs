@@ -8,6 +8,7 @@ use dijiang_format::names::TABLES;
 use dijiang_passes::ir::eval::{Array, eval, eval_rounded};
 use dijiang_passes::ir::graph::{Graph, ValueId};
 use dijiang_passes::ir::shape::Dim;
+use dijiang_passes::precision::bytes::round_to_bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -19,6 +20,8 @@ pub(super) enum Rounding<'a> {
     Turns(&'a Tables),
     /// Every result of half precision.
     Results,
+    /// What products with weights of few bits read, where they round it to bytes.
+    Activations,
 }
 
 /// The cosines and sines that a graph in half precision reads from tables, which hold them rounded. The interpreter
@@ -85,6 +88,13 @@ pub(super) fn evaluate(
     rounding: Rounding<'_>,
 ) -> Result<Result<Vec<f32>, String>, VerifyError> {
     let fail = |reason: String| VerifyError::Model { file: place.display().to_string(), reason };
+    let mut rounding_itself = None;
+    if matches!(rounding, Rounding::Activations) {
+        let mut graph = graph.clone();
+        round_to_bytes(&mut graph).map_err(|e| fail(e.to_string()))?;
+        rounding_itself = Some(graph);
+    }
+    let graph = rounding_itself.as_ref().unwrap_or(graph);
     if let Some((_, node)) = graph.nodes().find(|(_, node)| node.op.spec().is_none()) {
         return Ok(Err(format!(
             "operator {} of node `{}` is not known",

@@ -5,6 +5,7 @@ use super::features::{self, Pictures};
 use super::prompts::{Padded, padded};
 use super::reference::real_tokens;
 use dijiang_format::dtype::DType;
+use dijiang_format::words::counted;
 use dijiang_runtime::{DimSpec, HostTensor, Io, LoadOptions, Runtime, Session};
 use std::path::Path;
 
@@ -58,6 +59,14 @@ impl Plain {
     /// Whether the result is the scores of the next token or of words, as opposed to features.
     pub(super) fn gives_logits(&self) -> bool {
         self.session.outputs()[self.output].name == "logits"
+    }
+
+    /// What a row of so many tokens is to the graph.
+    pub(super) fn words(&self, tokens: usize) -> String {
+        match self.takes("input_ids") {
+            true => format!("1 sequence of {}", counted(tokens, "token")),
+            false => "1 example".to_owned(),
+        }
     }
 
     /// One row alone.

@@ -130,7 +130,7 @@ impl Prompts {
 
     /// For the interpreter that rounds.
     pub(super) fn rounded(&self) -> Vec<i64> {
-        self.rows[0][..ROUNDED.min(self.rows[0].len())].to_vec()
+        self.rows[0][..self.fixed.tokens.unwrap_or(ROUNDED).min(self.rows[0].len())].to_vec()
     }
 
     /// Where the long row is split: near its ends, and at the edges of a chunk and of windows.

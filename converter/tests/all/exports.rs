@@ -354,13 +354,6 @@ fn every_export_is_read_cleaned_up_and_converted() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// What is said of the attentions of an export of the second archive, where they do not convert.
-const REFUSED: &[(&str, &str)] = &[
-    ("gpt2__dynamo18_past__eager", "an unknown number of queries attend over an unknown number of keys"),
-    ("llama_gqa__genai_int4_cpu", "operator com.microsoft.GroupQueryAttention could not be taken apart"),
-    ("qwen3_gqa__genai_fp32_cpu", "an unknown number of queries attend over an unknown number of keys"),
-];
-
 /// Whether weights are stored in operators that the interpreter does not know.
 fn is_packed(dir: &str) -> bool {
     dir.contains("int4")
@@ -377,7 +370,7 @@ fn kept(graph: &mut Graph, text: &Text, reference: &Array) -> Result<(), String>
 }
 
 /// What came of one export of the second archive: as it came and with its softmax it gives what the reference holds, and it
-/// converts or is refused for what the table says.
+/// converts.
 fn second(export: &Export, reference: &BTreeMap<String, Array>) -> Result<String, String> {
     let all = |name: &str| reference[name].clone();
     let head_dim = if export.arch == "qwen3_gqa" { 2 * HEAD_DIM } else { HEAD_DIM };
@@ -387,14 +380,8 @@ fn second(export: &Export, reference: &BTreeMap<String, Array>) -> Result<String
         true => _ = canonicalize(&mut graph).map_err(|e| e.to_string())?,
         false => kept(&mut graph, &text, &reference["logits"])?,
     }
-    let sites = all_sites(export, &find_sites(&graph));
-    let told = REFUSED.iter().find(|(dir, _)| *dir == export.dir).map(|(_, why)| *why);
-    match (sites, told) {
-        (Ok(count), _) if is_packed(&export.dir) => Ok(format!("{count} found")),
-        (Ok(_), _) => converts(graph, &text),
-        (Err(said), Some(why)) if said.contains(why) => Ok(format!("refused: {why}")),
-        (Err(said), _) => Err(said),
-    }
+    let count = all_sites(export, &find_sites(&graph))?;
+    if is_packed(&export.dir) { Ok(format!("{count} found")) } else { converts(graph, &text) }
 }
 
 #[test]

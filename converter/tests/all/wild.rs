@@ -216,6 +216,18 @@ fn shared_out(m: &mut Model<'_, '_>, x: ValueId) -> ValueId {
     m.p.node(Op::new("Div"), &[x, tokens])
 }
 
+/// Each token beside the one before it.
+fn shifted(m: &mut Model<'_, '_>, x: ValueId) -> ValueId {
+    let before = m.p.slice(x, 1, 0, -1);
+    let nothing = m.p.constant("nothing", Tensor::from_f32(&[1, 1, HIDDEN], &[0.0; HIDDEN as usize]));
+    let rows = m.p.shape_of(x, 0, 1);
+    let rest = m.p.ints(&[1, HIDDEN as i64]);
+    let over = m.p.concat(&[rows, rest], 0);
+    let first = m.p.expand(nothing, over);
+    let shifted = m.p.concat(&[first, before], 1);
+    m.p.add(x, shifted)
+}
+
 /// All linear layers of the attention in blocks of 4 bits; the values through an operator that nobody
 /// knows where `unknown`.
 fn with_quantised_weights(level: i64, unknown: bool) -> Graph {
@@ -264,6 +276,16 @@ fn reader(sizes: &[Dim; 2], linear: fn(&mut Model<'_, '_>, ValueId, &str) -> Val
 
 fn plain(m: &mut Model<'_, '_>, x: ValueId, name: &str) -> ValueId {
     m.linear(x, name, HIDDEN, HIDDEN)
+}
+
+/// The same, of which the last one takes two sequences and no other number of them.
+fn of_two(m: &mut Model<'_, '_>, x: ValueId, name: &str) -> ValueId {
+    let y = plain(m, x, name);
+    if !name.contains("output") {
+        return y;
+    }
+    let laid = m.p.reshape(y, &[2, -1, HIDDEN as i64]);
+    m.p.add(y, laid)
 }
 
 /// A linear layer of whole numbers, to which what comes is rounded.
@@ -701,6 +723,16 @@ fn a_graph_of_two_sequences_is_not_proved() {
     assert!(error.ends_with("with --no-verify)"), "{error}");
 }
 
+/// Its export holds the number of sequences that it was traced with.
+#[test]
+fn a_graph_that_does_not_run_as_it_came_is_told() {
+    if has_ort() {
+        let error = Home::with(&reader(&[sym("batch"), sym("sequence")], of_two)).refusal();
+        let told = "the model does not run in onnxruntime with 1 sequence of 70 tokens, as it came: ";
+        assert!(error.contains(told), "{error}");
+    }
+}
+
 /// The forms compute without that rounding, and what serves with it.
 #[test]
 fn activations_that_are_rounded_as_they_come() {
@@ -726,8 +758,9 @@ fn activations_that_are_rounded_as_they_come() {
 /// A state holds what an attention needs of earlier tokens, and nothing else does.
 #[test]
 fn what_looks_back_outside_an_attention_is_told() {
-    for (look, op) in [(summed as fn(&mut Model<'_, '_>, ValueId) -> ValueId, "CumSum"), (shared_out, "Div")]
-    {
+    let looks: [(fn(&mut Model<'_, '_>, ValueId) -> ValueId, &str); 3] =
+        [(summed, "CumSum"), (shared_out, "Div"), (shifted, "Slice")];
+    for (look, op) in looks {
         let error = Home::with(&behind(look)).refusal();
         let told =
             format!("({op}) looks from token to token, or at how many there are, outside an attention");

@@ -1,6 +1,6 @@
 //! Matches: `Einsum` of two operands that sums over one axis of both and keeps one axis of each, besides those that both and
-//! the result have
-//! Becomes: `MatMul`, with a `Transpose` of what lies otherwise
+//! the result have; of one operand it may keep several, as of queries whose heads lie in groups
+//! Becomes: `MatMul`, with a `Transpose` of what lies otherwise, and an axis of 1 where only the other operand has one
 //! Exact: yes
 //! Declines when: an operand has an axis that is summed alone, or there are several axes of a kind
 
@@ -26,7 +26,10 @@ impl GraphRule for ExpandEinsum {
             let product = Product::of(&equation(&node.op, &ranks).ok()?)?;
             let [a, b] = product.operands.map(|slot| w.input(node, slot));
             let a = brought(&mut w.patch, a?, &product.left);
-            let b = brought(&mut w.patch, b?, &product.right);
+            let mut b = brought(&mut w.patch, b?, &product.right);
+            if !product.spread.is_empty() {
+                b = w.patch.unsqueeze(b, &product.spread);
+            }
             let out = w.patch.matmul(a, b);
             Some(vec![brought(&mut w.patch, out, &product.out)])
         })
@@ -39,6 +42,8 @@ struct Product {
     operands: [usize; 2],
     left: Vec<i64>,
     right: Vec<i64>,
+    /// Where the right factor gets an axis of 1.
+    spread: Vec<i64>,
     out: Vec<i64>,
 }
 
@@ -46,30 +51,57 @@ impl Product {
     fn of(equation: &Equation) -> Option<Self> {
         let [first, second] = equation.operands.as_slice() else { return None };
         let result = &equation.result;
-        // The rows of a product stand before its columns.
-        let lone = |letters: &[char], other: &[char]| letters.iter().find(|c| !other.contains(c)).copied();
-        let place = |letter: Option<char>| result.iter().position(|c| Some(*c) == letter);
-        let is_swapped = place(lone(first, second)) > place(lone(second, first));
-        let (a, b) = if is_swapped { (second, first) } else { (first, second) };
-        let only = |letters: Vec<char>| <[char; 1]>::try_from(letters).ok().map(|[letter]| letter);
-        let among = |all: &[char], keep: &dyn Fn(&char) -> bool| -> Vec<char> {
-            all.iter().copied().filter(|c| keep(c)).collect()
+        let lone = |letters: &[char], other: &[char]| among(letters, |c| !other.contains(c));
+        let [of_first, of_second] = [lone(first, second), lone(second, first)];
+        let place = |letters: &[char]| result.iter().position(|c| letters.first() == Some(c));
+        let is_swapped = match (of_first.len(), of_second.len()) {
+            // The rows of a product stand before its columns.
+            (1, 1) => place(&of_first) > place(&of_second),
+            (several, 1) if several > 1 => false,
+            (1, several) if several > 1 => true,
+            _ => return None,
         };
-        let row = only(among(a, &|c| !b.contains(c)))?;
-        let column = only(among(b, &|c| !a.contains(c)))?;
-        let summed = only(among(a, &|c| b.contains(c) && !result.contains(c)))?;
+        let all = if is_swapped { [second, first] } else { [first, second] };
+        let operands = if is_swapped { [1, 0] } else { [0, 1] };
+        let (rows, columns) = if is_swapped { (of_second, of_first) } else { (of_first, of_second) };
+        let tried: Vec<Self> = rows
+            .iter()
+            .map(|row| Self::by(all, result, [*row, columns[0]], operands))
+            .collect::<Option<_>>()?;
+        // Of several rows those that leave an operand or the result as it lies.
+        let chosen = tried.iter().position(|p| stays(&p.left)).or(tried.iter().position(|p| stays(&p.out)));
+        tried.into_iter().nth(chosen.unwrap_or(0))
+    }
+
+    /// The product with one letter for its rows and one for its columns.
+    fn by(
+        [a, b]: [&Vec<char>; 2],
+        result: &[char],
+        [row, column]: [char; 2],
+        operands: [usize; 2],
+    ) -> Option<Self> {
+        let summed = <[char; 1]>::try_from(among(a, |c| b.contains(c) && !result.contains(c))).ok()?[0];
         if !result.contains(&row) || !result.contains(&column) {
             return None;
         }
-        let batch = among(result, &|c| *c != row && *c != column);
-        let behind = |last: [char; 2]| [batch.as_slice(), &last].concat();
+        let batch = among(result, |c| *c != row && *c != column);
+        let behind = |batch: &[char], last: [char; 2]| [batch, &last].concat();
+        let of_b = among(&batch, |c| b.contains(c));
+        // In front of the first that there is, none is needed.
+        let is_missing = |c: &char| !b.contains(c);
+        let lacks = (0..).zip(&batch).skip_while(|(_, c)| is_missing(c)).filter(|(_, c)| is_missing(c));
         Some(Self {
-            operands: if is_swapped { [1, 0] } else { [0, 1] },
-            left: places(a, &behind([row, summed]))?,
-            right: places(b, &behind([summed, column]))?,
-            out: places(&behind([row, column]), result)?,
+            operands,
+            left: places(a, &behind(&batch, [row, summed]))?,
+            right: places(b, &behind(&of_b, [summed, column]))?,
+            spread: lacks.map(|(at, _)| at).collect(),
+            out: places(&behind(&batch, [row, column]), result)?,
         })
     }
+}
+
+fn among(letters: &[char], keep: impl Fn(&char) -> bool) -> Vec<char> {
+    letters.iter().copied().filter(|c| keep(c)).collect()
 }
 
 /// Where each of the letters stands.
@@ -78,15 +110,18 @@ fn places(stand: &[char], wanted: &[char]) -> Option<Vec<i64>> {
     wanted.iter().map(place).collect()
 }
 
+fn stays(order: &[i64]) -> bool {
+    (0..).zip(order).all(|(at, axis)| at == *axis)
+}
+
 /// A value with its axes in this order.
 fn brought(p: &mut Patch<'_>, x: ValueId, order: &[i64]) -> ValueId {
-    let stays = (0..).zip(order).all(|(at, axis)| at == *axis);
-    if stays { x } else { p.transpose(x, order) }
+    if stays(order) { x } else { p.transpose(x, order) }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::canon::tests::after;
+    use crate::canon::tests::{after, check_exact};
 
     #[test]
     fn products_of_rows_and_columns_become_such() {
@@ -112,6 +147,19 @@ mod tests {
           output "y" %y/Transpose_1:0
         }
         "#);
+    }
+
+    #[test]
+    fn rows_of_several_axes_stay_where_they_lie() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, time, 4]
+  weight %w: f32[4, 6] = random(1)
+  %y = Einsum(%x, %w) {equation: "btd,df->btf"} "y"
+  %z = Einsum(%w, %y) {equation: "df,btf->btd"} "z"
+  output "z" %z
+}"#;
+        insta::assert_snapshot!(after(text));
+        check_exact(text, &[("x", &[2, 3, 4])]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Matches: a weight applied to tokens that were laid out in one row: `MatMul(Reshape(x, [-1, k]), w)`,
+//! Matches: a weight applied to tokens that were laid out in one row: `MatMul(Reshape(x, [-1, k]), w)`, of their heads too,
 //! and `Add` of a bias after that; the same of whole numbers, `DynamicQuantizeLinear` and `MatMulInteger`, with the `Cast` and
 //! the `Mul` by their scales
 //! Becomes: the same over `[batch, time, k]`, with the `Reshape` after it
@@ -40,16 +40,28 @@ fn tokens(graph: &Graph, value: ValueId) -> Option<ValueId> {
     (from.len() == 3 && to.len() == 2 && from[2].known() == Some(width)).then_some(x)
 }
 
+/// `[.., .., heads · dim]` of x in `Reshape(x, [-1, heads · dim])`, where x is `[.., .., heads, dim]`.
+fn joined_heads(w: &mut Sweep<'_>, value: ValueId) -> Option<ValueId> {
+    let x = w.graph.made_by(value, "Reshape")?.input(0)?;
+    let (from, to) = (shape(w.graph, x)?, shape(w.graph, value)?);
+    let ([_, _, heads, dim], [_, width]) = (from, to) else { return None };
+    let width = width.known().filter(|n| *n > 0)?;
+    (heads.known()?.checked_mul(dim.known()?) == Some(width)).then_some(())?;
+    let x = w.current(x);
+    Some(w.patch.reshape(x, &[0, 0, width as i64]))
+}
+
 fn product(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let (flat, weight) = (node.input(0)?, node.input(1)?);
-    let x = tokens(w.graph, flat).filter(|_| w.is_untouched(flat))?;
+    w.is_untouched(flat).then_some(())?;
+    let x = tokens(w.graph, flat).map(|x| w.current(x)).or_else(|| joined_heads(w, flat))?;
     let width = shape(w.graph, weight).filter(|s| s.len() == 2)?[1].known()?;
     // A zero point for each row of the tokens is for rows of a matrix.
     if node.input(2).is_some_and(|zero| !is_one_number(w.graph, zero)) {
         return None;
     }
     let mut inputs: Vec<Option<ValueId>> = (0..node.inputs.len()).map(|slot| w.input(node, slot)).collect();
-    inputs[0] = Some(w.current(x));
+    inputs[0] = Some(x);
     let y = w.patch.node_outputs(node.op.clone(), &inputs, 1)[0];
     Some(vec![w.patch.reshape(y, &[-1, width as i64])])
 }
@@ -119,6 +131,22 @@ mod tests {
   output "rows are cut up" %q
 }"#
         ));
+    }
+
+    #[test]
+    fn heads_of_tokens_keep_batch_and_time_apart() {
+        let text = r#"graph "g" {
+  input %x: f32[batch, time, 2, 4]
+  weight %w: f32[8, 6] = random(1)
+  const %rows: i64[2] = [-1, 8]
+  %r = Reshape(%x, %rows)
+  %y = MatMul(%r, %w)
+  output "y" %y
+}"#;
+        assert!(after(text).contains("f32[batch, time, 6]"), "{}", after(text));
+        check_exact(text, &[("x", &[2, 3, 2, 4])]);
+        let apart = after(&text.replace("[-1, 8]", "[-1, 4]").replace("f32[8, 6]", "f32[4, 6]"));
+        assert!(!apart.contains("f32[batch, time, 6]"), "{apart}");
     }
 
     /// As dynamic quantisation leaves the products of GPT-2.

@@ -1,5 +1,5 @@
-//! Matches: a dim of a graph input that has no number, where a `Concat`, a `Conv` or the other inputs say what it is
-//! Becomes: the number that a `Concat` along another axis or the weight of a `Conv` demands; the batch of `input_ids`, in a mask,
+//! Matches: a dim of a graph input that has no number, where a `Concat`, a `Conv`, a `Split` or the other inputs say what it is
+//! Becomes: the number that a `Concat` along another axis, the weight of a `Conv` or the sizes of a `Split` demand; the batch of `input_ids`, in a mask,
 //! in a cache and in `token_type_ids`, which are as many; the past of the first cache, in the others; past + sequence, under the mask
 //! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
 //! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one; of a mask, when a cache of
@@ -8,9 +8,11 @@
 use super::GraphRule;
 use crate::ir::cache_input::{first_readers, grows_along, is_cache};
 use crate::ir::graph::{Graph, Node, Use, ValueId};
+use crate::ir::infer::resolve_axis;
 use crate::ir::patch::{Applied, Patch, PatchError};
 use crate::ir::shape::{Dim, Shape};
 use dijiang_format::names::{IDS, MASK, SEGMENTS};
+use std::collections::BTreeMap;
 
 pub(super) struct InputDims;
 
@@ -21,9 +23,13 @@ impl GraphRule for InputDims {
 
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         let lengths = Lengths::of(graph);
+        let split = split(graph);
         let told = graph.inputs().iter().filter_map(|input| {
             let old = graph.value(*input).ty.shape.as_ref()?;
-            let joined = channels(graph, *input, joined(graph, *input, old));
+            let mut joined = channels(graph, *input, joined(graph, *input, old));
+            for dim in &mut joined {
+                *dim = split.get(dim).cloned().unwrap_or_else(|| dim.clone());
+            }
             let new = lengths.as_ref().map_or_else(|| joined.clone(), |l| l.told(graph, *input, &joined));
             (new != *old).then_some((*input, new))
         });
@@ -40,6 +46,19 @@ impl GraphRule for InputDims {
         let change = patch.finish();
         graph.apply(change).map(Some)
     }
+}
+
+/// Dims that are split into parts of sizes that are numbers, and their sums: the graph takes nothing else there.
+fn split(graph: &Graph) -> BTreeMap<Dim, Dim> {
+    let sum = |node: &Node| {
+        let shape = graph.value(node.input(0)?).ty.shape.as_deref()?;
+        let axis = resolve_axis(node.op.int("axis")?, shape.len()).ok()?;
+        let sizes = graph.as_const(node.input(1)?)?.to_i64()?;
+        let sum = sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(u64::try_from(*size).ok()?))?;
+        Some((shape[axis].clone(), Dim::Known(sum)))
+    };
+    let splits = graph.nodes().map(|(_, node)| node).filter(|node| node.op.is("Split"));
+    splits.filter_map(sum).filter(|(dim, _)| matches!(dim, Dim::Sym(_))).collect()
 }
 
 /// The channels that the weight of a `Conv` demands of an input.
@@ -182,6 +201,30 @@ mod tests {
         assert!(after(&rounded).contains("%picture: f32[batch, 6, height, width]"));
         let kernel = only.replace("Conv(%picture, %kernels) {group: 2}", "Conv(%kernels, %picture)");
         assert!(after(&kernel).contains("[batch, channels, height, width]"));
+    }
+
+    /// As adapters are exported that are chosen by sequence: with those that there were.
+    #[test]
+    fn what_is_split_into_parts_of_numbers_is_as_long_as_those() {
+        let text = r#"graph "g" {
+  input %input_ids: i64[batch, time]
+  input %attention_mask: i64[batch, time]
+  input %x: f32[batch, time, 8]
+  const %parts: i64[2] = [2, 1]
+  %e = Add(%attention_mask, %input_ids)
+  %y, %z = Split(%x, %parts) {axis: 0}
+  output "e" %e
+  output "y" %y
+  output "z" %z
+}"#;
+        let told = after(text);
+        assert!(
+            told.contains("%attention_mask: i64[3, time]") && told.contains("%x: f32[3, time, 8]"),
+            "{told}"
+        );
+        let halves =
+            after(&text.replace("Split(%x, %parts) {axis: 0}", "Split(%x) {axis: 0, num_outputs: 2}"));
+        assert!(halves.contains("%x: f32[batch, time, 8]"), "{halves}");
     }
 
     #[test]

@@ -22,9 +22,11 @@ mod finite_weights;
 mod flat_matmul;
 mod flatten;
 mod folded_heads;
+mod grouped_heads;
 mod heads_in_rows;
 mod input_dims;
 mod key_transpose;
+mod negated_term;
 mod no_op;
 mod repeated_heads;
 mod reshape_reshape;
@@ -64,6 +66,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &no_op::NoOp,
     &constant_fold::ConstantFold,
     &shape_values::ShapeValues,
+    &negated_term::NegatedTerm,
     &bounded_dim::BoundedDim,
     &flatten::Flatten,
     &reshape_target::ReshapeTarget,
@@ -81,6 +84,7 @@ pub static RULES: &[&dyn GraphRule] = &[
     &transpose_transpose::TransposeTranspose,
     &flat_matmul::FlatMatMul,
     &folded_heads::FoldedHeads,
+    &grouped_heads::GroupedHeads,
     &scale_products::ScaleProducts,
     &scale_scale::ScaleScale,
     &reshape_reshape::ReshapeReshape,

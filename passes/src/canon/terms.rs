@@ -105,6 +105,7 @@ impl Terms {
             "Min" if node.inputs.len() == 2 => {
                 pairs(|a, b| arithmetic(a, b, |a, b| Some(a.min(b)), Dim::least))
             }
+            "Max" if node.inputs.len() == 2 => pairs(larger),
             "Div" => pairs(quotient),
             "Equal" => pairs(equal),
             _ => None,
@@ -225,6 +226,19 @@ fn difference(a: &Term, b: &Term) -> Term {
         (Term::Dim(a), Term::Dim(b)) => Term::from(&a.minus(b)),
         (a, b) if a == b && *a != Term::Unknown => Term::Int(0),
         _ => Term::Unknown,
+    }
+}
+
+fn larger(a: &Term, b: &Term) -> Term {
+    match (a, b) {
+        // No dim is negative.
+        (Term::Int(least), dim @ (Term::Dim(_) | Term::DimOf(..)))
+        | (dim @ (Term::Dim(_) | Term::DimOf(..)), Term::Int(least))
+            if *least < 1 =>
+        {
+            dim.clone()
+        }
+        (a, b) => arithmetic(a, b, |a, b| Some(a.max(b)), Dim::most),
     }
 }
 

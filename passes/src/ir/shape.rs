@@ -27,6 +27,9 @@ impl fmt::Debug for Symbol {
 /// Between the terms of a symbol that is a sum.
 const PLUS: &str = " + ";
 
+/// The same inside of a function, whose name is one term.
+const AND: &str = " and ";
+
 /// Longer sums are not known: one that doubles with each node would fill the memory.
 const MAX_SUM: usize = 1024;
 
@@ -80,11 +83,22 @@ impl Dim {
         match (self, other) {
             (x, Self::Known(0)) => x.clone(),
             (Self::Known(a), Self::Known(b)) => a.checked_sub(*b).map_or(Self::Unknown, Self::Known),
+            (Self::Sym(sum), Self::Known(less)) => {
+                let mut terms: Vec<&str> = sum.name().split(PLUS).collect();
+                let numbers = terms.iter().map(|term| term.parse().unwrap_or(0u64));
+                let Some((place, number)) = (0..).zip(numbers).find(|(_, n)| n >= less) else {
+                    return Self::Unknown;
+                };
+                terms.remove(place);
+                Self::sym(&terms.join(PLUS)).plus(&Self::Known(number - less))
+            }
             (Self::Sym(a), Self::Sym(b)) if a == b => Self::Known(0),
             (Self::Sym(a), Self::Sym(b)) => {
                 let mut terms: Vec<&str> = a.name().split(PLUS).collect();
                 for term in b.name().split(PLUS) {
-                    let Some(place) = terms.iter().position(|t| *t == term) else { return Self::Unknown };
+                    let Some(place) = terms.iter().position(|t| *t == term) else {
+                        return self.more_of(other).unwrap_or(Self::Unknown);
+                    };
                     terms.remove(place);
                 }
                 let left = terms.join(PLUS);
@@ -92,6 +106,20 @@ impl Dim {
             }
             _ => Self::Unknown,
         }
+    }
+
+    /// How many more of so many there are up to one sum than up to a shorter one: the difference of two that [`Self::least`]
+    /// gave of one number.
+    fn more_of(&self, other: &Self) -> Option<Self> {
+        let parts = |dim: &Self| {
+            let Self::Sym(symbol) = dim else { return None };
+            let (most, dim) = symbol.name().strip_prefix("min(")?.strip_suffix(')')?.split_once(", ")?;
+            Some((most.to_owned(), Self::sym(&dim.replace(AND, PLUS))))
+        };
+        let ((most, longer), (same, shorter)) = (parts(self)?, parts(other)?);
+        // What is left of a sum without some of its terms is never negative.
+        (most == same && longer.minus(&shorter) != Self::Unknown)
+            .then(|| Self::sym(&format!("{self} less {other}")))
     }
 
     /// The product; `Unknown` unless both are known or one of them is one.
@@ -104,17 +132,42 @@ impl Dim {
         }
     }
 
-    /// The smaller one; symbolic where one is a number and the other one a plain name.
+    /// The smaller one; symbolic where one is a number and the other one a sum of plain names.
     #[must_use]
     pub fn least(&self, other: &Self) -> Self {
         match (self, other) {
             (a, b) if a == b => a.clone(),
             (Self::Known(a), Self::Known(b)) => Self::Known(*a.min(b)),
-            (Self::Known(n), Self::Sym(s)) | (Self::Sym(s), Self::Known(n)) if !s.name().contains(' ') => {
-                Self::sym(&format!("min({n}, {})", s.name()))
+            (Self::Known(n), Self::Sym(s)) | (Self::Sym(s), Self::Known(n))
+                if !s.name().split(PLUS).any(|term| term.contains(' ')) =>
+            {
+                Self::sym(&format!("min({n}, {})", s.name().replace(PLUS, AND)))
             }
             _ => Self::Unknown,
         }
+    }
+
+    /// The larger one; symbolic beside zero, as no dim is negative.
+    #[must_use]
+    pub fn most(&self, other: &Self) -> Self {
+        match (self, other) {
+            (a, b) if a == b => a.clone(),
+            (Self::Known(a), Self::Known(b)) => Self::Known(*a.max(b)),
+            (Self::Known(0), dim) | (dim, Self::Known(0)) => dim.clone(),
+            _ => Self::Unknown,
+        }
+    }
+
+    /// How many windows of `extent` begin `every` so many places, with padding at both ends together; a name that says it
+    /// where the dim has one.
+    #[must_use]
+    pub fn windows(&self, extent: u64, every: u64, padding: u64) -> Self {
+        let Self::Sym(inner) = self else { return Self::Unknown };
+        let name = format!(
+            "windows of {extent} every {every} in {padding} more than {}",
+            inner.name().replace(PLUS, AND)
+        );
+        if name.len() > MAX_SUM { Self::Unknown } else { Self::sym(&name) }
     }
 
     /// Whether the two can be the same number.
@@ -220,5 +273,23 @@ mod tests {
         assert_eq!(p.plus(&1.into()).minus(&p), 1.into());
         assert_eq!(p.minus(&p), 0.into());
         assert_eq!(p.minus(&t), Dim::Unknown);
+        let more = p.plus(&3.into());
+        assert_eq!((more.minus(&3.into()), more.minus(&2.into())), (p.clone(), p.plus(&1.into())));
+        assert_eq!(more.minus(&4.into()), Dim::Unknown);
+    }
+
+    #[test]
+    fn of_so_many_there_are_more_up_to_a_longer_sum() {
+        let (p, t, most) = (Dim::sym("past"), Dim::sym("sequence"), Dim::Known(8));
+        let [up_to, before] = [p.plus(&t).least(&most), p.least(&most)];
+        assert_eq!(up_to.to_string(), "min(8, past and sequence)");
+        let more = up_to.minus(&before);
+        assert_eq!(more.to_string(), "min(8, past and sequence) less min(8, past)");
+        assert_eq!((more.most(&0.into()), more.plus(&t).minus(&t)), (more.clone(), more.clone()));
+        assert_eq!(before.minus(&up_to), Dim::Unknown);
+        assert_eq!(up_to.minus(&p.least(&Dim::Known(9))), Dim::Unknown);
+        // A smaller one of a smaller one would need a name of its own.
+        assert_eq!(up_to.least(&Dim::Known(4)), Dim::Unknown);
+        assert_eq!(p.most(&1.into()), Dim::Unknown);
     }
 }

@@ -93,10 +93,7 @@ fn infer_binary(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
 fn int_extreme(ctx: &InferContext<'_>) -> Option<Vec<Dim>> {
     let pick: fn(&Dim, &Dim) -> Dim = match ctx.op.name() {
         "Min" => Dim::least,
-        "Max" => |a, b| match (a, b) {
-            (Dim::Known(a), Dim::Known(b)) => Dim::Known(*a.max(b)),
-            _ => Dim::Unknown,
-        },
+        "Max" => Dim::most,
         _ => return None,
     };
     let first = ctx.ints(0)?;

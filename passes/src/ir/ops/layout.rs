@@ -410,6 +410,10 @@ fn computed_bounds(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -
         _ if step != 1 => Dim::Unknown,
         (Some(0), _, _, Some(end @ Dim::Sym(_)), Dim::Known(_)) => end.clone(),
         (Some(0), _, _, Some(end @ Dim::Sym(_)), dim) if end == dim => end.clone(),
+        // Up to so many before the end.
+        (Some(0), Some(end), _, _, dim @ Dim::Sym(_)) if end < 0 => {
+            dim.minus(&Dim::Known(end.unsigned_abs()))
+        }
         (_, Some(i64::MAX), Some(start @ Dim::Sym(_)), _, dim) => dim.minus(start),
         (_, _, Some(start @ Dim::Sym(_)), Some(end @ Dim::Sym(_)), Dim::Known(_)) => end.minus(start),
         _ => Dim::Unknown,

@@ -105,13 +105,19 @@ impl WindowStep {
         match (size, self.pad) {
             (Dim::Known(n), _) => self.out(*n).map_or(Dim::Unknown, Dim::Known),
             (size, Pad::Same { .. }) if self.stride == 1 => size.clone(),
-            (size, Pad::Given(begin, end))
-                if self.stride == 1
-                    && begin.checked_add(end).zip(self.extent()).is_some_and(|(p, e)| p + 1 == e) =>
-            {
-                size.clone()
+            (size, Pad::Given(begin, end)) if !self.ceil => {
+                let padding = begin.checked_add(end).zip(self.extent());
+                padding.map_or(Dim::Unknown, |(padding, extent)| self.windows(size, padding, extent))
             }
             _ => Dim::Unknown,
+        }
+    }
+
+    /// How many windows of a size with padding there are.
+    fn windows(self, size: &Dim, padding: u64, extent: u64) -> Dim {
+        match (padding + 1).checked_sub(extent) {
+            Some(more) if self.stride == 1 => size.plus(&Dim::Known(more)),
+            _ => size.windows(extent, self.stride, padding),
         }
     }
 
@@ -421,7 +427,11 @@ mod tests {
         };
         assert_eq!(sizes("pads: [1, 1]"), "[batch, 2, width]");
         assert_eq!(sizes("auto_pad: \"SAME_UPPER\""), "[batch, 2, width]");
-        assert_eq!(sizes("pads: [1, 0]"), "[batch, 2, ?]");
-        assert_eq!(sizes("pads: [1, 1], strides: [2]"), "[batch, 2, ?]");
+        assert_eq!(sizes("pads: [2, 1]"), "[batch, 2, 1 + width]");
+        assert_eq!(sizes("pads: [1, 0]"), "[batch, 2, windows of 3 every 1 in 1 more than width]");
+        assert_eq!(
+            sizes("pads: [1, 1], strides: [2]"),
+            "[batch, 2, windows of 3 every 2 in 2 more than width]"
+        );
     }
 }
