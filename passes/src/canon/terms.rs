@@ -105,7 +105,8 @@ impl Terms {
             "Min" if node.inputs.len() == 2 => {
                 pairs(|a, b| arithmetic(a, b, |a, b| Some(a.min(b)), Dim::least))
             }
-            "Max" if node.inputs.len() == 2 => pairs(larger),
+            // Of a shape that is computed, an unknown number says less than the node that it is read from.
+            "Max" if node.inputs.len() == 2 => pairs(larger).filter(|t| !t.contains(&Term::Unknown)),
             "Div" => pairs(quotient),
             "Equal" => pairs(equal),
             _ => None,
