@@ -41,8 +41,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         seed: args.common.seed,
         fit: !args.no_fit,
     };
-    args.common.warn_of_positions(&args.bundle);
-    let (bar, mut tell) = progress(args.steps);
+    let (bar, mut tell) = progress(args.steps, args.common.beyond(&args.bundle));
     let done = calibrate(&args.bundle, &options, &mut tell);
     bar.finish_and_clear();
     let done = done?;

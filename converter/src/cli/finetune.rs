@@ -81,8 +81,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         validate_every: args.validate_every as usize,
         resume: args.resume,
     };
-    args.common.warn_of_positions(&args.bundle);
-    let (bar, mut tell) = progress(steps);
+    let (bar, mut tell) = progress(steps, args.common.beyond(&args.bundle));
     let done = finetune(&args.bundle, &options, &mut tell);
     bar.finish_and_clear();
     let done = done?;

@@ -275,11 +275,16 @@ fn print_rates(found: &[Generated]) {
     let sum = |of: fn(&Generated) -> usize| found.iter().map(of).sum::<usize>();
     let longest = |of: fn(&Generated) -> f64| found.iter().map(of).fold(0.0, f64::max);
     let (tokens, seconds) = (sum(|one| one.tokens.len()), longest(|one| one.decode_seconds));
+    // The first token of each comes with its prompt.
+    let rate = match tokens > found.len() {
+        true => format!(", {:.1} per second", tokens as f64 / seconds.max(1e-9)),
+        false => String::new(),
+    };
     show::note(&format!(
-        "prompt: {} tokens in {:.2} s; text: {tokens} tokens, {:.1} per second; state: {} bytes",
-        sum(|one| one.prompt_tokens),
+        "prompt: {} in {:.2} s; text: {}{rate}; state: {} bytes",
+        counted(sum(|one| one.prompt_tokens), "token"),
         longest(|one| one.prefill_seconds),
-        tokens as f64 / seconds.max(1e-9),
+        counted(tokens, "token"),
         sum(|one| one.state_bytes)
     ));
 }

@@ -2,6 +2,7 @@
 
 use super::{Failure, Outcome, show};
 use crate::train::{finetune, metrics, plot};
+use dijiang_format::words::counted;
 use dijiang_runtime::write_file;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::object(&json!({"output": args.output, "runs": runs.collect::<Vec<_>>()}));
         return Ok(Outcome::Fine);
     }
-    show::line(&format!("{}: {} runs", args.output.display(), runs.len()));
+    show::line(&format!("{}: {}", args.output.display(), counted(runs.len(), "run")));
     Ok(Outcome::Fine)
 }
 

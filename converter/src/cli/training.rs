@@ -75,11 +75,10 @@ impl Common {
         self.batch.saturating_mul(self.accumulate).saturating_mul(self.context) as usize
     }
 
-    /// Warns of rows that are longer than the texts that the model was made for.
-    pub(super) fn warn_of_positions(&self, bundle: &Path) {
-        if let Some(said) = described::beyond(described::positions(bundle), self.context) {
-            show::warning(&format!("{}: {said}", bundle.display()));
-        }
+    /// What is said of rows that are longer than the texts that the model was made for.
+    pub(super) fn beyond(&self, bundle: &Path) -> Option<String> {
+        let said = described::beyond(described::positions(bundle), self.context)?;
+        Some(format!("{}: {said}", bundle.display()))
     }
 
     pub(super) fn trainer(&self, weight_decay: f64, new_rate: f64) -> TrainerOptions {
@@ -100,15 +99,18 @@ impl Common {
     }
 }
 
-/// A bar over the steps, and what moves it.
-pub(super) fn progress(steps: usize) -> (ProgressBar, impl FnMut(&Line)) {
+/// A bar over the steps, and what moves it. A warning comes with the first.
+pub(super) fn progress(steps: usize, warning: Option<String>) -> (ProgressBar, impl FnMut(&Line)) {
     let bar = ProgressBar::with_draw_target(Some(steps as u64), bar::target());
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left") {
         bar.set_style(style);
     }
     let shown = bar.clone();
-    let mut told = bar::lines();
+    let (mut told, mut warning) = (bar::lines(), warning);
     let tell = move |line: &Line| {
+        if let Some(warning) = warning.take() {
+            shown.suspend(|| show::warning(&warning));
+        }
         if told.is_some_and(|told| told.elapsed() >= bar::SILENCE) {
             let left = shown.eta().as_secs();
             show::note(&format!("step {} of {steps}: loss {:.3}, about {left} s left", line.step, line.loss));

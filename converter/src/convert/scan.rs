@@ -190,11 +190,15 @@ pub fn kept_of_bundle(manifest: &Manifest, layers: &[usize]) -> Recipe {
 }
 
 fn told_kept(scanned: &Scanned) -> String {
-    format!(
-        "layers {} stay softmax: of texts that come twice they lose most where they see {} tokens back",
-        listed(&scanned.kept),
-        scanned.window
-    )
+    let (kept, window) = (listed(&scanned.kept), scanned.window);
+    match scanned.kept.len() {
+        1 => format!(
+            "layer {kept} stays softmax: a scan found that it loses most where it sees {window} tokens back"
+        ),
+        _ => format!(
+            "layers {kept} stay softmax: a scan found that they lose most where they see {window} tokens back"
+        ),
+    }
 }
 
 /// The recipe with its wide layers named: measured, where it does not name them itself. Where that cannot be done there are
@@ -267,12 +271,15 @@ fn unmeasured(path: &Path, why: &str) -> String {
 }
 
 fn told(scanned: &Scanned, wide: &Wide) -> String {
-    format!(
-        "layers {} see {} tokens back, and the others {}: of texts that come twice they lose most without",
-        listed(&scanned.wide),
-        wide.window,
-        scanned.window
-    )
+    let (layers, far, near) = (listed(&scanned.wide), wide.window, scanned.window);
+    match scanned.wide.len() {
+        1 => format!(
+            "layer {layers} sees {far} tokens back, and the others {near}: a scan found that it looks far"
+        ),
+        _ => format!(
+            "layers {layers} see {far} tokens back, and the others {near}: a scan found that they look far"
+        ),
+    }
 }
 
 impl ScanOptions {

@@ -138,7 +138,8 @@ fn what_was_foretold_is_what_a_later_call_does() {
     let mut stages = Stages::default();
     let resumed = run(&home, "bundle", &options, &mut stages);
     assert_eq!(resumed.record.calibrated.map(|part| part.steps), Some(3));
-    let told = |line: &String| line.contains("going on with what") && line.ends_with("calibration begins anew");
+    let told =
+        |line: &String| line.contains("going on with what") && line.ends_with("calibration begins anew");
     assert!(stages.said.iter().any(told), "{:?}", stages.said);
 }
 

@@ -141,6 +141,16 @@ fn the_plan_of_the_example() {
 }
 
 #[test]
+fn the_file_of_the_page_is_right() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/batch.md"));
+    let page = page.expect("the page");
+    let file = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a file");
+    let home = Home::empty();
+    symlink(concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures"), home.path("fixtures")).expect("a link");
+    assert_eq!(names(&planned(&home, file)), ["shakespeare"]);
+}
+
+#[test]
 fn the_plan_as_json() {
     let home = home();
     let text = "version: 1\njobs: [{name: a, model: models/llama, require: {softmax-sites: 2}}]";

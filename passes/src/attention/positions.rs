@@ -206,9 +206,11 @@ struct Search<'g> {
     found: Vec<NodeId>,
     /// A value that is the positions, but without an axis for the batch.
     flat: Option<ValueId>,
-    /// Of those found, the rows of a table without an axis for the batch, or a part of a table, which a row of them for each of
-    /// the batch can stand for.
+    /// Nodes that take rows of a table without an axis for the batch, or a part of a table, which a row of them for each of the
+    /// batch can stand for.
     spread: BTreeSet<NodeId>,
+    /// Of those found, where such rows meet what has a batch.
+    meets: BTreeSet<NodeId>,
     notes: Vec<String>,
 }
 
@@ -216,25 +218,23 @@ impl<'g> Search<'g> {
     fn new(graph: &'g Graph, cached: bool) -> Self {
         let trials = TRIALS.iter().filter(|t| cached || t.past == 0).collect();
         let contents = read_contents(graph);
-        let (roles, spread) = (BTreeMap::new(), BTreeSet::new());
-        Self { graph, contents, trials, roles, found: vec![], flat: None, spread, notes: vec![] }
+        let (spread, meets) = (BTreeSet::new(), BTreeSet::new());
+        let roles = BTreeMap::new();
+        Self { graph, contents, trials, roles, found: vec![], flat: None, spread, meets, notes: vec![] }
     }
 
     fn run(&mut self) {
         for id in self.graph.order() {
             let node = self.graph.node(id);
-            if self.is_part_of_a_table(node) {
-                self.spread.insert(id);
-                self.found.push(id);
+            if self.is_part_of_a_table(node) && self.spreads(id) {
                 continue;
             }
             let Some(index) = self.index_of(node) else { continue };
             self.flat = None;
             if self.role(index) != Role::Unrelated {
                 self.found.push(id);
-            } else if self.flat == Some(index) && self.spreads(node.outputs[0]) {
-                self.spread.insert(id);
-                self.found.push(id);
+            } else if self.flat == Some(index) && self.spreads(id) {
+                continue;
             } else if let Some(flat) = self.flat {
                 let name = &self.graph.value(flat).name;
                 self.notes.push(format!(
@@ -249,9 +249,7 @@ impl<'g> Search<'g> {
     fn is_part_of_a_table(&self, node: &Node) -> bool {
         let table = node.input(0).filter(|_| node.op.is("Slice")).and_then(|v| self.graph.as_const(v));
         let Some(table) = table.filter(|table| table.dtype().is_float()) else { return false };
-        let Some(width) = width_of(table.dims()).filter(|_| self.spreads(node.outputs[0])) else {
-            return false;
-        };
+        let Some(width) = width_of(table.dims()) else { return false };
         let Ok(Array::F(rows)) = Array::from_tensor(table) else { return false };
         let rows: Vec<f64> = rows.iter().copied().collect();
         self.trials.iter().all(|trial| {
@@ -261,22 +259,48 @@ impl<'g> Search<'g> {
         })
     }
 
-    /// Whether all that reads a value of no batch, or of one row for all, would take one row for each of the batch as well: it
-    /// computes number by number with what has a batch.
-    fn spreads(&self, value: ValueId) -> bool {
-        let rank = |v: ValueId| self.graph.value(v).ty.rank();
-        self.graph.value(value).uses.iter().all(|user| {
-            let Use::Node { node, .. } = user else { return false };
-            let node = self.graph.node(*node);
-            let mut others = node.inputs.iter().flatten().filter(|other| **other != value).peekable();
-            let is_alone = others.peek().is_none();
-            let has_batch =
-                others.clone().any(|other| rank(*other) == Some(3) && self.contents.contains(*other));
-            let is_constant =
-                others.all(|other| self.graph.as_const(*other).is_some_and(|t| t.dims().len() < 2));
-            is_elementwise(&node.op)
-                && (has_batch || (is_constant || is_alone) && self.spreads(node.outputs[0]))
-        })
+    /// Takes what a node gives for rows that each of the batch may have of its own, if all that reads them computes number by
+    /// number with what has a batch.
+    fn spreads(&mut self, id: NodeId) -> bool {
+        let (mut meets, mut values) = (BTreeSet::new(), vec![self.graph.node(id).outputs[0]]);
+        let mut at = 0;
+        while let Some(value) = values.get(at).copied() {
+            at += 1;
+            for user in &self.graph.value(value).uses {
+                let Use::Node { node, .. } = *user else { return false };
+                if self.has_batch_beside(node, value) {
+                    meets.insert(node);
+                } else if self.keeps_rows(node, value) {
+                    values.push(self.graph.node(node).outputs[0]);
+                } else {
+                    return false;
+                }
+            }
+        }
+        self.spread.insert(id);
+        self.roles.extend(values.into_iter().map(|value| (value, Role::Derived)));
+        self.found.extend(meets.difference(&self.meets));
+        self.meets.extend(meets);
+        true
+    }
+
+    fn others(&self, node: &'g Node, value: ValueId) -> impl Iterator<Item = ValueId> + use<'g> {
+        node.inputs.iter().flatten().copied().filter(move |other| *other != value)
+    }
+
+    fn has_batch_beside(&self, node: NodeId, value: ValueId) -> bool {
+        let graph = self.graph;
+        let node = graph.node(node);
+        let has_batch = |v: ValueId| graph.value(v).ty.rank() == Some(3) && self.contents.contains(v);
+        is_elementwise(&node.op) && self.others(node, value).any(has_batch)
+    }
+
+    /// Whether a node computes with constants of one row at most.
+    fn keeps_rows(&self, node: NodeId, value: ValueId) -> bool {
+        let graph = self.graph;
+        let node = graph.node(node);
+        let is_row = |v: ValueId| graph.as_const(v).is_some_and(|tensor| tensor.dims().len() < 2);
+        is_elementwise(&node.op) && self.others(node, value).all(is_row)
     }
 
     /// What a node that may consume positions takes them, or angles computed from them, from.
@@ -374,7 +398,9 @@ impl<'g> Search<'g> {
         let ends =
             |user: &Use| made(user).is_empty() || made(user).iter().any(|v| self.contents.contains(*v));
         let uses = |value: ValueId| self.graph.value(value).uses.iter();
-        let starts = self.found.iter().flat_map(|n| self.graph.node(*n).outputs.iter().copied());
+        // What meets a batch was looked at as it was found.
+        let consumers = self.found.iter().filter(|n| !self.meets.contains(n));
+        let starts = consumers.flat_map(|n| self.graph.node(*n).outputs.iter().copied());
         let onwards = |value| uses(value).filter(|user| !ends(user)).flat_map(made).copied().collect();
         depth_first_from(starts, onwards).filter(|value| uses(*value).any(ends)).collect()
     }
@@ -409,6 +435,7 @@ fn spread_equals(before: &Array, after: &Array) -> bool {
     let (Some(before), Some(after)) = (floats(before), floats(after)) else { return false };
     before
         .broadcast(after.shape())
+        .filter(|_| before.ndim() == after.ndim())
         .is_some_and(|spread| spread.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-9))
 }
 

@@ -319,13 +319,19 @@ impl Decoder for HostDecoder {
 fn check_logits(logits: &HostTensor, expected: [usize; 2]) -> Result<(), RuntimeError> {
     match logits.shape() {
         [batch, tokens, _] if [*batch, *tokens] == expected => Ok(()),
-        other => Err(RuntimeError::NotADecoder {
-            place: format!("`{LOGITS}`"),
-            reason: format!(
-                "it came out as {other:?}, expected [{}, {}, vocabulary]",
-                expected[0], expected[1]
-            ),
-        }),
+        other => {
+            let hint = match other {
+                [_, 1, _] => " (hint: export the scores of every token, and not of the last alone)",
+                _ => "",
+            };
+            Err(RuntimeError::NotADecoder {
+                place: format!("`{LOGITS}`"),
+                reason: format!(
+                    "it came out as {other:?}, expected [{}, {}, vocabulary]{hint}",
+                    expected[0], expected[1]
+                ),
+            })
+        }
     }
 }
 
