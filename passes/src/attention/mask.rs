@@ -70,8 +70,13 @@ impl Mask {
 }
 
 /// A bias at or below this closes a position; what is open must be [`OPEN`] near zero.
-const CLOSED: f64 = -1e4;
+const CLOSED: f32 = -1e4;
 const OPEN: f64 = 1e-6;
+
+/// As the model has it in f32: what is added to a bias besides may be less than that tells apart.
+fn is_closed(bias: f64) -> bool {
+    bias.is_nan() || bias as f32 <= CLOSED
+}
 
 /// The first has neither past nor padding.
 const TRIALS: [Trial; 4] = [
@@ -374,7 +379,7 @@ fn amounts_in(graph: &Graph, value: ValueId) -> Vec<ValueId> {
     let Some((node, _)) = graph.producer(value).filter(|_| is_float(value)) else { return Vec::new() };
     let node = graph.node(node);
     let inputs = inputs_of(graph, value);
-    let closes = |v: &ValueId| graph.as_scalar(*v).is_some_and(|x| x <= CLOSED);
+    let closes = |v: &ValueId| graph.as_scalar(*v).is_some_and(is_closed);
     let slots = match node.op.name() {
         _ if !node.op.domain().is_empty() => 0..0,
         "Add" | "Sub" | "Mul" | "Div" => 0..2,
@@ -511,12 +516,12 @@ impl<'g> Function<'g> {
 
     /// Which keys are seen, by the scores where every product is 0.
     fn opened(&self, bias: &ndarray::Array4<f64>) -> Result<Open, Miss> {
-        if let Some(x) = bias.iter().find(|x| x.abs() > OPEN && **x > CLOSED) {
+        if let Some(x) = bias.iter().find(|x| x.abs() > OPEN && !is_closed(**x)) {
             return Err(
                 self.miss(format!("the mask holds {x}: a bias on the scores, not only open and closed"))
             );
         }
-        Ok(bias.mapv(|x| x > CLOSED))
+        Ok(bias.mapv(|x| !is_closed(x)))
     }
 
     /// Where every key is a token, some are seen.
@@ -954,5 +959,22 @@ mod tests {
   %flat = Where(%open, %clear, %far)
   %bias = Unsqueeze(%flat) {axes: [0, 1]}";
         assert_eq!(window_of(mask(window)), (Some(10_000), false));
+    }
+
+    /// As TensorFlow's BERT has it.
+    #[test]
+    fn a_closing_number_is_what_it_is_in_f32() {
+        let causal = |shut: &str| {
+            mask(&format!(
+                "  const %far: f32[] = [{shut}]
+  const %little: f32[] = [1e-9]
+  %nearly = Add(%far, %little)
+  %flat = Where(%earlier, %clear, %nearly)
+  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"
+            ))
+        };
+        assert_eq!(causal("-10000.0"), Ok(Mask::Causal));
+        let reason = causal("-9999.0").expect_err("it is refused");
+        assert!(reason.starts_with("the mask holds -9998.9"), "{reason}");
     }
 }
