@@ -4,6 +4,7 @@
 //! its form says little. Here everything between q kᵀ and the softmax is run on small shapes, with and
 //! without padding and past, and compared with what causal and padded attention would let through.
 
+use super::lengths::{LONG, as_length, last_change, longest, read_by};
 use super::lower::by_token::is_elementwise;
 use super::patterns::depends;
 use super::trial::{Sizes, Trial, is_padding_input};
@@ -244,12 +245,7 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
         let open = function.opened(&function.at(&trial, 0.0)?)?;
         tried.push(Tried { trial, open });
     }
-    for trial in function.long_trials(cached)? {
-        // A mask cut from a table ends where the model's positions do; what it cannot do says nothing.
-        if let Ok(bias) = function.at(&trial, 0.0) {
-            tried.push(Tried { trial, open: function.opened(&bias)? });
-        }
-    }
+    tried.extend(function.long_trials(cached)?);
     function.check_tokens_are_seen(&tried[0])?;
     let softcap = function.softcap(&tried[0])?;
     let scale = function.scale(&tried, softcap)?;
@@ -365,9 +361,7 @@ fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
         let is_sum = sums.contains(&value);
         let amounts = if is_sum { amounts_in(graph, value) } else { Vec::new() };
         let read = inputs_of(graph, value).into_iter().filter(|v| !amounts.contains(v));
-        let numbers = read.filter_map(|v| graph.as_scalar(v));
-        let lengths = numbers.filter(|x| x.fract() == 0.0 && (2.0..=1e6).contains(&x.abs()));
-        cone.lengths.extend(lengths.map(|x| x.abs() as usize));
+        cone.lengths.extend(read.filter_map(|v| as_length(graph.as_scalar(v)?)));
     }
     cone
 }
@@ -404,11 +398,11 @@ fn check_marks(graph: &Graph, scores: ValueId, padding: Option<ValueId>) -> Resu
     Err(Miss::check(&graph.value(scores).name, reason))
 }
 
-/// A length beyond which no window of a usual size hides.
-const LONG: usize = 300;
-
 /// A product that any scale in use takes to the cap.
 const LARGE: f64 = 1e9;
+
+/// Tokens of the least run that longer ones are tried after.
+const FEW: usize = 6;
 
 /// Longest sequence that is tried without a past, where a mask is a square.
 const LONGEST_SQUARE: usize = 600;
@@ -474,18 +468,42 @@ impl<'g> Function<'g> {
         Trial { past, time, left: trial.left.min(most), right: trial.right.min(most) }
     }
 
-    /// Trials that are longer than any number in the mask: a window shows in them.
-    fn long_trials(&self, cached: bool) -> Result<Vec<Trial>, Miss> {
+    /// Runs that are longer than any number in the mask, so that a window shows in them, or as long as its tables are.
+    fn long_trials(&self, cached: bool) -> Result<Vec<Tried>, Miss> {
         // Of one length nothing is longer.
-        let lengths = self.cone.lengths.iter().copied().chain([LONG]).filter(|_| self.keys.is_none());
-        lengths
-            .map(|n| match cached {
-                true => Ok(self.fitted(Trial { past: n + 1, time: 2, left: 0, right: 0 })),
-                false if n + 2 <= LONGEST_SQUARE => Ok(Trial { past: 0, time: n + 2, left: 0, right: 0 }),
-                false => Err(self
-                    .miss(format!("it holds the number {n}: a window that long cannot be told from none"))),
-            })
-            .collect()
+        if self.keys.is_some() {
+            return Ok(Vec::new());
+        }
+        let read = read_by(self.graph, self.scores, Some(self.product));
+        let changes = read.filter_map(|v| last_change(self.graph.as_const(v)?));
+        let lengths: BTreeSet<usize> =
+            self.cone.lengths.iter().copied().chain([LONG]).chain(changes).collect();
+        let mut tried = Vec::new();
+        for n in lengths {
+            if !cached && n + 2 > LONGEST_SQUARE {
+                return Err(self.too_long(n));
+            }
+            let trial = |total: usize| {
+                let past = if cached { total - 2 } else { 0 };
+                self.fitted(Trial { past, time: total - past, left: 0, right: 0 })
+            };
+            let most = if cached { n + 3 } else { n + 2 };
+            let (total, bias) = longest(FEW.min(most), most, |total| self.at(&trial(total), 0.0))?;
+            tried.push(Tried { trial: trial(total), open: self.opened(&bias)? });
+            // No text is longer than the tables.
+            if total < most {
+                break;
+            }
+        }
+        Ok(tried)
+    }
+
+    fn too_long(&self, n: usize) -> Miss {
+        let holds = match self.cone.lengths.contains(&n) {
+            true => format!("it holds the number {n}"),
+            false => format!("it is read from a table that changes after {n} tokens"),
+        };
+        self.miss(format!("{holds}: a window that long cannot be told from none"))
     }
 
     /// The scores of a trial, `[rows, heads, sequence, keys]`, where every product is `value`.
@@ -618,6 +636,15 @@ mod tests {
 
     /// A causal mask over `[past + sequence]` keys; `extra` adds lines that end in `%open` or `%bias`.
     fn mask(extra: &str) -> Result<Mask, String> {
+        mask_of(extra, true)
+    }
+
+    /// The same of calls without a past.
+    fn mask_alone(extra: &str) -> Result<Mask, String> {
+        mask_of(extra, false)
+    }
+
+    fn mask_of(extra: &str, cached: bool) -> Result<Mask, String> {
         let graph = parse(&format!(
             r#"graph "mask" {{
   input %attention_mask: i64[batch, past + sequence]
@@ -649,7 +676,7 @@ mod tests {
         .expect("it parses");
         let scores = graph.output("scores").expect("scores");
         let product = graph.input("product").expect("product");
-        let found = classify(&graph, scores, product, true).map_err(|miss| miss.reason)?;
+        let found = classify(&graph, scores, product, cached).map_err(|miss| miss.reason)?;
         assert!((found.scale - 0.5).abs() < 1e-12);
         Ok(found.mask)
     }
@@ -959,6 +986,58 @@ mod tests {
   %flat = Where(%open, %clear, %far)
   %bias = Unsqueeze(%flat) {axes: [0, 1]}";
         assert_eq!(window_of(mask(window)), (Some(10_000), false));
+    }
+
+    /// Of a table of so many rows and columns, in which a key is open where `open` says so of the query and the key.
+    fn in_table(size: usize, open: impl Fn(usize, usize) -> bool) -> String {
+        let marks: Vec<&str> =
+            (0..size * size).map(|i| if open(i / size, i % size) { "1" } else { "0" }).collect();
+        format!(
+            "  const %table: i64[{size}, {size}] = [{}]
+  const %first: i64[1] = [0]
+  const %second: i64[1] = [1]
+  %some = Slice(%table, %cached, %total, %first)
+  %marks = Slice(%some, %first, %total, %second)
+  %open = Equal(%marks, %one)
+{ALONE}",
+            marks.join(", ")
+        )
+    }
+
+    /// Shorter than the runs that are tried without one, as long, and longer.
+    #[test]
+    fn a_window_in_a_table_is_one() {
+        for (size, tokens) in [(128, 20), (299, 20), (302, 20), (400, 20), (400, 310)] {
+            let table = in_table(size, |query, key| key <= query && query - key < tokens);
+            for found in [mask(&table), mask_alone(&table)] {
+                assert_eq!(window_of(found), (u32::try_from(tokens).ok(), false), "{size}");
+            }
+        }
+        for size in [128, 400] {
+            let table = in_table(size, |query, key| key <= query);
+            assert_eq!((mask(&table), mask_alone(&table)), (Ok(Mask::Causal), Ok(Mask::Causal)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_window_in_a_table_is_told() {
+        let blocks = in_table(128, |query, key| key <= query && query / 100 == key / 100);
+        let nothing = "the mask is neither causal nor key padding nor a window: in head 0, query";
+        for found in [mask(&blocks), mask_alone(&blocks)] {
+            let reason = found.expect_err("it is refused");
+            assert!(reason.starts_with(nothing), "{reason}");
+        }
+        let both = in_table(128, |query, key| query.abs_diff(key) < 90);
+        let reason = mask_alone(&both).expect_err("it is refused");
+        assert!(reason.starts_with("its mask is a window on both sides: a query sees 89 tokens"), "{reason}");
+        let long = in_table(700, |query, key| key <= query && query - key < 650);
+        let reason = mask_alone(&long).expect_err("it is refused");
+        assert!(reason.starts_with("it is read from a table that changes after 650 tokens: "), "{reason}");
+        let far = in_table(128, |query, key| query < key + 50)
+            .replace("Where(%open, %clear, %shut)", "Where(%open, %clear, %little)");
+        let want = "the mask holds -0.5: a bias on the scores, not only open and closed";
+        let bias = mask(&format!("  const %little: f32[] = [-0.5]\n{far}"));
+        assert_eq!(bias, Err(want.to_owned()));
     }
 
     /// As TensorFlow's BERT has it.

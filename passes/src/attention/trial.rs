@@ -95,8 +95,7 @@ impl Sizes {
         trial: &Trial,
     ) -> Result<Array, Miss> {
         let value = graph.value(input);
-        let shape = value.ty.shape.clone().unwrap_or_default();
-        let dims: Vec<usize> = shape.iter().map(|d| self.size(d, trial)).collect();
+        let dims = self.dims(graph, input, trial);
         let fail = |reason: String| Miss::check(&value.name, reason);
         let len = dims.iter().product();
         if padding == Some(input) {
@@ -111,6 +110,11 @@ impl Sizes {
         let columns = dims.last().copied().unwrap_or(1).max(1);
         let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
         Array::from_i64(&dims, positions.collect()).map_err(fail)
+    }
+
+    pub(super) fn dims(&self, graph: &Graph, input: ValueId, trial: &Trial) -> Vec<usize> {
+        let shape = graph.value(input).ty.shape.as_deref().unwrap_or_default();
+        shape.iter().map(|d| self.size(d, trial)).collect()
     }
 
     fn size(&self, dim: &Dim, trial: &Trial) -> usize {
