@@ -7,7 +7,7 @@
 use super::lengths::{LONG, as_length, last_change, longest, read_by};
 use super::lower::by_token::is_elementwise;
 use super::patterns::depends;
-use super::trial::{Sizes, Trial, is_padding_input};
+use super::trial::{Place, Sizes, Trial, is_padding_input, tells_order};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::shape::show;
@@ -240,6 +240,7 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
         return Err(Miss::check(&graph.value(scores).name, reason));
     }
     let function = Function::new(graph, scores, product)?;
+    function.check_inputs()?;
     let mut tried = Vec::new();
     for trial in function.trials(cached) {
         let open = function.opened(&function.at(&trial, 0.0)?)?;
@@ -337,8 +338,11 @@ impl Tally {
 }
 
 /// What a value is computed from.
+#[derive(Clone)]
 struct Cone {
     inputs: BTreeSet<ValueId>,
+    /// The inputs of which more than the sizes goes into it.
+    read: BTreeSet<ValueId>,
     /// Numbers that a window could be as long as.
     lengths: BTreeSet<usize>,
     /// The name of floats, more than one, that the model brings along.
@@ -347,7 +351,14 @@ struct Cone {
 
 /// Everything before `value`, `cut` left out.
 fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
-    let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new(), learnt: None };
+    let mut cone = Cone {
+        inputs: BTreeSet::new(),
+        read: read_by(graph, value, Some(cut))
+            .filter(|v| matches!(graph.value(*v).def, Def::Input))
+            .collect(),
+        lengths: BTreeSet::new(),
+        learnt: None,
+    };
     let before = |v: ValueId| if v == cut { Vec::new() } else { inputs_of(graph, v) };
     let amounts = |v: ValueId| if v == cut { Vec::new() } else { amounts_in(graph, v) };
     let sums: BTreeSet<ValueId> = depth_first(value, amounts).collect();
@@ -401,8 +412,17 @@ fn check_marks(graph: &Graph, scores: ValueId, padding: Option<ValueId>) -> Resu
 /// A product that any scale in use takes to the cap.
 const LARGE: f64 = 1e9;
 
-/// Tokens of the least run that longer ones are tried after.
+/// Tokens of the runs in which inputs hold one thing and another.
 const FEW: usize = 6;
+
+/// What an input may hold, by place: the same for all, and one thing for the first tokens and another for the last.
+const FILLS: [fn(Place) -> f64; 5] = [
+    |_| 0.0,
+    |_| 1.0,
+    |_| 3.0,
+    |at| f64::from(u8::from(2 * at.column() < at.columns)),
+    |at| f64::from(u8::from(2 * at.column() >= at.columns)),
+];
 
 /// Longest sequence that is tried without a past, where a mask is a square.
 const LONGEST_SQUARE: usize = 600;
@@ -416,7 +436,11 @@ struct Tried {
     open: Open,
 }
 
+/// The scores where every product is 0, and where every one is 1.
+type Run = [ndarray::Array4<f64>; 2];
+
 /// The scores as a function of the product.
+#[derive(Clone)]
 struct Function<'g> {
     graph: &'g Graph,
     scores: ValueId,
@@ -446,7 +470,8 @@ impl<'g> Function<'g> {
             return Err(Miss::check(&graph.value(product).name, reason));
         };
         let cone = cone_of(graph, scores, product);
-        let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
+        let marks = cone.inputs.iter().copied().filter(|v| is_padding_input(graph, *v));
+        let padding = marks.min_by_key(|v| graph.value(*v).name != MASK);
         check_marks(graph, scores, padding)?;
         let sizes = Sizes::of(graph);
         Ok(Self { graph, scores, product, heads, rows, queries, keys, cone, padding, sizes })
@@ -506,16 +531,92 @@ impl<'g> Function<'g> {
         self.miss(format!("{holds}: a window that long cannot be told from none"))
     }
 
+    /// Besides tokens, padding and the order of tokens nothing that is given may say which keys are seen.
+    fn check_inputs(&self) -> Result<(), Miss> {
+        // A number for each of the batch may be meant for all of it.
+        let alone = Self { sizes: self.sizes.clone().of_one_row(), ..self.clone() };
+        let is_told = |v: ValueId| Some(v) == self.padding || self.graph.value(v).name == IDS;
+        let mut others = self.cone.read.iter().copied().filter(|v| !is_told(*v)).peekable();
+        let is_bias = || alone.at(&alone.few(), 0.0).is_ok_and(|bias| alone.opened(&bias).is_err());
+        if others.peek().is_none() || is_bias() {
+            return Ok(());
+        }
+        others.try_for_each(|input| match tells_order(self.graph, input) {
+            true => alone.check_order(input),
+            false => alone.check_alike(input),
+        })
+    }
+
+    /// Whatever `input` holds, the scores must be the same.
+    fn check_alike(&self, input: ValueId) -> Result<(), Miss> {
+        let mut runs = FILLS.iter().filter_map(|fill| self.filled(input, fill));
+        let Some(first) = runs.next() else { return Ok(()) };
+        let Some(other) = runs.find(|run| *run != first) else { return Ok(()) };
+        let name = &self.graph.value(input).name;
+        Err(self.miss(match first[0].mapv(is_closed) == other[0].mapv(is_closed) {
+            true => format!("the scores depend on the input `{name}`, and not only on queries and keys"),
+            false => format!("which keys a query sees depends on the input `{name}`"),
+        }))
+    }
+
+    /// Positions that begin again must not part a text in two. Where tokens see others by them, or themselves no more, they
+    /// can be of one text only.
+    fn check_order(&self, input: ValueId) -> Result<(), Miss> {
+        let past = self.few().past;
+        let whole = self.filled(input, |at| (past + at.column()) as f64);
+        let parted = self.filled(input, |at| (past + at.column() % at.columns.div_ceil(2)) as f64);
+        let (Some([whole, _]), Some([parted, _])) = (whole, parted) else { return Ok(()) };
+        let changes =
+            whole.indexed_iter().zip(&parted).filter(|((_, was), is)| is_closed(**was) != is_closed(**is));
+        let mut lost =
+            changes.map(|(((_, _, query, key), _), is)| is_closed(*is) && key != past + query).peekable();
+        match lost.peek().is_some() && lost.all(|lost| lost) {
+            true => Err(self.miss(format!(
+                "which keys a query sees depends on where `{}` begins again, as for several texts in one row",
+                self.graph.value(input).name
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    fn few(&self) -> Trial {
+        self.fitted(Trial { past: 0, time: FEW, left: 0, right: 0 })
+    }
+
+    /// What a short run gives where `input` holds such numbers; none where it takes no such numbers. What is closed is
+    /// so whatever the product is.
+    fn filled(&self, input: ValueId, number: impl Fn(Place) -> f64) -> Option<Run> {
+        let trial = self.few();
+        let array = self.sizes.fill_with(self.graph, input, &trial, number).ok()?;
+        let at = |value: f64| self.given(&trial, value, Some((input, array.clone()))).ok();
+        let (mut bias, mut scores) = (at(0.0)?, at(1.0)?);
+        for (bias, score) in bias.iter_mut().zip(&mut scores).filter(|(bias, _)| is_closed(**bias)) {
+            (*bias, *score) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
+        }
+        Some([bias, scores])
+    }
+
     /// The scores of a trial, `[rows, heads, sequence, keys]`, where every product is `value`.
     fn at(&self, trial: &Trial, value: f64) -> Result<ndarray::Array4<f64>, Miss> {
+        self.given(trial, value, None)
+    }
+
+    /// The same where an input holds something else.
+    fn given(
+        &self,
+        trial: &Trial,
+        value: f64,
+        other: Option<(ValueId, Array)>,
+    ) -> Result<ndarray::Array4<f64>, Miss> {
         let fail = |reason: String| self.miss(format!("the mask could not be evaluated: {reason}"));
-        let shape = [self.rows.unwrap_or(2), self.heads, trial.time, trial.total()];
+        let shape = [self.rows.unwrap_or(self.sizes.rows()), self.heads, trial.time, trial.total()];
         let mut given = BTreeMap::new();
         let products = Array::from_f64(&shape, vec![value; shape.iter().product()]).map_err(fail)?;
         given.insert(self.product, products);
         for input in &self.cone.inputs {
             given.insert(*input, self.sizes.fill(self.graph, *input, self.padding, trial)?);
         }
+        given.extend(other);
         let out = eval(self.graph, &given, &[self.scores]).map_err(|e| self.not_evaluated(&e.to_string()))?;
         let array = out[0].as_f().map_err(fail)?;
         let wrong = || fail(format!("it gives {:?}, expected {shape:?}", array.shape()));
@@ -1055,5 +1156,102 @@ mod tests {
         assert_eq!(causal("-10000.0"), Ok(Mask::Causal));
         let reason = causal("-9999.0").expect_err("it is refused");
         assert!(reason.starts_with("the mask holds -9998.9"), "{reason}");
+    }
+
+    /// Open where `more` says so too, of `%early` and padding besides.
+    fn opened_by(more: &str) -> String {
+        format!(
+            "  %tokens = Equal(%attention_mask, %one)
+  %spread = Unsqueeze(%tokens) {{axes: [1, 2]}}
+  %early = Unsqueeze(%earlier) {{axes: [0, 1]}}
+{more}
+  %both = And(%open, %spread)
+  %bias = Where(%both, %clear, %shut)"
+        )
+    }
+
+    #[test]
+    fn an_input_that_says_which_keys_are_seen_is_told() {
+        let told = |lines: &str, name: &str| {
+            let want = format!("which keys a query sees depends on the input `{name}`");
+            assert_eq!(mask_alone(&opened_by(lines)), Err(want), "{lines}");
+        };
+        let types = "  input %token_type_ids: i64[batch, sequence]
+  %of_keys = Unsqueeze(%token_type_ids) {axes: [1, 2]}
+  %of_queries = Unsqueeze(%token_type_ids) {axes: [1, 3]}
+";
+        let pictures = "  %sum = Add(%of_keys, %of_queries)
+  const %two: i64[] = [2]
+  %pictures = Equal(%sum, %two)
+  %open = Or(%early, %pictures)";
+        told(&format!("{types}{pictures}"), "token_type_ids");
+        let alike = "  %alike = Equal(%of_keys, %of_queries)\n  %open = And(%early, %alike)";
+        told(&format!("{types}{alike}").replace("token_type_ids", "segment_ids"), "segment_ids");
+        told(&format!("{types}{alike}").replace("%early, %alike", "%alike, %alike"), "token_type_ids");
+        let front = "  input %prefix_len: i64[batch, 1]
+  %front = Less(%keys, %prefix_len)
+  %known = Unsqueeze(%front) {axes: [1, 2]}
+  %open = Or(%early, %known)";
+        told(front, "prefix_len");
+        told(&front.replace("Or(", "And(").replace("prefix_len", "lengths"), "lengths");
+        let marked = "  input %global_attention_mask: i64[batch, sequence]
+  %marks = Equal(%global_attention_mask, %one)
+  %known = Unsqueeze(%marks) {axes: [1, 2]}
+  %open = Or(%early, %known)";
+        told(marked, "global_attention_mask");
+        // Of one number for the whole batch.
+        for ty in ["bool[]", "bool[1]", "bool[batch]"] {
+            told(&format!("  input %both_ways: {ty}\n  %open = Or(%early, %both_ways)"), "both_ways");
+        }
+    }
+
+    #[test]
+    fn an_input_that_scores_are_multiplied_with_is_told() {
+        let lines = "  input %temperature: f32[1]\n  %factor = Identity(%temperature)";
+        let want = "the scores depend on the input `temperature`, and not only on queries and keys";
+        assert_eq!(scaled(lines), Err(want.to_owned()));
+    }
+
+    #[test]
+    fn an_input_that_changes_nothing_is_none() {
+        let lines = "  input %token_type_ids: i64[batch, sequence]
+  %nothing = Less(%token_type_ids, %token_type_ids)
+  %of_keys = Unsqueeze(%nothing) {axes: [1, 2]}
+  %open = Or(%early, %of_keys)";
+        assert!(matches!(mask_alone(&opened_by(lines)), Ok(Mask::CausalKeyPadding(_))));
+    }
+
+    const PLACES: &str = "  input %position_ids: i64[batch, sequence]
+  %of_keys = Unsqueeze(%position_ids) {axes: [1, 2]}
+  %of_queries = Unsqueeze(%position_ids) {axes: [1, 3]}
+";
+
+    #[test]
+    fn positions_that_part_a_text_are_told() {
+        let starts = "  input %position_ids: i64[batch, sequence]
+  %starts = Equal(%position_ids, %zero)
+  %marks = Cast(%starts) {to: \"i64\"}
+  %texts = CumSum(%marks, %one)
+  %of_keys = Unsqueeze(%texts) {axes: [1, 2]}
+  %of_queries = Unsqueeze(%texts) {axes: [1, 3]}
+  %alike = Equal(%of_keys, %of_queries)
+  %open = And(%early, %alike)";
+        let want = "which keys a query sees depends on where `position_ids` begins again, as for several texts in one row";
+        assert_eq!(mask_alone(&opened_by(starts)), Err(want.to_owned()));
+    }
+
+    /// By the positions of both, by that of the query alone, and a window of them.
+    #[test]
+    fn positions_that_say_the_order_are_known() {
+        let both = format!("{PLACES}  %open = LessOrEqual(%of_keys, %of_queries)");
+        let window = format!(
+            "{PLACES}  %ages = Sub(%of_queries, %of_keys)
+  %near = Less(%ages, %window)
+  %open = And(%early, %near)"
+        );
+        let of_query = format!("{PLACES}  %open = LessOrEqual(%keys, %of_queries)");
+        assert!(matches!(mask_alone(&opened_by(&both)), Ok(Mask::CausalKeyPadding(_))));
+        assert!(matches!(mask(&opened_by(&of_query)), Ok(Mask::CausalKeyPadding(_))));
+        assert_eq!(window_of(mask_alone(&opened_by(&window))), (Some(40), true));
     }
 }
