@@ -86,6 +86,10 @@ pub enum VerifyError {
     Open(Box<OpenError>),
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(
+        "the proof feeds tokens, padding, positions and token types, and does not know what the input `{input}` holds (hint: --no-verify leaves the proof out)"
+    )]
+    UnknownInput { input: String },
     #[error("{file}: {reason}")]
     Model { file: String, reason: String },
 }

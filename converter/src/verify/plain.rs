@@ -117,7 +117,7 @@ impl Plain {
             "token_type_ids" => self.integers(io, &zeros()),
             _ if is_float(io.dtype) && !self.takes("input_ids") => self.features(io, ids),
             _ if is_float(io.dtype) && io.shape.len() > 2 => self.no_past(io, ids.len()),
-            other => Err(self.fail(format!("nothing is known of input `{other}`"))),
+            other => Err(VerifyError::UnknownInput { input: other.to_owned() }),
         }
     }
 

@@ -318,6 +318,36 @@ fn led_by(name: &str) -> Graph {
     })
 }
 
+/// A decoder with an input of one whole number for each token. Where it `opens`, tokens of the number 1 see each other
+/// whichever is the earlier; else it is looked up as tokens are.
+fn with_kinds(name: &str, opens: bool) -> Graph {
+    decoder(|m, x, bias| {
+        let kinds = m.p.input(name, DType::I64, vec![sym("batch"), sym("sequence")]);
+        let (x, bias) = match opens {
+            true => {
+                let one = m.p.constant("one", Tensor::scalar(DType::I64, 1.0));
+                let is_one = m.p.equal(kinds, one);
+                let (keys, queries) = (m.p.unsqueeze(is_one, &[1, 2]), m.p.unsqueeze(is_one, &[1, 3]));
+                let (both, open) = (m.p.and(keys, queries), m.number(0.0));
+                (x, m.p.select(both, open, bias))
+            }
+            false => {
+                let table = m.weight("model.embed_kinds.weight", &[2, HIDDEN], 0.5);
+                let rows = m.p.gather(table, kinds, 0);
+                (m.p.add(x, rows), bias)
+            }
+        };
+        let [q, k, v] = ["q", "k", "v"].map(|what| {
+            let made = plain(m, x, &format!("model.layers.0.self_attn.{what}_proj.weight"));
+            m.heads(made)
+        });
+        let products = m.scores(q, k);
+        let scaled = m.p.mul_scalar(products, (DIM as f64).sqrt().recip());
+        let joined = m.read(scaled, bias, v);
+        plain(m, joined, "model.layers.0.self_attn.o_proj.weight")
+    })
+}
+
 /// A decoder that looks its positions up in a table of so many rows, with a mask for padding or without.
 fn with_positions(rows: u64, is_masked: bool) -> Graph {
     built("positions", |m| {
@@ -818,6 +848,29 @@ fn a_table_of_few_positions_is_not_read_beyond_its_end() {
     };
     assert_eq!(positions(20), Some(20));
     assert_eq!(positions(5000), None);
+}
+
+/// Whatever the proof feeds, which is one kind of token alone.
+#[test]
+fn an_input_that_opens_a_mask_is_told() {
+    let miss = Home::with(&with_kinds("token_type_ids", true)).miss();
+    let want = "which keys a query sees depends on the input `token_type_ids`";
+    assert!(miss.ends_with(want), "{miss}");
+    let beside = Home::with(&with_kinds("token_type_ids", false)).found();
+    assert_eq!(beside.sites[0].mask.name(), "causal + key padding");
+}
+
+#[test]
+fn an_input_that_the_proof_does_not_know_is_told() {
+    let home = Home::with(&with_kinds("segment_ids", true));
+    let options = ConvertOptions {
+        verify: Some(VerifyOptions::default()),
+        ..ConvertOptions::of(recipes::load("softmax").expect("a recipe"))
+    };
+    let made = convert(&home.source(), &home.bundle(), &options, &mut Silent);
+    let error = made.expect_err("it is refused").to_string();
+    let want = "does not know what the input `segment_ids` holds (hint: --no-verify leaves the proof out)";
+    assert!(error.ends_with(want), "{error}");
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //! its form says little. Here everything between q kᵀ and the softmax is run on small shapes, with and
 //! without padding and past, and compared with what causal and padded attention would let through.
 
+use super::lengths::{LONG, as_length, last_change, longest, read_by};
 use super::lower::by_token::is_elementwise;
 use super::patterns::depends;
-use super::trial::{Sizes, Trial, is_padding_input};
+use super::trial::{Place, Sizes, Trial, is_padding_input, tells_order};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, ValueId};
 use crate::ir::shape::show;
@@ -70,8 +71,13 @@ impl Mask {
 }
 
 /// A bias at or below this closes a position; what is open must be [`OPEN`] near zero.
-const CLOSED: f64 = -1e4;
+const CLOSED: f32 = -1e4;
 const OPEN: f64 = 1e-6;
+
+/// As the model has it in f32: what is added to a bias besides may be less than that tells apart.
+fn is_closed(bias: f64) -> bool {
+    bias.is_nan() || bias as f32 <= CLOSED
+}
 
 /// The first has neither past nor padding.
 const TRIALS: [Trial; 4] = [
@@ -234,17 +240,13 @@ pub fn classify(graph: &Graph, scores: ValueId, product: ValueId, cached: bool) 
         return Err(Miss::check(&graph.value(scores).name, reason));
     }
     let function = Function::new(graph, scores, product)?;
+    function.check_inputs()?;
     let mut tried = Vec::new();
     for trial in function.trials(cached) {
         let open = function.opened(&function.at(&trial, 0.0)?)?;
         tried.push(Tried { trial, open });
     }
-    for trial in function.long_trials(cached)? {
-        // A mask cut from a table ends where the model's positions do; what it cannot do says nothing.
-        if let Ok(bias) = function.at(&trial, 0.0) {
-            tried.push(Tried { trial, open: function.opened(&bias)? });
-        }
-    }
+    tried.extend(function.long_trials(cached)?);
     function.check_tokens_are_seen(&tried[0])?;
     let softcap = function.softcap(&tried[0])?;
     let scale = function.scale(&tried, softcap)?;
@@ -336,8 +338,11 @@ impl Tally {
 }
 
 /// What a value is computed from.
+#[derive(Clone)]
 struct Cone {
     inputs: BTreeSet<ValueId>,
+    /// The inputs of which more than the sizes goes into it.
+    read: BTreeSet<ValueId>,
     /// Numbers that a window could be as long as.
     lengths: BTreeSet<usize>,
     /// The name of floats, more than one, that the model brings along.
@@ -346,7 +351,14 @@ struct Cone {
 
 /// Everything before `value`, `cut` left out.
 fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
-    let mut cone = Cone { inputs: BTreeSet::new(), lengths: BTreeSet::new(), learnt: None };
+    let mut cone = Cone {
+        inputs: BTreeSet::new(),
+        read: read_by(graph, value, Some(cut))
+            .filter(|v| matches!(graph.value(*v).def, Def::Input))
+            .collect(),
+        lengths: BTreeSet::new(),
+        learnt: None,
+    };
     let before = |v: ValueId| if v == cut { Vec::new() } else { inputs_of(graph, v) };
     let amounts = |v: ValueId| if v == cut { Vec::new() } else { amounts_in(graph, v) };
     let sums: BTreeSet<ValueId> = depth_first(value, amounts).collect();
@@ -360,9 +372,7 @@ fn cone_of(graph: &Graph, value: ValueId, cut: ValueId) -> Cone {
         let is_sum = sums.contains(&value);
         let amounts = if is_sum { amounts_in(graph, value) } else { Vec::new() };
         let read = inputs_of(graph, value).into_iter().filter(|v| !amounts.contains(v));
-        let numbers = read.filter_map(|v| graph.as_scalar(v));
-        let lengths = numbers.filter(|x| x.fract() == 0.0 && (2.0..=1e6).contains(&x.abs()));
-        cone.lengths.extend(lengths.map(|x| x.abs() as usize));
+        cone.lengths.extend(read.filter_map(|v| as_length(graph.as_scalar(v)?)));
     }
     cone
 }
@@ -374,7 +384,7 @@ fn amounts_in(graph: &Graph, value: ValueId) -> Vec<ValueId> {
     let Some((node, _)) = graph.producer(value).filter(|_| is_float(value)) else { return Vec::new() };
     let node = graph.node(node);
     let inputs = inputs_of(graph, value);
-    let closes = |v: &ValueId| graph.as_scalar(*v).is_some_and(|x| x <= CLOSED);
+    let closes = |v: &ValueId| graph.as_scalar(*v).is_some_and(is_closed);
     let slots = match node.op.name() {
         _ if !node.op.domain().is_empty() => 0..0,
         "Add" | "Sub" | "Mul" | "Div" => 0..2,
@@ -399,11 +409,20 @@ fn check_marks(graph: &Graph, scores: ValueId, padding: Option<ValueId>) -> Resu
     Err(Miss::check(&graph.value(scores).name, reason))
 }
 
-/// A length beyond which no window of a usual size hides.
-const LONG: usize = 300;
-
 /// A product that any scale in use takes to the cap.
 const LARGE: f64 = 1e9;
+
+/// Tokens of the runs in which inputs hold one thing and another.
+const FEW: usize = 6;
+
+/// What an input may hold, by place: the same for all, and one thing for the first tokens and another for the last.
+const FILLS: [fn(Place) -> f64; 5] = [
+    |_| 0.0,
+    |_| 1.0,
+    |_| 3.0,
+    |at| f64::from(u8::from(2 * at.column() < at.columns)),
+    |at| f64::from(u8::from(2 * at.column() >= at.columns)),
+];
 
 /// Longest sequence that is tried without a past, where a mask is a square.
 const LONGEST_SQUARE: usize = 600;
@@ -417,7 +436,11 @@ struct Tried {
     open: Open,
 }
 
+/// The scores where every product is 0, and where every one is 1.
+type Run = [ndarray::Array4<f64>; 2];
+
 /// The scores as a function of the product.
+#[derive(Clone)]
 struct Function<'g> {
     graph: &'g Graph,
     scores: ValueId,
@@ -447,7 +470,8 @@ impl<'g> Function<'g> {
             return Err(Miss::check(&graph.value(product).name, reason));
         };
         let cone = cone_of(graph, scores, product);
-        let padding = cone.inputs.iter().copied().find(|v| is_padding_input(graph, *v));
+        let marks = cone.inputs.iter().copied().filter(|v| is_padding_input(graph, *v));
+        let padding = marks.min_by_key(|v| graph.value(*v).name != MASK);
         check_marks(graph, scores, padding)?;
         let sizes = Sizes::of(graph);
         Ok(Self { graph, scores, product, heads, rows, queries, keys, cone, padding, sizes })
@@ -469,30 +493,130 @@ impl<'g> Function<'g> {
         Trial { past, time, left: trial.left.min(most), right: trial.right.min(most) }
     }
 
-    /// Trials that are longer than any number in the mask: a window shows in them.
-    fn long_trials(&self, cached: bool) -> Result<Vec<Trial>, Miss> {
+    /// Runs that are longer than any number in the mask, so that a window shows in them, or as long as its tables are.
+    fn long_trials(&self, cached: bool) -> Result<Vec<Tried>, Miss> {
         // Of one length nothing is longer.
-        let lengths = self.cone.lengths.iter().copied().chain([LONG]).filter(|_| self.keys.is_none());
-        lengths
-            .map(|n| match cached {
-                true => Ok(self.fitted(Trial { past: n + 1, time: 2, left: 0, right: 0 })),
-                false if n + 2 <= LONGEST_SQUARE => Ok(Trial { past: 0, time: n + 2, left: 0, right: 0 }),
-                false => Err(self
-                    .miss(format!("it holds the number {n}: a window that long cannot be told from none"))),
-            })
-            .collect()
+        if self.keys.is_some() {
+            return Ok(Vec::new());
+        }
+        let read = read_by(self.graph, self.scores, Some(self.product));
+        let changes = read.filter_map(|v| last_change(self.graph.as_const(v)?));
+        let lengths: BTreeSet<usize> =
+            self.cone.lengths.iter().copied().chain([LONG]).chain(changes).collect();
+        let mut tried = Vec::new();
+        for n in lengths {
+            if !cached && n + 2 > LONGEST_SQUARE {
+                return Err(self.too_long(n));
+            }
+            let trial = |total: usize| {
+                let past = if cached { total - 2 } else { 0 };
+                self.fitted(Trial { past, time: total - past, left: 0, right: 0 })
+            };
+            let most = if cached { n + 3 } else { n + 2 };
+            let (total, bias) = longest(FEW.min(most), most, |total| self.at(&trial(total), 0.0))?;
+            tried.push(Tried { trial: trial(total), open: self.opened(&bias)? });
+            // No text is longer than the tables.
+            if total < most {
+                break;
+            }
+        }
+        Ok(tried)
+    }
+
+    fn too_long(&self, n: usize) -> Miss {
+        let holds = match self.cone.lengths.contains(&n) {
+            true => format!("it holds the number {n}"),
+            false => format!("it is read from a table that changes after {n} tokens"),
+        };
+        self.miss(format!("{holds}: a window that long cannot be told from none"))
+    }
+
+    /// Besides tokens, padding and the order of tokens nothing that is given may say which keys are seen.
+    fn check_inputs(&self) -> Result<(), Miss> {
+        // A number for each of the batch may be meant for all of it.
+        let alone = Self { sizes: self.sizes.clone().of_one_row(), ..self.clone() };
+        let is_told = |v: ValueId| Some(v) == self.padding || self.graph.value(v).name == IDS;
+        let mut others = self.cone.read.iter().copied().filter(|v| !is_told(*v)).peekable();
+        let is_bias = || alone.at(&alone.few(), 0.0).is_ok_and(|bias| alone.opened(&bias).is_err());
+        if others.peek().is_none() || is_bias() {
+            return Ok(());
+        }
+        others.try_for_each(|input| match tells_order(self.graph, input) {
+            true => alone.check_order(input),
+            false => alone.check_alike(input),
+        })
+    }
+
+    /// Whatever `input` holds, the scores must be the same.
+    fn check_alike(&self, input: ValueId) -> Result<(), Miss> {
+        let mut runs = FILLS.iter().filter_map(|fill| self.filled(input, fill));
+        let Some(first) = runs.next() else { return Ok(()) };
+        let Some(other) = runs.find(|run| *run != first) else { return Ok(()) };
+        let name = &self.graph.value(input).name;
+        Err(self.miss(match first[0].mapv(is_closed) == other[0].mapv(is_closed) {
+            true => format!("the scores depend on the input `{name}`, and not only on queries and keys"),
+            false => format!("which keys a query sees depends on the input `{name}`"),
+        }))
+    }
+
+    /// Positions that begin again must not part a text in two. Where tokens see others by them, or themselves no more, they
+    /// can be of one text only.
+    fn check_order(&self, input: ValueId) -> Result<(), Miss> {
+        let past = self.few().past;
+        let whole = self.filled(input, |at| (past + at.column()) as f64);
+        let parted = self.filled(input, |at| (past + at.column() % at.columns.div_ceil(2)) as f64);
+        let (Some([whole, _]), Some([parted, _])) = (whole, parted) else { return Ok(()) };
+        let changes =
+            whole.indexed_iter().zip(&parted).filter(|((_, was), is)| is_closed(**was) != is_closed(**is));
+        let mut lost =
+            changes.map(|(((_, _, query, key), _), is)| is_closed(*is) && key != past + query).peekable();
+        match lost.peek().is_some() && lost.all(|lost| lost) {
+            true => Err(self.miss(format!(
+                "which keys a query sees depends on where `{}` begins again, as for several texts in one row",
+                self.graph.value(input).name
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    fn few(&self) -> Trial {
+        self.fitted(Trial { past: 0, time: FEW, left: 0, right: 0 })
+    }
+
+    /// What a short run gives where `input` holds such numbers; none where it takes no such numbers. What is closed is
+    /// so whatever the product is.
+    fn filled(&self, input: ValueId, number: impl Fn(Place) -> f64) -> Option<Run> {
+        let trial = self.few();
+        let array = self.sizes.fill_with(self.graph, input, &trial, number).ok()?;
+        let at = |value: f64| self.given(&trial, value, Some((input, array.clone()))).ok();
+        let (mut bias, mut scores) = (at(0.0)?, at(1.0)?);
+        for (bias, score) in bias.iter_mut().zip(&mut scores).filter(|(bias, _)| is_closed(**bias)) {
+            (*bias, *score) = (f64::NEG_INFINITY, f64::NEG_INFINITY);
+        }
+        Some([bias, scores])
     }
 
     /// The scores of a trial, `[rows, heads, sequence, keys]`, where every product is `value`.
     fn at(&self, trial: &Trial, value: f64) -> Result<ndarray::Array4<f64>, Miss> {
+        self.given(trial, value, None)
+    }
+
+    /// The same where an input holds something else.
+    fn given(
+        &self,
+        trial: &Trial,
+        value: f64,
+        other: Option<(ValueId, Array)>,
+    ) -> Result<ndarray::Array4<f64>, Miss> {
         let fail = |reason: String| self.miss(format!("the mask could not be evaluated: {reason}"));
-        let shape = [self.rows.unwrap_or(2), self.heads, trial.time, trial.total()];
+        let shape = [self.rows.unwrap_or(self.sizes.rows()), self.heads, trial.time, trial.total()];
         let mut given = BTreeMap::new();
         let products = Array::from_f64(&shape, vec![value; shape.iter().product()]).map_err(fail)?;
         given.insert(self.product, products);
         for input in &self.cone.inputs {
             given.insert(*input, self.sizes.fill(self.graph, *input, self.padding, trial)?);
         }
+        given.extend(other);
         let out = eval(self.graph, &given, &[self.scores]).map_err(|e| self.not_evaluated(&e.to_string()))?;
         let array = out[0].as_f().map_err(fail)?;
         let wrong = || fail(format!("it gives {:?}, expected {shape:?}", array.shape()));
@@ -511,12 +635,12 @@ impl<'g> Function<'g> {
 
     /// Which keys are seen, by the scores where every product is 0.
     fn opened(&self, bias: &ndarray::Array4<f64>) -> Result<Open, Miss> {
-        if let Some(x) = bias.iter().find(|x| x.abs() > OPEN && **x > CLOSED) {
+        if let Some(x) = bias.iter().find(|x| x.abs() > OPEN && !is_closed(**x)) {
             return Err(
                 self.miss(format!("the mask holds {x}: a bias on the scores, not only open and closed"))
             );
         }
-        Ok(bias.mapv(|x| x > CLOSED))
+        Ok(bias.mapv(|x| !is_closed(x)))
     }
 
     /// Where every key is a token, some are seen.
@@ -613,6 +737,15 @@ mod tests {
 
     /// A causal mask over `[past + sequence]` keys; `extra` adds lines that end in `%open` or `%bias`.
     fn mask(extra: &str) -> Result<Mask, String> {
+        mask_of(extra, true)
+    }
+
+    /// The same of calls without a past.
+    fn mask_alone(extra: &str) -> Result<Mask, String> {
+        mask_of(extra, false)
+    }
+
+    fn mask_of(extra: &str, cached: bool) -> Result<Mask, String> {
         let graph = parse(&format!(
             r#"graph "mask" {{
   input %attention_mask: i64[batch, past + sequence]
@@ -644,7 +777,7 @@ mod tests {
         .expect("it parses");
         let scores = graph.output("scores").expect("scores");
         let product = graph.input("product").expect("product");
-        let found = classify(&graph, scores, product, true).map_err(|miss| miss.reason)?;
+        let found = classify(&graph, scores, product, cached).map_err(|miss| miss.reason)?;
         assert!((found.scale - 0.5).abs() < 1e-12);
         Ok(found.mask)
     }
@@ -954,5 +1087,171 @@ mod tests {
   %flat = Where(%open, %clear, %far)
   %bias = Unsqueeze(%flat) {axes: [0, 1]}";
         assert_eq!(window_of(mask(window)), (Some(10_000), false));
+    }
+
+    /// Of a table of so many rows and columns, in which a key is open where `open` says so of the query and the key.
+    fn in_table(size: usize, open: impl Fn(usize, usize) -> bool) -> String {
+        let marks: Vec<&str> =
+            (0..size * size).map(|i| if open(i / size, i % size) { "1" } else { "0" }).collect();
+        format!(
+            "  const %table: i64[{size}, {size}] = [{}]
+  const %first: i64[1] = [0]
+  const %second: i64[1] = [1]
+  %some = Slice(%table, %cached, %total, %first)
+  %marks = Slice(%some, %first, %total, %second)
+  %open = Equal(%marks, %one)
+{ALONE}",
+            marks.join(", ")
+        )
+    }
+
+    /// Shorter than the runs that are tried without one, as long, and longer.
+    #[test]
+    fn a_window_in_a_table_is_one() {
+        for (size, tokens) in [(128, 20), (299, 20), (302, 20), (400, 20), (400, 310)] {
+            let table = in_table(size, |query, key| key <= query && query - key < tokens);
+            for found in [mask(&table), mask_alone(&table)] {
+                assert_eq!(window_of(found), (u32::try_from(tokens).ok(), false), "{size}");
+            }
+        }
+        for size in [128, 400] {
+            let table = in_table(size, |query, key| key <= query);
+            assert_eq!((mask(&table), mask_alone(&table)), (Ok(Mask::Causal), Ok(Mask::Causal)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_window_in_a_table_is_told() {
+        let blocks = in_table(128, |query, key| key <= query && query / 100 == key / 100);
+        let nothing = "the mask is neither causal nor key padding nor a window: in head 0, query";
+        for found in [mask(&blocks), mask_alone(&blocks)] {
+            let reason = found.expect_err("it is refused");
+            assert!(reason.starts_with(nothing), "{reason}");
+        }
+        let both = in_table(128, |query, key| query.abs_diff(key) < 90);
+        let reason = mask_alone(&both).expect_err("it is refused");
+        assert!(reason.starts_with("its mask is a window on both sides: a query sees 89 tokens"), "{reason}");
+        let long = in_table(700, |query, key| key <= query && query - key < 650);
+        let reason = mask_alone(&long).expect_err("it is refused");
+        assert!(reason.starts_with("it is read from a table that changes after 650 tokens: "), "{reason}");
+        let far = in_table(128, |query, key| query < key + 50)
+            .replace("Where(%open, %clear, %shut)", "Where(%open, %clear, %little)");
+        let want = "the mask holds -0.5: a bias on the scores, not only open and closed";
+        let bias = mask(&format!("  const %little: f32[] = [-0.5]\n{far}"));
+        assert_eq!(bias, Err(want.to_owned()));
+    }
+
+    /// As TensorFlow's BERT has it.
+    #[test]
+    fn a_closing_number_is_what_it_is_in_f32() {
+        let causal = |shut: &str| {
+            mask(&format!(
+                "  const %far: f32[] = [{shut}]
+  const %little: f32[] = [1e-9]
+  %nearly = Add(%far, %little)
+  %flat = Where(%earlier, %clear, %nearly)
+  %bias = Unsqueeze(%flat) {{axes: [0, 1]}}"
+            ))
+        };
+        assert_eq!(causal("-10000.0"), Ok(Mask::Causal));
+        let reason = causal("-9999.0").expect_err("it is refused");
+        assert!(reason.starts_with("the mask holds -9998.9"), "{reason}");
+    }
+
+    /// Open where `more` says so too, of `%early` and padding besides.
+    fn opened_by(more: &str) -> String {
+        format!(
+            "  %tokens = Equal(%attention_mask, %one)
+  %spread = Unsqueeze(%tokens) {{axes: [1, 2]}}
+  %early = Unsqueeze(%earlier) {{axes: [0, 1]}}
+{more}
+  %both = And(%open, %spread)
+  %bias = Where(%both, %clear, %shut)"
+        )
+    }
+
+    #[test]
+    fn an_input_that_says_which_keys_are_seen_is_told() {
+        let told = |lines: &str, name: &str| {
+            let want = format!("which keys a query sees depends on the input `{name}`");
+            assert_eq!(mask_alone(&opened_by(lines)), Err(want), "{lines}");
+        };
+        let types = "  input %token_type_ids: i64[batch, sequence]
+  %of_keys = Unsqueeze(%token_type_ids) {axes: [1, 2]}
+  %of_queries = Unsqueeze(%token_type_ids) {axes: [1, 3]}
+";
+        let pictures = "  %sum = Add(%of_keys, %of_queries)
+  const %two: i64[] = [2]
+  %pictures = Equal(%sum, %two)
+  %open = Or(%early, %pictures)";
+        told(&format!("{types}{pictures}"), "token_type_ids");
+        let alike = "  %alike = Equal(%of_keys, %of_queries)\n  %open = And(%early, %alike)";
+        told(&format!("{types}{alike}").replace("token_type_ids", "segment_ids"), "segment_ids");
+        told(&format!("{types}{alike}").replace("%early, %alike", "%alike, %alike"), "token_type_ids");
+        let front = "  input %prefix_len: i64[batch, 1]
+  %front = Less(%keys, %prefix_len)
+  %known = Unsqueeze(%front) {axes: [1, 2]}
+  %open = Or(%early, %known)";
+        told(front, "prefix_len");
+        told(&front.replace("Or(", "And(").replace("prefix_len", "lengths"), "lengths");
+        let marked = "  input %global_attention_mask: i64[batch, sequence]
+  %marks = Equal(%global_attention_mask, %one)
+  %known = Unsqueeze(%marks) {axes: [1, 2]}
+  %open = Or(%early, %known)";
+        told(marked, "global_attention_mask");
+        // Of one number for the whole batch.
+        for ty in ["bool[]", "bool[1]", "bool[batch]"] {
+            told(&format!("  input %both_ways: {ty}\n  %open = Or(%early, %both_ways)"), "both_ways");
+        }
+    }
+
+    #[test]
+    fn an_input_that_scores_are_multiplied_with_is_told() {
+        let lines = "  input %temperature: f32[1]\n  %factor = Identity(%temperature)";
+        let want = "the scores depend on the input `temperature`, and not only on queries and keys";
+        assert_eq!(scaled(lines), Err(want.to_owned()));
+    }
+
+    #[test]
+    fn an_input_that_changes_nothing_is_none() {
+        let lines = "  input %token_type_ids: i64[batch, sequence]
+  %nothing = Less(%token_type_ids, %token_type_ids)
+  %of_keys = Unsqueeze(%nothing) {axes: [1, 2]}
+  %open = Or(%early, %of_keys)";
+        assert!(matches!(mask_alone(&opened_by(lines)), Ok(Mask::CausalKeyPadding(_))));
+    }
+
+    const PLACES: &str = "  input %position_ids: i64[batch, sequence]
+  %of_keys = Unsqueeze(%position_ids) {axes: [1, 2]}
+  %of_queries = Unsqueeze(%position_ids) {axes: [1, 3]}
+";
+
+    #[test]
+    fn positions_that_part_a_text_are_told() {
+        let starts = "  input %position_ids: i64[batch, sequence]
+  %starts = Equal(%position_ids, %zero)
+  %marks = Cast(%starts) {to: \"i64\"}
+  %texts = CumSum(%marks, %one)
+  %of_keys = Unsqueeze(%texts) {axes: [1, 2]}
+  %of_queries = Unsqueeze(%texts) {axes: [1, 3]}
+  %alike = Equal(%of_keys, %of_queries)
+  %open = And(%early, %alike)";
+        let want = "which keys a query sees depends on where `position_ids` begins again, as for several texts in one row";
+        assert_eq!(mask_alone(&opened_by(starts)), Err(want.to_owned()));
+    }
+
+    /// By the positions of both, by that of the query alone, and a window of them.
+    #[test]
+    fn positions_that_say_the_order_are_known() {
+        let both = format!("{PLACES}  %open = LessOrEqual(%of_keys, %of_queries)");
+        let window = format!(
+            "{PLACES}  %ages = Sub(%of_queries, %of_keys)
+  %near = Less(%ages, %window)
+  %open = And(%early, %near)"
+        );
+        let of_query = format!("{PLACES}  %open = LessOrEqual(%keys, %of_queries)");
+        assert!(matches!(mask_alone(&opened_by(&both)), Ok(Mask::CausalKeyPadding(_))));
+        assert!(matches!(mask(&opened_by(&of_query)), Ok(Mask::CausalKeyPadding(_))));
+        assert_eq!(window_of(mask_alone(&opened_by(&window))), (Some(40), true));
     }
 }

@@ -4,6 +4,7 @@ pub mod branch_graph;
 pub mod calibration_graph;
 pub mod fit;
 pub mod kept_graph;
+mod lengths;
 mod looks_back;
 pub mod lower;
 pub mod map_graph;

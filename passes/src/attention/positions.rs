@@ -5,6 +5,7 @@
 //! tables, the first value that holds `past..past + time` in every row of every trial is replaced, for
 //! that consumer only.
 
+use super::lengths::{LONG, as_length, last_change, longest, read_by};
 use super::lower::by_token::is_elementwise;
 use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
@@ -105,7 +106,7 @@ pub(super) fn counted_anew(graph: &Graph, own: &str, fixed: Option<u64>) -> Reco
             Some(arrays) => Ok(arrays),
             None => at_both_lengths(graph, &[value]).map(|mut all| all.swap_remove(0)),
         };
-        match arrays.and_then(|arrays| varies_by_token(&arrays, rows)) {
+        match arrays.and_then(|arrays| varies(graph, value, arrays, rows)) {
             Ok(true) => return Recounted { found: Some(value), ..found },
             Ok(false) => {}
             Err(reason) => found.notes.push(format!(
@@ -159,16 +160,63 @@ fn has_row_for_each(graph: &Graph, node: &Node, value: ValueId, tokens: u64) -> 
 
 /// Each value in a short call and in a longer one.
 fn at_both_lengths(graph: &Graph, values: &[ValueId]) -> Result<Vec<[Numbers; 2]>, String> {
-    let at = |time: usize| {
-        let arrays = evaluate(graph, values, &Trial { past: 0, time, left: 0, right: 0 })?;
-        let numbers = arrays.into_iter().map(|array| Numbers::from_shape_vec(array.shape(), array.to_f64()));
-        numbers.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
-    };
-    let (short, long) = (at(LENGTHS[0])?, at(LENGTHS[1])?);
+    let (short, long) = (at_length(graph, values, LENGTHS[0])?, at_length(graph, values, LENGTHS[1])?);
     Ok(short.into_iter().zip(long).map(|(short, long)| [short, long]).collect())
 }
 
 type Numbers = ndarray::ArrayD<f64>;
+
+fn at_length(graph: &Graph, values: &[ValueId], time: usize) -> Result<Vec<Numbers>, String> {
+    let arrays = evaluate(graph, values, &Trial { past: 0, time, left: 0, right: 0 })?;
+    let numbers = arrays.into_iter().map(|array| Numbers::from_shape_vec(array.shape(), array.to_f64()));
+    numbers.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
+}
+
+/// Whether a value differs from token to token, if not in a short and in a longer call, then in a long one.
+fn varies(graph: &Graph, value: ValueId, arrays: [Numbers; 2], rows: Option<u64>) -> Result<bool, String> {
+    if varies_by_token(&arrays, rows)? {
+        return Ok(true);
+    }
+    let [short, longer] = arrays;
+    let follows: Vec<bool> = short.shape().iter().zip(longer.shape()).map(|(a, b)| a != b).collect();
+    if !follows.contains(&true) {
+        return Ok(false);
+    }
+    for most in long_calls(graph, value) {
+        let sizes =
+            short.shape().iter().zip(&follows).map(|(size, follows)| if *follows { most } else { *size });
+        if most > LONG + MORE && sizes.product::<usize>() > MOST_NUMBERS {
+            continue;
+        }
+        let at = |time: usize| at_length(graph, &[value], time);
+        let Ok((_, mut long)) = longest(LENGTHS[1], most, at) else { continue };
+        if varies_by_token(&[short.clone(), long.swap_remove(0)], rows)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// More tokens than the last place at which something changes, so that the change shows.
+const MORE: usize = 2;
+/// Of the largest value that is worked out for a long call.
+const MOST_NUMBERS: usize = 1 << 22;
+
+/// Tokens of calls in which everything shows that `value` makes of places, as far as what is given is not too large then.
+fn long_calls(graph: &Graph, value: ValueId) -> BTreeSet<usize> {
+    let changes = |v: ValueId| match graph.as_scalar(v) {
+        Some(number) => as_length(number),
+        None => last_change(graph.as_const(v)?),
+    };
+    let numbers = read_by(graph, value, None).filter_map(changes).filter(|n| *n > LONG);
+    let sizes = Sizes::of(graph);
+    let is_small = |time: &usize| {
+        let trial = Trial { past: 0, time: *time, left: 0, right: 0 };
+        let given = graph.inputs().iter().map(|v| sizes.dims(graph, *v, &trial).iter().product::<usize>());
+        *time == LONG + MORE || given.sum::<usize>() <= MOST_NUMBERS
+    };
+    numbers.chain([LONG]).map(|n| n + MORE).filter(is_small).collect()
+}
 
 /// Whether a value, of a short and of a longer call, differs along an axis that is as long as a call, or along that of
 /// its `rows`.
@@ -351,7 +399,18 @@ impl<'g> Search<'g> {
     fn time_axis(&self, value: ValueId) -> Option<usize> {
         let axes: Option<Vec<usize>> = self.trials.iter().map(|t| self.axis_in(value, t)).collect();
         let axes = axes?;
-        axes.first().copied().filter(|first| axes.iter().all(|axis| axis == first))
+        let axis = axes.first().copied().filter(|first| axes.iter().all(|axis| axis == first))?;
+        self.goes_on(value).then_some(axis)
+    }
+
+    /// Whether it counts in a long call too, or as far as the table goes that it is read from.
+    fn goes_on(&self, value: ValueId) -> bool {
+        let call = |time: usize| Trial { past: 0, time, left: 0, right: 0 };
+        let counts = |time: usize| self.axis_in(value, &call(time)).ok_or(());
+        let Some(most) = long_calls(self.graph, value).last().copied() else { return true };
+        let Ok((last, _)) = longest(LENGTHS[0], most, counts) else { return false };
+        let beyond = || evaluate(self.graph, &[value], &call(last + 1));
+        last == most || beyond().map_or(true, |arrays| !arrays[0].shape().contains(&(last + 1)))
     }
 
     fn axis_in(&self, value: ValueId, trial: &Trial) -> Option<usize> {
@@ -747,6 +806,54 @@ mod tests {
     #[test]
     fn what_counts_the_tokens_of_a_call_is_found_at_any_length() {
         assert_eq!(recounted(COUNTED_FROM_THE_MASK, None), (Some("places".to_owned()), vec![]));
+    }
+
+    /// Steps that no short call shows, as of a temperature that grows with the text.
+    #[test]
+    fn what_counts_the_tokens_of_a_long_call_is_found() {
+        let steps = |tokens: u64| {
+            format!(
+                "  %range = Range(%zero, %time, %one)
+  const %tokens: i64[] = [{tokens}]
+  %steps = Div(%range, %tokens)
+  %numbers = Cast(%steps) {{to: \"f32\"}}
+  %places = Unsqueeze(%numbers) {{axes: [1]}}"
+            )
+        };
+        for tokens in [100, 8192] {
+            assert_eq!(recounted(&steps(tokens), None), (Some("places".to_owned()), vec![]));
+        }
+        let none = steps(100).replace("Div(%range, %tokens)", "Sub(%range, %range)");
+        assert_eq!(recounted(&none, None), (None, vec![]));
+    }
+
+    #[test]
+    fn positions_that_stop_somewhere_are_counted_as_before() {
+        for last in [100, 5000] {
+            let lines = format!(
+                "  const %last: i64[] = [{last}]
+  %range = Range(%past, %total, %one)
+  %row = Unsqueeze(%range) {{axes: [0]}}
+  %held = Min(%row, %last)
+  %places = Gather(%table, %held) {{axis: 0}}"
+            );
+            assert!(print(&changed(&lines)).contains("= Min(%"), "{last}");
+        }
+    }
+
+    #[test]
+    fn positions_of_a_short_table_are_positions() {
+        let rows: Vec<String> = (0..40).map(|i| i.to_string()).collect();
+        let lines = format!(
+            "  const %rows: i64[1, 40] = [{}]
+  const %second: i64[1] = [1]
+  const %none: i64[1] = [0]
+  %row = Slice(%rows, %none, %given, %second)
+  %places = Gather(%table, %row) {{axis: 0}}",
+            rows.join(", ")
+        );
+        let mut graph = model(&lines);
+        assert_eq!(move_to_input(&mut graph, false).added, [POSITIONS]);
     }
 
     #[test]

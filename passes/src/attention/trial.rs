@@ -7,6 +7,7 @@ use crate::ir::shape::Dim;
 use crate::pattern::Miss;
 use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, MASK};
+use ndarray::ArrayD;
 use std::collections::BTreeMap;
 
 /// One run: two rows of `past + time` tokens, of which some are padding.
@@ -44,9 +45,31 @@ pub(super) fn is_padding_input(graph: &Graph, input: ValueId) -> bool {
     value.name.contains("mask") && value.ty.rank() == Some(2)
 }
 
-/// What the symbols of a graph's inputs stand for.
-#[derive(Debug)]
-pub(super) struct Sizes(BTreeMap<String, Size>);
+/// Whether an input says where tokens stand: their positions, or how many came before.
+pub(super) fn tells_order(graph: &Graph, input: ValueId) -> bool {
+    let mut words = graph.value(input).name.split(['_', '.', '-']);
+    words.any(|word| ["pos", "position", "positions", "past", "cache"].contains(&word))
+}
+
+/// A place in an input, counted through all of its rows, of so many columns each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub index: usize,
+    pub columns: usize,
+}
+
+impl Place {
+    pub(super) fn column(self) -> usize {
+        self.index % self.columns
+    }
+}
+
+/// What the symbols of a graph's inputs stand for, in runs of so many rows.
+#[derive(Debug, Clone)]
+pub(super) struct Sizes {
+    symbols: BTreeMap<String, Size>,
+    rows: usize,
+}
 
 #[derive(Debug, Clone, Copy)]
 enum Size {
@@ -84,7 +107,16 @@ impl Sizes {
                 found.insert(time.name().to_owned(), Size::Time);
             }
         }
-        Self(found)
+        Self { symbols: found, rows: 2 }
+    }
+
+    /// In runs of one row.
+    pub(super) fn of_one_row(self) -> Self {
+        Self { rows: 1, ..self }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Contents of a graph input in a trial: `padding`'s tokens, positions, or numbers of the right shape.
@@ -95,32 +127,55 @@ impl Sizes {
         padding: Option<ValueId>,
         trial: &Trial,
     ) -> Result<Array, Miss> {
-        let value = graph.value(input);
-        let shape = value.ty.shape.clone().unwrap_or_default();
-        let dims: Vec<usize> = shape.iter().map(|d| self.size(d, trial)).collect();
-        let fail = |reason: String| Miss::check(&value.name, reason);
-        let len = dims.iter().product();
         if padding == Some(input) {
-            let tokens = (0..len).map(|i| i64::from(trial.is_token(i / dims[1], i % dims[1])));
-            return Array::from_i64(&dims, tokens.collect()).map_err(fail);
+            let is_token = |at: Place| trial.is_token(at.index / at.columns, at.column());
+            return self.fill_with(graph, input, trial, |at| f64::from(u8::from(is_token(at))));
         }
-        if value.ty.dtype.is_none_or(DType::is_float) {
+        if graph.value(input).ty.dtype.is_none_or(DType::is_float) {
             // Only its shape may matter; what its numbers do must show.
-            let numbers = (0..len).map(|i| 0.37 + 0.11 * i as f64);
-            return Array::from_f64(&dims, numbers.collect()).map_err(fail);
+            return self.fill_with(graph, input, trial, |at| 0.37 + 0.11 * at.index as f64);
         }
+        self.fill_with(graph, input, trial, |at| (trial.past + at.column()) as f64)
+    }
+
+    /// A graph input in a trial that holds `number` of each place.
+    pub(super) fn fill_with(
+        &self,
+        graph: &Graph,
+        input: ValueId,
+        trial: &Trial,
+        number: impl Fn(Place) -> f64,
+    ) -> Result<Array, Miss> {
+        let value = graph.value(input);
+        let dims = self.dims(graph, input, trial);
         let columns = dims.last().copied().unwrap_or(1).max(1);
-        let positions = (0..len).map(|i| (trial.past + i % columns) as i64);
-        Array::from_i64(&dims, positions.collect()).map_err(fail)
+        let places = (0..dims.iter().product()).map(|index| Place { index, columns });
+        let numbers: Vec<f64> = places.map(number).collect();
+        let filled = match value.ty.dtype {
+            Some(DType::Bool) => {
+                let flags = numbers.iter().map(|x| *x != 0.0).collect();
+                ArrayD::from_shape_vec(dims, flags).map(Array::B).map_err(|e| e.to_string())
+            }
+            Some(dtype) if !dtype.is_float() => {
+                Array::from_i64(&dims, numbers.iter().map(|x| *x as i64).collect())
+            }
+            _ => Array::from_f64(&dims, numbers),
+        };
+        filled.map_err(|reason| Miss::check(&value.name, reason))
+    }
+
+    pub(super) fn dims(&self, graph: &Graph, input: ValueId, trial: &Trial) -> Vec<usize> {
+        let shape = graph.value(input).ty.shape.as_deref().unwrap_or_default();
+        shape.iter().map(|d| self.size(d, trial)).collect()
     }
 
     fn size(&self, dim: &Dim, trial: &Trial) -> usize {
         let Dim::Sym(symbol) = dim else { return dim.known().unwrap_or(1) as usize };
-        if let Some(size) = self.0.get(symbol.name()) {
-            return size.of(trial);
+        if let Some(size) = self.symbols.get(symbol.name()) {
+            return size.of(trial, self.rows);
         }
-        let parts = symbol.name().split('+').map(|part| match (part.trim(), self.0.get(part.trim())) {
-            (_, Some(size)) => size.of(trial),
+        let parts = symbol.name().split('+').map(|part| match (part.trim(), self.symbols.get(part.trim())) {
+            (_, Some(size)) => size.of(trial, self.rows),
             (name, None) => name.parse().unwrap_or(trial.time),
         });
         parts.sum()
@@ -128,9 +183,9 @@ impl Sizes {
 }
 
 impl Size {
-    fn of(self, trial: &Trial) -> usize {
+    fn of(self, trial: &Trial, rows: usize) -> usize {
         match self {
-            Self::Batch => 2,
+            Self::Batch => rows,
             Self::Time => trial.time,
             Self::Past => trial.past,
             Self::Total => trial.total(),
