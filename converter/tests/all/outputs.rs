@@ -341,7 +341,7 @@ fn weights_that_are_cut_while_they_are_served_are_named() {
     // When they are read depends on what else the machine does; until then the cut is found otherwise, or too late.
     let is_named = (1..=12).any(|attempt| {
         std::fs::copy(home.path("w.safetensors"), &weights).expect("a copy");
-        let child = begin(&home, &format!("eval X --perplexity {MODEL}/train.txt"));
+        let child = begin(&home, &format!("eval X --perplexity {MODEL}/train.txt --context 256"));
         let maps = format!("/proc/{}/maps", child.id());
         let is_mapped =
             || std::fs::read_to_string(&maps).is_ok_and(|text| text.contains("/model.safetensors"));

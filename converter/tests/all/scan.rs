@@ -59,7 +59,7 @@ fn the_layers_that_cost_most_are_wide_and_a_conversion_finds_the_same() {
 
     let told = convert(&home, "-o C");
     let first = costs[0].1;
-    assert!(told.contains(&format!("layers {first} see 256 tokens back, and the others 32")), "{told}");
+    assert!(told.contains(&format!("layer {first} sees 256 tokens back, and the others 32")), "{told}");
     assert_eq!(recipe_of(&home, "C")["wide"]["layers"], json!([first]));
 }
 
@@ -87,7 +87,7 @@ fn layers_are_kept_by_what_they_cost_and_the_frontier_says_what_others_would() {
     convert(&home, "-o A --recipe hybrid.yaml");
     let told = convert(&home, "-o B --keep 2");
     let listed = kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    assert!(told.contains(&format!("layers {listed} stay softmax: of texts")), "{told}");
+    assert!(told.contains(&format!("layers {listed} stay softmax: a scan found")), "{told}");
     let [a, b] = ["A", "B"].map(|bundle| recipe_of(&home, bundle));
     assert_eq!((&a["softmax_layers"], &a), (&json!(kept), &b));
     assert!(a["wide"].is_null(), "{a}");

@@ -146,7 +146,7 @@ pub fn inspect(graph: &Graph) -> Report {
 /// Rewrites the sites of `graph` that the recipe and `layers` name.
 pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, RewriteError> {
     recipe_check::check_whole(options.recipe)?;
-    let found = find_sites(graph);
+    let mut found = find_sites(graph);
     let count = found.attentions();
     let wide = options.recipe.wide.iter().flat_map(|wide| wide.layers.iter().flatten());
     let named = options.layers.unwrap_or_default().iter().chain(&options.recipe.softmax_layers).chain(wide);
@@ -154,15 +154,20 @@ pub fn rewrite(graph: &mut Graph, options: &Options<'_>) -> Result<Report, Rewri
         return Err(RewriteError::NoSuchLayer { layer: *layer, last: count.saturating_sub(1) });
     }
     let mut report = Report { misses: found.misses, ..Report::default() };
-    let plans = plans(&found.sites, options);
-    let lowered = found.sites.iter().zip(&plans).filter(|(_, plan)| plan.is_ok()).map(|(site, _)| site);
+    let mut planned = plans(&found.sites, options);
+    let lowered = found.sites.iter().zip(&planned).filter(|(_, plan)| plan.is_ok()).map(|(site, _)| site);
     move_positions(graph, &lowered.collect::<Vec<_>>(), &mut report);
-    let learning = found.sites.iter().zip(&plans).filter(|(_, plan)| plan.as_ref().is_ok_and(Plan::learns));
+    if !report.added_inputs.is_empty() {
+        // What was computed from the old positions is gone.
+        found.sites = find_sites(graph).sites;
+        planned = plans(&found.sites, options);
+    }
+    let learning = found.sites.iter().zip(&planned).filter(|(_, plan)| plan.as_ref().is_ok_and(Plan::learns));
     let mut recipes = learning.map(|(site, _)| options.recipe.at(site.layer, site.mask.is_causal()));
     if recipes.any(|recipe| reads_positions(&recipe)) && graph.input(POSITIONS).is_none() {
         return Err(RewriteError::NoPositions);
     }
-    for (site, plan) in found.sites.iter().zip(plans) {
+    for (site, plan) in found.sites.iter().zip(planned) {
         if let Ok(plan) = plan {
             patch_site(graph, RULE, &Work { site, plan, options }, replace_site)?;
         }

@@ -1292,11 +1292,16 @@ fn rewritten(mut graph: Graph, layers: Option<&[usize]>) -> Result<Report, Strin
 fn positions_that_would_begin_again_at_every_call_are_refused() {
     let text = print(&without_cache("range")).replace("  input %position_ids: i64[batch, sequence]\n", "");
     let text = text.replace("elided", "random(1)");
-    let graph = parse(&text).expect("it parses");
+    // As a GPT of one's own has them. What the first attention reads is their sum with the tokens.
+    let moved = rewritten(parse(&text).expect("it parses"), None).expect("the caller counts them");
+    assert_eq!((moved.added_inputs, moved.sites.len()), (vec!["position_ids".to_owned()], 2));
+    let text = text.replace("  weight %table", "  weight %scale: f32[16] = random(4)\n  weight %table");
+    let normed = "  %scaled = LayerNormalization(%places, %scale) {axis: -1, epsilon: 1e-5} \"scaled\"\n  %x = Add(%tokens, %scaled)";
+    let graph = parse(&text.replace("  %x = Add(%tokens, %places)", normed)).expect("it parses");
     let refused = rewritten(graph, None).expect_err("it is refused");
     assert_eq!(
         refused,
-        "the graph counts positions from the first token of each call, at \"places\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
+        "the graph counts positions from the first token of each call, at \"scaled\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)"
     );
     let carried = rewritten(without_cache("position_ids"), None).expect("the caller counts them");
     assert_eq!(carried.sites.len(), 2);
