@@ -38,7 +38,7 @@ pub(super) fn target() -> ProgressDrawTarget {
 }
 
 /// How often a line says how far it is where no bar can be drawn, as in a log.
-pub(super) const SILENCE: Duration = Duration::from_secs(60);
+pub(super) const SILENCE: Duration = Duration::from_mins(1);
 
 /// Since when lines are written, where they are.
 pub(super) fn lines() -> Option<Instant> {
@@ -48,7 +48,7 @@ pub(super) fn lines() -> Option<Instant> {
 /// A bar on stderr, which appears once something takes long.
 #[derive(Debug)]
 pub(super) struct Bar {
-    bar: ProgressBar,
+    drawn: ProgressBar,
     /// What is being done.
     what: String,
     /// When the last line was written of it, where no bar is drawn.
@@ -64,13 +64,13 @@ impl Bar {
     fn on(target: ProgressDrawTarget) -> Self {
         let bar = ProgressBar::with_draw_target(None, target);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, what: String::new(), told: None }
+        Self { drawn: bar, what: String::new(), told: None }
     }
 
     /// Writes a line, if none was written for long.
     fn tell(&mut self) {
         if self.told.is_some_and(|told| told.elapsed() >= SILENCE) {
-            let (done, of) = (self.bar.position(), self.bar.length());
+            let (done, of) = (self.drawn.position(), self.drawn.length());
             let far = of.map_or_else(String::new, |of| format!(" ({} %)", done * 100 / of.max(1)));
             show::note(&format!("{}{far}", self.what));
             self.told = Some(Instant::now());
@@ -79,18 +79,18 @@ impl Bar {
 
     fn begin(&mut self, what: &str, total: u64, template: &str) {
         tracing::info!("{what}");
-        self.bar.set_length(total);
-        self.bar.set_position(0);
-        self.bar.reset_eta();
+        self.drawn.set_length(total);
+        self.drawn.set_position(0);
+        self.drawn.reset_eta();
         self.style(template);
-        self.bar.set_message(what.to_owned());
+        self.drawn.set_message(what.to_owned());
         what.clone_into(&mut self.what);
         self.tell();
     }
 
     fn style(&self, template: &str) {
         if let Ok(style) = ProgressStyle::with_template(template) {
-            self.bar.set_style(style);
+            self.drawn.set_style(style);
         }
     }
 }
@@ -99,17 +99,17 @@ impl Progress for Bar {
     fn estimate(&mut self, estimate: &Estimate) {
         let line = needs(estimate);
         tracing::info!("{line}");
-        self.bar.println(line);
+        self.drawn.println(line);
         if let Some(short) = shortage(estimate, room::free_memory()) {
-            self.bar.suspend(|| show::warning(&short));
+            self.drawn.suspend(|| show::warning(&short));
         }
     }
 
     fn stage(&mut self, what: &str) {
         tracing::info!("{what}");
-        self.bar.unset_length();
+        self.drawn.unset_length();
         self.style("{spinner} {msg} ({elapsed})");
-        self.bar.set_message(what.to_owned());
+        self.drawn.set_message(what.to_owned());
         what.clone_into(&mut self.what);
         self.tell();
     }
@@ -123,12 +123,12 @@ impl Progress for Bar {
     }
 
     fn advance(&mut self, more: u64) {
-        self.bar.inc(more);
+        self.drawn.inc(more);
         self.tell();
     }
 
     fn say(&mut self, what: Say, line: &str) {
-        self.bar.suspend(|| match what {
+        self.drawn.suspend(|| match what {
             Say::Note => show::note(line),
             Say::Warning => show::warning(line),
             Say::Error => show::error(line),
@@ -136,7 +136,7 @@ impl Progress for Bar {
     }
 
     fn done(&mut self) {
-        self.bar.finish_and_clear();
+        self.drawn.finish_and_clear();
     }
 }
 

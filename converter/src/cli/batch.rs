@@ -103,7 +103,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
 fn of_file(args: &Args, file: &Path, commands: &Commands, cases: &mut Vec<Case>) -> Result<Outcome, Failure> {
     let runs = !args.check && !args.dry_run;
     let mut on_hub = |model: &HubModel| match runs {
-        true => args.hub.located_model(model).map(Some),
+        true => args.hub.located_model(model).map(Some).map_err(|error| error.to_string()),
         false => Ok(HubArgs::in_the_cache(model)),
     };
     let mut plan = plan(file, commands, &mut on_hub).map_err(|mistakes| {

@@ -304,8 +304,9 @@ fn a_model_of_the_hub_is_where_its_cache_has_it() {
     assert_eq!(of(&unknown, "a").steps[0].arguments[0], "org/tiny@v1");
 
     let refuse = |text: &str| {
-        let mut offline =
-            |model: &HubModel| Err(HubError::Offline { model: model.clone(), cache: "hub".into() });
+        let mut offline = |model: &HubModel| {
+            Err(HubError::Offline { model: model.clone(), cache: "hub".into() }.to_string())
+        };
         let told = read_with(&home, text, &mut offline).expect_err("it is not there").to_string();
         told.replace(&home.path("").display().to_string(), "")
     };

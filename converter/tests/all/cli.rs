@@ -364,8 +364,8 @@ const NOTHING_LINEAR: &str = "m.onnx: none of its 2 attentions would be linear; 
 const COUNTED: &str = "  weight %table: f32[64, 16] = random(3)
   %h.0.ids = Gather(%embed, %input_ids) {axis: 0}
   %h.0.places = Gather(%table, %places) {axis: 0}
-  weight %scale: f32[16] = random(4)
-  %h.0.scaled = LayerNormalization(%h.0.places, %scale) {axis: -1, epsilon: 1e-5}
+  weight %place_scale: f32[16] = random(4)
+  %h.0.scaled = LayerNormalization(%h.0.places, %place_scale) {axis: -1, epsilon: 1e-5}
   %h.0.x = Add(%h.0.ids, %h.0.scaled)
 ";
 

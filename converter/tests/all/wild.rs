@@ -785,11 +785,13 @@ fn activations_that_are_rounded_as_they_come() {
     assert!([files::PARALLEL, files::CHUNKED, files::SOFTMAX].iter().all(|file| !is_rounded(file)));
 }
 
+/// What is computed of a hidden state beside an attention.
+type Look = fn(&mut Model<'_, '_>, ValueId) -> ValueId;
+
 /// A state holds what an attention needs of earlier tokens, and nothing else does.
 #[test]
 fn what_looks_back_outside_an_attention_is_told() {
-    let looks: [(fn(&mut Model<'_, '_>, ValueId) -> ValueId, &str); 3] =
-        [(summed, "CumSum"), (shared_out, "Div"), (shifted, "Slice")];
+    let looks: [(Look, &str); 3] = [(summed, "CumSum"), (shared_out, "Div"), (shifted, "Slice")];
     for (look, op) in looks {
         let error = Home::with(&behind(look)).refusal();
         let told =

@@ -281,9 +281,9 @@ impl<'g> Search<'g> {
             self.flat = None;
             if self.role(index) != Role::Unrelated {
                 self.found.push(id);
-            } else if self.flat == Some(index) && self.spreads(id) {
-                continue;
-            } else if let Some(flat) = self.flat {
+            } else if let Some(flat) = self.flat
+                && !(flat == index && self.spreads(id))
+            {
                 let name = &self.graph.value(flat).name;
                 self.notes.push(format!(
                     "the graph goes on counting the positions at {:?}: {name:?} has no axis for the batch",
@@ -332,15 +332,11 @@ impl<'g> Search<'g> {
         true
     }
 
-    fn others(&self, node: &'g Node, value: ValueId) -> impl Iterator<Item = ValueId> + use<'g> {
-        node.inputs.iter().flatten().copied().filter(move |other| *other != value)
-    }
-
     fn has_batch_beside(&self, node: NodeId, value: ValueId) -> bool {
         let graph = self.graph;
         let node = graph.node(node);
         let has_batch = |v: ValueId| graph.value(v).ty.rank() == Some(3) && self.contents.contains(v);
-        is_elementwise(&node.op) && self.others(node, value).any(has_batch)
+        is_elementwise(&node.op) && others(node, value).any(has_batch)
     }
 
     /// Whether a node computes with constants of one row at most.
@@ -348,7 +344,7 @@ impl<'g> Search<'g> {
         let graph = self.graph;
         let node = graph.node(node);
         let is_row = |v: ValueId| graph.as_const(v).is_some_and(|tensor| tensor.dims().len() < 2);
-        is_elementwise(&node.op) && self.others(node, value).all(is_row)
+        is_elementwise(&node.op) && others(node, value).all(is_row)
     }
 
     /// What a node that may consume positions takes them, or angles computed from them, from.
@@ -478,6 +474,11 @@ impl<'g> Search<'g> {
         }
         Ok(())
     }
+}
+
+/// What a node reads besides a value.
+fn others(node: &Node, value: ValueId) -> impl Iterator<Item = ValueId> {
+    node.inputs.iter().flatten().copied().filter(move |other| *other != value)
 }
 
 /// The width of a table of positions.

@@ -184,7 +184,7 @@ impl Reader<'_> {
 
     fn located(&mut self, model: &HubModel, place: &Place) -> Result<Option<PathBuf>, Mistake> {
         let known = self.located.entry(model.to_string());
-        let found = known.or_insert_with(|| (self.hub)(model).map_err(|error| error.to_string()));
+        let found = known.or_insert_with(|| (self.hub)(model));
         found.clone().map_err(|reason| Wrong::Told { reason }.at(place.clone()))
     }
 

@@ -13,7 +13,7 @@ mod steps;
 
 use crate::batch::document::{Mistakes, Wrong};
 use crate::batch::plan::Plan;
-use crate::hub::{HubError, HubModel};
+use crate::hub::HubModel;
 use crate::report::outcome::Place;
 use draft::{Draft, Drafts};
 use options::Commands;
@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 /// Jobs of a plan.
 pub const MAX_JOBS: usize = 20_000;
 
-/// Where the files of a model of the hub lie, or `None` where that shows only when the jobs run.
-pub type OnHub<'a> = &'a mut dyn FnMut(&HubModel) -> Result<Option<PathBuf>, HubError>;
+/// Where the files of a model of the hub lie, or `None` where that shows only when the jobs run; or why they cannot be had.
+pub type OnHub<'a> = &'a mut dyn FnMut(&HubModel) -> Result<Option<PathBuf>, String>;
 
 /// The plan of a file, or all that is wrong with it, as far as that shows without weights. Nothing is written.
 pub fn plan(file: &Path, commands: &Commands, hub: OnHub<'_>) -> Result<Plan, Mistakes> {
