@@ -365,8 +365,8 @@ const COUNTED: &str = "  weight %table: f32[64, 16] = random(3)
   %h.0.ids = Gather(%embed, %input_ids) {axis: 0}
   %h.0.places = Gather(%table, %places) {axis: 0}
   weight %place_scale: f32[16] = random(4)
-  %h.0.scaled = LayerNormalization(%h.0.places, %place_scale) {axis: -1, epsilon: 1e-5}
-  %h.0.x = Add(%h.0.ids, %h.0.scaled)
+  %place_rows = LayerNormalization(%h.0.places, %place_scale) {axis: -1, epsilon: 1e-5}
+  %h.0.x = Add(%h.0.ids, %place_rows)
 ";
 
 /// Learned positions that the graph numbers from 0 at every call, as a model without a cache does, and in one row for all.
@@ -375,7 +375,7 @@ fn positions_counted_anew_are_told_by_convert_and_inspect() {
     let home = Home::new();
     let counted = without_caches().replace("  %h.0.x = Gather(%embed, %input_ids) {axis: 0}\n", COUNTED);
     decoder::write(&counted, home.0.path());
-    let told = "m.onnx: the graph counts positions from the first token of each call, at \"h.0.scaled\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)";
+    let told = "m.onnx: the graph counts positions from the first token of each call, at \"place_rows\" (hint: export the model with the input `position_ids`, or keep its attention with --recipe softmax)";
     assert_eq!(refused(&home, "convert m.onnx -o bundle"), format!("error: {told}"));
     let found = home.dijiang("inspect m.onnx").fine().stdout;
     assert_eq!(
