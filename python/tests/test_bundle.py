@@ -78,6 +78,15 @@ class Package(unittest.TestCase):
         bundle.state, bundle.length = kept, length
         self.assertEqual(bundle.generate([66], 8), first)
 
+    def test_what_was_given_is_in_the_state(self):
+        bundle, whole = (dijiang.Bundle(self.bundles["gated"]) for _ in range(2))
+        tokens = list(PROMPT.encode())
+        whole.feed(tokens + bundle.generate(tokens, 4))
+        self.assertEqual(bundle.length, whole.length)
+        found, expected = bundle.feed([66]), whole.feed([66])
+        # As for tokens in portions.
+        self.assertLess(abs(found - expected).max() / abs(expected).max(), 2e-2)
+
     def test_a_cache_of_softmax_grows(self):
         bundle = dijiang.Bundle(self.bundles["softmax"])
         bundle.feed([65, 66])

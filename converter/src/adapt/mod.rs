@@ -36,6 +36,7 @@ use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::optimizer::AdamW;
 use dijiang_runtime::LoadOptions;
 use dijiang_runtime::temporary::{Temporary, note_kept};
+use indicatif::DecimalBytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -154,7 +155,6 @@ impl<'a> Run<'a> {
             progress,
         };
         if is_new {
-            run.check_data()?;
             run.tell(&pace)?;
             run.record = run.converted(asked)?;
         } else {
@@ -174,21 +174,10 @@ impl<'a> Run<'a> {
             ((calibrate + finetune) * pace.tokens) as f64 / 1e6,
             minutes(pace.time(self.steps)),
             self.options.trainer.device,
-            megabytes(disk)
+            DecimalBytes(disk)
         );
         self.progress.say(Say::Note, &line);
         Ok(())
-    }
-
-    /// What is not there is told before anything is written.
-    fn check_data(&self) -> Result<(), AdaptError> {
-        let Sources { data, valid, .. } = &self.options.sources;
-        match data.iter().chain(valid).find(|path| !path.exists()) {
-            Some(path) => {
-                Err(AdaptError::Io { path: path.clone(), source: std::io::ErrorKind::NotFound.into() })
-            }
-            None => Ok(()),
-        }
     }
 
     fn tell_of_what_is_done(&mut self) {
@@ -405,14 +394,6 @@ fn pace(graph: &Graph, came_with_softmax: bool, options: &AdaptOptions<'_>) -> R
         tokens: (trainer.size.batch * trainer.size.sequence) as usize * trainer.accumulate,
         calibrates: convert.recipe.rule != Rule::None && came_with_softmax,
     })
-}
-
-/// `12 MB`, and from a gigabyte on `1.9 GB`.
-fn megabytes(bytes: u64) -> String {
-    match bytes {
-        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
-        _ => format!("{} MB", bytes.div_ceil(1_000_000)),
-    }
 }
 
 /// The recipe of the model as it came.

@@ -17,17 +17,16 @@ pub(super) fn in_a_process(program: &Path, bundle: &Path, row: &Row, options: &B
     call.arg(format!("--steps={}", options.steps));
     call.args(options.threads.map(|threads| format!("--threads={threads}")));
     call.args(options.segment.map(|segment| format!("--segment={segment}")));
-    let output = call.arg("--").arg(bundle).output().ok()?;
-    let found = std::str::from_utf8(&output.stdout).ok().and_then(|text| text.trim().parse().ok());
-    if found.is_none() {
-        tracing::warn!(
-            "{}: the memory of {} tokens was not measured: {}",
-            bundle.display(),
-            row.context,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    found
+    let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    let found = match call.arg("--").arg(bundle).output() {
+        Ok(output) => told(&output.stdout).parse().map_err(|_| told(&output.stderr)),
+        Err(e) => Err(e.to_string()),
+    };
+    let place = bundle.display();
+    let warn = |why: &String| {
+        tracing::warn!("{place}: the memory at {} tokens was not measured: {why}", row.context);
+    };
+    found.inspect_err(warn).ok()
 }
 
 /// Bytes that one figure takes: the first of the batches and contexts, of one run. `None` where the system does not say.

@@ -137,7 +137,7 @@ pub fn bench(
         for context in &options.contexts {
             for batch in batches(*phase, options) {
                 for bench in &prepared {
-                    progress.stage(&format!("{}: {phase:?}, {batch} × {context}", bench.name));
+                    progress.stage(&format!("{}: {}, {batch} × {context}", bench.name, phase.name()));
                     let row = bench.row(*phase, batch, *context);
                     rows.push(bench.with_memory_of_its_own(row));
                 }

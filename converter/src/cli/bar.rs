@@ -38,43 +38,61 @@ pub(super) fn target() -> ProgressDrawTarget {
 }
 
 /// How often a line says how far it is where no bar can be drawn, as in a log.
-pub(super) const SILENCE: Duration = Duration::from_mins(1);
+const SILENCE: Duration = Duration::from_mins(1);
 
-/// Since when lines are written, where they are.
-pub(super) fn lines() -> Option<Instant> {
-    (!show::is_quiet() && !std::io::stderr().is_terminal()).then(Instant::now)
+/// Lines in the place of a bar.
+#[derive(Debug)]
+pub(super) struct Lines {
+    /// When the last one was written, where any is.
+    last: Option<Instant>,
+}
+
+impl Lines {
+    /// Only where stderr is no terminal, and the call is not quiet.
+    pub(super) fn new() -> Self {
+        Self { last: (!show::is_quiet() && !std::io::stderr().is_terminal()).then(Instant::now) }
+    }
+
+    const NONE: Self = Self { last: None };
+
+    /// Writes a line, if none was written for long.
+    pub(super) fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.is_due(Instant::now()) {
+            show::note(&line());
+            self.last = Some(Instant::now());
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.last.is_some_and(|last| now.duration_since(last) >= SILENCE)
+    }
 }
 
 /// A bar on stderr, which appears once something takes long.
 #[derive(Debug)]
 pub(super) struct Bar {
     drawn: ProgressBar,
-    /// What is being done.
-    what: String,
-    /// When the last line was written of it, where no bar is drawn.
-    told: Option<Instant>,
+    lines: Lines,
 }
 
 impl Bar {
     /// Where stderr is no terminal, a line now and then takes its place. Where the call is quiet, nothing does.
     pub(super) fn new() -> Self {
-        Self { told: lines(), ..Self::on(target()) }
+        Self { lines: Lines::new(), ..Self::on(target()) }
     }
 
     fn on(target: ProgressDrawTarget) -> Self {
         let bar = ProgressBar::with_draw_target(None, target);
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { drawn: bar, what: String::new(), told: None }
+        Self { drawn: bar, lines: Lines::NONE }
     }
 
-    /// Writes a line, if none was written for long.
     fn tell(&mut self) {
-        if self.told.is_some_and(|told| told.elapsed() >= SILENCE) {
-            let (done, of) = (self.drawn.position(), self.drawn.length());
-            let far = of.map_or_else(String::new, |of| format!(" ({} %)", done * 100 / of.max(1)));
-            show::note(&format!("{}{far}", self.what));
-            self.told = Some(Instant::now());
-        }
+        let drawn = &self.drawn;
+        self.lines.tell(|| {
+            let far = |of: u64| format!(" ({} %)", drawn.position() * 100 / of.max(1));
+            format!("{}{}", drawn.message(), drawn.length().map_or_else(String::new, far))
+        });
     }
 
     fn begin(&mut self, what: &str, total: u64, template: &str) {
@@ -84,7 +102,6 @@ impl Bar {
         self.drawn.reset_eta();
         self.style(template);
         self.drawn.set_message(what.to_owned());
-        what.clone_into(&mut self.what);
         self.tell();
     }
 
@@ -110,7 +127,6 @@ impl Progress for Bar {
         self.drawn.unset_length();
         self.style("{spinner} {msg} ({elapsed})");
         self.drawn.set_message(what.to_owned());
-        what.clone_into(&mut self.what);
         self.tell();
     }
 
@@ -226,6 +242,14 @@ mod tests {
         assert!(last.contains("MB/s ") || last.contains("kB/s "), "{last}");
         let left = last.trim_end().strip_suffix(" left").and_then(|text| text.split(' ').next_back());
         assert!(left.is_some_and(|left| left.ends_with(['m', 'h'])), "{last}");
+    }
+
+    #[test]
+    fn a_log_hears_once_in_a_while() {
+        let begun = Instant::now();
+        let lines = Lines { last: Some(begun) };
+        assert!(!lines.is_due(begun + SILENCE / 2) && lines.is_due(begun + SILENCE));
+        assert!(!Lines::NONE.is_due(begun + 2 * SILENCE), "a bar is drawn");
     }
 
     #[test]

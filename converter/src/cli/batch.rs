@@ -23,8 +23,9 @@ use std::time::Instant;
 
 /// Run the jobs of a YAML file: conversions, and what follows them.
 ///
-/// Models of the Hugging Face hub are downloaded before the first job, unless the cache has them. A job makes one bundle by steps, which are commands of this program with their options. Jobs that are up to date are
-/// not run again. Outputs are below the directory of FILE. `--schema` describes FILE.
+/// Models of the Hugging Face hub are downloaded before the first job, unless the cache has them. A job makes one bundle
+/// by steps, which are commands of this program with their options. Jobs that are up to date are not run again. Outputs
+/// are below the directory of FILE. `--schema` describes FILE.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:

@@ -108,7 +108,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         program: std::env::current_exe().ok(),
     };
     if let (Some(phase), [bundle]) = (args.alone, &args.bundles[..]) {
-        show::line(&alone::measure(bundle, phase, &options)?.unwrap_or_default().to_string());
+        let measured = alone::measure(bundle, phase, &options)?.ok_or("this system does not say")?;
+        show::line(&measured.to_string());
         return Ok(Outcome::Fine);
     }
     let mut bundles = args.bundles.clone();

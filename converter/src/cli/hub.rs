@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::bar::Bar;
-use crate::hub::{Hub, HubError, HubModel, located};
+use crate::hub::{Hub, HubError, HubModel};
 use std::path::{Path, PathBuf};
 
 /// What a call says of the hub.
@@ -16,7 +16,10 @@ pub(super) struct HubArgs {
 impl HubArgs {
     /// Where a source lies, which is downloaded where it is a model of the hub that the cache does not hold.
     pub(super) fn located(&self, source: &Path) -> Result<PathBuf, Failure> {
-        Ok(located(source, self.offline, &mut Bar::new())?)
+        match HubModel::named_by(source) {
+            None => Ok(source.to_owned()),
+            Some(model) => Ok(self.located_model(&model)?),
+        }
     }
 
     /// Where a model lies in the cache, which it is downloaded into.

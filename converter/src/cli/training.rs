@@ -11,7 +11,6 @@ use dijiang_passes::training::specialize::Size;
 use dijiang_runtime::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Common {
@@ -106,17 +105,16 @@ pub(super) fn progress(steps: usize, warning: Option<String>) -> (ProgressBar, i
         bar.set_style(style);
     }
     let shown = bar.clone();
-    let (mut told, mut warning) = (bar::lines(), warning);
+    let (mut lines, mut warning) = (bar::Lines::new(), warning);
     let tell = move |line: &Line| {
         if let Some(warning) = warning.take() {
             shown.suspend(|| show::warning(&warning));
         }
-        if told.is_some_and(|told| told.elapsed() >= bar::SILENCE) {
-            let left = shown.eta().as_secs();
-            show::note(&format!("step {} of {steps}: loss {:.3}, about {left} s left", line.step, line.loss));
-            told = Some(Instant::now());
-        }
         shown.set_position(line.step as u64);
+        let left = || shown.eta().as_secs();
+        lines.tell(|| {
+            format!("step {} of {steps}: loss {:.3}, about {} s left", line.step, line.loss, left())
+        });
         shown.set_message(format!("loss {:.3}, {:.0} tokens/s", line.loss, line.tokens_per_second));
         if let Some(perplexity) = line.valid_perplexity {
             shown.println(format!("step {}: validation perplexity {perplexity:.2}", line.step));

@@ -16,7 +16,7 @@ use cache::{Blob, Cache};
 use dijiang_format::words::counted;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How often a broken download is taken up again.
@@ -255,12 +255,4 @@ impl hf_hub::api::Progress for Shown<'_> {
     }
 
     fn finish(&mut self) {}
-}
-
-/// Where a source lies: what is no name of a model on the hub lies where it says.
-pub fn located(source: &Path, is_offline: bool, progress: &mut dyn Progress) -> Result<PathBuf, HubError> {
-    match HubModel::named_by(source) {
-        None => Ok(source.to_owned()),
-        Some(model) => Hub::of_environment(is_offline).locate(&model, progress),
-    }
 }

@@ -254,36 +254,54 @@ struct Search<'g> {
     found: Vec<NodeId>,
     /// A value that is the positions, but without an axis for the batch.
     flat: Option<ValueId>,
-    /// Nodes that take rows of a table without an axis for the batch, or a part of a table, which a row of them for each of the
-    /// batch can stand for.
-    spread: BTreeSet<NodeId>,
+    /// Nodes that take rows without an axis for the batch, or a part, of a table, and the table: rows of it for each of the
+    /// batch can stand there.
+    spread: BTreeMap<NodeId, ValueId>,
     /// Of those found, where such rows meet what has a batch.
     meets: BTreeSet<NodeId>,
     notes: Vec<String>,
+}
+
+/// Rows of a table on their way to what has a batch.
+struct Rows {
+    table: ValueId,
+    /// What is computed from them on the way.
+    values: Vec<ValueId>,
+    /// Where they meet it.
+    meets: BTreeSet<NodeId>,
 }
 
 impl<'g> Search<'g> {
     fn new(graph: &'g Graph, cached: bool) -> Self {
         let trials = TRIALS.iter().filter(|t| cached || t.past == 0).collect();
         let contents = read_contents(graph);
-        let (spread, meets) = (BTreeSet::new(), BTreeSet::new());
-        let roles = BTreeMap::new();
-        Self { graph, contents, trials, roles, found: vec![], flat: None, spread, meets, notes: vec![] }
+        Self {
+            graph,
+            contents,
+            trials,
+            roles: BTreeMap::new(),
+            found: vec![],
+            flat: None,
+            spread: BTreeMap::new(),
+            meets: BTreeSet::new(),
+            notes: vec![],
+        }
     }
 
     fn run(&mut self) {
         for id in self.graph.order() {
             let node = self.graph.node(id);
-            if self.is_part_of_a_table(node) && self.spreads(id) {
+            if let Some(rows) = self.part_of_a_table(node) {
+                self.take(id, rows);
                 continue;
             }
             let Some(index) = self.index_of(node) else { continue };
             self.flat = None;
             if self.role(index) != Role::Unrelated {
                 self.found.push(id);
-            } else if let Some(flat) = self.flat
-                && !(flat == index && self.spreads(id))
-            {
+            } else if let Some(rows) = self.spread_of(node).filter(|_| self.flat == Some(index)) {
+                self.take(id, rows);
+            } else if let Some(flat) = self.flat {
                 let name = &self.graph.value(flat).name;
                 self.notes.push(format!(
                     "the graph goes on counting the positions at {:?}: {name:?} has no axis for the batch",
@@ -293,43 +311,46 @@ impl<'g> Search<'g> {
         }
     }
 
-    /// Whether a node cuts the rows `past..past + time` out of a table: `[positions, width]`, with an axis of one before it or not.
-    fn is_part_of_a_table(&self, node: &Node) -> bool {
-        let table = node.input(0).filter(|_| node.op.is("Slice")).and_then(|v| self.graph.as_const(v));
-        let Some(table) = table.filter(|table| table.dtype().is_float()) else { return false };
-        let Some(width) = width_of(table.dims()) else { return false };
-        let Ok(Array::F(rows)) = Array::from_tensor(table) else { return false };
-        let rows: Vec<f64> = rows.iter().copied().collect();
-        self.trials.iter().all(|trial| {
+    /// The rows `past..past + time` that a node cuts out of a table: `[positions, width]`, with an axis of one before it or not.
+    fn part_of_a_table(&self, node: &Node) -> Option<Rows> {
+        let table = self.graph.as_const(node.input(0).filter(|_| node.op.is("Slice"))?)?;
+        let width = width_of(table.dims()).filter(|_| table.dtype().is_float())?;
+        let rows = self.spread_of(node)?;
+        let numbers = table.to_f64();
+        let is_cut = |trial: &Trial| {
             let found = evaluate(self.graph, &node.outputs[..1], trial).ok().and_then(|mut all| all.pop());
-            let wanted = rows.get(trial.past * width..trial.total() * width);
+            let wanted = numbers.get(trial.past * width..trial.total() * width);
             found.zip(wanted).is_some_and(|(found, wanted)| found.to_f64() == wanted)
-        })
+        };
+        self.trials.iter().all(|trial| is_cut(trial)).then_some(rows)
     }
 
-    /// Takes what a node gives for rows that each of the batch may have of its own, if all that reads them computes number by
-    /// number with what has a batch.
-    fn spreads(&mut self, id: NodeId) -> bool {
-        let (mut meets, mut values) = (BTreeSet::new(), vec![self.graph.node(id).outputs[0]]);
+    /// What a node takes of its table, if each of the batch may have rows of its own there: all that reads them computes number
+    /// by number with what has a batch.
+    fn spread_of(&self, node: &Node) -> Option<Rows> {
+        let mut rows = Rows { table: node.input(0)?, values: vec![node.outputs[0]], meets: BTreeSet::new() };
         let mut at = 0;
-        while let Some(value) = values.get(at).copied() {
+        while let Some(value) = rows.values.get(at).copied() {
             at += 1;
             for user in &self.graph.value(value).uses {
-                let Use::Node { node, .. } = *user else { return false };
+                let Use::Node { node, .. } = *user else { return None };
                 if self.has_batch_beside(node, value) {
-                    meets.insert(node);
+                    rows.meets.insert(node);
                 } else if self.keeps_rows(node, value) {
-                    values.push(self.graph.node(node).outputs[0]);
+                    rows.values.push(self.graph.node(node).outputs[0]);
                 } else {
-                    return false;
+                    return None;
                 }
             }
         }
-        self.spread.insert(id);
+        Some(rows)
+    }
+
+    fn take(&mut self, id: NodeId, Rows { table, values, meets }: Rows) {
+        self.spread.insert(id, table);
         self.roles.extend(values.into_iter().map(|value| (value, Role::Derived)));
         self.found.extend(meets.difference(&self.meets));
         self.meets.extend(meets);
-        true
     }
 
     fn has_batch_beside(&self, node: NodeId, value: ValueId) -> bool {
@@ -493,10 +514,9 @@ fn width_of(dims: &[u64]) -> Option<usize> {
 fn spread_equals(before: &Array, after: &Array) -> bool {
     let floats = |a: &Array| ndarray::ArrayD::from_shape_vec(a.shape(), a.to_f64()).ok();
     let (Some(before), Some(after)) = (floats(before), floats(after)) else { return false };
-    before
-        .broadcast(after.shape())
-        .filter(|_| before.ndim() == after.ndim())
-        .is_some_and(|spread| spread.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-9))
+    before.broadcast(after.shape()).is_some_and(|spread| {
+        before.ndim() == after.ndim() && spread.iter().zip(&after).all(|(a, b)| (a - b).abs() < 1e-9)
+    })
 }
 
 pub(super) fn evaluate(graph: &Graph, wanted: &[ValueId], trial: &Trial) -> Result<Vec<Array>, String> {
@@ -545,10 +565,8 @@ impl<'p, 'g, 's> PositionWriter<'p, 'g, 's> {
         self.p.cast(placed, dtype)
     }
 
-    /// The rows of the table of a node, for each of the batch its own.
-    fn rows(&mut self, node: &Node) -> ValueId {
-        self.p.set_scope(&node.name);
-        let table = node.inputs[0].unwrap_or(self.positions);
+    /// The rows of a table, for each of the batch its own.
+    fn rows(&mut self, table: ValueId) -> ValueId {
         let table = match self.p.rank(table) {
             3 => self.p.squeeze(table, &[0]),
             _ => table,
@@ -564,8 +582,9 @@ impl<'p, 'g, 's> PositionWriter<'p, 'g, 's> {
         let graph = self.search.graph;
         let Some((id, _)) = graph.producer(value) else { return value };
         let node = graph.node(id);
-        if self.search.spread.contains(&id) {
-            let new = self.rows(node);
+        if let Some(table) = self.search.spread.get(&id) {
+            self.p.set_scope(&node.name);
+            let new = self.rows(*table);
             self.written.insert(value, new);
             return new;
         }

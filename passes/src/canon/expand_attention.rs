@@ -75,10 +75,7 @@ fn repeat(w: &mut Sweep<'_>, x: ValueId, [q_heads, kv_heads]: [u64; 2]) -> Optio
         return Some(x);
     }
     let dim = known_dim(w, x, 3)?;
-    let apart = w.patch.unsqueeze(x, &[2]);
-    let times = w.patch.ints(&[1, 1, (q_heads / kv_heads) as i64, 1, 1]);
-    let repeated = w.patch.expand(apart, times);
-    Some(w.patch.reshape(repeated, &[0, q_heads as i64, -1, dim as i64]))
+    Some(w.patch.repeat_heads(x, [kv_heads, q_heads / kv_heads, dim]))
 }
 
 /// The canonical spelling that the patterns look for.

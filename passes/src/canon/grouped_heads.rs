@@ -108,7 +108,8 @@ fn by_token(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
 fn product(w: &mut Sweep<'_>, node: &Node) -> Option<Heads> {
     let heads = parted(w, node.input(0)?)?;
     let (x, is_turned) = one_for_each_group(w, node.input(1)?, heads.groups)?;
-    let repeated = repeated(w, x, heads)?;
+    let dim = w.patch.dim(x, 3).known()?;
+    let repeated = w.patch.repeat_heads(x, [heads.groups, heads.each, dim]);
     let right = if is_turned { w.patch.transpose(repeated, &TURN) } else { repeated };
     Some(Heads { x: w.patch.matmul(heads.x, right), ..heads })
 }
@@ -132,15 +133,6 @@ fn one_for_each_group(w: &mut Sweep<'_>, value: ValueId, groups: u64) -> Option<
         (false, true) => (w.patch.transpose(x, &TURN), true),
         (is_turned, _) => (x, is_turned),
     })
-}
-
-/// `[batch, groups, rows, columns]` with every head several times in a row.
-fn repeated(w: &mut Sweep<'_>, x: ValueId, Heads { groups, each, .. }: Heads) -> Option<ValueId> {
-    let dim = w.patch.dim(x, 3).known()?;
-    let apart = w.patch.unsqueeze(x, &[2]);
-    let over = w.patch.ints(&[1, 1, each as i64, 1, 1]);
-    let spread = w.patch.expand(apart, over);
-    Some(w.patch.reshape(spread, &[0, (groups * each) as i64, -1, dim as i64]))
 }
 
 /// An operator over numbers of parted heads and of what is the same for all heads.

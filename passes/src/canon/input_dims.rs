@@ -1,6 +1,7 @@
 //! Matches: a dim of a graph input that has no number, where a `Concat`, a `Conv`, a `Split` or the other inputs say what it is
-//! Becomes: the number that a `Concat` along another axis, the weight of a `Conv` or the sizes of a `Split` demand; the batch of `input_ids`, in a mask,
-//! in a cache and in `token_type_ids`, which are as many; the past of the first cache, in the others; past + sequence, under the mask
+//! Becomes: the number that a `Concat` along another axis, the weight of a `Conv` or the sizes of a `Split` demand; the batch of
+//! `input_ids`, in a mask, in a cache and in `token_type_ids`, which are as many; the past of the first cache, in the others;
+//! past + sequence, under the mask
 //! Exact: yes, for inputs that describe the same tokens: exporters give one length several names
 //! Declines when: the past of another sequence is cached, or `decoder_input_ids` tell of a second one; of a mask, when a cache of
 //! another layout grows, whose past is not known

@@ -36,10 +36,7 @@ fn picked(w: &mut Sweep<'_>, node: &Node) -> Option<Vec<ValueId>> {
     let rows = w.graph.as_const(rows).filter(|_| node.op.int("axis") == Some(1))?;
     let each = repeats(&rows.to_i64().filter(|_| rows.dims().len() == 1)?, heads)?;
     let x = w.current(x);
-    let apart = w.patch.unsqueeze(x, &[2]);
-    let over = w.patch.ints(&[1, 1, each as i64, 1, 1]);
-    let spread = w.patch.expand(apart, over);
-    Some(vec![w.patch.reshape(spread, &[0, (heads * each) as i64, -1, head_dim as i64])])
+    Some(vec![w.patch.repeat_heads(x, [heads, each, head_dim])])
 }
 
 /// How often each of so many comes, where all come in their order and equally often, and more than once.

@@ -163,6 +163,14 @@ impl Patch<'_> {
         self.node(Op::new("Slice"), &[x, start, end, axis])
     }
 
+    /// `[batch, heads, tokens, dim]` with every head `each` times in a row, as exporters mostly repeat key heads.
+    pub fn repeat_heads(&mut self, x: ValueId, [heads, each, dim]: [u64; 3]) -> ValueId {
+        let apart = self.unsqueeze(x, &[2]);
+        let over = self.ints(&[1, 1, each as i64, 1, 1]);
+        let spread = self.expand(apart, over);
+        self.reshape(spread, &[0, (heads * each) as i64, -1, dim as i64])
+    }
+
     /// The rows of `table` that `indices` name, along `axis`.
     pub fn gather(&mut self, table: ValueId, indices: ValueId, axis: i64) -> ValueId {
         self.node(Op::new("Gather").with("axis", axis), &[table, indices])
