@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, overload
 
@@ -12,8 +12,15 @@ from tokenizers import Tokenizer
 
 TOKENS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 PAST, PRESENT = "past_key_values", "present"
-# NumPy has no bf16: a bundle stored in it is refused.
 DTYPES = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16}
+
+
+Choose = Callable[[numpy.ndarray], int]
+
+
+def likeliest(logits: numpy.ndarray) -> int:
+    """The token of the highest logit, of f32 `[vocab]`."""
+    return int(logits.argmax())
 
 
 class BundleError(ValueError):
@@ -33,6 +40,8 @@ class Bundle:
             self.manifest = json.loads((self.path / "dijiang.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise BundleError(f"{self.path}: no bundle: {error}; `dijiang convert MODEL -o BUNDLE` makes one") from error
+        if self.manifest["dtype"] == "bf16":
+            raise BundleError(f"{self.path}: it is bf16, which NumPy does not know; convert with --dtype f32 or f16")
         self._session = onnxruntime.InferenceSession(str(self.path / "model.onnx"), providers=list(providers))
         self._inputs = {io.name: io for io in self._session.get_inputs()}
         self._outputs = [io.name for io in self._session.get_outputs()]
@@ -57,15 +66,16 @@ class Bundle:
 
     def _empty(self, name: str) -> numpy.ndarray:
         io = self._inputs[name]
-        if io.type not in DTYPES:
-            raise BundleError(f"{self.path}: {name} is {io.type}; convert with --dtype f32 or f16")
         # One row; a dimension that is a name is that of a cache, which begins empty.
         shape = [1] + [dim if isinstance(dim, int) else 0 for dim in io.shape[1:]]
         return numpy.zeros(shape, DTYPES[io.type])
 
     def feed(self, tokens: Sequence[int]) -> numpy.ndarray:
         """Logits after each of these tokens, f32 `[tokens, vocab]`, which come after all that was fed before."""
-        ids = numpy.asarray([tokens], dtype=numpy.int64)
+        ids, vocab = numpy.asarray([tokens], dtype=numpy.int64), self.manifest["model"]["vocab"]
+        # The vocabulary of a graph may not be known.
+        if vocab and not 0 <= ids.min() <= ids.max() < vocab:
+            raise BundleError(f"{self.path}: the model knows the tokens 0 to {vocab - 1}; {ids.min()} to {ids.max()} were given")
         feeds = {TOKENS: ids, **self.state}
         if MASK in self._inputs:
             # A growing cache is masked whole, a state of constant size by the tokens of the call alone.
@@ -79,36 +89,41 @@ class Bundle:
         return found[LOGITS][0].astype(numpy.float32)
 
     @overload
-    def generate(self, prompt: str | Sequence[int], new: int = ..., *, stream: Literal[True]) -> Iterator[str | int]: ...
+    def generate(
+        self, prompt: str | Sequence[int], new: int = ..., *, stream: Literal[True], choose: Choose = ...
+    ) -> Iterator[str | int]: ...
     @overload
-    def generate(self, prompt: str | Sequence[int], new: int = ..., *, stream: Literal[False] = ...) -> str | list[int]: ...
-    def generate(self, prompt, new=64, *, stream=False):
-        """Continues a text, or a list of token ids, by the likeliest token each time, up to `new` tokens or an end token.
+    def generate(
+        self, prompt: str | Sequence[int], new: int = ..., *, stream: Literal[False] = ..., choose: Choose = ...
+    ) -> str | list[int]: ...
+    def generate(self, prompt, new=64, *, stream=False, choose=likeliest):
+        """Continues a text, or a list of token ids, up to `new` tokens or an end token.
 
-        Gives what comes after the prompt, in the prompt's kind; with `stream` piece by piece as it comes. The state goes on
-        from what was fed before: `reset()` begins anew.
+        Gives what comes after the prompt, in the prompt's kind; with `stream` piece by piece as it comes. `choose` takes the
+        logits, f32 `[vocab]`, and gives the next token. The state goes on from what was fed before: `reset()` begins anew.
         """
-        pieces = self._texts(prompt, new) if isinstance(prompt, str) else self._tokens(prompt, new)
+        next_tokens = self._tokens(self.tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt, new, choose)
+        pieces = self._texts(next_tokens) if isinstance(prompt, str) else next_tokens
         if stream:
             return pieces
         found = list(pieces)
         return "".join(found) if isinstance(prompt, str) else found
 
-    def _tokens(self, prompt: Sequence[int], new: int) -> Iterator[int]:
+    def _tokens(self, prompt: Sequence[int], new: int, choose: Choose) -> Iterator[int]:
         if not prompt:
             raise BundleError("the prompt has no tokens; give at least one")
         logits = self.feed(prompt)[-1]
         for _ in range(new):
-            token = int(logits.argmax())
+            token = choose(logits)
             if token in self.eos:
                 return
             # Before it is given: what was given is in the state, wherever the caller stops.
             logits = self.feed([token])[-1]
             yield token
 
-    def _texts(self, prompt: str, new: int) -> Iterator[str]:
+    def _texts(self, next_tokens: Iterator[int]) -> Iterator[str]:
         tokenizer, tokens, shown = self.tokenizer, [], ""
-        for token in self._tokens(tokenizer.encode(prompt).ids, new):
+        for token in next_tokens:
             tokens.append(token)
             text = tokenizer.decode(tokens)
             # A character of several tokens is shown once it is whole.

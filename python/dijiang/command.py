@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,21 @@ def binary() -> str:
     return found
 
 
-def run(*words: str | Path, timeout: float | None = None, verbose: bool = False) -> Any:
-    """Calls the binary with these words and `--json`; with `verbose`, what it says on the way goes to stderr as it comes."""
-    command = [binary(), *map(str, words), "--json"]
+def version() -> str:
+    """That of the installed package, which is the binary's."""
+    try:
+        return metadata.version("dijiang")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def run(*words: str | Path, timeout: float | None = None, verbose: bool = False, **options: Any) -> Any:
+    """Calls the binary with these words, these options and `--json`, for example `run("eval", "bundle", task=["copy", "recall"])`.
+
+    `max_tokens=64` is `--max-tokens 64`, `force=True` is `--force`, an option of a list is given for each of it, and one that
+    is `None` or `False` is left out. With `verbose`, what the binary says on the way goes to stderr as it comes.
+    """
+    command = [binary(), *map(str, words), *_written(options), "--json"]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
     hears, says = os.pipe()
     with ThreadPoolExecutor(1) as ears:
@@ -56,6 +69,19 @@ def run(*words: str | Path, timeout: float | None = None, verbose: bool = False)
     return found
 
 
+def _written(options: dict[str, Any]) -> list[str]:
+    words = []
+    for name, given in options.items():
+        option = "--" + name.replace("_", "-")
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if value is True:
+                words.append(option)
+            elif value is not None and value is not False:
+                # One word: a value may begin with a dash.
+                words.append(f"{option}={value}")
+    return words
+
+
 def _listen(hears: int, verbose: bool) -> str:
     said = []
     with os.fdopen(hears, encoding="utf-8", errors="replace") as lines:
@@ -66,29 +92,22 @@ def _listen(hears: int, verbose: bool) -> str:
     return "".join(said).strip()
 
 
-def convert(
-    source: str | Path, output: str | Path, *options: str, timeout: float | None = None, verbose: bool = False
-) -> Any:
-    """Converts a checkpoint, an ONNX file or a model of the hub, for example `convert("model", "bundle", "--dtype", "f16")`."""
-    return run("convert", source, "-o", output, *options, timeout=timeout, verbose=verbose)
+def convert(source: str | Path, output: str | Path, *words: str, **options: Any) -> Any:
+    """Converts a checkpoint, an ONNX file or a model of the hub: `convert("model", "bundle", recipe="gated", dtype="f16")`."""
+    return run("convert", source, "-o", output, *words, **options)
 
 
-def adapt(
-    source: str | Path,
-    output: str | Path,
-    data: str | Path,
-    *options: str,
-    timeout: float | None = None,
-    verbose: bool = False,
-) -> Any:
-    """Converts, trains on the text of `data`, proves and measures, for example `adapt("model", "bundle", "text.txt",
-    "--minutes", "30")`. The same call goes on where an earlier one ended."""
-    return run("adapt", source, "-o", output, "--data", data, *options, timeout=timeout, verbose=verbose)
+def adapt(source: str | Path, output: str | Path, data: str | Path, *words: str, **options: Any) -> Any:
+    """Converts, trains on the text of `data`, proves and measures: `adapt("model", "bundle", "text.txt", minutes=30)`.
+
+    The same call goes on where an earlier one ended.
+    """
+    return run("adapt", source, "-o", output, "--data", data, *words, **options)
 
 
-def verify(bundle: str | Path, *options: str, timeout: float | None = None, verbose: bool = False) -> Any:
+def verify(bundle: str | Path, *words: str, **options: Any) -> Any:
     """Runs every form of a bundle against every other."""
-    return run("verify", bundle, *options, timeout=timeout, verbose=verbose)
+    return run("verify", bundle, *words, **options)
 
 
 def info(bundle: str | Path) -> Any:

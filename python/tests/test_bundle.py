@@ -36,7 +36,7 @@ class Package(unittest.TestCase):
         cls.bundles = {}
         for recipe in RECIPES:
             cls.bundles[recipe] = pathlib.Path(cls.home.name) / recipe
-            dijiang.convert(FIXTURE, cls.bundles[recipe], "--recipe", recipe, "--no-verify")
+            dijiang.convert(FIXTURE, cls.bundles[recipe], recipe=recipe, no_verify=True, force=False, dtype=None)
 
     @classmethod
     def tearDownClass(cls):
@@ -87,6 +87,27 @@ class Package(unittest.TestCase):
         # As for tokens in portions.
         self.assertLess(abs(found - expected).max() / abs(expected).max(), 2e-2)
 
+    def test_tokens_are_chosen_by_the_caller(self):
+        bundle, second = dijiang.Bundle(self.bundles["gated"]), lambda logits: int(logits.argsort()[-2])
+        expected = [second(bundle.feed([65])[-1])]
+        expected.append(second(bundle.feed(expected)[-1]))
+        bundle.reset()
+        self.assertEqual(bundle.generate([65], 2, choose=second), expected)
+        bundle.reset()
+        self.assertNotEqual(bundle.generate([65], 2), expected)
+
+    def test_a_bundle_that_numpy_has_no_numbers_for_is_refused(self):
+        path = pathlib.Path(self.home.name) / "bf16"
+        dijiang.convert(FIXTURE, path, recipe="gated", no_verify=True, dtype="bf16")
+        with self.assertRaisesRegex(dijiang.BundleError, "convert with --dtype f32 or f16"):
+            dijiang.Bundle(path)
+
+    def test_options_are_words_of_the_call(self):
+        measured = dijiang.run("eval", self.bundles["gated"], task=["copy"], context=[32], limit=1)
+        self.assertEqual({one["task"] for one in measured["results"]}, {"copy"})
+        with self.assertRaisesRegex(dijiang.CommandError, "--limits"):
+            dijiang.run("eval", self.bundles["gated"], task="copy", limits=1)
+
     def test_a_cache_of_softmax_grows(self):
         bundle = dijiang.Bundle(self.bundles["softmax"])
         bundle.feed([65, 66])
@@ -99,6 +120,8 @@ class Package(unittest.TestCase):
             dijiang.Bundle(FIXTURE)
         with self.assertRaisesRegex(dijiang.BundleError, "at least one"):
             dijiang.Bundle(self.bundles["gated"]).generate([])
+        with self.assertRaisesRegex(dijiang.BundleError, "the tokens 0 to 255; 65 to 256 were given"):
+            dijiang.Bundle(self.bundles["gated"]).feed([65, 256])
         with self.assertRaises(dijiang.CommandError) as raised:
             dijiang.convert(FIXTURE, self.bundles["gated"], "--no-verify")
         self.assertEqual(raised.exception.code, 2)

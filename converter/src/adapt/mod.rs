@@ -35,7 +35,7 @@ use dijiang_format::words::counted;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::training::optimizer::AdamW;
 use dijiang_runtime::LoadOptions;
-use dijiang_runtime::temporary::{Temporary, note_kept};
+use dijiang_runtime::temporary::{Temporary, note_route};
 use indicatif::DecimalBytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ pub fn adapt(
     progress: &mut dyn Progress,
 ) -> Result<Adapted, AdaptError> {
     let mut run = Run::begin(path, out, options, progress)?;
-    note_kept(out, "has the parts that are done, and the same call goes on after them");
+    note_route(out, "has the parts that are done, and the same call goes on after them");
     run.softmax()?;
     run.calibrate()?;
     run.finetune()?;

@@ -9,7 +9,7 @@ pub type FreeSpace = fn(&Path) -> io::Result<u64>;
 /// The disk cannot hold the bundle.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{}: the bundle takes {} MB, and {} MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)",
+    "{}: the bundle takes up to {} MB, and {} MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)",
     path.display(), .needed.div_ceil(MB), free / MB
 )]
 pub struct NoRoom {
@@ -82,7 +82,7 @@ mod tests {
         assert!(room_for(5_000_000, exact).is_ok());
         assert_eq!(
             room_for(5_000_001, exact).expect_err("one byte too many").to_string(),
-            "out/bundle: the bundle takes 6 MB, and 5 MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)"
+            "out/bundle: the bundle takes up to 6 MB, and 5 MB are free (hint: choose another disk with --output, or --link, which copies nothing that stays as it is)"
         );
         assert!(room_for(u64::MAX, exact).is_err());
     }

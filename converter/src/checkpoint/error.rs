@@ -37,7 +37,7 @@ pub enum CheckpointError {
     #[error("{}: `{key}` is {found}, which {reader} does not read (hint: remove the key if it means nothing)", path.display())]
     UnreadKey { path: PathBuf, key: String, found: String, reader: String },
 
-    #[error("{}: the safetensors header is broken: {}; the file is damaged or is no safetensors file", path.display(), one_line(reason))]
+    #[error("{}: the safetensors header is broken: {} (hint: the file is damaged or is no safetensors file: fetch or write it again)", path.display(), one_line(reason))]
     Header { path: PathBuf, reason: String },
     #[error(
         "{}: the file has {found} bytes, but its header describes {expected}; it was cut short or damaged, fetch it again",

@@ -1,6 +1,7 @@
 //! `dijiang bench BUNDLE…`
 
 use super::bar::Bar;
+use super::os::FileError;
 use super::{Failure, Outcome, numbers, show};
 use crate::bench::table1::paper;
 use crate::bench::{BenchOptions, Measured, Phase, Row, alone, bench, counterpart, picture};
@@ -150,7 +151,7 @@ fn check_memory(args: &Args) -> Result<(), Failure> {
 fn write_pictures(prefix: &Path, rows: &[Row]) -> Result<(), Failure> {
     for (name, svg) in [("latency", picture::latency(rows)?), ("memory", picture::memory(rows)?)] {
         let path = PathBuf::from(format!("{}-{name}.svg", prefix.display()));
-        write_file(&path, svg.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+        write_file(&path, svg.as_bytes()).map_err(FileError::of(&path))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `dijiang eval BUNDLE… --perplexity FILE`
 
 use super::bar::Bar;
+use super::os::FileError;
 use super::{Failure, Outcome, numbers, show};
 use crate::bundle::replace::replace_file;
 use crate::eval::answers::{Answered, Likelihood};
@@ -9,6 +10,7 @@ use crate::eval::table::{Key, Table};
 use crate::eval::tasks::{self, Asked, Extent};
 use crate::eval::{EvalOptions, Evaluator, SYNTHETIC, Synthetic};
 use crate::report::progress::Progress as _;
+use clap::ArgGroup;
 use dijiang_format::manifest::Manifest;
 use dijiang_runtime::Device;
 use serde_json::{Value, json};
@@ -23,12 +25,13 @@ use std::path::{Path, PathBuf};
   dijiang eval bundle --task mmlu=data --shots 5 --limit 20 --json
   dijiang eval bundle --task copy --task recall --context 256,1024
   dijiang eval bundle --task mine=questions.jsonl --samples answers.jsonl")]
+#[command(group(ArgGroup::new("measures").required(true).multiple(true).args(["perplexity", "task"])))]
 pub(super) struct Args {
     /// Directories that `dijiang convert` wrote
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
     /// Text, .jsonl, .u16 or .u32, as training reads them
-    #[arg(long, required_unless_present = "task")]
+    #[arg(long)]
     perplexity: Option<PathBuf>,
     /// NAME=PATH: piqa, winogrande, wsc, wsc273, arc_easy, arc_challenge, logiqa, siqa, boolq, hellaswag, mmlu, copa, race or
     /// lambada by their publishers' files; with any other name a line per question, {"context": …, "choices": […],
@@ -145,7 +148,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     }
     bar.done();
     if let Some(path) = &args.samples {
-        replace_file(path, told.samples.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+        replace_file(path, told.samples.as_bytes()).map_err(FileError::of(path))?;
     }
     match args.json {
         true => show::object(&json!({"results": told.results})),

@@ -1,11 +1,13 @@
 //! `dijiang generate BUNDLE --prompt P`
 
 use super::bar::Bar;
+use super::os::FileError;
 use super::paths::STDIN;
 use super::{Failure, Outcome, numbers, show};
 use crate::chat::{Conversation, Template};
 use crate::report::progress::Progress as _;
 use crate::serving::open;
+use clap::ArgGroup;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, Model, Site};
 use dijiang_format::recipe::Rule;
@@ -27,12 +29,13 @@ use std::path::PathBuf;
   dijiang generate bundle --load-state story.safetensors --prompt ' It went on.'
   dijiang generate bundle --chat
   dijiang generate bundle --chat --system 'Answer in one word.' --prompt 'What is the capital of France?'")]
+#[command(group(ArgGroup::new("begins").required(true).multiple(true).args(["prompt", "prompt_file", "load_state", "chat"])))]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
     bundle: PathBuf,
     /// The text to continue; with --load-state, what comes behind the text before. Given several times, each is
     /// continued as if it were alone
-    #[arg(long, required_unless_present_any = ["prompt_file", "load_state", "chat"])]
+    #[arg(short, long)]
     prompt: Vec<String>,
     /// A file with the text to continue; - is stdin
     #[arg(long, conflicts_with = "prompt")]
@@ -248,7 +251,7 @@ fn texts(args: &Args) -> Result<Vec<String>, Failure> {
                 true => std::io::read_to_string(std::io::stdin()),
                 false => std::fs::read_to_string(file),
             };
-            let text = text.map_err(|e| format!("{}: {e}", file.display()))?;
+            let text = text.map_err(FileError::of(file))?;
             match args.lines {
                 false => vec![text],
                 true => text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect(),

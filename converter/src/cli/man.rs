@@ -1,5 +1,6 @@
 //! `dijiang man [DIR]`
 
+use super::os::FileError;
 use super::{Cli, Failure, Outcome, show};
 use clap::{Command, CommandFactory as _};
 use clap_mangen::Man;
@@ -23,13 +24,13 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         show::stream(&page(program)?.1);
         return Ok(Outcome::Fine);
     };
-    std::fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
+    std::fs::create_dir_all(directory).map_err(FileError::of(directory))?;
     let commands: Vec<Command> = program.get_subcommands().cloned().chain([program.clone()]).collect();
     let count = commands.len();
     for command in commands {
         let (name, text) = page(command)?;
         let path = directory.join(name);
-        write_file(&path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))?;
+        write_file(&path, text.as_bytes()).map_err(FileError::of(&path))?;
     }
     show::line(&format!("{}: {count} pages", directory.display()));
     Ok(Outcome::Fine)

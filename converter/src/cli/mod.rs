@@ -21,6 +21,7 @@ mod info;
 mod inspect;
 mod man;
 mod numbers;
+mod os;
 mod paths;
 mod plot;
 mod quantize;
@@ -197,7 +198,7 @@ fn run(cli: Cli) -> ExitCode {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::CheckFailed) => ExitCode::from(1),
         Err(failure) => {
-            show::error(&failure.to_string());
+            show::error(&os::told(failure.as_ref()));
             ExitCode::from(2)
         }
     }

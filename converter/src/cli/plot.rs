@@ -1,5 +1,6 @@
 //! `dijiang plot METRICS.jsonl… -o FILE.svg`
 
+use super::os::FileError;
 use super::{Failure, Outcome, show};
 use crate::train::{finetune, metrics, plot};
 use dijiang_format::words::counted;
@@ -10,10 +11,10 @@ use std::path::{Path, PathBuf};
 /// Draw the loss and the validation perplexity of training runs beside each other.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  dijiang plot bundle/train/metrics.jsonl -o loss.svg
+  dijiang plot bundle -o loss.svg
   dijiang plot a/train/metrics.jsonl b/train/metrics.jsonl -o loss.svg")]
 pub(super) struct Args {
-    /// Each run's metrics.jsonl
+    /// Each run's metrics.jsonl, or the bundle that it trained
     #[arg(required = true)]
     metrics: Vec<PathBuf>,
     /// The SVG file to write
@@ -25,10 +26,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let run = |path: &PathBuf| Ok::<_, Failure>((name(path), metrics::read(path)?));
+    let run = |path: &PathBuf| Ok::<_, Failure>((name(path), metrics::read(&file(path))?));
     let runs = args.metrics.iter().map(run).collect::<Result<Vec<_>, _>>()?;
-    write_file(&args.output, plot::compare(&runs)?.as_bytes())
-        .map_err(|e| format!("{}: {e}", args.output.display()))?;
+    write_file(&args.output, plot::compare(&runs)?.as_bytes()).map_err(FileError::of(&args.output))?;
     if args.json {
         let runs = runs.iter().map(|(name, lines)| json!({"name": name, "steps": lines.len()}));
         show::object(&json!({"output": args.output, "runs": runs.collect::<Vec<_>>()}));
@@ -36,6 +36,14 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     }
     show::line(&format!("{}: {}", args.output.display(), counted(runs.len(), "run")));
     Ok(Outcome::Fine)
+}
+
+/// What was measured in a bundle, or the file itself.
+fn file(path: &Path) -> PathBuf {
+    match path.is_dir() {
+        true => path.join(finetune::DIR).join(metrics::FILE),
+        false => path.to_owned(),
+    }
 }
 
 /// The bundle where the file lies in one, or the file.

@@ -1,6 +1,7 @@
 //! `dijiang report BUNDLE… -o FILE.html`
 
 use super::bar::Bar;
+use super::os::FileError;
 use super::{Failure, Outcome, numbers, show};
 use crate::page::{PageOptions, page};
 use dijiang_runtime::write_file;
@@ -41,7 +42,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+    let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(FileError::of(path));
     let text = match &args.text_file {
         Some(path) => Some(read(path)?),
         None => args.prompt.clone(),
@@ -54,7 +55,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         eval: args.eval_files.clone(),
     };
     let made = page(&options, &mut Bar::new())?;
-    write_file(&args.output, made.html.as_bytes()).map_err(|e| format!("{}: {e}", args.output.display()))?;
+    write_file(&args.output, made.html.as_bytes()).map_err(FileError::of(&args.output))?;
     if args.json {
         show::object(&json!({"output": args.output, "bytes": made.html.len(), "sections": made.sections}));
         return Ok(Outcome::Fine);

@@ -2,6 +2,7 @@
 
 use super::bar::Bar;
 use super::hub::HubArgs;
+use super::os::FileError;
 use super::{Failure, Outcome, numbers, show};
 use crate::convert::scan::{Keep, Kept, ROWS, ScanOptions, Scanned, is_bundle, kept, kept_of_bundle, scan};
 use crate::convert::state_budget::StateBudget;
@@ -106,9 +107,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         Some(_) => kept(recipe, scanned.kept.clone()),
         None => recipes::with_wide(recipe, scanned.wide.clone()),
     };
-    let write = |path: &Path, text: &str| {
-        write_file(path, text.as_bytes()).map_err(|e| format!("{}: {e}", path.display()))
-    };
+    let write = |path: &Path, text: &str| write_file(path, text.as_bytes()).map_err(FileError::of(path));
     if let Some(output) = &args.output {
         write(output, &recipes::to_yaml(&recipe)?)?;
     }

@@ -355,7 +355,8 @@ pub fn estimate(source: &Path, options: &ConvertOptions) -> Result<Estimate, Con
         inputs: &[],
         written: Mutex::default(),
     };
-    writer.estimate(&weights)
+    let estimate = writer.estimate(&weights)?;
+    Ok(if scan::is_needed(options, meta.layers) { estimate.scanned(parameters) } else { estimate })
 }
 
 /// Stores the weights of a graph as the options have it. Returns the graph as it was, where anything changed.
@@ -393,6 +394,7 @@ pub(crate) fn convert_opened(
     let target = conversion.target;
     let bundle = NewBundle::begin(target, conversion.options.force)?;
     let from = bundle.path().to_owned();
+    let scanned = scan::is_needed(conversion.options, opened.meta.layers).then(|| parameters(&opened.graph));
     let wide =
         scan::measured_recipe(&mut opened, conversion.source, (bundle.path(), conversion.options), progress);
     if wide.is_err() {
@@ -401,7 +403,10 @@ pub(crate) fn convert_opened(
     let recipe = wide.map_err(|error| error.placed(&from, target))?;
     let options = ConvertOptions { recipe, ..conversion.options.clone() };
     let conversion = Conversion { options: &options, ..conversion };
-    let written = write_bundle(opened, &conversion, bundle, progress);
+    let written = write_bundle(opened, &conversion, bundle, progress).map(|converted| Converted {
+        estimate: scanned.map_or(converted.estimate, |parameters| converted.estimate.scanned(parameters)),
+        ..converted
+    });
     // Where something could not be read, whatever came of it is not the reason. A bundle that is in place was looked at
     // before, and may have taken the place of what it was made of.
     if !written.as_ref().is_ok_and(|converted| converted.written) {

@@ -5,9 +5,11 @@
 use super::losses::{LossProgram, Rows, write_to};
 use super::state_budget::{Convertible, StateBudget};
 use super::{ConvertError, ConvertOptions, refusal, source};
+use crate::bundle::room;
 use crate::bundle::softmax_model::SoftmaxModel;
+use crate::convert::estimate::{of_scan, parameters};
 use crate::convert::source::Source;
-use crate::report::progress::Progress;
+use crate::report::progress::{Progress, Say};
 use crate::train::data::{self, Texts, Windows};
 use dijiang_format::dtype::DType;
 use dijiang_format::files;
@@ -27,6 +29,7 @@ use dijiang_passes::training::parameters::{ParameterLayout, Precision};
 use dijiang_passes::training::specialize::Size;
 use dijiang_passes::training::step::evaluation;
 use dijiang_runtime::{Device, LoadOptions, OrtRuntime, RuntimeError};
+use indicatif::DecimalBytes;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -145,6 +148,23 @@ pub struct ScannedLayer {
 /// What losses on the two kinds of texts come to.
 fn cost(copying: f64, text: Option<f64>) -> f64 {
     copying + text.unwrap_or(0.0)
+}
+
+/// Whether a conversion of a model with so many layers begins with a scan.
+pub(super) fn is_needed(options: &ConvertOptions, layers: u64) -> bool {
+    let chooses = |wide: &Wide| wide.layers.is_none() && wide.count(layers as usize) > 0;
+    options.keep.is_some() || options.recipe.wide.as_ref().is_some_and(chooses)
+}
+
+/// What is said where less memory is free than a scan of so many parameters takes.
+fn shortage(parameters: u64, free: Option<u64>) -> Option<String> {
+    let needed = of_scan(parameters);
+    let free = free.filter(|free| *free < needed)?;
+    Some(format!(
+        "the scan takes about {} of memory, and {} are free (hint: the recipe `gated` is converted without a scan)",
+        DecimalBytes(needed),
+        DecimalBytes(free)
+    ))
 }
 
 /// The recipe of a conversion with the layers named that are not as the others.
@@ -374,6 +394,9 @@ fn scan_opened(
     options: &ScanOptions,
     progress: &mut dyn Progress,
 ) -> Result<Scanned, ConvertError> {
+    if let Some(short) = shortage(parameters(&opened.graph), room::free_memory()) {
+        progress.say(Say::Warning, &short);
+    }
     let rewrite = |error| refusal::of_pipeline(path, PassError::from(error).into());
     let mut graph = opened.graph.clone();
     canonicalize(&mut graph).map_err(source::SourceError::from)?;

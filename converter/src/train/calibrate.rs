@@ -70,7 +70,7 @@ pub fn calibrate(
         return Err(TrainError::OwnAttention { bundle: bundle.to_owned() });
     }
     opened::check_whole(bundle, &manifest)?;
-    super::clean(bundle)?;
+    super::begin(bundle)?;
     let size = options.trainer.size;
     memory::check(&manifest, size, options.trainer.device)?;
     let Data { mut windows, held_out, .. } =

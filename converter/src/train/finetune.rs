@@ -139,7 +139,7 @@ pub fn finetune(
     let _lock = BundleLock::acquire(bundle)?;
     let mut manifest = Manifest::float_weights(bundle)?;
     opened::check_whole(bundle, &manifest)?;
-    super::clean(bundle)?;
+    super::begin(bundle)?;
     let lesson = options.teacher.lesson(&manifest)?;
     let context = options.trainer.size.sequence;
     memory::check(&manifest, options.trainer.size, options.trainer.device)?;
@@ -161,7 +161,6 @@ pub fn finetune(
     let (first, before) = run.begin()?;
     let mut metrics = Metrics::open(&run.dir, first).map_err(|e| run.io(super::metrics::FILE, e))?;
     let mut perplexity = before;
-    note_kept(bundle, "has its weights of before");
     for step in first + 1..=options.schedule.steps {
         let line = run.step(step, &mut windows)?;
         perplexity = line.valid_perplexity.unwrap_or(perplexity);

@@ -30,7 +30,7 @@ pub struct Line {
 /// Metrics cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source} (hint: expected the metrics.jsonl that calibrate and finetune write)", path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("{}: line {line}: {reason} (hint: expected the metrics.jsonl of a run)", path.display())]
     Line { path: PathBuf, line: usize, reason: String },

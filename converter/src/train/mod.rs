@@ -32,8 +32,9 @@ pub mod teacher;
 pub mod trainer;
 pub mod weights;
 
-/// Removes what killed runs left in a bundle.
-fn clean(bundle: &Path) -> Result<(), TrainError> {
+/// Removes what killed runs left in a bundle. From here on an interruption says what it has.
+fn begin(bundle: &Path) -> Result<(), TrainError> {
+    temporary::note_kept(bundle, "has its weights of before");
     for directory in [bundle, &bundle.join(finetune::DIR)].into_iter().filter(|d| d.is_dir()) {
         temporary::clean(directory)
             .map_err(|source| TrainError::Io { path: directory.to_owned(), source })?;

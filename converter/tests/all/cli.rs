@@ -585,7 +585,7 @@ fn damaged_weights_are_refused() {
     std::fs::write(&weights, &bytes[..bytes.len() - 100]).expect("it is cut");
     insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors: the file has 104988 bytes, but its header describes 105088; it was cut short or damaged, fetch it again");
     std::fs::write(&weights, &bytes[..100]).expect("it is cut");
-    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors: the safetensors header is broken: its length is given as 2040 bytes in a file of 100; the file is damaged or is no safetensors file");
+    insta::assert_snapshot!(refused(&home, CONVERT), @"error: model/model.safetensors: the safetensors header is broken: its length is given as 2040 bytes in a file of 100 (hint: the file is damaged or is no safetensors file: fetch or write it again)");
 }
 
 #[test]

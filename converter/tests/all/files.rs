@@ -115,7 +115,11 @@ fn a_file_that_may_not_grow_is_an_error() {
         let limited = format!("ulimit -f 8; '{program}' convert '{}' -o X {how}", fixture("shakespeare"));
         let output = Command::new("bash").arg("-c").arg(limited).current_dir(home.0.path()).output();
         let told = expect(2, &output.expect("it runs"));
-        assert_eq!(told, "error: X/model.safetensors: File too large (os error 27)\n", "{how}");
+        assert_eq!(
+            told,
+            "error: X/model.safetensors: File too large (os error 27) (hint: make room, or name another disk)\n",
+            "{how}"
+        );
         assert_eq!(names(home.0.path()), [""; 0], "{how}");
     }
 }

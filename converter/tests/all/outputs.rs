@@ -193,7 +193,10 @@ fn a_summary_is_appended_whole_or_not_at_all() {
     };
     let before = "x".repeat(1000);
     std::fs::write(home.path("r.md"), &before).expect("it is written");
-    assert!(limited().ends_with("error: r.md: File too large (os error 27)\n"));
+    assert!(
+        limited()
+            .ends_with("error: r.md: File too large (os error 27) (hint: make room, or name another disk)\n")
+    );
     assert_eq!(std::fs::read_to_string(home.path("r.md")).expect("it is there"), before);
 }
 
@@ -321,6 +324,9 @@ fn a_signal_leaves_what_was_there() {
             let told = expect(code, &output);
             let last = told.lines().last().unwrap_or_default();
             assert!(last.starts_with("interrupted") && !told.contains("panicked"), "{call}: {told}");
+            let trains = call.starts_with("calibrate") || call.starts_with("finetune");
+            let kept = told.contains("interrupted: X has its weights of before\n");
+            assert_eq!(trains, kept, "{call}: {told}");
             let after = snapshot(home.0.path());
             assert!(before.iter().all(|(path, bytes)| after.get(path) == Some(bytes)), "{call}");
             clear(&home, &before);

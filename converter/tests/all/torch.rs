@@ -143,7 +143,7 @@ fn bundles_without_pytorch_code_are_refused() {
     set("source", "kind", "checkpoint");
     set("model", "family", "llama");
     std::fs::remove_file(home.path("bundle/config.json")).expect("it was there");
-    insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle/config.json: cannot be read: No such file or directory (os error 2)");
+    insta::assert_snapshot!(home.refused("export-torch bundle"), @"error: bundle/config.json: cannot be read: No such file or directory (os error 2) (hint: is the path right, and is its directory there?)");
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn weights_that_do_not_fit_are_refused() {
     insta::assert_snapshot!(home.import_refused(retype), @"error: new.safetensors: tensor `model.norm.weight` has element type i16; expected f32, f16, bf16 or f64");
     insta::assert_snapshot!(home.import_refused(|t| with_first(t, NORM, f32::NAN)), @"error: new.safetensors: tensor `model.norm.weight` holds NaN or infinity (hint: did the training diverge?)");
     std::fs::write(home.path("new.safetensors"), [0; 4]).expect("it is written");
-    insta::assert_snapshot!(home.refused("import-weights bundle new.safetensors"), @"error: new.safetensors: the safetensors header is broken: 4 bytes hold no header length; the file is damaged or is no safetensors file");
+    insta::assert_snapshot!(home.refused("import-weights bundle new.safetensors"), @"error: new.safetensors: the safetensors header is broken: 4 bytes hold no header length (hint: the file is damaged or is no safetensors file: fetch or write it again)");
 }
 
 #[test]

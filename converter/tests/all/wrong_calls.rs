@@ -59,6 +59,12 @@ const CALLS: &[&str] = &[
     "batch",
     "batch words.txt",
     "report bundle -o words.txt/report.html",
+    "report bundle -o nothing/report.html",
+    "report bundle -o out.html --text empty",
+    "plot empty -o out.svg",
+    "plot bundle/model.onnx -o out.svg",
+    "diff bundle cut-bundle",
+    "diff bundle model",
     "report bundle -o bundle/dijiang.json",
     "train bundle",
 ];
@@ -104,6 +110,14 @@ fn setting() -> Home {
     fs::write(home.path("words.txt"), b"a few words\n").expect("it is written");
     let made = home.run("convert model -o bundle --recipe gated --no-verify");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::create_dir(home.path("cut-bundle")).expect("a directory");
+    for file in fs::read_dir(home.path("bundle")).expect("it is there") {
+        let path = file.expect("it is there").path();
+        let mut bytes = fs::read(&path).expect("it is read");
+        let name = path.file_name().expect("a name");
+        bytes.truncate(if name == "model.safetensors" { 100 } else { bytes.len() });
+        fs::write(home.path("cut-bundle").join(name), bytes).expect("it is written");
+    }
     home
 }
 

@@ -52,6 +52,8 @@ struct Open {
     /// Directories, and the places that they are for, where that is anything to a user.
     places: BTreeMap<PathBuf, Option<PathBuf>>,
     notes: BTreeMap<PathBuf, String>,
+    /// What is said in place of the notes.
+    route: Option<String>,
     /// Files that go with the process.
     files: BTreeSet<PathBuf>,
     /// Directories that go with it, where nothing is in them.
@@ -61,6 +63,7 @@ struct Open {
 static OPEN: Mutex<Open> = Mutex::new(Open {
     places: BTreeMap::new(),
     notes: BTreeMap::new(),
+    route: None,
     files: BTreeSet::new(),
     directories: BTreeSet::new(),
 });
@@ -401,6 +404,12 @@ pub fn note_kept(file: &Path, what: &str) {
     open().notes.insert(file.to_owned(), what.to_owned());
 }
 
+/// Has [`give_up`] say this of a file in place of all notes: for a command whose parts would say what they keep, and how one
+/// goes on after them alone.
+pub fn note_route(file: &Path, what: &str) {
+    open().route = Some(format!("{} {what}", file.display()));
+}
+
 /// For a program that a signal ends: removes every directory of this process, and returns a line for each place that
 /// stays as it was and for all that was kept. From then on nothing is renamed into place.
 pub fn give_up() -> Vec<String> {
@@ -424,7 +433,10 @@ pub fn give_up() -> Vec<String> {
         false => format!("{} was not written", target.display()),
     });
     let kept = held.notes.iter().map(|(file, what)| format!("{} {what}", file.display()));
-    let lines = unchanged.chain(kept).collect();
+    let lines = match &held.route {
+        Some(route) => vec![route.clone()],
+        None => unchanged.chain(kept).collect(),
+    };
     std::mem::forget(held);
     lines
 }
