@@ -11,6 +11,7 @@ pub mod map_graph;
 pub mod mask;
 pub mod patterns;
 mod plan;
+mod position_tables;
 mod positions;
 pub mod rewrite;
 pub mod sampling_graph;

@@ -7,6 +7,7 @@
 
 use super::lengths::{LONG, as_length, last_change, longest, read_by};
 use super::lower::by_token::is_elementwise;
+use super::position_tables;
 use super::trial::{Sizes, Trial, is_padding_input};
 use crate::ir::eval::{Array, eval};
 use crate::ir::graph::{Def, Graph, Node, NodeId, Use, ValueId};
@@ -17,7 +18,7 @@ use dijiang_format::dtype::DType;
 use dijiang_format::names::{IDS, POSITIONS};
 use std::collections::{BTreeMap, BTreeSet};
 
-const TRIALS: [Trial; 4] = [
+pub(super) const TRIALS: [Trial; 4] = [
     Trial { past: 0, time: 5, left: 0, right: 0 },
     Trial { past: 0, time: 3, left: 0, right: 0 },
     Trial { past: 3, time: 4, left: 0, right: 0 },
@@ -37,7 +38,22 @@ pub(super) struct Moved {
 pub(super) fn move_to_input(graph: &mut Graph, cached: bool) -> Moved {
     let ids = graph.input(IDS).filter(|ids| graph.value(*ids).ty.rank() == Some(2));
     let (Some(ids), None) = (ids, graph.input(POSITIONS)) else { return Moved::default() };
-    let mut search = Search::new(graph, cached);
+    let trials: Vec<&Trial> = TRIALS.iter().filter(|t| cached || t.past == 0).collect();
+    let mut moved = by_form(graph, &trials, ids);
+    match position_tables::move_to_input(graph, &trials) {
+        Ok(false) => moved,
+        // Nothing is left that the notes are about, or `counted_anew` finds it.
+        Ok(true) => Moved { added: vec![POSITIONS.to_owned()], notes: vec![] },
+        Err(error) => {
+            moved.notes.push(format!("the graph goes on counting its positions: {error}"));
+            moved
+        }
+    }
+}
+
+/// The same of what computes with positions as it is known to be done.
+fn by_form(graph: &mut Graph, trials: &[&Trial], ids: ValueId) -> Moved {
+    let mut search = Search::new(graph, trials);
     search.run();
     if search.found.is_empty() {
         return Moved { added: vec![], notes: search.notes };
@@ -81,7 +97,7 @@ fn what_reads(graph: &Graph, inputs: ValueSet) -> ValueSet {
 }
 
 /// Tokens of the calls in which positions show: what follows the length of a call has tokens along it.
-const LENGTHS: [usize; 2] = [11, 13];
+pub(super) const LENGTHS: [usize; 2] = [11, 13];
 
 /// What a search for positions that begin again at every call came to.
 #[derive(Debug, Default)]
@@ -125,7 +141,11 @@ pub(super) fn counted_anew(graph: &Graph, own: &str, fixed: Option<u64>) -> Reco
 
 /// Values that may hold positions: what the tokens hold is read beside them, and they do not depend on it. With each
 /// goes how many rows it has, where that is the number of tokens of every call.
-fn beside_contents(graph: &Graph, own: &str, fixed: Option<u64>) -> BTreeMap<ValueId, Option<u64>> {
+pub(super) fn beside_contents(
+    graph: &Graph,
+    own: &str,
+    fixed: Option<u64>,
+) -> BTreeMap<ValueId, Option<u64>> {
     let is_padding = |v: &ValueId| is_padding_input(graph, *v);
     let contents = what_reads(graph, graph.inputs().iter().copied().filter(|v| !is_padding(v)).collect());
     let given = computed(graph);
@@ -164,12 +184,15 @@ fn at_both_lengths(graph: &Graph, values: &[ValueId]) -> Result<Vec<[Numbers; 2]
     Ok(short.into_iter().zip(long).map(|(short, long)| [short, long]).collect())
 }
 
-type Numbers = ndarray::ArrayD<f64>;
+pub(super) type Numbers = ndarray::ArrayD<f64>;
 
 fn at_length(graph: &Graph, values: &[ValueId], time: usize) -> Result<Vec<Numbers>, String> {
     let arrays = evaluate(graph, values, &Trial { past: 0, time, left: 0, right: 0 })?;
-    let numbers = arrays.into_iter().map(|array| Numbers::from_shape_vec(array.shape(), array.to_f64()));
-    numbers.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
+    arrays.into_iter().map(|array| numbers_of(&array)).collect()
+}
+
+pub(super) fn numbers_of(array: &Array) -> Result<Numbers, String> {
+    Numbers::from_shape_vec(array.shape(), array.to_f64()).map_err(|e| e.to_string())
 }
 
 /// Whether a value differs from token to token, if not in a short and in a longer call, then in a long one.
@@ -203,7 +226,7 @@ const MORE: usize = 2;
 const MOST_NUMBERS: usize = 1 << 22;
 
 /// Tokens of calls in which everything shows that `value` makes of places, as far as what is given is not too large then.
-fn long_calls(graph: &Graph, value: ValueId) -> BTreeSet<usize> {
+pub(super) fn long_calls(graph: &Graph, value: ValueId) -> BTreeSet<usize> {
     let changes = |v: ValueId| match graph.as_scalar(v) {
         Some(number) => as_length(number),
         None => last_change(graph.as_const(v)?),
@@ -248,7 +271,7 @@ enum Role {
 struct Search<'g> {
     graph: &'g Graph,
     contents: ValueSet,
-    trials: Vec<&'static Trial>,
+    trials: &'g [&'g Trial],
     roles: BTreeMap<ValueId, Role>,
     /// Consumers of positions, producers first.
     found: Vec<NodeId>,
@@ -272,8 +295,7 @@ struct Rows {
 }
 
 impl<'g> Search<'g> {
-    fn new(graph: &'g Graph, cached: bool) -> Self {
-        let trials = TRIALS.iter().filter(|t| cached || t.past == 0).collect();
+    fn new(graph: &'g Graph, trials: &'g [&'g Trial]) -> Self {
         let contents = read_contents(graph);
         Self {
             graph,
@@ -483,7 +505,7 @@ impl<'g> Search<'g> {
 
     /// A row for each of the batch may stand where one row stood for all.
     fn compare(&self, old: ValueId, changed: &Graph, new: ValueId) -> Result<(), String> {
-        for trial in &self.trials {
+        for trial in self.trials {
             let before = evaluate(self.graph, &[old], trial)?.swap_remove(0);
             let after = evaluate(changed, &[new], trial)?.swap_remove(0);
             if !spread_equals(&before, &after) {

@@ -32,8 +32,8 @@ pub struct AttentionSite {
     pub kv_heads: u64,
     pub head_dim: u64,
     pub value_dim: u64,
-    /// The hidden state the values are projected from, `[batch, sequence, hidden]`; learned gates read it.
-    pub hidden: Option<ValueId>,
+    /// The hidden state the values are projected from; learned gates read it.
+    pub hidden: Option<Hidden>,
     pub rotary: bool,
     pub cache: Option<Cache>,
 }
@@ -174,11 +174,19 @@ fn other_keys(queries: Option<&Dim>, keys: Option<&Dim>) -> String {
     }
 }
 
+/// A hidden state, `[batch, sequence, hidden]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hidden {
+    pub value: ValueId,
+    /// `[sequence, batch, hidden]` in its place.
+    pub tokens_first: bool,
+}
+
 /// The projection a head layout was cut from: the weight's name and the hidden state it was applied to.
 #[derive(Debug, Clone)]
 pub struct Projection {
     pub weight: String,
-    pub hidden: ValueId,
+    pub hidden: Hidden,
 }
 
 /// Operators that only move, split or shift what a projection gave.
@@ -207,23 +215,23 @@ pub fn trace_projection(graph: &Graph, value: ValueId) -> Option<Projection> {
         _ => Vec::new(),
     };
     let found = depth_first(value, before).find_map(|v| projection_at(graph, maker(v)?))?;
-    let hidden = by_row(graph, found.hidden, [batch, tokens])?;
+    let hidden = by_row(graph, found.hidden.value, [batch, tokens])?;
     Some(Projection { hidden, ..found })
 }
 
-/// The hidden state with the batch in front, where a layer reads it with the tokens in front.
-fn by_row(graph: &Graph, hidden: ValueId, [batch, tokens]: [&Dim; 2]) -> Option<ValueId> {
+/// The hidden state, with what is in front.
+fn by_row(graph: &Graph, hidden: ValueId, [batch, tokens]: [&Dim; 2]) -> Option<Hidden> {
     let leads = |v: ValueId, dims: [&Dim; 2]| {
         let shape = graph.value(v).ty.shape.as_deref();
         matches!(shape, Some([a, b, _]) if [a, b] == dims && dims.iter().all(|dim| **dim != Dim::Unknown))
     };
-    if !leads(hidden, [tokens, batch]) {
-        return Some(hidden);
-    }
-    let turned = graph.made_by(hidden, "Transpose").filter(|node| node.op.ints("perm") == Some(&[1, 0, 2]));
-    let before = turned.and_then(|node| node.input(0));
+    let is_turned = |v| graph.made_by(v, "Transpose").is_some_and(|n| n.op.ints("perm") == Some(&[1, 0, 2]));
+    let tokens_first = leads(hidden, [tokens, batch]);
     // Of as many rows as tokens it is not known which is which.
-    if batch == tokens { before.is_none().then_some(hidden) } else { before }
+    match tokens_first && batch == tokens {
+        true => (!is_turned(hidden)).then_some(Hidden { value: hidden, tokens_first: false }),
+        false => Some(Hidden { value: hidden, tokens_first }),
+    }
 }
 
 /// Whether a node takes always the same parts of what was projected for each token, as where one weight makes queries, keys
@@ -269,7 +277,7 @@ fn projection_at(graph: &Graph, node: &Node) -> Option<Projection> {
     let rounding = ROUNDING.iter().find_map(|op| graph.made_by(given, op));
     let hidden = rounding.map_or(Some(given), |rounding| rounding.input(0))?;
     let is_float = graph.value(hidden).ty.dtype.is_some_and(DType::is_float);
-    is_float.then_some(Projection { weight, hidden })
+    is_float.then_some(Projection { weight, hidden: Hidden { value: hidden, tokens_first: false } })
 }
 
 /// What a weight is read through: a transpose, another element type, its zero points and its scale.

@@ -895,7 +895,7 @@ fn picked(axis: &str, indices: &str) -> Option<ValueId> {
     let pick = format!(
         "{indices}\n  const %h.0.attn/four: i64[4] = [0, 0, 4, 8]\n  %all = Reshape(%h.0.attn/MatMul_2:0, %h.0.attn/four)\n  %h.0.attn/Reshape_2:0 = Gather(%all, %picked) {{axis: {axis}}}"
     );
-    site_after(&[(product, both), (heads, &pick)]).hidden
+    site_after(&[(product, both), (heads, &pick)]).hidden.map(|hidden| hidden.value)
 }
 
 #[test]
@@ -925,7 +925,7 @@ fn values_may_be_of_whole_numbers() {
     for graph in [graph, wide, clean] {
         let site = super::patterns::find_sites(&graph).sites.remove(0);
         assert_eq!(site.name, "h.0.attn");
-        assert_eq!(site.hidden, graph.input("hidden"));
+        assert_eq!(site.hidden.map(|hidden| hidden.value), graph.input("hidden"));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Matches: `MatMul`, `Add`, `Softmax` over the last axis, `Transpose` of the last two axes, and `Mul` and `Div` by a number, of
 //! what a `Reshape` gave that folds the two leading axes of four into one: `[batch · heads, tokens, head_dim]`, as `torch.bmm`
-//! is exported; and such a `Reshape` to a computed shape of which less is known than of what it folds
+//! is exported; `Transpose` that brings the tokens before that axis; `Add` of what is the same for all of it; and such a
+//! `Reshape` to a computed shape of which less is known than of what it folds
 //! Becomes: the same of what had four axes, with the `Reshape` after it; a `Reshape` that leaves the two last axes as they are
 //! Exact: yes, where no axis is empty
 //! Declines when: it is not known that a `Reshape` folds those axes and no others
@@ -24,7 +25,11 @@ impl GraphRule for FoldedHeads {
             let out = match node.op.name() {
                 _ if !node.op.domain().is_empty() => return None,
                 "Reshape" => return refolded(w, &terms, node),
-                "MatMul" | "Add" => alike(w, &terms, node)?,
+                "MatMul" => alike(w, &terms, node)?,
+                "Add" => alike(w, &terms, node).or_else(|| for_all(w, &terms, node))?,
+                "Transpose" if node.op.ints("perm") == Some(&[1, 0, 2]) => {
+                    return tokens_before(w, &terms, node);
+                }
                 "Softmax" => {
                     let x = unfolded(w, &terms, node.input(0)?)?;
                     matches!(node.op.int("axis"), Some(-1 | 2)).then(|| w.patch.softmax(x, -1))?
@@ -121,6 +126,25 @@ fn alike(w: &mut Sweep<'_>, terms: &Terms, node: &Node) -> Option<ValueId> {
     let (of_a, of_b) = (leading(a)?, leading(b)?);
     let is_alike = of_a.iter().zip(&of_b).all(|(a, b)| is_same(a, b));
     is_alike.then(|| w.patch.node(node.op.clone(), &[a, b]))
+}
+
+/// The sum of a value that was folded and one of the same three axes whose first is 1.
+fn for_all(w: &mut Sweep<'_>, terms: &Terms, node: &Node) -> Option<ValueId> {
+    [0, 1].into_iter().find_map(|slot| {
+        let (x, other) = (node.input(slot)?, node.input(1 - slot)?);
+        matches!(shape(w.graph, other)?, [Dim::Known(1), _, _]).then_some(())?;
+        let x = unfolded(w, terms, x)?;
+        let other = w.current(other);
+        Some(w.patch.add(x, other))
+    })
+}
+
+/// `[tokens, batch · heads, dim]` of `[batch, heads, tokens, dim]`.
+fn tokens_before(w: &mut Sweep<'_>, terms: &Terms, node: &Node) -> Option<Vec<ValueId>> {
+    let x = unfolded(w, terms, node.input(0)?)?;
+    let dim = w.patch.dim(x, 3).known()?;
+    let turned = w.patch.transpose(x, &[2, 0, 1, 3]);
+    Some(vec![w.patch.reshape(turned, &[0, -1, dim as i64])])
 }
 
 /// A value that was folded, by the number in the other slot.

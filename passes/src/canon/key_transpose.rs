@@ -11,6 +11,9 @@ pub(super) struct KeyTranspose;
 
 const TURN: [i64; 4] = [0, 1, 3, 2];
 
+/// The head axis comes from further back: of `[batch, tokens, heads, dim]`, and of `[tokens, batch, heads, dim]`.
+const FROM_BEHIND: [&[i64]; 2] = [&[0, 2, 3, 1], &[1, 2, 3, 0]];
+
 impl GraphRule for KeyTranspose {
     fn name(&self) -> &'static str {
         "key_transpose"
@@ -19,12 +22,11 @@ impl GraphRule for KeyTranspose {
     fn sweep(&self, graph: &mut Graph) -> Result<Option<Applied>, PatchError> {
         rewrite_nodes(graph, self.name(), |w, node| {
             let perm = node.op.ints("perm").filter(|p| node.op.is("Transpose") && p.len() == 4)?;
-            // Only a head axis that comes from further back: `[0, 2, 3, 1]`.
-            if perm != [0, 2, 3, 1] || !is_right_factor(w.graph, node) {
+            if !FROM_BEHIND.contains(&perm) || !is_right_factor(w.graph, node) {
                 return None;
             }
             let x = w.input(node, 0)?;
-            let by_head = w.patch.transpose(x, &[0, 2, 1, 3]);
+            let by_head = w.patch.transpose(x, &[perm[0], perm[1], perm[3], perm[2]]);
             Some(vec![w.patch.transpose(by_head, &TURN)])
         })
     }

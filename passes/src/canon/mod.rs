@@ -23,6 +23,8 @@ mod flat_matmul;
 mod flatten;
 mod folded_heads;
 mod grouped_heads;
+mod head_scales;
+mod heads_beside_rows;
 mod heads_in_rows;
 mod input_dims;
 mod key_transpose;
@@ -83,8 +85,10 @@ pub static RULES: &[&dyn GraphRule] = &[
     &key_transpose::KeyTranspose,
     &transpose_transpose::TransposeTranspose,
     &flat_matmul::FlatMatMul,
+    &heads_beside_rows::HeadsBesideRows,
     &folded_heads::FoldedHeads,
     &grouped_heads::GroupedHeads,
+    &head_scales::HeadScales,
     &scale_products::ScaleProducts,
     &scale_scale::ScaleScale,
     &reshape_reshape::ReshapeReshape,

@@ -6,7 +6,7 @@
 
 use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node, ValueId};
-use crate::ir::infer::resolve_axis;
+use crate::ir::infer::{is_open_end, resolve_axis};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::shape::Dim;
 use crate::ir::tensor::Tensor;
@@ -77,7 +77,7 @@ fn is_whole(graph: &Graph, node: &Node) -> bool {
         Some(_) => ints(3).unwrap_or_default(),
         None => (0..starts.len() as i64).collect(),
     };
-    let reaches = |(axis, end): (&i64, &i64)| *end == i64::MAX || length(graph, node, *axis) == Some(*end);
+    let reaches = |(axis, end): (&i64, &i64)| is_open_end(*end) || length(graph, node, *axis) == Some(*end);
     one_by_one
         && starts.iter().all(|s| *s == 0)
         && axes.len() == ends.len()

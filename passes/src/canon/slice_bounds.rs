@@ -1,11 +1,12 @@
-//! Matches: `Slice` along one axis by steps of 1 whose computed end is the dim of that axis
+//! Matches: `Slice` along one axis by steps of 1 whose end is the dim of that axis, as a number or as it is computed, or a number
+//! that stands for any end
 //! Becomes: the `Slice` up to the end, written as the largest number
 //! Exact: yes
 
 use super::terms::{Term, Terms, dim_of};
 use super::{GraphRule, rewrite_nodes};
 use crate::ir::graph::{Graph, Node};
-use crate::ir::infer::resolve_axis;
+use crate::ir::infer::{is_open_end, resolve_axis};
 use crate::ir::patch::{Applied, PatchError};
 use crate::ir::tensor::Tensor;
 
@@ -44,6 +45,7 @@ fn reaches_the_end(graph: &Graph, terms: &Terms, node: &Node) -> Option<i64> {
     let [end] = terms.get(node.input(2)?)? else { return None };
     let whole = match (end, dim_of(graph, node.input(0)?, axis)) {
         (Term::Int(i64::MAX), _) => false,
+        (Term::Int(end), _) if is_open_end(*end) => true,
         (Term::Int(end), Term::Int(dim)) => *end >= dim,
         (end @ (Term::Dim(_) | Term::DimOf(..)), dim) => *end == dim,
         _ => false,
@@ -70,10 +72,13 @@ mod tests {
   %z = Slice(%x, %half, %t, %middle)
   %w = Slice(%x, %from, %half, %last)
   %v = Slice(%x, %from, %b, %middle)
+  const %billion: i64[1] = [1000000000]
+  %u = Slice(%x, %half, %billion, %middle)
   output "everything" %y
   output "the end" %z
   output "a part" %w
   output "another dim" %v
+  output "any end" %u
 }"#
         ));
     }

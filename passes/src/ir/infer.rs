@@ -130,6 +130,12 @@ impl InferContext<'_> {
     }
 }
 
+/// Whether the end of a slice stands for the end of any axis: ONNX has its largest numbers for that, of 64 and of 32 bits, and
+/// tf2onnx 10⁹.
+pub fn is_open_end(end: i64) -> bool {
+    end >= 1_000_000_000
+}
+
 /// An axis counted from the front; negative axes count from the back.
 pub fn resolve_axis(axis: i64, rank: usize) -> Result<usize, String> {
     let from_front = if axis < 0 { axis + rank as i64 } else { axis };

@@ -4,7 +4,7 @@
 use super::Pass;
 use super::passes::{
     Canonicalize, CutFeatures, ExpandInt4, Fuse, GroupSoftmax, JoinWeights, KeepLast, Linearize, NameNext,
-    OneToken, PadStates, TakeLast, WeightsAsInputs, Widen, Written,
+    OneToken, PadStates, TakeLast, WeightsAsInputs, WideIntegers, Widen, Written,
 };
 use crate::fuse::Purpose;
 use dijiang_format::files;
@@ -15,9 +15,9 @@ pub static PREPARE: &[&dyn Pass] = &[&Canonicalize];
 
 /// From the served graph of a bundle to the one that decoding with memory of its own runs: made when a bundle of target
 /// `ort` is opened.
-pub static DECODED: &[&dyn Pass] = &[&TakeLast, &NameNext];
+pub static DECODED: &[&dyn Pass] = &[&WideIntegers, &TakeLast, &NameNext];
 /// The same for a GPU, which has the fused operators in half precision too.
-pub static DECODED_ON_GPU: &[&dyn Pass] = &[&TakeLast, &NameNext, &Fuse(Purpose::Decoded)];
+pub static DECODED_ON_GPU: &[&dyn Pass] = &[&WideIntegers, &TakeLast, &NameNext, &Fuse(Purpose::Decoded)];
 
 const ORT: &[Target] = &[Target::Ort];
 const PORTABLE: &[Target] = &[Target::Portable];
@@ -62,6 +62,7 @@ pub static PIPELINES: &[Pipeline] = &[
             &Fuse(Purpose::ManyTokens),
             &PadStates,
             &KeepLast,
+            &WideIntegers,
             &NameNext,
             &JoinWeights,
             &WeightsAsInputs,
@@ -78,6 +79,7 @@ pub static PIPELINES: &[Pipeline] = &[
             &Fuse(Purpose::OneToken),
             &PadStates,
             &CutFeatures,
+            &WideIntegers,
             &NameNext,
             &JoinWeights,
             &WeightsAsInputs,

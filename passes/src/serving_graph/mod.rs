@@ -10,3 +10,4 @@ pub mod one_token;
 pub mod pad_states;
 pub mod take_last;
 pub mod weights_as_inputs;
+pub mod wide_integers;

@@ -155,7 +155,12 @@ pub fn find_sites(graph: &Graph) -> Found {
         if node.op.is("Softmax") && !taken.contains(&id) {
             let is_attention = computed.is_attention(graph, id);
             let told = rounded(graph, node).or_else(|| in_einsum(graph, node));
-            let miss = told.or_else(|| failed.closest(graph, id));
+            let miss = told.or_else(|| {
+                let closest = failed.closest(graph, id)?;
+                let other =
+                    (closest.miss.stage == Stage::Shape).then(|| before_values(graph, node)).flatten();
+                Some(other.unwrap_or(closest))
+            });
             found.misses.extend(miss.map(|miss| NearMiss { is_attention, ..miss }));
             missed.extend(is_attention.then_some(id));
         } else if is_attention_operator(node) {
@@ -212,6 +217,29 @@ fn in_einsum(graph: &Graph, softmax: &Node) -> Option<NearMiss> {
         "its weights meet the values in Einsum, node {:?}, of the equation {:?}, and only products by head are known",
         einsum.name,
         einsum.op.str("equation").unwrap_or_default()
+    );
+    let miss = Miss::check(&graph.value(place).name, reason);
+    Some(NearMiss { node: softmax.name.clone(), pattern: "operator", miss, is_attention: true })
+}
+
+/// Operators that may stand between a softmax and the product with the values.
+const AROUND_WEIGHTS: [&str; 5] = ["Softmax", "Cast", "IsNaN", "Identity", "Where"];
+
+/// A softmax whose weights are changed before they meet the values.
+fn before_values(graph: &Graph, softmax: &Node) -> Option<NearMiss> {
+    let is_mixed = |v: ValueId| graph.made_by(v, "MatMul").is_some();
+    let after = |v: ValueId| if is_mixed(v) { Vec::new() } else { outputs_after(graph, v) };
+    let near: Vec<ValueId> = nearest_first(softmax.outputs[0], STEPS_AFTER, after).collect();
+    near.iter().any(|v| is_mixed(*v)).then_some(())?;
+    let maker = |v: &ValueId| graph.producer(*v).map(|(id, _)| (*v, graph.node(id)));
+    let is_unknown = |(_, node): &(ValueId, &Node)| {
+        !node.op.is("MatMul") && !AROUND_WEIGHTS.iter().any(|known| node.op.is(known))
+    };
+    let (place, node) = near.iter().filter_map(maker).find(is_unknown)?;
+    let reason = format!(
+        "operator {}, node {:?}, stands between the softmax and the product with the values, and is not known there",
+        node.op.qualified_name(),
+        node.name
     );
     let miss = Miss::check(&graph.value(place).name, reason);
     Some(NearMiss { node: softmax.name.clone(), pattern: "operator", miss, is_attention: true })

@@ -2,6 +2,7 @@
 
 use super::SiteWriter;
 use crate::attention::lower::Form;
+use crate::attention::site::Hidden;
 use crate::ir::graph::ValueId;
 use crate::ir::tensor::Tensor;
 use dijiang_format::dtype::DType;
@@ -34,10 +35,16 @@ fn released(head: u64, heads: u64) -> f64 {
 }
 
 impl SiteWriter<'_, '_, '_> {
+    /// The hidden state that the values are projected from, `[batch, sequence, hidden]`.
+    pub(super) fn hidden(&mut self) -> Option<ValueId> {
+        let Hidden { value, tokens_first } = self.site.hidden?;
+        Some(if tokens_first { self.p.transpose(value, &[1, 0, 2]) } else { value })
+    }
+
     pub(super) fn gates(&mut self) -> Gates {
         let is_learned = self.options.recipe.decay == Decay::Learned;
-        let hidden = self.site.hidden.filter(|_| self.options.form.is_served());
-        match hidden.filter(|_| self.plan.rule == Rule::Delta && is_learned) {
+        let at_once = self.options.form.is_served() && self.plan.rule == Rule::Delta && is_learned;
+        match self.hidden().filter(|_| at_once) {
             Some(hidden) => self.gates_at_once(hidden),
             None => Gates { log_decay: self.log_decay(), beta: self.beta() },
         }
@@ -61,7 +68,7 @@ impl SiteWriter<'_, '_, '_> {
         match self.options.recipe.decay {
             Decay::None => None,
             Decay::Fixed | Decay::Released => Some(self.fixed_decay()),
-            Decay::Learned => self.site.hidden.map(|hidden| self.learned_decay(hidden)),
+            Decay::Learned => self.hidden().map(|hidden| self.learned_decay(hidden)),
         }
     }
 
@@ -127,7 +134,7 @@ impl SiteWriter<'_, '_, '_> {
 
     /// β_t = sigmoid(w·x + b) of the delta rule.
     fn beta(&mut self) -> Option<ValueId> {
-        let hidden = self.site.hidden.filter(|_| self.plan.rule == Rule::Delta)?;
+        let hidden = self.hidden().filter(|_| self.plan.rule == Rule::Delta)?;
         let gate = self.beta_gate(hidden);
         let logits = self.gate(hidden, gate);
         Some(self.p.sigmoid(logits))

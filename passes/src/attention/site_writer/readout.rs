@@ -47,7 +47,7 @@ impl SiteWriter<'_, '_, '_> {
     /// A norm, over each head or over groups, gated by SiLU(W_g x) (RetNet; the released code).
     pub(super) fn read_normalised(&mut self, sums: &Sums) -> ValueId {
         let site = self.site;
-        let Some(hidden) = site.hidden else {
+        let Some(hidden) = self.hidden() else {
             self.p.fail("the readout's gate reads the hidden state, which was not found".to_owned());
             return sums.num;
         };

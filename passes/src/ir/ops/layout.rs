@@ -3,7 +3,7 @@
 use super::ROW;
 use super::elementwise::{broadcast_maybe, eval_shape, same_dtype};
 use crate::ir::eval::{Array, EvalContext};
-use crate::ir::infer::{InferContext, Type, resolve_axis};
+use crate::ir::infer::{InferContext, Type, is_open_end, resolve_axis};
 use crate::ir::op::{Attr, AttrSpec, OpSpec};
 use crate::ir::shape::{Dim, Shape, show};
 use dijiang_format::dtype::DType;
@@ -394,7 +394,7 @@ fn infer_slice(ctx: &InferContext<'_>) -> Result<Vec<Type>, String> {
         let bounds = starts.as_ref().and_then(|s| s.get(i)).zip(ends.as_ref().and_then(|e| e.get(i)));
         out[axis] = match (bounds, &shape[axis]) {
             (Some((s, e)), Dim::Known(n)) => Dim::Known(slice_len(*s, *e, *step, *n)?),
-            (Some((0, e)), d) if *step == 1 && *e == i64::MAX => d.clone(),
+            (Some((0, e)), d) if *step == 1 && is_open_end(*e) => d.clone(),
             _ => computed_bounds(ctx, i, *step, &shape[axis]),
         };
     }
@@ -414,7 +414,7 @@ fn computed_bounds(ctx: &InferContext<'_>, place: usize, step: i64, dim: &Dim) -
         (Some(0), Some(end), _, _, dim @ Dim::Sym(_)) if end < 0 => {
             dim.minus(&Dim::Known(end.unsigned_abs()))
         }
-        (_, Some(i64::MAX), Some(start @ Dim::Sym(_)), _, dim) => dim.minus(start),
+        (_, Some(end), Some(start @ Dim::Sym(_)), _, dim) if is_open_end(end) => dim.minus(start),
         (_, _, Some(start @ Dim::Sym(_)), Some(end @ Dim::Sym(_)), Dim::Known(_)) => end.minus(start),
         _ => Dim::Unknown,
     }

@@ -13,6 +13,7 @@ mod one_token;
 mod pad_states;
 mod take_last;
 mod weights_as_inputs;
+mod wide_integers;
 mod widen;
 
 pub use canonicalize::Canonicalize;
@@ -28,6 +29,7 @@ pub use one_token::OneToken;
 pub use pad_states::PadStates;
 pub use take_last::TakeLast;
 pub use weights_as_inputs::WeightsAsInputs;
+pub use wide_integers::WideIntegers;
 pub use widen::Widen;
 
 #[cfg(test)]
