@@ -42,6 +42,10 @@ class Bundle:
             raise BundleError(f"{self.path}: no bundle: {error}; `dijiang convert MODEL -o BUNDLE` makes one") from error
         if self.manifest["dtype"] == "bf16":
             raise BundleError(f"{self.path}: it is bf16, which NumPy does not know; convert with --dtype f32 or f16")
+        unknown = set(providers) - set(onnxruntime.get_available_providers())
+        if isinstance(providers, str) or unknown:
+            available = ", ".join(onnxruntime.get_available_providers())
+            raise BundleError(f"providers={providers!r}: expected a list of those that this onnxruntime has: {available}")
         self._session = onnxruntime.InferenceSession(str(self.path / "model.onnx"), providers=list(providers))
         self._inputs = {io.name: io for io in self._session.get_inputs()}
         self._outputs = [io.name for io in self._session.get_outputs()]
@@ -72,10 +76,16 @@ class Bundle:
 
     def feed(self, tokens: Sequence[int]) -> numpy.ndarray:
         """Logits after each of these tokens, f32 `[tokens, vocab]`, which come after all that was fed before."""
-        ids, vocab = numpy.asarray([tokens], dtype=numpy.int64), self.manifest["model"]["vocab"]
+        ids, vocab = numpy.asarray(tokens), self.manifest["model"]["vocab"]
+        if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+            raise BundleError(f"{self.path}: expected a list of token ids, at least one, or a text of one token or more")
+        ids = ids.astype(numpy.int64)[None]
         # The vocabulary of a graph may not be known.
         if vocab and not 0 <= ids.min() <= ids.max() < vocab:
             raise BundleError(f"{self.path}: the model knows the tokens 0 to {vocab - 1}; {ids.min()} to {ids.max()} were given")
+        most = self.manifest["model"].get("positions")
+        if most and self.length + ids.shape[1] > most:
+            raise BundleError(f"{self.path}: {self.length} tokens and {ids.shape[1]} more; the model has {most} positions")
         feeds = {TOKENS: ids, **self.state}
         if MASK in self._inputs:
             # A growing cache is masked whole, a state of constant size by the tokens of the call alone.
@@ -110,8 +120,8 @@ class Bundle:
         return "".join(found) if isinstance(prompt, str) else found
 
     def _tokens(self, prompt: Sequence[int], new: int, choose: Choose) -> Iterator[int]:
-        if not prompt:
-            raise BundleError("the prompt has no tokens; give at least one")
+        if new < 0:
+            raise BundleError(f"{new} new tokens were asked for; ask for none or more")
         logits = self.feed(prompt)[-1]
         for _ in range(new):
             token = choose(logits)

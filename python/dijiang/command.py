@@ -59,7 +59,10 @@ def run(*words: str | Path, timeout: float | None = None, verbose: bool = False,
         finally:
             # The listener ends with the last that can say something.
             os.close(says)
-    found = json.loads(done.stdout) if done.stdout.strip() else None
+    try:
+        found = json.loads(done.stdout) if done.stdout.strip() else None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"dijiang {' '.join(map(str, words))}: it printed text and no object") from error
     said = heard.result()
     if done.returncode != 0:
         raise CommandError(done.returncode, said, found)
@@ -72,13 +75,14 @@ def run(*words: str | Path, timeout: float | None = None, verbose: bool = False,
 def _written(options: dict[str, Any]) -> list[str]:
     words = []
     for name, given in options.items():
-        option = "--" + name.replace("_", "-")
+        # `n=64` is `-n 64`.
+        option = ("-" if len(name) == 1 else "--") + name.replace("_", "-")
         for value in given if isinstance(given, list | tuple) else [given]:
             if value is True:
                 words.append(option)
             elif value is not None and value is not False:
                 # One word: a value may begin with a dash.
-                words.append(f"{option}={value}")
+                words.append(f"{option}{'' if len(name) == 1 else '='}{value}")
     return words
 
 
@@ -97,12 +101,12 @@ def convert(source: str | Path, output: str | Path, *words: str, **options: Any)
     return run("convert", source, "-o", output, *words, **options)
 
 
-def adapt(source: str | Path, output: str | Path, data: str | Path, *words: str, **options: Any) -> Any:
+def adapt(source: str | Path, output: str | Path, data: str | Path | list[str | Path], *words: str, **options: Any) -> Any:
     """Converts, trains on the text of `data`, proves and measures: `adapt("model", "bundle", "text.txt", minutes=30)`.
 
     The same call goes on where an earlier one ended.
     """
-    return run("adapt", source, "-o", output, "--data", data, *words, **options)
+    return run("adapt", source, "-o", output, *words, data=data, **options)
 
 
 def verify(bundle: str | Path, *words: str, **options: Any) -> Any:
@@ -110,6 +114,6 @@ def verify(bundle: str | Path, *words: str, **options: Any) -> Any:
     return run("verify", bundle, *words, **options)
 
 
-def info(bundle: str | Path) -> Any:
+def info(bundle: str | Path, **options: Any) -> Any:
     """What a bundle is."""
-    return run("info", bundle)
+    return run("info", bundle, **options)

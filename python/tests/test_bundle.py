@@ -105,6 +105,10 @@ class Package(unittest.TestCase):
     def test_options_are_words_of_the_call(self):
         measured = dijiang.run("eval", self.bundles["gated"], task=["copy"], context=[32], limit=1)
         self.assertEqual({one["task"] for one in measured["results"]}, {"copy"})
+        said = dijiang.run("generate", self.bundles["gated"], p="ROMEO:", n=4)
+        self.assertEqual(len(said["tokens"]), 4)
+        with self.assertRaisesRegex(ValueError, "no object"):
+            dijiang.run("eval", help=True)
         with self.assertRaisesRegex(dijiang.CommandError, "--limits"):
             dijiang.run("eval", self.bundles["gated"], task="copy", limits=1)
 
@@ -120,6 +124,10 @@ class Package(unittest.TestCase):
             dijiang.Bundle(FIXTURE)
         with self.assertRaisesRegex(dijiang.BundleError, "at least one"):
             dijiang.Bundle(self.bundles["gated"]).generate([])
+        with self.assertRaisesRegex(dijiang.BundleError, "token ids"):
+            dijiang.Bundle(self.bundles["gated"]).generate(["a"])
+        with self.assertRaisesRegex(dijiang.BundleError, "CPUExecutionProvider"):
+            dijiang.Bundle(self.bundles["gated"], providers=["NoProvider"])
         with self.assertRaisesRegex(dijiang.BundleError, "the tokens 0 to 255; 65 to 256 were given"):
             dijiang.Bundle(self.bundles["gated"]).feed([65, 256])
         with self.assertRaises(dijiang.CommandError) as raised:

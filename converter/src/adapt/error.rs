@@ -9,6 +9,7 @@ use crate::train::TrainError;
 use crate::verify::VerifyError;
 use dijiang_passes::ir::patch::PatchError;
 use dijiang_runtime::RuntimeError;
+use indicatif::DecimalBytes;
 use std::path::PathBuf;
 
 /// The first line of a value.
@@ -41,10 +42,15 @@ pub enum AdaptError {
     Graph(#[from] PatchError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{}: the bundle and its training take up to {}, and {} are free (hint: choose another disk with --output)",
+        bundle.display(), DecimalBytes(*needed), DecimalBytes(*free)
+    )]
+    Disk { bundle: PathBuf, needed: u64, free: u64 },
     #[error("{}: it cannot be read: {source} (hint: --force begins anew)", path.display())]
     Record { path: PathBuf, source: serde_json::Error },
     #[error(
-        "{}: it is there, and `dijiang adapt` did not begin it (hint: `dijiang finetune {}` trains a bundle; --force replaces it)",
+        "{}: it is there, and `dijiang adapt` did not begin it (hint: `dijiang finetune {}` trains a bundle, which --force replaces; anything else is never replaced, so name another place)",
         bundle.display(), bundle.display()
     )]
     Exists { bundle: PathBuf },

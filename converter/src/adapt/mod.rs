@@ -177,7 +177,13 @@ impl<'a> Run<'a> {
             DecimalBytes(disk)
         );
         self.progress.say(Say::Note, &line);
-        Ok(())
+        let directory = self.out.ancestors().skip(1).find(|dir| dir.is_dir()).unwrap_or(Path::new("."));
+        match (self.options.convert.free_space)(directory).ok() {
+            Some(free) if free < disk => {
+                Err(AdaptError::Disk { bundle: self.out.to_owned(), needed: disk, free })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn tell_of_what_is_done(&mut self) {

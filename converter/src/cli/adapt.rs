@@ -17,10 +17,13 @@ use std::time::Duration;
 
 /// Convert a model, train it until it has recovered, prove it and measure it, in one call that can be resumed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "dijiang adapt <SRC> --output <BUNDLE> --data <DATA>... [OPTIONS]",
+    after_help = "Examples:
   dijiang adapt HuggingFaceTB/SmolLM2-135M -o bundle --data text.txt --device cuda:0
   dijiang adapt model -o bundle --data text.txt --minutes 30 --batch 4
-  dijiang adapt model -o bundle --data train.u16 --valid valid.u16 --task piqa=valid.jsonl --limit 200")]
+  dijiang adapt model -o bundle --data train.u16 --valid valid.u16 --task piqa=valid.jsonl --limit 200"
+)]
 pub(super) struct Args {
     /// A model, as `dijiang convert` takes it
     source: PathBuf,

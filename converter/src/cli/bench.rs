@@ -116,9 +116,6 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let mut bundles = args.bundles.clone();
     bundles.extend(args.against.clone().filter(|against| !args.bundles.contains(against)));
     let measured = bench(&bundles, &options, &mut Bar::new())?;
-    if let Some(prefix) = &args.svg {
-        write_pictures(prefix, &measured.rows)?;
-    }
     let against = args.against.as_deref();
     if args.json {
         show::object(&object(&measured, against, args.table1)?);
@@ -128,6 +125,8 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
             table1(&measured.rows, against);
         }
     }
+    // Behind what was measured, which does not go where a picture cannot be written.
+    args.svg.as_ref().map_or(Ok(()), |prefix| write_pictures(prefix, &measured.rows))?;
     Ok(Outcome::Fine)
 }
 

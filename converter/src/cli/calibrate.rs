@@ -9,9 +9,12 @@ use std::path::PathBuf;
 
 /// Fit what the conversion added to the attentions it replaced, before fine-tuning.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "dijiang calibrate <BUNDLE> --data <DATA>... [OPTIONS]",
+    after_help = "Examples:
   dijiang calibrate bundle --data text.txt
-  dijiang calibrate bundle --data train.u16 --valid valid.u16 --device cuda:0")]
+  dijiang calibrate bundle --data train.u16 --valid valid.u16 --device cuda:0"
+)]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
     bundle: PathBuf,

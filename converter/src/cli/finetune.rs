@@ -11,10 +11,13 @@ use std::path::PathBuf;
 
 /// Train a bundle on text until it has recovered from the conversion.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "dijiang finetune <BUNDLE> --data <DATA>... [OPTIONS]",
+    after_help = "Examples:
   dijiang finetune bundle --data text.txt --steps 500
   dijiang finetune bundle --data train.u16 --train lora:8 --teacher none
-  dijiang finetune bundle --data text.txt --resume")]
+  dijiang finetune bundle --data text.txt --resume"
+)]
 pub(super) struct Args {
     /// A directory that `dijiang convert` wrote
     bundle: PathBuf,

@@ -5,19 +5,20 @@ use super::os::FileError;
 use super::paths::STDIN;
 use super::{Failure, Outcome, numbers, show};
 use crate::chat::{Conversation, Template};
+use crate::provenance::opened::check_whole;
 use crate::report::progress::Progress as _;
-use crate::serving::open;
+use crate::serving::{OpenError, open};
 use clap::ArgGroup;
 use dijiang_format::files;
 use dijiang_format::manifest::{Manifest, Model, Site};
 use dijiang_format::recipe::Rule;
 use dijiang_format::words::counted;
 use dijiang_runtime::{
-    Device, Engine, GenerateOptions, Generated, Serving, ServingOptions, Tokenizer, generate,
+    Device, Engine, GenerateOptions, Generated, RuntimeError, Serving, ServingOptions, Tokenizer, generate,
 };
 use serde_json::json;
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Continue a text, or several side by side.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the call")]
@@ -104,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         return talk(args, &manifest);
     }
     let tokens = args.tokens.unwrap_or(TOKENS);
-    let tokenizer = Tokenizer::load(&args.bundle.join(files::TOKENIZER))?;
+    let tokenizer = tokenizer(&args.bundle, &manifest)?;
     let texts = texts(args)?;
     let encode = |text: &String| match args.load_state {
         Some(_) => tokenizer.encode_more(text),
@@ -148,13 +149,34 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     Ok(Outcome::Fine)
 }
 
+/// The bundle's own. Where it cannot be read, a file that is not as it was written is the reason.
+fn tokenizer(bundle: &Path, manifest: &Manifest) -> Result<Tokenizer, Failure> {
+    let found = Tokenizer::load(&bundle.join(files::TOKENIZER));
+    if found.is_err() {
+        check_whole(bundle, manifest)?;
+    }
+    Ok(found?)
+}
+
 /// Loads the bundle, which may take long.
 fn opened(args: &Args) -> Result<Serving, Failure> {
     let mut bar = Bar::new();
     bar.stage(&format!("loading {}", args.bundle.display()));
     let serving = open(&args.bundle, &serving(args));
     bar.done();
-    Ok(serving?)
+    Ok(serving.map_err(|error| with_other_runtime(args, error))?)
+}
+
+/// What is said where ONNX Runtime is missing: tract is built in.
+fn with_other_runtime(args: &Args, error: OpenError) -> Failure {
+    let is_missing = matches!(
+        &error,
+        OpenError::Runtime(RuntimeError::LibraryMissing { .. } | RuntimeError::LibraryTooOld { .. })
+    );
+    match is_missing && args.device == Device::Cpu {
+        true => format!("{error}; --runtime tract serves without it, and slower").into(),
+        false => error.into(),
+    }
 }
 
 /// How tokens are chosen, and when they end.

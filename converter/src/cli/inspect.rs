@@ -4,6 +4,7 @@ use super::hub::HubArgs;
 use super::{Failure, Outcome, show};
 use crate::convert::ConvertError;
 use crate::convert::refusal::would_convert;
+use crate::convert::scan;
 use crate::convert::source::{self, Source};
 use crate::recipes::{self, DEFAULT};
 use dijiang_format::manifest::SourceKind;
@@ -69,7 +70,12 @@ pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
         counted(report.sites.len(), "attention"),
         if others == 1 { "softmax" } else { "softmaxes" }
     ));
-    if let Some(error) = refused {
+    if scan::is_bundle(&args.source) {
+        let bundle = args.source.display();
+        show::line(&format!(
+            "{bundle}: this is a bundle already, and what is listed is its source (hint: `dijiang info {bundle}` says what it became)"
+        ));
+    } else if let Some(error) = refused {
         show::line(&format!("`dijiang convert` refuses it under its default recipe, {DEFAULT}: {error}"));
     }
     Ok(Outcome::Fine)

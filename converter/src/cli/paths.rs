@@ -6,6 +6,8 @@ use clap::{ArgMatches, Command, CommandFactory as _};
 use dijiang_format::files;
 use dijiang_format::manifest::Manifest;
 use dijiang_format::place::{NOTHING, bundle_of};
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
 /// What a command does with a path.
@@ -19,6 +21,8 @@ enum Use {
     /// The same, or stdin where it is `-`.
     ReadsOrStdin,
     Writes,
+    /// It writes a file into a directory that is there.
+    WritesFile,
     /// It writes files into this directory, which it does not make.
     WritesInto,
     /// It writes files whose paths begin so, beside each other.
@@ -27,6 +31,9 @@ enum Use {
 
 /// What stands for stdin in the place of a path.
 pub(super) const STDIN: &str = "-";
+
+/// Commands that make one file, into a directory that is there.
+const ONE_FILE: [&str; 3] = ["plot", "report", "scan"];
 
 /// Every argument that is a path, of all commands.
 const PATHS: &[(&str, Use)] = &[
@@ -50,8 +57,8 @@ const PATHS: &[(&str, Use)] = &[
     ("file", Use::Reads),
     ("directory", Use::Writes),
     ("output", Use::Writes),
-    ("save_state", Use::Writes),
-    ("samples", Use::Writes),
+    ("save_state", Use::WritesFile),
+    ("samples", Use::WritesFile),
     ("svg", Use::WritesBeside),
     ("profile", Use::WritesInto),
 ];
@@ -76,6 +83,8 @@ pub(super) enum Missing {
         path.display(), bundle.display()
     )]
     OfBundle { path: PathBuf, bundle: PathBuf, argument: String },
+    #[error("{}: {} cannot be written to, as {argument} does in the end (hint: name another place)", path.display(), directory.display())]
+    ReadOnly { path: PathBuf, directory: PathBuf, argument: String },
     #[error("{}: there is no such directory, which {argument} writes into (hint: mkdir -p {})", path.display(), path.display())]
     Directory { path: PathBuf, argument: String },
 }
@@ -85,6 +94,7 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
     let Some((name, given)) = call.subcommand() else { return Ok(()) };
     let program = super::Cli::command();
     for (id, what) in PATHS {
+        let what = &if ONE_FILE.contains(&name) { what.of_one_file() } else { *what };
         // Arguments of other commands are unknown to this one.
         let is_given =
             given.ids().any(|known| known == id) && given.value_source(id) == Some(ValueSource::CommandLine);
@@ -98,7 +108,7 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
                 return Err(Missing::Bundle { path: path.clone() });
             }
             if let Some(bundle) =
-                bundle_of(path).filter(|bundle| what == &Use::Writes && describes(bundle, path))
+                bundle_of(path).filter(|bundle| what.writes_one() && describes(bundle, path))
             {
                 return Err(Missing::OfBundle {
                     path: path.clone(),
@@ -109,9 +119,18 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
             if let Some(directory) = what.directory(path).filter(|directory| !directory.is_dir()) {
                 return Err(Missing::Directory { path: directory.to_owned(), argument: argument() });
             }
+            if let Some(directory) = what.place(path).filter(|directory| !is_writable(directory)) {
+                let (path, directory) = (path.clone(), directory.to_owned());
+                return Err(Missing::ReadOnly { path, directory, argument: argument() });
+            }
         }
     }
     Ok(())
+}
+
+/// Whether a file can be made in a directory, as far as the system tells.
+fn is_writable(directory: &Path) -> bool {
+    !matches!(access(directory, Access::WRITE_OK), Err(Errno::ACCESS | Errno::ROFS))
 }
 
 /// Whether a bundle is made of a file, among others.
@@ -123,6 +142,10 @@ fn describes(bundle: &Path, file: &Path) -> bool {
 }
 
 impl Use {
+    fn of_one_file(self) -> Self {
+        if self == Self::Writes { Self::WritesFile } else { self }
+    }
+
     /// Whether the path must be there.
     fn reads(self, path: &Path) -> bool {
         self == Self::Reads || self == Self::ReadsOrStdin && path.as_os_str() != STDIN
@@ -132,9 +155,26 @@ impl Use {
     fn directory(self, path: &Path) -> Option<&Path> {
         match self {
             Self::WritesInto => Some(path),
-            Self::WritesBeside => path.parent().filter(|parent| !parent.as_os_str().is_empty()),
+            Self::WritesBeside | Self::WritesFile => {
+                path.parent().filter(|parent| !parent.as_os_str().is_empty())
+            }
             Self::Opens | Self::OpensBundle | Self::Reads | Self::ReadsOrStdin | Self::Writes => None,
         }
+    }
+
+    /// Whether the path is that of what is written.
+    fn writes_one(self) -> bool {
+        matches!(self, Self::Writes | Self::WritesFile)
+    }
+
+    /// The directory in which something is made: the nearest that is there.
+    fn place(self, path: &Path) -> Option<&Path> {
+        let is_made_there = self.writes_one() || self == Self::WritesBeside;
+        let nearest = path.ancestors().skip(1).find(|directory| directory.is_dir());
+        // A name alone has no directory in it.
+        let nearest = nearest.unwrap_or(Path::new("."));
+        // What is there may be a pipe, whose directory does not matter.
+        (is_made_there && !path.exists()).then_some(nearest)
     }
 }
 

@@ -8,10 +8,14 @@ use signal_hook::flag;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::exit;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// What a shell reports of a program that a signal ended: this and the signal's number.
 const SIGNALLED: i32 = 128;
+
+/// Signals so near each other are one: `timeout` sends its own to the program and to its group.
+const ONCE: Duration = Duration::from_millis(500);
 
 /// Listens for the signals. A file that grows beyond what is allowed is an error of the write, as a full disk is.
 pub(super) fn handle_signals() -> std::io::Result<()> {
@@ -23,13 +27,16 @@ pub(super) fn handle_signals() -> std::io::Result<()> {
     let ending: Vec<i32> = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(is_heard).collect();
     let again = Arc::new(AtomicBool::new(false));
     for signal in &ending {
-        // The second one does not wait for what the first began.
+        // A later one does not wait for what the first began.
         flag::register_conditional_shutdown(*signal, SIGNALLED + signal, again.clone())?;
-        flag::register(*signal, again.clone())?;
     }
     let mut signals = Signals::new(&ending)?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
+            std::thread::spawn(move || {
+                std::thread::sleep(ONCE);
+                again.store(true, Ordering::Relaxed);
+            });
             let mut lines = children::give_up();
             lines.extend(temporary::give_up());
             if lines.is_empty() {

@@ -40,7 +40,7 @@ use crate::convert::state_budget::StateBudget;
 use crate::onnx::export::{ExportError, ExportOptions, ExternalWeights, export, opset_of};
 use crate::provenance::opened::{self, NotAsWritten};
 use crate::recipes::RecipeFileError;
-use crate::report::progress::{Estimate, Progress};
+use crate::report::progress::{Estimate, Progress, Say};
 use crate::train::TrainError;
 use crate::train::data::DataError;
 use crate::train::finetune::{Trainable, write_graphs};
@@ -67,7 +67,7 @@ use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::specialize::Size;
 use dijiang_runtime::RuntimeError;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -226,7 +226,7 @@ pub enum ConvertError {
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(
-        "{}: which layers to keep cannot be measured, as the loss of the model as it came is no number (hint: name them in a recipe, `softmax_layers: [7, 8]`)",
+        "{}: which layers to keep cannot be measured, as the loss of the model as it came is no number (hint: name them in a recipe, `softmax_layers: […]`)",
         path.display()
     )]
     NothingToKeep { path: PathBuf },
@@ -392,6 +392,9 @@ pub(crate) fn convert_opened(
     let added = conversion.before.into_iter().flat_map(|before| before.added.values());
     conversion.read = opened.graph.consts().map(|(_, _, tensor)| tensor).chain(added).cloned().collect();
     let target = conversion.target;
+    if conversion.before.is_none() {
+        training_lost(target).into_iter().for_each(|line| progress.say(Say::Warning, &line));
+    }
     let bundle = NewBundle::begin(target, conversion.options.force)?;
     let from = bundle.path().to_owned();
     let scanned = scan::is_needed(conversion.options, opened.meta.layers).then(|| parameters(&opened.graph));
@@ -413,6 +416,19 @@ pub(crate) fn convert_opened(
         stored_file::check(conversion.read.iter())?;
     }
     written.map_err(|error| error.placed(&from, target))
+}
+
+/// What is said of a trained bundle that will be replaced.
+fn training_lost(target: &Path) -> Option<String> {
+    let manifest = Manifest::read(target).ok()?;
+    let runs = manifest.training.map(|training| training.runs).filter(|runs| !runs.is_empty())?;
+    let commands: BTreeSet<String> = runs.into_iter().map(|run| run.command).collect();
+    let commands: Vec<String> = commands.into_iter().collect();
+    Some(format!(
+        "{}: what {} trained is in the bundle that is replaced, and goes with it (hint: Ctrl-C, and another -o, keeps it)",
+        target.display(),
+        commands.join(" and ")
+    ))
 }
 
 /// What is converted to what.

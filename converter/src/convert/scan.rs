@@ -25,6 +25,7 @@ use dijiang_passes::canon::canonicalize;
 use dijiang_passes::ir::graph::Graph;
 use dijiang_passes::numeric::random::Random;
 use dijiang_passes::pipeline::PassError;
+use dijiang_passes::precision::widen::widen;
 use dijiang_passes::training::parameters::{ParameterLayout, Precision};
 use dijiang_passes::training::specialize::Size;
 use dijiang_passes::training::step::evaluation;
@@ -285,7 +286,7 @@ fn cannot_run(error: &ConvertError) -> bool {
 
 fn unmeasured(path: &Path, why: &str) -> String {
     format!(
-        "{}: no layer has a longer window, as which of them look far was not measured: {why} (hint: name them in a recipe, `wide: {{window: 256, layers: [7, 8]}}`)",
+        "{}: no layer has a longer window, as which of them look far was not measured: {why} (hint: name them in a recipe, `wide: {{window: 256, layers: […]}}`)",
         path.display()
     )
 }
@@ -400,6 +401,13 @@ fn scan_opened(
     let rewrite = |error| refusal::of_pipeline(path, PassError::from(error).into());
     let mut graph = opened.graph.clone();
     canonicalize(&mut graph).map_err(source::SourceError::from)?;
+    if opened.dtype == DType::BF16 && options.device == Device::Cpu {
+        // No CPU computes in it.
+        graph = widen(&graph)
+            .map_err(PassError::from)
+            .map_err(|error| refusal::of_pipeline(path, error.into()))?;
+        canonicalize(&mut graph).map_err(source::SourceError::from)?;
+    }
     let layers = options.layers.as_deref();
     let how = Options { recipe: &options.recipe, form: Form::Parallel, seed: 0, layers, added: None };
     let (scanned, count) = write_windows(&mut graph, &how).map_err(rewrite)?;

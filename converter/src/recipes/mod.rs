@@ -49,8 +49,8 @@ pub fn load(name: &str) -> Result<Recipe, RecipeFileError> {
         return parse(text, name);
     }
     let path = Path::new(name);
-    let is_file = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
-    if !is_file {
+    let is_named = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+    if !is_named && !path.is_file() {
         return Err(RecipeFileError::Unknown { name: name.to_owned(), known: known() });
     }
     let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {

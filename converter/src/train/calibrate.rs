@@ -71,6 +71,7 @@ pub fn calibrate(
     }
     opened::check_whole(bundle, &manifest)?;
     super::begin(bundle)?;
+    super::disk::check(bundle, 0)?;
     let size = options.trainer.size;
     memory::check(&manifest, size, options.trainer.device)?;
     let Data { mut windows, held_out, .. } =

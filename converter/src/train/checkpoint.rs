@@ -117,9 +117,9 @@ mod tests {
         let other = Checkpoint::read(dir.path(), &now).expect_err("another run").to_string();
         assert_eq!(
             other.replace(&dir.path().display().to_string(), "DIR"),
-            "DIR/checkpoint.safetensors: it is of another run: the weights of the bundle are others (of another bundle, \
-             or trained or imported since); --batch was 8 and is 9 (hint: repeat that run's options, or leave --resume \
-             out to begin anew)"
+            "DIR/checkpoint.safetensors: it is of another run: the weights of the bundle are others (the run has ended, they \
+             were trained or imported since, or the bundle is another); --batch was 8 and is 9 (hint: repeat that run's options, \
+             or leave --resume out to begin anew)"
         );
     }
 

@@ -152,6 +152,8 @@ pub fn finetune(
     let what = Trainable { scope, seed, teacher: weight, redraws };
     let Plan { layout, additions, graphs } = write_graphs(bundle, &manifest, &what, &options.trainer)?;
     let weights = Weights::with_additions(bundle, &layout, additions)?;
+    let keeps = options.checkpoint_every < options.schedule.steps;
+    super::disk::check(bundle, if keeps { layout.len() } else { 0 })?;
     let runtime = OrtRuntime::new()?;
     let load = |l: &Lesson| Teacher::load(&runtime, &l.source, (bundle, &manifest), &dir, &options.trainer);
     let teacher = lesson.as_ref().map(load).transpose()?;

@@ -56,7 +56,7 @@ impl RunIdentity {
         let contents = [
             (
                 self.weights == found.weights,
-                "the weights of the bundle are others (of another bundle, or trained or imported since)",
+                "the weights of the bundle are others (the run has ended, they were trained or imported since, or the bundle is another)",
             ),
             (
                 self.conversion == found.conversion,

@@ -15,11 +15,13 @@ use dijiang_passes::ir::tensor::ReadError;
 use dijiang_passes::training::TrainingError;
 use dijiang_passes::training::specialize::Size;
 use dijiang_runtime::{RuntimeError, TensorError, temporary};
+use indicatif::DecimalBytes;
 use std::path::{Path, PathBuf};
 
 pub mod calibrate;
 pub mod checkpoint;
 pub mod data;
+mod disk;
 pub mod finetune;
 pub mod fit;
 pub mod identity;
@@ -95,6 +97,11 @@ pub enum TrainError {
         size.batch, size.sequence, *needed as f64 / 1e9, *free as f64 / 1e9
     )]
     Memory { size: Size, needed: u64, free: u64 },
+    #[error(
+        "{}: the trained weights and their checkpoints take {} beside it, and {} are free (hint: make room, or copy the bundle to another disk)",
+        path.display(), DecimalBytes(*needed), DecimalBytes(*free)
+    )]
+    Disk { path: PathBuf, needed: u64, free: u64 },
     #[error(
         "--redraw: the feature map `{map}` has no features that are drawn at random (hint: leave --redraw out; `prf`, the map of the recipe `performer`, has them)"
     )]

@@ -3,7 +3,7 @@
 use crate::support::home::Home;
 use crate::support::ort::has_ort;
 use dijiang::adapt::{AdaptOptions, Adapted, Budget, adapt};
-use dijiang::convert::ConvertOptions;
+use dijiang::convert::{ConvertOptions, convert};
 use dijiang::recipes;
 use dijiang::report::progress::{Estimate, Progress, Say};
 use dijiang::train::finetune::Sources;
@@ -188,4 +188,26 @@ fn the_call_prints_what_came_of_it_and_refuses_another() {
     told += &refused("--task piqa");
     told += &refused("--minutes 0");
     insta::assert_snapshot!(told);
+}
+
+#[test]
+fn what_was_trained_is_not_replaced_without_a_word_and_a_full_disk_is_told_first() {
+    if !has_ort() {
+        return;
+    }
+    let home = Home::empty();
+    let options = options(&home, Budget::Tokens(32 * 10));
+    let (mut told, mut full) = (Stages::default(), options.clone());
+    full.convert.free_space = |_| Ok(1000);
+    let error =
+        adapt(Path::new(FIXTURE), &home.path("full"), &full, &mut told).expect_err("no room").to_string();
+    assert!(error.contains("the bundle and its training take up to"), "{error}");
+    assert!(!home.path("full").exists());
+
+    run(&home, "a", &options, &mut Stages::default());
+    let mut again = Stages::default();
+    let anew = ConvertOptions { force: true, ..options.convert };
+    convert(Path::new(FIXTURE), &home.path("a"), &anew, &mut again).expect("it is converted");
+    let warned = "what calibrate and finetune trained is in the bundle that is replaced";
+    assert!(again.said.iter().any(|line| line.contains(warned)), "{:?}", again.said);
 }

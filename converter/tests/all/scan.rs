@@ -57,6 +57,10 @@ fn the_layers_that_cost_most_are_wide_and_a_conversion_finds_the_same() {
     let recipe = recipe_of(&home, "B");
     assert_eq!((&recipe["wide"]["layers"], &recipe["wide"]["one_in"]), (&json!(dearest), &json!(2)));
 
+    // No CPU computes in bf16: it is scanned in f32.
+    let told = convert(&home, "-o D --dtype bf16 --recipe adaptive");
+    assert!(told.contains("tokens back"), "{told}");
+
     let told = convert(&home, "-o C");
     let first = costs[0].1;
     assert!(told.contains(&format!("layer {first} sees 256 tokens back, and the others 32")), "{told}");
@@ -210,7 +214,7 @@ fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
             said(&output)
         );
     }
-    let output = home.run("scan B --keep 1 --json --threads 1 -o hybrid.yaml");
+    let output = home.run("scan B --keep 1 --json --threads 1 -o hybrid.txt");
     assert!(output.status.success(), "{}", said(&output));
     let found: Value = serde_json::from_slice(&output.stdout).expect("one object");
     assert_eq!((&found["reverse"], found["layers"].as_array().map(Vec::len)), (&json!(true), Some(5)));
@@ -219,7 +223,7 @@ fn a_bundle_is_scanned_for_the_layers_that_should_have_stayed_softmax() {
     let best = best.flatten().fold(f64::NEG_INFINITY, f64::max);
     // What is left with the best layer softmax is what none leaves but its share.
     assert!((cost(0) - cost(1) - best).abs() < 1e-4, "{found}");
-    convert(&home, "-o H --recipe hybrid.yaml");
+    convert(&home, "-o H --recipe hybrid.txt");
     assert_eq!(recipe_of(&home, "H")["softmax_layers"], found["kept"]);
 }
 

@@ -785,7 +785,7 @@ fn a_run_is_resumed_with_nothing_but_itself() {
         assert!(told.starts_with(head) && told.ends_with(tail), "{told}");
         told[head.len()..told.len() - tail.len()].to_owned()
     };
-    let weights = "the weights of the bundle are others (of another bundle, or trained or imported since)";
+    let weights = "the weights of the bundle are others (the run has ended, they were trained or imported since, or the bundle is another)";
     assert_eq!(refused(&resume(&[])), weights);
     // The bundle as it was before the run.
     for name in ["model.safetensors", "dijiang.json"] {

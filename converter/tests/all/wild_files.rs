@@ -38,7 +38,7 @@ const MODELS: &[(&str, &str, Comes)] = &[
     (
         "K12_cu_einsum_causal__leg17",
         recipes::DEFAULT,
-        Refused("the graph counts positions from the first token"),
+        Refused("served token by token, by its output `logits`; its outputs are out"),
     ),
     (
         "K12_cu_padids_1__leg17",

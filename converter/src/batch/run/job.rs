@@ -452,7 +452,7 @@ fn up_to_date(job: &Job, left: Left, baseline: Option<&[StepRecord]>) -> End {
 }
 
 fn unwritten(error: &std::io::Error) -> String {
-    format!("its record cannot be written: {error} (hint: make room, then run the same command)")
+    format!("its record cannot be written: {error} (hint: see to its directory, then run the same command)")
 }
 
 /// Whether something is where a bundle goes.
