@@ -164,7 +164,7 @@ fn opened(args: &Args) -> Result<Serving, Failure> {
     bar.stage(&format!("loading {}", args.bundle.display()));
     let serving = open(&args.bundle, &serving(args));
     bar.done();
-    Ok(serving.map_err(|error| with_other_runtime(args, error))?)
+    serving.map_err(|error| with_other_runtime(args, error))
 }
 
 /// What is said where ONNX Runtime is missing: tract is built in.

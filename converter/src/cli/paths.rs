@@ -8,6 +8,7 @@ use dijiang_format::manifest::Manifest;
 use dijiang_format::place::{NOTHING, bundle_of};
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What a command does with a path.
@@ -83,8 +84,8 @@ pub(super) enum Missing {
         path.display(), bundle.display()
     )]
     OfBundle { path: PathBuf, bundle: PathBuf, argument: String },
-    #[error("{}: {} cannot be written to, as {argument} does in the end (hint: name another place)", path.display(), directory.display())]
-    ReadOnly { path: PathBuf, directory: PathBuf, argument: String },
+    #[error("{}: {reason}, where {argument} is written in the end (hint: name another place)", path.display())]
+    ReadOnly { path: PathBuf, reason: String, argument: String },
     #[error("{}: there is no such directory, which {argument} writes into (hint: mkdir -p {})", path.display(), path.display())]
     Directory { path: PathBuf, argument: String },
 }
@@ -119,18 +120,20 @@ pub(super) fn check(call: &ArgMatches) -> Result<(), Missing> {
             if let Some(directory) = what.directory(path).filter(|directory| !directory.is_dir()) {
                 return Err(Missing::Directory { path: directory.to_owned(), argument: argument() });
             }
-            if let Some(directory) = what.place(path).filter(|directory| !is_writable(directory)) {
-                let (path, directory) = (path.clone(), directory.to_owned());
-                return Err(Missing::ReadOnly { path, directory, argument: argument() });
+            if let Some(reason) = what.place(path).and_then(unwritable) {
+                return Err(Missing::ReadOnly { path: path.clone(), reason, argument: argument() });
             }
         }
     }
     Ok(())
 }
 
-/// Whether a file can be made in a directory, as far as the system tells.
-fn is_writable(directory: &Path) -> bool {
-    !matches!(access(directory, Access::WRITE_OK), Err(Errno::ACCESS | Errno::ROFS))
+/// Why no file can be made in a directory, as far as the system tells.
+fn unwritable(directory: &Path) -> Option<String> {
+    match access(directory, Access::WRITE_OK) {
+        Err(why @ (Errno::ACCESS | Errno::ROFS)) => Some(io::Error::from(why).to_string()),
+        _ => None,
+    }
 }
 
 /// Whether a bundle is made of a file, among others.
