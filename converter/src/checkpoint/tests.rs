@@ -464,7 +464,7 @@ fn broken_weight_files_are_refused() {
     let whole = std::fs::read(&path).expect("it was written");
     let n = whole.len();
     let broken = "the safetensors header is broken";
-    let advice = "the file is damaged or is no safetensors file";
+    let advice = "(hint: the file is damaged or is no safetensors file: fetch or write it again)";
 
     write(&path, &whole[..n - 10]);
     refused_at(
@@ -480,14 +480,14 @@ fn broken_weight_files_are_refused() {
     refused_at(
         dir.path(),
         &format!(
-            "model.safetensors: {broken}: its length is given as {header} bytes in a file of 100; {advice}"
+            "model.safetensors: {broken}: its length is given as {header} bytes in a file of 100 {advice}"
         ),
     );
     write(&path, &[]);
-    refused_at(dir.path(), &format!("model.safetensors: {broken}: 0 bytes hold no header length; {advice}"));
+    refused_at(dir.path(), &format!("model.safetensors: {broken}: 0 bytes hold no header length {advice}"));
     write(&path, &[0xff; 64]);
     let expected = format!(
-        "model.safetensors: {broken}: its length is given as {} bytes in a file of 64; {advice}",
+        "model.safetensors: {broken}: its length is given as {} bytes in a file of 64 {advice}",
         u64::MAX
     );
     refused_at(dir.path(), &expected);
