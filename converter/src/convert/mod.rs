@@ -392,7 +392,8 @@ pub(crate) fn convert_opened(
     let added = conversion.before.into_iter().flat_map(|before| before.added.values());
     conversion.read = opened.graph.consts().map(|(_, _, tensor)| tensor).chain(added).cloned().collect();
     let target = conversion.target;
-    if conversion.before.is_none() {
+    // Without it nothing is replaced, and the call is refused.
+    if conversion.before.is_none() && conversion.options.force {
         training_lost(target).into_iter().for_each(|line| progress.say(Say::Warning, &line));
     }
     let bundle = NewBundle::begin(target, conversion.options.force)?;
